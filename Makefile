@@ -1,0 +1,87 @@
+# Ringway. `make help` lists the targets; README tells the story.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN     := bin
+GO      ?= go
+export CGO_ENABLED := 0
+
+DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
+TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db
+VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iputils-ping util-linux procps
+SYSTEMD_PACKAGES := systemd-container debootstrap
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: demo-packages build ## install what the lab needs, build, and measure two branches beside stock WireGuard (root)
+	$(BIN)/ringway lab --baseline --wan 20mbit --bulk udp --plot lab-out/demo.png
+
+.PHONY: build
+build: ## bin/ringway, and bin/wireguard-go (the stock program, for comparison only)
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ringway ./cmd/ringway
+	$(GO) build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
+
+.PHONY: test
+test: test-packages build ## every test (root); ends with the runner's totals
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) tool gotestsum --format pkgname --hide-summary=skipped -- -count=1 -timeout 14m -p 1 ./...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@fmt=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$fmt" ]; then echo "not gofmt-clean:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: fuzz
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@grep -rn --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' . | sed 's|^./||; s|/[^/]*:[0-9]*:func | |' | while read -r dir f; do \
+	  echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./$$dir || exit 1; done
+
+.PHONY: bench
+bench: test-packages build ## every benchmark, and the lab's comparison as three interleaved pairs (root, quiet machine)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) ./...
+	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
+
+.PHONY: test-rekey
+test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run 'Rekey' $(or $(REKEY),./test/interop/ ./test/e2e/)
+
+.PHONY: test-kernel
+test-kernel: vm-packages build ## the kernel engine, VLANs and a clock in the past, under a Debian kernel in QEMU (root)
+	test/vm/run.sh
+
+.PHONY: test-systemd
+test-systemd: systemd-packages build deb ## the Debian package under a real systemd in a container (root)
+	test/systemd/run.sh
+
+.PHONY: deb
+deb: build ## dist/ringway_VERSION_ARCH.deb
+	packaging/deb.sh "$(VERSION)"
+
+.PHONY: install
+install: build ## into DESTDIR and PREFIX (default /usr)
+	packaging/install.sh "$(DESTDIR)" "$(or $(PREFIX),/usr)"
+
+.PHONY: clean
+clean: ## remove what the targets made
+	rm -rf $(BIN) dist lab-out
+
+# install-packages installs what is missing of a list and says so; a machine that has all is not touched.
+define install-packages
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing the Debian packages:" $$missing; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+.PHONY: demo-packages test-packages vm-packages systemd-packages
+demo-packages: ; $(call install-packages,$(DEMO_PACKAGES))
+test-packages: ; $(call install-packages,$(TEST_PACKAGES))
+vm-packages: ; $(call install-packages,$(VM_PACKAGES))
+systemd-packages: ; $(call install-packages,$(SYSTEMD_PACKAGES))

@@ -1,0 +1,51 @@
+// Package config turns the one config file into validated values: file, yaml tree, raw
+// structs, then the types that the domains own. It is the only importer of viper and yaml,
+// it reports every problem at once with file and line, and it is imported by appliance
+// and cmd/ringway alone.
+package config
+
+import (
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+// Config is a valid configuration. Every value has its unit as a type and its default filled in.
+type Config struct {
+	Path    string // of the file, absolute
+	Site    string // this box's own name
+	WANs    []WAN
+	Voice   []routing.LAN
+	Data    []routing.LAN
+	KeyFile string // absolute, or relative to the config file's folder and made absolute
+	// PublicKey is this box's own; zero where the key file was not read (no permission, WithoutKeyFiles).
+	PublicKey tunnel.PublicKey
+	Tunnels   map[tunnel.Class]tunnel.Settings
+	Sites     []tunnel.Site // in the file's order
+	Classes   []qos.Class   // in order of urgency, all four
+	Control   Control
+	Warnings  []Problem // what is allowed but deserves a word
+}
+
+// WAN is an uplink: how it is addressed and how fast it is.
+type WAN struct {
+	routing.WAN
+	Uplink   qos.BitRate // 0 = not known: nothing is shaped
+	Downlink qos.BitRate // 0 = not known
+	Margin   int         // percent of the uplink left unused, so that the queue stays here and not at the provider
+	Overhead int         // bytes that the provider's meter counts on top of what the kernel counts, -14 to 64
+}
+
+// Control says who may ask the running daemon, and who reaches the box.
+type Control struct {
+	Group    string          // members of this group may read status; empty: root alone
+	Services []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
+}
+
+// Problem is one thing wrong with the file.
+type Problem struct {
+	File    string
+	Line    int    // 1-based, 0 where the file as a whole is meant
+	Key     string // dotted path with list positions by name or number: sites[munich].public_key
+	Message string // what is wrong (what is allowed)
+}

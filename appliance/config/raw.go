@@ -1,0 +1,108 @@
+package config
+
+// The file as it is written: what every key holds, with its position, and nothing understood yet. The yaml
+// tags are the only list of keys there is; decode.go refuses every other one, and a test compares it with
+// configs/reference.yaml.
+
+// at is where something stands in the file.
+type at struct {
+	line int
+	key  string // as in Problem.Key
+}
+
+// scalar is one value, as written.
+type scalar struct {
+	at
+	text string
+	set  bool // the key is there
+	bad  bool // and what it holds was refused already
+}
+
+// ok says that there is a value to be understood.
+func (s scalar) ok() bool { return s.set && !s.bad }
+
+// scalars is one value or a list of them.
+type scalars struct {
+	at
+	items []scalar
+	set   bool
+	bad   bool
+}
+
+// list is a list of mappings.
+type list[T any] struct {
+	at
+	items []T
+	set   bool
+	bad   bool
+}
+
+type rawFile struct {
+	at
+	Site    scalar          `yaml:"site"`
+	KeyFile scalar          `yaml:"key_file"`
+	WAN     list[rawWAN]    `yaml:"wan"`
+	Voice   list[rawLAN]    `yaml:"voice"`
+	Data    list[rawLAN]    `yaml:"data"`
+	Tunnels list[rawTunnel] `yaml:"tunnels"`
+	Sites   list[rawSite]   `yaml:"sites"`
+	Classes list[rawClass]  `yaml:"classes"`
+	Control rawControl      `yaml:"control"`
+}
+
+type rawWAN struct {
+	at
+	Interface scalar  `yaml:"interface"`
+	Address   scalars `yaml:"address"`
+	Gateway   scalars `yaml:"gateway"`
+	Uplink    scalar  `yaml:"uplink"`
+	Downlink  scalar  `yaml:"downlink"`
+	Margin    scalar  `yaml:"margin"`
+	Overhead  scalar  `yaml:"overhead"`
+}
+
+type rawLAN struct {
+	at
+	Interface scalar  `yaml:"interface"`
+	VLAN      scalar  `yaml:"vlan"`
+	Address   scalars `yaml:"address"`
+}
+
+type rawTunnel struct {
+	at
+	Name       scalar `yaml:"name"`
+	Interface  scalar `yaml:"interface"`
+	ListenPort scalar `yaml:"listen_port"`
+	Engine     scalar `yaml:"engine"`
+	MTU        scalar `yaml:"mtu"`
+}
+
+type rawSite struct {
+	at
+	Name             scalar  `yaml:"name"`
+	PublicKey        scalar  `yaml:"public_key"`
+	Endpoint         scalar  `yaml:"endpoint"`
+	VoicePort        scalar  `yaml:"voice_port"`
+	DataPort         scalar  `yaml:"data_port"`
+	VoiceNetworks    scalars `yaml:"voice_networks"`
+	DataNetworks     scalars `yaml:"data_networks"`
+	PresharedKeyFile scalar  `yaml:"preshared_key_file"`
+	Tunnels          scalar  `yaml:"tunnels"`
+	Keepalive        scalar  `yaml:"keepalive"`
+}
+
+type rawClass struct {
+	at
+	Name  scalar  `yaml:"name"`
+	DSCP  scalars `yaml:"dscp"`
+	Outer scalar  `yaml:"outer"`
+	Share scalar  `yaml:"share"`
+	Limit scalar  `yaml:"limit"`
+	Ports scalars `yaml:"ports"`
+}
+
+type rawControl struct {
+	at
+	Group    scalar  `yaml:"group"`
+	Services scalars `yaml:"services"`
+}

@@ -1,0 +1,229 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+// Defaults of the file (configs/reference.yaml says why each is what it is).
+const (
+	DefaultKeyFile   = "/etc/ringway/private.key"
+	DefaultGroup     = "ringway"
+	DefaultService   = "tcp/22" // or the first start over SSH would be the last
+	DefaultVoicePort = 51820
+	DefaultDataPort  = 51821
+	DefaultMTU       = 1420 // the largest that fits a WAN of 1500 over IPv6: 1500 - 80
+	DefaultMargin    = 3
+	minIPv6MTU       = 1280 // RFC 8200, section 5
+)
+
+// validate turns what is written into values with types. The order is the file's: who is here, what is connected,
+// which tunnels, which sites, which classes; then what only shows when all is known.
+func (c *checker) validate(raw *rawFile) *Config {
+	cfg := &Config{}
+	c.need(raw.at, raw.Site, "site", "this box's own name")
+	cfg.Site = c.siteName(raw.Site)
+
+	var nets networkSet
+	devices := deviceSet{c: c, byName: map[string]at{}}
+	c.wans(raw, cfg, &nets, &devices)
+	cfg.Voice = c.lans(raw.Voice, &nets, &devices)
+	cfg.Data = c.lans(raw.Data, &nets, &devices)
+	if !raw.Voice.set {
+		c.add(0, "voice", "is missing (allowed: at least one voice network with interface and address)")
+	} else if !raw.Voice.bad && len(raw.Voice.items) == 0 {
+		c.wrong(raw.Voice.at, "is empty (allowed: at least one voice network with interface and address)")
+	}
+	settings := c.tunnels(raw, cfg, &devices)
+	c.ownKey(raw, cfg)
+	c.sites(raw, cfg, &nets)
+	nets.overlaps(c)
+	c.endpoints(raw, cfg, &nets)
+	c.mtus(settings, cfg, &nets)
+	c.classes(raw, cfg)
+	c.control(raw.Control, cfg)
+	c.rates(raw, cfg)
+	if len(c.problems) == 0 {
+		c.notes(raw, cfg, &nets)
+	}
+	return cfg
+}
+
+// need reports a key that has no default and is not there.
+func (c *checker) need(parent at, s scalar, name, what string) {
+	if !s.set {
+		c.missing(parent, name, what)
+	}
+}
+
+func (c *checker) missing(parent at, name, what string) {
+	line := parent.line
+	if parent.key == "" {
+		line = 0 // of the file as a whole
+	}
+	c.add(line, join(parent.key, name), "is missing (allowed: %s)", what)
+}
+
+func (c *checker) ownKey(raw *rawFile, cfg *Config) {
+	cfg.KeyFile = c.keyPath(raw.KeyFile, DefaultKeyFile)
+	if c.skip || raw.KeyFile.set && !raw.KeyFile.ok() || pastedKey.MatchString(raw.KeyFile.text) {
+		return
+	}
+	k, err := readPrivateKey(c.keys, cfg.KeyFile)
+	pos := raw.KeyFile.at
+	if !raw.KeyFile.set {
+		pos = at{0, "key_file"}
+	}
+	c.checkKey(pos, err, "make it with: ringway keygen %s")
+	if err == nil {
+		cfg.PublicKey = k.Public()
+	}
+}
+
+// deviceSet is every network device that the file names.
+type deviceSet struct {
+	c      *checker
+	byName map[string]at
+}
+
+func (d *deviceSet) add(name string, pos at) {
+	if name == "" {
+		return
+	}
+	if first, dup := d.byName[name]; dup {
+		if first.line == 0 {
+			d.c.wrong(pos, "%s is used already, by %s (allowed: every device once)", name, first.key)
+			return
+		}
+		if pos.line > 0 && pos.line < first.line {
+			first, pos = pos, first
+		}
+		if pos.line == 0 {
+			d.c.wrong(first, "%s is used already, by %s (allowed: every device once)", name, pos.key)
+			return
+		}
+		d.c.wrong(pos, "%s is used already, by %s in line %d (allowed: every device once)", name, first.key, first.line)
+		return
+	}
+	d.byName[name] = pos
+}
+
+func (c *checker) lans(l list[rawLAN], nets *networkSet, devices *deviceSet) []routing.LAN {
+	var out []routing.LAN
+	for _, r := range l.items {
+		c.need(r.at, r.Interface, "interface", "the network interface, like lan0")
+		lan := routing.LAN{Interface: c.netdev(r.Interface)}
+		lan.VLAN = uint16(c.integer(r.VLAN, 0, 1, 4094))
+		if dev := lan.Device(); lan.Interface != "" && len(dev) > maxInterface {
+			c.wrong(r.Interface.at, "%s with its VLAN is %s, too long for an interface: %d bytes (allowed: 1 to %d)",
+				show(lan.Interface), dev, len(dev), maxInterface)
+		} else if lan.Interface != "" && (lan.VLAN > 0 || !r.VLAN.set) {
+			devices.add(dev, r.Interface.at)
+		}
+		if !r.Address.set || !r.Address.bad && len(r.Address.items) == 0 {
+			c.missing(r.at, "address", "this box's address on it with prefix length, or a list of them")
+		}
+		lan.Addresses = c.addresses(r.Address, 30, 126)
+		nets.addOwn(lan.Device(), false, r.Address, lan.Addresses)
+		out = append(out, lan)
+	}
+	return out
+}
+
+// tunnelSettings keeps the positions of one tunnel's settings, for the checks that need the sites.
+type tunnelSettings struct {
+	port, mtu at
+}
+
+func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tunnel.Class]tunnelSettings {
+	cfg.Tunnels = map[tunnel.Class]tunnel.Settings{
+		tunnel.Voice: {Interface: "rw-voice", ListenPort: DefaultVoicePort, Engine: tunnel.EngineAuto, MTU: DefaultMTU},
+		tunnel.Data:  {Interface: "rw-data", ListenPort: DefaultDataPort, Engine: tunnel.EngineAuto, MTU: DefaultMTU},
+	}
+	where := map[tunnel.Class]tunnelSettings{}
+	interfaces := map[tunnel.Class]at{}
+	for _, t := range tunnel.Classes {
+		key := fmt.Sprintf("tunnels[%s]", t)
+		where[t] = tunnelSettings{port: at{0, key + ".listen_port"}, mtu: at{0, key + ".mtu"}}
+		interfaces[t] = at{0, key + ".interface"}
+	}
+	seen := map[string]int{}
+	for _, r := range raw.Tunnels.items {
+		c.need(r.at, r.Name, "name", "voice or data")
+		name := c.choice(r.Name, "", string(tunnel.Voice), string(tunnel.Data))
+		if first := seen[name]; name != "" && first > 0 {
+			c.wrong(r.Name.at, "%q is given twice (first in line %d)", name, first)
+			name = ""
+		}
+		seen[name] = r.Name.line
+		class := tunnel.Class(name)
+		s := tunnel.Settings{Interface: c.netdev(r.Interface)}
+		def := cfg.Tunnels[class]
+		s.ListenPort = c.port(r.ListenPort, def.ListenPort)
+		s.Engine = tunnel.EngineName(c.choice(r.Engine, string(tunnel.EngineAuto),
+			string(tunnel.EngineAuto), string(tunnel.EngineKernel), string(tunnel.EngineWireGuardGo)))
+		s.MTU = tunnel.InnerMTU(c.integer(r.MTU, DefaultMTU, 576, 9000))
+		if s.Interface == "" {
+			s.Interface = def.Interface
+		}
+		if name == "" {
+			continue
+		}
+		cfg.Tunnels[class] = s
+		w := where[class]
+		w.port, w.mtu = pick(r.ListenPort, w.port), pick(r.MTU, w.mtu)
+		where[class], interfaces[class] = w, pick(r.Interface, interfaces[class])
+	}
+	for _, t := range tunnel.Classes {
+		devices.add(cfg.Tunnels[t].Interface, interfaces[t])
+	}
+	if p := cfg.Tunnels[tunnel.Voice].ListenPort; p == cfg.Tunnels[tunnel.Data].ListenPort {
+		first, second := where[tunnel.Voice].port, where[tunnel.Data].port
+		if first.line > second.line {
+			first, second = second, first
+		}
+		c.wrong(second, "%d is the port of %s too (allowed: a port of its own for each tunnel)", p, first.key)
+	}
+	return where
+}
+
+func pick(s scalar, def at) at {
+	if s.set {
+		return s.at
+	}
+	return def
+}
+
+// mtus holds the tunnels to what IPv6 needs of a link.
+func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config, nets *networkSet) {
+	if !slices.ContainsFunc(nets.nets, func(n placedNet) bool { return n.prefix.Addr().Is6() && !n.wan }) {
+		return
+	}
+	for _, t := range tunnel.Classes {
+		if m := cfg.Tunnels[t].MTU; m < minIPv6MTU {
+			c.wrong(where[t].mtu, "%d is too small, as there are IPv6 networks (allowed: %d to 9000)", m, minIPv6MTU)
+		}
+	}
+}
+
+var groupName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+
+func (c *checker) control(r rawControl, cfg *Config) {
+	cfg.Control.Services = ports(DefaultService)
+	if r.Services.set {
+		cfg.Control.Services = c.portList(r.Services)
+	}
+	cfg.Control.Group = DefaultGroup
+	if !r.Group.ok() {
+		return
+	}
+	if r.Group.text != "" && !groupName.MatchString(r.Group.text) {
+		c.wrong(r.Group.at, `%s is no group name (allowed: 1 to 32 of a-z, 0-9, _ and -, or "" for root alone)`, show(r.Group.text))
+		return
+	}
+	cfg.Control.Group = r.Group.text
+}

@@ -1,0 +1,181 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+// DefaultKeepalive keeps the holes of NATs open: most forget an idle UDP flow after 30 s.
+const DefaultKeepalive = 25 * time.Second
+
+func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
+	names, keys, reached := map[string]int{}, map[tunnel.PublicKey]scalar{}, map[string]scalar{}
+	for _, r := range raw.Sites.items {
+		s := tunnel.Site{}
+		c.need(r.at, r.Name, "name", "the site's name, 1 to 63 of a-z, 0-9 and -")
+		s.Name = c.siteName(r.Name)
+		switch first := names[s.Name]; {
+		case s.Name == "":
+		case s.Name == cfg.Site:
+			c.wrong(r.Name.at, "%q is this box itself (allowed: the other sites)", s.Name)
+		case first > 0:
+			c.wrong(r.Name.at, "%q is given twice (first in line %d)", s.Name, first)
+		default:
+			names[s.Name] = r.Name.line
+		}
+		s.PublicKey = c.publicKey(r, cfg, keys)
+		s.Endpoint = c.endpoint(r.Endpoint)
+		s.Tunnels = tunnel.Carried(c.choice(r.Tunnels, string(tunnel.CarriedBoth),
+			string(tunnel.CarriedBoth), string(tunnel.CarriedVoice), string(tunnel.CarriedData)))
+		s.VoicePort, s.DataPort = c.port(r.VoicePort, DefaultVoicePort), c.port(r.DataPort, DefaultDataPort)
+		if s.Tunnels == tunnel.CarriedBoth && s.VoicePort == s.DataPort {
+			pos := pick(r.DataPort, r.VoicePort.at)
+			c.wrong(pos, "%d is the site's port for voice and for data (allowed: a port of its own for each tunnel)", s.DataPort)
+		}
+		c.distinctEndpoints(r, s, reached)
+		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile)
+		s.Keepalive = c.duration(r.Keepalive, DefaultKeepalive, 0, 65535*time.Second, time.Second,
+			"0s for off, or 1s to 65535s in whole seconds")
+		voice, data := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks)
+		if len(r.VoiceNetworks.items)+len(r.DataNetworks.items) == 0 && !r.VoiceNetworks.bad && !r.DataNetworks.bad {
+			c.missing(r.at, "voice_networks", "at least one network in voice_networks or data_networks")
+		}
+		s.VoiceNetworks, s.DataNetworks = prefixes(voice), prefixes(data)
+		nets.nets = append(nets.nets, voice...)
+		nets.nets = append(nets.nets, data...)
+		cfg.Sites = append(cfg.Sites, s)
+	}
+}
+
+// distinctEndpoints: behind one port of one address is one WireGuard with one key.
+func (c *checker) distinctEndpoints(r rawSite, s tunnel.Site, reached map[string]scalar) {
+	if s.Endpoint == "" {
+		return
+	}
+	for _, class := range tunnel.Classes {
+		if !s.Has(class) {
+			continue
+		}
+		where := fmt.Sprintf("%s port %d", strings.ToLower(strings.TrimSuffix(s.Endpoint, ".")), s.Port(class))
+		if first, dup := reached[where]; dup && first.line != r.Endpoint.line {
+			c.wrong(r.Endpoint.at, "%s is where %s in line %d is reached too (allowed: an address or port of its own for each site)", where, first.key, first.line)
+			return
+		}
+		reached[where] = r.Endpoint
+	}
+}
+
+func (c *checker) publicKey(r rawSite, cfg *Config, seen map[tunnel.PublicKey]scalar) tunnel.PublicKey {
+	c.need(r.at, r.PublicKey, "public_key", "the site's public key, as its `ringway keygen` printed it")
+	if !r.PublicKey.ok() {
+		return tunnel.PublicKey{}
+	}
+	k, err := tunnel.ParsePublicKey(r.PublicKey.text)
+	first, dup := seen[k]
+	switch {
+	case err != nil: // the text is not repeated: it may be a private key
+		c.wrong(r.PublicKey.at, "is no key: %v", err)
+	case k == tunnel.PublicKey{}:
+		c.wrong(r.PublicKey.at, "is all zeros (allowed: the site's public key, as its `ringway keygen` printed it)")
+	case k == cfg.PublicKey:
+		c.wrong(r.PublicKey.at, "is this box's own key (allowed: the other site's)")
+	case dup:
+		c.wrong(r.PublicKey.at, "is the key of %s in line %d too (allowed: a key of its own for each site)", first.key, first.line)
+	default:
+		seen[k] = r.PublicKey
+	}
+	return k
+}
+
+func (c *checker) presharedKey(s scalar) string {
+	path := c.keyPath(s, "")
+	if path == "" || c.skip {
+		return path
+	}
+	_, err := readPresharedKey(c.keys, path)
+	c.checkKey(s.at, err, "make it with: ringway keygen --preshared %s, and copy it to the other site")
+	return path
+}
+
+var (
+	hostName = regexp.MustCompile(`^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?$`)
+	withPort = regexp.MustCompile(`^(.*[^:]|\[.*\]):[0-9]+$`)
+	dotted   = regexp.MustCompile(`(^|\.)[0-9]+\.?$`) // no top-level domain is a number, but a mistyped address is
+)
+
+// endpoint reads where a site is reached: a name or an address, never with a port, as there are two ports.
+func (c *checker) endpoint(s scalar) string {
+	if !s.ok() {
+		return ""
+	}
+	if s.text == "" {
+		c.wrong(s.at, "is empty (allowed: a host name or address; leave the key out for a site that dials in)")
+		return ""
+	}
+	a, err := netip.ParseAddr(s.text)
+	if err == nil {
+		switch {
+		case a.Zone() != "" || a.Is4In6():
+			c.wrong(s.at, "%s is no address that can be reached (allowed: IPv4 or IPv6 without zone)", show(s.text))
+			return ""
+		case !c.usable(s, a):
+			return ""
+		}
+		return a.String()
+	}
+	switch {
+	case withPort.MatchString(s.text):
+		c.wrong(s.at, "%s has a port (allowed: a host name or address; ports are voice_port and data_port)", show(s.text))
+	case strings.HasPrefix(s.text, "["):
+		c.wrong(s.at, "%s has brackets (allowed: a host name or address, like 2001:db8::1)", show(s.text))
+	case strings.Contains(s.text, "/"):
+		c.wrong(s.at, "%s is a network or URL (allowed: a host name or address)", show(s.text))
+	case len(s.text) > 253 || !hostName.MatchString(s.text) || dotted.MatchString(s.text):
+		c.wrong(s.at, "%s is no host name or address (allowed: like munich.example.net, 203.0.113.2 or 2001:db8::1)", show(s.text))
+	default:
+		return s.text
+	}
+	return ""
+}
+
+// endpoints looks at addresses of sites when all networks are known.
+func (c *checker) endpoints(raw *rawFile, cfg *Config, nets *networkSet) {
+	own := map[netip.Addr]bool{}
+	var v4, v6, dhcp bool
+	for _, w := range cfg.WANs {
+		dhcp = dhcp || w.DHCP
+		for _, p := range w.Addresses {
+			own[p.Addr()] = true
+			v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
+		}
+	}
+	for i, s := range cfg.Sites {
+		a, err := netip.ParseAddr(s.Endpoint)
+		if err != nil {
+			continue // a name, or nothing
+		}
+		pos := raw.Sites.items[i].Endpoint.at
+		if own[a] {
+			c.wrong(pos, "%s is this box's own address (allowed: the other site's)", a)
+			continue
+		}
+		if n, ok := nets.holding(a); ok && !n.wan {
+			c.wrong(pos, "%s lies in %s of %s, which is reached through tunnels or is local (allowed: an address on the WAN's side)", a, n.prefix, n.key)
+			continue
+		}
+		if !dhcp && (v4 || v6) && (a.Is4() && !v4 || a.Is6() && !v6) {
+			c.wrong(pos, "%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)", a, familyName(a))
+		}
+	}
+}
+
+func lanHas(lans []routing.LAN, test func(netip.Prefix) bool) bool {
+	return slices.ContainsFunc(lans, func(l routing.LAN) bool { return slices.ContainsFunc(l.Addresses, test) })
+}

@@ -1,0 +1,109 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// serve runs a control server of fakes until the test ends.
+func serve(t *testing.T, s *controlServer) (Paths, *Client) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rw") // t.TempDir's path is too long for a socket's name, and closed to others
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	p := Paths{Run: dir}
+	s.path, s.log = p.socket(), slog.New(slog.DiscardHandler)
+	if s.group == nil {
+		s.group = func() int { return 0 }
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- s.run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		require.NoError(t, err)
+	}
+	c := NewClient(p)
+	t.Cleanup(func() {
+		c.http.CloseIdleConnections()
+		cancel()
+		assert.NoError(t, <-done)
+	})
+	return p, c
+}
+
+func fakeStatus(context.Context) (Status, error) { return Status{Site: "berlin"}, nil }
+
+func TestRootAsksAndIsAnswered(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("", func(t *testing.T) {
+		stopped := make(chan struct{})
+		_, c := serve(t, &controlServer{status: fakeStatus, stop: func() { close(stopped) },
+			reload: func(context.Context) (ReloadResult, error) {
+				return ReloadResult{}, errors.New("ringway.yaml:3: wan: wrong")
+			}})
+		st, err := c.Status(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, "berlin", st.Site)
+		_, err = c.Reload(t.Context())
+		assert.EqualError(t, err, "ringway.yaml:3: wan: wrong", "the daemon's own words, whole")
+		require.NoError(t, c.Stop(t.Context()))
+		<-stopped
+	})
+}
+
+// Whoever is not root gets nothing, a member of the group the status alone. What counts is the kernel's word.
+func TestTheSocketChecksWhoAsks(t *testing.T) {
+	p, _ := serve(t, &controlServer{status: fakeStatus, group: func() int { return 4711 }, stop: func() { t.Error("a stranger stopped the daemon") }})
+	ask := func(gid uint32, method, path string) string {
+		cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "--unix-socket", p.socket(), "http://x"+path)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: gid, NoSetGroups: false}}
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		return string(out)
+	}
+	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/status"))
+	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/status"))
+	for _, path := range []string{"/v1/stop", "/v1/reload", "/v1/upgrade"} {
+		assert.Equal(t, "403", ask(4711, http.MethodPost, path), path)
+	}
+}
+
+func TestNoDaemonIsSaidPlainly(t *testing.T) {
+	_, err := NewClient(Paths{Run: t.TempDir()}).Status(t.Context())
+	assert.ErrorIs(t, err, ErrNotRunning)
+	dead := t.TempDir()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	require.NoError(t, os.Chdir(dead)) // a relative name, for it must be short
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrUnix{Name: "ringway.sock"}))
+	require.NoError(t, unix.Close(fd))
+	_, err = NewClient(Paths{Run: "."}).Status(t.Context())
+	assert.ErrorIs(t, err, ErrNotRunning, "a socket that a dead daemon left")
+}
+
+func TestASecondDaemonIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	release, err := takeLock(path)
+	require.NoError(t, err)
+	_, err = takeLock(path)
+	assert.ErrorContains(t, err, "another ringway daemon runs here")
+	release()
+	release, err = takeLock(path)
+	require.NoError(t, err, "the lock goes with its holder")
+	release()
+}

@@ -1,0 +1,165 @@
+package appliance
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"ringway/tunnel"
+)
+
+// endpointMemory remembers where each peer was last heard, over restarts of planes, of the daemon and
+// of the box. Without it a hub that restarts could not call the sites that dial in.
+type endpointMemory struct {
+	path string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	known   map[tunnel.Class]map[string]rememberedEndpoint // by public key
+	changed bool                                           // since takeChanged
+	told    map[toldKey]told                               // what choose last said, and for which resolved address
+	now     func() time.Time
+}
+
+type toldKey struct {
+	class tunnel.Class
+	peer  tunnel.PublicKey
+}
+
+type told struct {
+	rememberedEndpoint
+	news bool
+	at   time.Time
+}
+
+// rememberedEndpoint is what is known of one peer in one class.
+type rememberedEndpoint struct {
+	Resolved netip.AddrPort `json:"resolved"` // what the configured name or address last meant; zero for a site that dials in
+	Current  netip.AddrPort `json:"current"`  // where the latest authenticated packet came from, or Resolved
+}
+
+func loadEndpoints(path string, log *slog.Logger) *endpointMemory {
+	m := &endpointMemory{path: path, log: log, known: map[tunnel.Class]map[string]rememberedEndpoint{}, told: map[toldKey]told{}, now: time.Now}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &m.known)
+	}
+	if err != nil || m.known == nil { // losing the memory costs a wait for the peers to call; it must not cost the start
+		log.Warn("endpoint memory cannot be read; starting without it", "file", path, "error", err)
+		m.known = map[tunnel.Class]map[string]rememberedEndpoint{}
+	}
+	return m
+}
+
+// choose gives the endpoint that a device should be told: resolved, unless the peer has moved since that
+// same address was last told. A zero resolved (dials in, or the name does not resolve now) gives the last one known.
+// It is news if it is not what the peer's endpoint meant before: an engine that has a session elsewhere must be told.
+//
+// What was said once is said again until resolved changes: an engine follows a roaming peer by itself, and takes a
+// change from here for news, which would send a peer that moves quickly back to where it was a moment ago.
+func (m *endpointMemory) choose(c tunnel.Class, k tunnel.PublicKey, resolved netip.AddrPort) (endpoint netip.AddrPort, news bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := toldKey{c, k}
+	if t, ok := m.told[key]; ok && t.Current.IsValid() && (t.Resolved == resolved || !resolved.IsValid()) {
+		return t.Current, t.news
+	}
+	e, ok := m.known[c][k.String()]
+	if resolved.IsValid() && !(ok && e.Resolved == resolved && e.Current.IsValid()) {
+		e, news = rememberedEndpoint{Resolved: resolved, Current: resolved}, true
+		m.setLocked(c, k, e)
+	}
+	m.told[key] = told{rememberedEndpoint{Resolved: resolved, Current: e.Current}, news, m.now()}
+	return e.Current, news
+}
+
+// giveUp goes back to what the configured endpoint means, for a peer that was last heard elsewhere and is silent there
+// now (a hub that failed over to its second line and back while this box was off). It says whether that changed anything.
+func (m *endpointMemory) giveUp(c tunnel.Class, k tunnel.PublicKey, lastHandshake time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := toldKey{c, k}
+	t, ok := m.told[key]
+	now := m.now()
+	if !ok || !t.Resolved.IsValid() || now.Sub(lastHandshake) < silentAfter || now.Sub(t.at) < tryFor {
+		return false
+	}
+	e := m.known[c][k.String()]
+	if t.Current == t.Resolved && e.Current == t.Resolved {
+		return false
+	}
+	e = rememberedEndpoint{Resolved: t.Resolved, Current: t.Resolved}
+	m.setLocked(c, k, e)
+	m.told[key] = told{e, true, now}
+	return true
+}
+
+const (
+	silentAfter = 180 * time.Second // REJECT-AFTER-TIME (WireGuard paper, section 6.1): a session is dead then
+	tryFor      = 20 * time.Second  // four handshakes, REKEY-TIMEOUT apart
+)
+
+// saw records where peers were heard. It reports whether anything changed.
+func (m *endpointMemory) saw(c tunnel.Class, eps map[tunnel.PublicKey]netip.AddrPort) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := false
+	for k, ep := range eps {
+		e := m.known[c][k.String()]
+		if ep.IsValid() && e.Current != ep {
+			e.Current = ep
+			m.setLocked(c, k, e)
+			changed, m.changed = true, true
+		}
+	}
+	return changed
+}
+
+func (m *endpointMemory) setLocked(c tunnel.Class, k tunnel.PublicKey, e rememberedEndpoint) {
+	if m.known[c] == nil {
+		m.known[c] = map[string]rememberedEndpoint{}
+	}
+	m.known[c][k.String()] = e
+}
+
+// keepOnly forgets peers that are no longer configured, so that the file does not grow for ever.
+func (m *endpointMemory) keepOnly(sites []tunnel.Site) {
+	keep := map[string]bool{}
+	for _, s := range sites {
+		keep[s.PublicKey.String()] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.told, func(k toldKey, _ told) bool { return !keep[k.peer.String()] })
+	for _, peers := range m.known {
+		maps.DeleteFunc(peers, func(k string, _ rememberedEndpoint) bool { return !keep[k] })
+	}
+}
+
+func (m *endpointMemory) save() error {
+	m.mu.Lock()
+	b, err := json.MarshalIndent(m.known, "", "  ")
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return writeFileAtomic(m.path, append(b, '\n'), 0o600)
+}
+
+// takeChanged says whether saw changed anything since the last call.
+func (m *endpointMemory) takeChanged() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.changed
+	m.changed = false
+	return c
+}

@@ -1,0 +1,167 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/appliance/config"
+	"ringway/firewall"
+	"ringway/firewall/nft"
+	"ringway/qos"
+	"ringway/qos/tc"
+	"ringway/routing"
+	"ringway/routing/rtnl"
+	"ringway/tunnel"
+)
+
+// PlanOptions choose what Plan prints.
+type PlanOptions struct {
+	All  bool   // the whole wanted state instead of the difference
+	Only string // ip, wg, nft or tc; empty: all
+}
+
+// planPatience is how long a plan waits for a daemon that runs, but does not answer.
+const planPatience = 3 * time.Second
+
+// errDaemonSilent means that a daemon runs and did not say what its tunnels are like.
+var errDaemonSilent = errors.New("the daemon did not tell")
+
+// Plan prints what the config would change in ip, wg, nft and tc words. It changes nothing, reads no key file and
+// needs no root: what the kernel does not show is taken as absent, and a comment says so.
+func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (string, error) {
+	switch o.Only {
+	case "", "ip", "wg", "nft", "tc":
+	default:
+		return "", fmt.Errorf("--only %q (allowed: ip, wg, nft, tc)", o.Only)
+	}
+	endpoints := map[tunnel.Class]string{}
+	asking, cancel := context.WithTimeout(ctx, planPatience)
+	running, runErr := NewClient(paths).Status(asking)
+	cancel()
+	for _, t := range running.Tunnels {
+		endpoints[t.Class] = string(t.Engine)
+	}
+	f := facts{queues: qos.AssumedFeatures(), leases: map[string]routing.Lease{}, wanMTU: wanMTU(cfg)}
+	for c, e := range endpoints {
+		f.kernelWireGuard = f.kernelWireGuard || c == tunnel.Data && e == string(tunnel.EngineKernel)
+	}
+	if o.All || errors.Is(runErr, ErrNotRunning) {
+		f.endpoint = configuredEndpoint // what runs may have heard a site elsewhere, and the daemon keeps to that
+	}
+	w := want(cfg, f)
+	var b strings.Builder
+	section := func(name, title string, wanted []string, diff func() ([]string, error)) error {
+		if o.Only != "" && o.Only != name {
+			return nil
+		}
+		lines, note := wanted, ""
+		if !o.All {
+			d, err := diff()
+			switch {
+			case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+				note = " (the kernel shows this only to root; taken as absent)"
+			case errors.Is(err, errDaemonSilent):
+				note = fmt.Sprintf(" (%v; taken as absent)", err)
+			case err != nil:
+				return err
+			default:
+				lines = d
+			}
+		}
+		fmt.Fprintf(&b, "# %s%s\n", title, note)
+		if len(lines) == 0 {
+			b.WriteString("# nothing to change\n")
+		}
+		for _, l := range lines {
+			b.WriteString(l)
+			b.WriteByte('\n')
+		}
+		return nil
+	}
+	var wg []string
+	for _, d := range w.devices {
+		words := d.Words()
+		if d.Settings.Engine == tunnel.EngineKernel {
+			words = append([]string{"ip link add " + d.Settings.Interface + " type wireguard"}, words...)
+		}
+		wg = append(wg, words...)
+	}
+	err := section("nft", "firewall and classes (nft -f)", w.firewall.Text(), func() ([]string, error) {
+		have, err := nft.Observe()
+		return words(firewall.Diff(w.firewall, have)), err
+	})
+	err = errors.Join(err, section("ip", "interfaces, addresses, routes, rules", w.routing.Text(), func() ([]string, error) {
+		have, err := rtnl.Observe(routing.Scope(w.routing))
+		return words(routing.Diff(w.routing, have)), err
+	}))
+	err = errors.Join(err, section("wg", "tunnels", wg, func() ([]string, error) {
+		if errors.Is(runErr, ErrNotRunning) {
+			return wg, nil
+		}
+		if runErr != nil {
+			return nil, fmt.Errorf("%w: %w", errDaemonSilent, runErr)
+		}
+		return tunnelDifference(w.devices, running.Tunnels), nil
+	}))
+	err = errors.Join(err, section("tc", "queues", w.queues.Text(), func() ([]string, error) {
+		have, err := tc.Observe(w.queues.Interfaces())
+		for _, name := range w.queues.Interfaces() { // a card that is not there yet: what it will get
+			if _, ok := have.Link(name); !ok {
+				have.Links = append(have.Links, qos.Link{Interface: name})
+			}
+		}
+		return words(qos.Diff(w.queues, have)), err
+	}))
+	return b.String(), err
+}
+
+// configuredEndpoint is where a site stands by its config. A name is left to the daemon: a plan asks no name server.
+func configuredEndpoint(c tunnel.Class, s tunnel.Site) (at netip.AddrPort, news bool) {
+	a, err := netip.ParseAddr(s.Endpoint)
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(a.Unmap(), s.Port(c)), false
+}
+
+func words[C fmt.Stringer](changes []C) (out []string) {
+	for _, c := range changes {
+		out = append(out, c.String())
+	}
+	return out
+}
+
+// withKeysOf is what a status says, with the keys of d, which no status holds.
+func withKeysOf(d tunnel.Device, st tunnel.DeviceStatus) tunnel.Observed {
+	o := tunnel.Observed{PrivateKey: d.PrivateKey, ListenPort: st.ListenPort}
+	psk := map[tunnel.PublicKey]tunnel.PresharedKey{}
+	for _, p := range d.Peers {
+		psk[p.PublicKey] = p.PresharedKey
+	}
+	for _, p := range st.Peers {
+		o.Peers = append(o.Peers, tunnel.ObservedPeer{PeerStatus: p, PresharedKey: psk[p.PublicKey]})
+	}
+	return o
+}
+
+// tunnelDifference compares devices with what a running daemon reports, which holds no keys: whether a key
+// changed is seen by reload alone.
+func tunnelDifference(want []tunnel.Device, have []tunnel.DeviceStatus) (out []string) {
+	for _, d := range want {
+		var seen tunnel.Observed
+		for _, h := range have {
+			if h.Class != d.Class {
+				continue
+			}
+			seen = withKeysOf(d, h)
+		}
+		out = append(out, tunnel.Diff(d, seen, nil, time.Now()).Words()...)
+	}
+	return out
+}

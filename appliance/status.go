@@ -1,0 +1,188 @@
+package appliance
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"ringway/appliance/config"
+	"ringway/firewall/nft"
+	"ringway/qos"
+	"ringway/qos/tc"
+	"ringway/tunnel"
+)
+
+// Status is what `ringway status --json` prints. Fields are added, never renamed.
+type Status struct {
+	Site     string                `json:"site"`
+	Build    string                `json:"build"`
+	Config   string                `json:"config"`
+	PID      int                   `json:"pid"`
+	Since    time.Time             `json:"since"`
+	Ready    bool                  `json:"ready"`
+	Tunnels  []tunnel.DeviceStatus `json:"tunnels"`
+	Queues   []qos.QueueStats      `json:"queues"`
+	Drops    map[string]Count      `json:"drops"`    // packets that policy dropped, by reason (named counters of table inet ringway)
+	Classes  map[string]Count      `json:"classes"`  // packets put into each class
+	Features []FeatureStatus       `json:"features"` // what the kernel lacks or denies, and what that costs
+	Problems []string              `json:"problems"` // what is wrong now
+}
+
+// Count is a counter.
+type Count struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// FeatureStatus is something that the kernel lacks, or that the machine denies the daemon.
+type FeatureStatus struct {
+	Name string `json:"name"`
+	Cost string `json:"cost"`
+}
+
+// Print writes the status for a person.
+func (s Status) Print(w io.Writer, now time.Time) error {
+	state := "starting"
+	if s.Ready {
+		state = "up"
+	}
+	fmt.Fprintf(w, "site %s: %s for %s (ringway %s, pid %d, %s)\n", s.Site, state, ago(now, s.Since), s.Build, s.PID, s.Config)
+	for _, p := range s.Problems {
+		fmt.Fprintf(w, "PROBLEM: %s\n", p)
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(tw, "\nTUNNEL\tSITE\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT\tDROPS\n")
+	for _, t := range s.Tunnels {
+		name := fmt.Sprintf("%s (%s, %s)", t.Class, t.Interface, t.Engine)
+		drops := reasons(t.Drops)
+		if len(t.Peers) == 0 {
+			fmt.Fprintf(tw, "%s\t-\t\t\t\t\t%s\n", name, drops)
+		}
+		for _, p := range t.Peers {
+			endpoint, shake := "dials in", "never"
+			if p.Endpoint.IsValid() {
+				endpoint = p.Endpoint.String()
+			}
+			if !p.LastHandshake.IsZero() {
+				shake = ago(now, p.LastHandshake) + " ago"
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, cmp.Or(p.Site, p.PublicKey.String()), endpoint, shake,
+				traffic(p.RxBytes, p.RxPackets), traffic(p.TxBytes, p.TxPackets), drops)
+			name, drops = "", ""
+		}
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if len(s.Queues) > 0 {
+		fmt.Fprintf(tw, "\nQUEUE\tCLASS\tRATE\tCEIL\tSENT\tBACKLOG\tDROPS\n")
+		for _, q := range s.Queues {
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", q.WAN, q.Class, q.Rate, q.Ceil,
+				traffic(uint64(q.Sent), q.SentPackets), traffic(uint64(q.Backlog), q.BacklogPackets), q.Drops)
+		}
+		if err := tw.Flush(); err != nil {
+			return err
+		}
+	}
+	if line := counts(s.Drops); line != "" {
+		fmt.Fprintf(w, "\nDropped by policy: %s\n", line)
+	}
+	for i, f := range s.Features {
+		if i == 0 {
+			fmt.Fprintf(w, "\nThis machine lacks:\n")
+		}
+		fmt.Fprintf(w, "  %s: %s\n", f.Name, f.Cost)
+	}
+	return nil
+}
+
+func ago(now, t time.Time) string {
+	if t.IsZero() {
+		return "?"
+	}
+	return max(now.Sub(t), 0).Round(time.Second).String()
+}
+
+func reasons(drops map[string]uint64) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(drops)) {
+		if drops[k] > 0 {
+			out = append(out, fmt.Sprintf("%s %d", k, drops[k]))
+		}
+	}
+	return cmp.Or(strings.Join(out, ", "), "0")
+}
+
+func counts(c map[string]Count) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(c)) {
+		if c[k].Packets > 0 {
+			out = append(out, fmt.Sprintf("%s %d", k, c[k].Packets))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func traffic(bytes, packets uint64) string {
+	s := scaled(float64(bytes), "B", 1024, "KiB", "MiB", "GiB", "TiB")
+	if packets > 0 {
+		s += fmt.Sprintf(" (%d)", packets)
+	}
+	return s
+}
+
+func scaled(v float64, unit string, step float64, units ...string) string {
+	for _, u := range units {
+		if v < step {
+			break
+		}
+		v, unit = v/step, u
+	}
+	if v == float64(int64(v)) {
+		return fmt.Sprintf("%d %s", int64(v), unit)
+	}
+	return fmt.Sprintf("%.1f %s", v, unit)
+}
+
+// addKernel reads the kernel's counters and says what it lacks.
+func (s *Status) addKernel(cfg *config.Config, f facts) {
+	var shaped []string
+	for _, w := range cfg.WANs {
+		if w.Uplink > 0 {
+			shaped = append(shaped, w.Interface)
+		} else {
+			s.Features = append(s.Features, FeatureStatus{"uplink rate of " + w.Interface, "not configured, so nothing is shaped: voice waits behind data in the provider's queue"})
+		}
+	}
+	var err error
+	if s.Queues, err = tc.Stats(shaped); err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	counters, err := nft.Counters()
+	if err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	s.Drops, s.Classes = map[string]Count{}, map[string]Count{}
+	for name, c := range counters {
+		if class, ok := strings.CutPrefix(name, "class_"); ok {
+			s.Classes[class] = Count{c.Packets, c.Bytes}
+		} else {
+			s.Drops[name] = Count{c.Packets, c.Bytes}
+		}
+	}
+	for _, m := range f.queues.Missing() {
+		name, cost, _ := strings.Cut(strings.TrimPrefix(m, "the kernel has no "), ": ")
+		s.Features = append(s.Features, FeatureStatus{name, cost})
+	}
+	for _, m := range f.firewallMissing {
+		s.Features = append(s.Features, FeatureStatus{"nftables " + string(m), m.Cost()})
+	}
+	if !f.kernelWireGuard {
+		s.Features = append(s.Features, FeatureStatus{"WireGuard in the kernel", "the data tunnel is encrypted by wireguard-go: more CPU a packet"})
+	}
+}

@@ -1,0 +1,261 @@
+package appliance
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"ringway/appliance/config"
+	"ringway/firewall"
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+// wanted is what one config makes of the machine: everything that the kernel and the engines are told
+// comes from here, so that it can be printed before it is done.
+type wanted struct {
+	routing  routing.State
+	firewall firewall.State
+	queues   qos.State
+	devices  []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
+}
+
+// facts is what the plan depends on besides the config.
+type facts struct {
+	leases          map[string]routing.Lease // by WAN interface
+	queues          qos.Features
+	firewallMissing []firewall.Feature
+	kernelWireGuard bool
+	wanMTU          map[string]int // of each WAN's interface as it is; absent: 1500
+	secrets         secrets
+	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news bool) // zero: not known
+}
+
+// want is the composition, and the only place where the domains' plans meet. It is pure.
+func want(cfg *config.Config, f facts) wanted {
+	queueIn := queueInput(cfg, f)
+	var w wanted
+	w.devices = devices(cfg, f)
+	w.routing = routing.Want(routingInput(cfg, f, w.devices))
+	w.firewall = firewall.Want(firewallInput(cfg, f, qos.Priorities(queueIn)))
+	w.queues = qos.Want(queueIn)
+	return w
+}
+
+// outerMark is what sockets of a class's tunnel set on ciphertext.
+func outerMark(c tunnel.Class) qos.Mark {
+	if c == tunnel.Voice {
+		return qos.MarkOuterVoice
+	}
+	return qos.MarkOuterData
+}
+
+// outerClass is the traffic class whose queue and code point a tunnel's ciphertext takes. Engines that see only
+// whole devices mark all of a tunnel alike (design, section 4).
+func outerClass(c tunnel.Class) qos.ClassName {
+	if c == tunnel.Voice {
+		return qos.Media
+	}
+	return qos.Data
+}
+
+func classNamed(classes []qos.Class, n qos.ClassName) qos.Class {
+	i := slices.IndexFunc(classes, func(c qos.Class) bool { return c.Name == n })
+	return classes[i] // config fills in all four
+}
+
+// slowestUplink is the rate that bounds are sized by: the least of the known ones, since any WAN may carry a
+// tunnel; 0 where one is not known, for then nothing holds its queue.
+func slowestUplink(cfg *config.Config) qos.BitRate {
+	var least qos.BitRate
+	for _, w := range cfg.WANs {
+		rate := w.Shaped()
+		if rate == 0 {
+			return 0
+		}
+		if least == 0 || rate < least {
+			least = rate
+		}
+	}
+	return least
+}
+
+func devices(cfg *config.Config, f facts) []tunnel.Device {
+	var out []tunnel.Device
+	for _, c := range tunnel.Classes {
+		class := classNamed(cfg.Classes, outerClass(c))
+		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), OuterTOS: class.Outer.TOS(),
+			PrivateKey: f.secrets.private, Bounds: bounds(slowestUplink(cfg), class, widestMTU(cfg, f), int(cfg.Tunnels[c].MTU))}
+		if d.Settings.Engine == tunnel.EngineAuto {
+			// Voice stays in userspace, where its process, its socket and its scheduling are its own:
+			// the kernel encrypts all of a machine's WireGuard on one set of queues.
+			d.Settings.Engine = tunnel.EngineWireGuardGo
+			if c == tunnel.Data && f.kernelWireGuard {
+				d.Settings.Engine = tunnel.EngineKernel
+			}
+		}
+		for _, s := range cfg.Sites {
+			if !s.Has(c) {
+				continue
+			}
+			p := tunnel.Peer{Site: s.Name, PublicKey: s.PublicKey, AllowedIPs: sortedNetworks(s.Networks()), Keepalive: s.Keepalive}
+			p.PresharedKey = f.secrets.preshared[s.Name]
+			if s.Tunnels == tunnel.CarriedBoth || s.Tunnels == "" {
+				p.PresharedKey = tunnel.ClassPresharedKey(p.PresharedKey, c)
+			}
+			if f.endpoint != nil {
+				p.Endpoint, p.EndpointNews = f.endpoint(c, s)
+			}
+			d.Peers = append(d.Peers, p)
+		}
+		slices.SortFunc(d.Peers, func(a, b tunnel.Peer) int { return cmp.Compare(a.Site, b.Site) })
+		out = append(out, d)
+	}
+	return out
+}
+
+func sortedNetworks(n []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(n, tunnel.ComparePrefix)
+	return slices.Compact(n)
+}
+
+// superPacketTime is the longest burst that one system call may put on the WAN: a whole 64 kB super-packet
+// would make voice wait 26 ms at 20 Mbit/s.
+const superPacketTime = time.Millisecond
+
+// widestMTU is the largest of the WANs': its packets are the ones that a queue of bytes holds fewest of.
+func widestMTU(cfg *config.Config, f facts) int {
+	widest := 0
+	for _, w := range cfg.WANs {
+		widest = max(widest, cmp.Or(f.wanMTU[w.Interface], 1500))
+	}
+	return widest
+}
+
+func bounds(uplink qos.BitRate, class qos.Class, wanMTU, mtu int) tunnel.Bounds {
+	p := qos.PathBounds(uplink, class, wanMTU)
+	b := tunnel.Bounds{Rate: uint64(uplink), TxQueueLen: p.TUNPackets, InFlight: p.EnginePackets, SendBuffer: p.SendBuffer,
+		ReceiveBuffer: receiveBuffer, SuperPacket: maxSuperPacket}
+	b.DeviceGSO = p.TUNGSOBytes
+	if b.InFlight == 0 {
+		b.InFlight = maxInFlight
+	}
+	if uplink > 0 {
+		b.SuperPacket = min(maxSuperPacket, int(uplink.Bytes(superPacketTime)))
+		if b.SuperPacket < 2*mtu { // one packet is no super-packet
+			b.SuperPacket = 0
+		}
+	}
+	return b
+}
+
+const (
+	maxSuperPacket = 65000   // under UDP's 65,507 with room for options
+	maxInFlight    = 128     // where time asks for no bound memory does: an engine's buffers are 64 kB each, and more bring no throughput
+	receiveBuffer  = 7 << 20 // what stock wireguard-go asks for; the inbound direction has no pacing of ours
+)
+
+func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Input {
+	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.leases,
+		VoiceSource: routing.FirstAddresses(cfg.Voice), DataSource: routing.FirstAddresses(cfg.Data),
+		Marks: routing.Marks{
+			OuterValues: []uint32{uint32(qos.MarkOuterVoice), uint32(qos.MarkOuterData)}, OuterMask: uint32(qos.MarkOuterMask),
+			VoiceValues: []uint32{uint32(qos.MarkInner | qos.ClassMark(qos.Media)), uint32(qos.MarkInner | qos.ClassMark(qos.Signalling))},
+			DataValues:  []uint32{uint32(qos.MarkInner | qos.ClassMark(qos.Data)), uint32(qos.MarkInner | qos.ClassMark(qos.Background))},
+			ClassMask:   uint32(qos.MarkInner | qos.MarkClassMask),
+		}}
+	for _, w := range cfg.WANs {
+		in.WANs = append(in.WANs, w.WAN)
+	}
+	name := map[tunnel.Class]string{}
+	for _, d := range devs {
+		name[d.Class] = d.Settings.Interface
+		in.Tunnels = append(in.Tunnels, routing.TunnelDevice{Class: string(d.Class), Name: d.Settings.Interface, MTU: int(d.Settings.MTU), TxQueueLen: d.Bounds.TxQueueLen, GSOMax: d.Bounds.DeviceGSO})
+	}
+	for _, s := range cfg.Sites {
+		in.Sites = append(in.Sites, routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(),
+			VoiceDevice: name[s.Via(tunnel.Voice)], DataDevice: name[s.Via(tunnel.Data)]})
+	}
+	return in
+}
+
+func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firewall.Input {
+	in := firewall.Input{Classes: cfg.Classes, LocalServices: cfg.Control.Services, Missing: f.firewallMissing}
+	for _, w := range cfg.WANs {
+		in.WANs = append(in.WANs, w.Interface)
+		if w.DHCP {
+			in.DHCP = append(in.DHCP, w.Interface)
+		}
+	}
+	lans := func(ls []routing.LAN) (out []firewall.LAN) {
+		for _, l := range ls {
+			out = append(out, firewall.LAN{Device: l.Device(), Networks: l.Networks()})
+		}
+		return out
+	}
+	in.Voice, in.Data = lans(cfg.Voice), lans(cfg.Data)
+	for _, c := range tunnel.Classes {
+		t := cfg.Tunnels[c]
+		in.Tunnels = append(in.Tunnels, firewall.Tunnel{Class: string(c), Device: t.Interface, ListenPort: t.ListenPort, MTU: int(t.MTU)})
+	}
+	for _, p := range priorities {
+		in.Priorities = append(in.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
+	}
+	for _, s := range cfg.Sites {
+		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, s.VoiceNetworks...)
+		in.SiteDataNetworks = append(in.SiteDataNetworks, s.DataNetworks...)
+		if s.Tunnels == tunnel.CarriedVoice || s.Tunnels == tunnel.CarriedData {
+			in.SingleSiteNetworks = append(in.SingleSiteNetworks, s.Networks()...)
+		}
+	}
+	return in
+}
+
+func queueInput(cfg *config.Config, f facts) qos.Input {
+	in := qos.Input{Classes: cfg.Classes, Features: f.queues}
+	for _, w := range cfg.WANs {
+		in.WANs = append(in.WANs, qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, Overhead: w.Overhead, MTU: f.wanMTU[w.Interface]})
+	}
+	return in
+}
+
+// secrets are the keys that the config names by file.
+type secrets struct {
+	private   tunnel.PrivateKey
+	preshared map[string]tunnel.PresharedKey // by site name
+}
+
+// Format keeps the keys out of whatever prints: fmt looks into unexported fields without asking the keys.
+func (secrets) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("(secrets hidden)")) }
+
+// readSecrets reads the key files. Its errors name files, never content.
+func readSecrets(cfg *config.Config) (s secrets, err error) {
+	b, err := os.ReadFile(cfg.KeyFile)
+	if err != nil {
+		return s, fmt.Errorf("read the private key: %w", err)
+	}
+	if s.private, err = tunnel.ParsePrivateKey(strings.TrimSpace(string(b))); err != nil {
+		return s, fmt.Errorf("private key in %s: %w", cfg.KeyFile, err)
+	}
+	s.preshared = map[string]tunnel.PresharedKey{}
+	for _, site := range cfg.Sites {
+		if site.PresharedKeyFile == "" {
+			continue
+		}
+		b, err := os.ReadFile(site.PresharedKeyFile)
+		if err != nil {
+			return s, fmt.Errorf("read the preshared key of site %s: %w", site.Name, err)
+		}
+		k, err := tunnel.ParsePresharedKey(strings.TrimSpace(string(b)))
+		if err != nil {
+			return s, fmt.Errorf("preshared key of site %s in %s: %w", site.Name, site.PresharedKeyFile, err)
+		}
+		s.preshared[site.Name] = k
+	}
+	return s, nil
+}

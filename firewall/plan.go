@@ -1,0 +1,354 @@
+package firewall
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+
+	"ringway/qos"
+)
+
+// Names of the counters, for status.
+const (
+	CounterLeakWAN         = "leak_wan"          // in clear to a site over the WAN: dropped
+	CounterSpoofWAN        = "spoof_wan"         // from the WAN with an address of ours or of a site
+	CounterSpoofLAN        = "spoof_lan"         // from a LAN with an address that is not the LAN's
+	CounterSpoofTunnel     = "spoof_tunnel"      // from a tunnel with an address that no site has
+	CounterInputWANDrop    = "input_wan_drop"    // from the WAN to the box, not wanted
+	CounterInputLANDrop    = "input_lan_drop"    // from a LAN to the box, not served
+	CounterInputTunnelDrop = "input_tunnel_drop" // from a site to the box, not served
+	CounterVoiceDataApart  = "voice_data_apart"  // between voice and data networks, no service
+	CounterHairpinWAN      = "hairpin_wan"       // from a tunnel to the WAN
+	CounterInvalidWAN      = "invalid_wan"       // to the WAN without a connection: NAT would miss it
+	CounterForwardDrop     = "forward_drop"      // anything else that may not be forwarded
+)
+
+// ClassCounter names the counter of packets that were put into class c.
+func ClassCounter(c qos.ClassName) string { return "class_" + string(c) }
+
+// Priorities of nf_tables hooks by number (nft prints names for them).
+const (
+	hookRaw    = -300 // before conntrack: what is spoofed makes no state
+	hookMangle = -150 // after conntrack, before routing
+	hookFilter = 0
+	hookSrcNAT = 100
+)
+
+// plan is Want in the making.
+type plan struct {
+	Input
+	state State
+	own   []netip.Prefix
+}
+
+// Want is the table that in asks for.
+//
+// The way of a packet: guard (prerouting: is the source possible?), classify (prerouting:
+// class, inner bit, memory in conntrack) or own (output: the same for the box's own packets),
+// routing by mark, clamp and forward, or input; then egress (postrouting: leak check, DSCP,
+// queue), then nat.
+//
+// No rule assigns a conntrack helper: the kernel's SIP helper would rewrite SDP and open holes.
+func Want(in Input) State {
+	p := plan{Input: in, state: State{Present: true}}
+	for _, l := range slices.Concat(in.Voice, in.Data) {
+		p.own = append(p.own, l.Networks...)
+	}
+	p.sets()
+	p.guard()
+	p.classify()
+	p.outgoing()
+	p.clamp()
+	p.forward()
+	p.input()
+	p.egress()
+	p.nat()
+
+	p.state.Counters = append(p.state.Counters, CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
+		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop)
+	for _, c := range qos.ClassNames {
+		p.state.Counters = append(p.state.Counters, ClassCounter(c))
+	}
+	sort.Strings(p.state.Counters)
+	slices.SortFunc(p.state.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
+	return p.state
+}
+
+// shapedPeers is whether there are queues of peers' own. Without any, no packet has to be looked up.
+func (p *plan) shapedPeers() bool { return len(p.Priorities) > 0 && len(p.Peers) > 0 }
+
+func (p *plan) lacks(f Feature) bool { return slices.Contains(p.Missing, f) }
+
+func (p *plan) chain(name string, rules ...[]Rule) {
+	p.state.Chains = append(p.state.Chains, Chain{Name: name, Rules: slices.Concat(rules...)})
+}
+
+func (p *plan) base(name, typ, hook string, priority int, policy string, rules ...[]Rule) {
+	p.state.Chains = append(p.state.Chains, Chain{Name: name, Type: typ, Hook: hook, Priority: priority, Policy: policy, Rules: slices.Concat(rules...)})
+}
+
+// rules makes a list of one.
+func one(sts ...statement) []Rule { return []Rule{rule(sts...)} }
+
+func (p *plan) devices(class string) []string {
+	var out []string
+	for _, t := range p.Tunnels {
+		if t.Class == class || class == "" {
+			out = append(out, t.Device)
+		}
+	}
+	return out
+}
+
+func lanDevices(lans []LAN) []string {
+	var out []string
+	for _, l := range lans {
+		out = append(out, l.Device)
+	}
+	return out
+}
+
+func (p *plan) sets() {
+	add := func(s ...Set) { p.state.Sets = append(p.state.Sets, s...) }
+	voice, data := lanDevices(p.Voice), lanDevices(p.Data)
+	add(nameSet("wan", "ifname", p.WANs...), nameSet("wan_dhcp", "ifname", p.DHCP...),
+		nameSet("voice_lan", "ifname", voice...), nameSet("data_lan", "ifname", data...), nameSet("lan", "ifname", slices.Concat(voice, data)...),
+		nameSet("tunnel", "ifname", p.devices("")...), nameSet("voice_tunnel", "ifname", p.devices("voice")...))
+	var listen []string
+	for _, t := range p.Tunnels {
+		if t.ListenPort != 0 {
+			listen = append(listen, PortText(t.ListenPort, t.ListenPort))
+		}
+	}
+	add(nameSet("listen", "inet_service", listen...))
+
+	add(networkSets("own", p.own)...)
+	add(networkSets("sites", p.SiteNetworks, p.SiteVoiceNetworks, p.SiteDataNetworks, p.SingleSiteNetworks)...)
+	add(networkSets("sites_voice", p.SiteVoiceNetworks)...)
+	add(networkSets("sites_data", p.SiteDataNetworks)...)
+	add(networkSets("single", p.SingleSiteNetworks)...)
+	var nat []netip.Prefix
+	for _, n := range p.own {
+		// RFC 1918 and RFC 6598: what the internet does not route back.
+		if n.Addr().Is4() && (n.Addr().IsPrivate() || netip.MustParsePrefix("100.64.0.0/10").Contains(n.Addr())) {
+			nat = append(nat, n)
+		}
+	}
+	add(networkSets("nat", nat)[0])
+
+	var all, calls []qos.PortMatch
+	for _, c := range p.Classes {
+		add(portSet(string(c.Name)+"_udp", qos.UDP, c.Ports), portSet(string(c.Name)+"_tcp", qos.TCP, c.Ports))
+		all = append(all, c.Ports...)
+		if c.Name == qos.Media || c.Name == qos.Signalling {
+			calls = append(calls, c.Ports...)
+		}
+	}
+	add(portSet("services_udp", qos.UDP, all), portSet("services_tcp", qos.TCP, all),
+		portSet("calls_udp", qos.UDP, calls), portSet("calls_tcp", qos.TCP, calls),
+		portSet("served_udp", qos.UDP, p.LocalServices), portSet("served_tcp", qos.TCP, p.LocalServices))
+
+	// Unreachable (with packet too big), time exceeded, parameter problem: without them path
+	// MTU discovery breaks (RFC 1191, RFC 8201).
+	add(nameSet("icmp_errors4", "icmp_type", "3", "11", "12"), nameSet("icmp_errors6", "icmpv6_type", "1", "2", "3", "4"))
+	// Router and neighbour discovery (RFC 4861).
+	add(nameSet("nd", "icmpv6_type", "133", "134", "135", "136"))
+	if p.shapedPeers() {
+		add(priorityMaps(p.Peers)...)
+	}
+}
+
+// guard drops what carries a source address that its way in cannot have, before conntrack
+// sees it. The prefix sets say more than a reverse path look-up (`fib`) would, for IPv6 too:
+// a LAN has exactly its networks, a tunnel exactly the sites', the WAN everything but both.
+//
+// Ciphertext stays out of conntrack, both ways: it costs every packet of every call, and a flood of
+// false packets to the listen ports would fill the table that new calls need.
+func (p *plan) guard() {
+	var rules []Rule
+	for _, f := range families {
+		rules = append(rules,
+			rule(iifIn("wan"), addrIn(f, "saddr", "sites"), counter(CounterSpoofWAN), drop),
+			rule(iifIn("wan"), addrIn(f, "saddr", "own"), counter(CounterSpoofWAN), drop),
+			rule(iifIn("tunnel"), addrNotIn(f, "saddr", "sites"), counter(CounterSpoofTunnel), drop))
+	}
+	rules = append(rules, rule(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), notrack))
+	lans := slices.Concat(p.Voice, p.Data)
+	for _, l := range lans {
+		rules = append(rules, rule(iif(l.Device), goTo("from_"+chainName(l.Device))))
+	}
+	p.base("guard", "filter", "prerouting", hookRaw, "accept", rules)
+	p.base("sent", "filter", "output", hookRaw, "accept", one(markAny(qos.MarkOuterMask), notrack))
+
+	for _, l := range lans {
+		sets := networkSets("net_"+chainName(l.Device)+"_", l.Networks)
+		p.state.Sets = append(p.state.Sets, sets...)
+		set := "net_" + chainName(l.Device) + "_"
+		p.chain("from_"+chainName(l.Device), []Rule{
+			rule(addrIn(ipv4, "saddr", set), accept),
+			rule(addrIn(ipv6, "saddr", set), accept),
+			rule(addrIs("saddr", netip.MustParsePrefix("0.0.0.0/32")), portIs(qos.UDP, "dport", 67), accept), // DHCP: no address yet
+			rule(addrIs("saddr", netip.MustParsePrefix("fe80::/10")), accept),
+			rule(addrIs("saddr", netip.MustParsePrefix("::/128")), isICMP(ipv6), accept), // duplicate address detection
+			rule(counter(CounterSpoofLAN), drop),
+		})
+	}
+}
+
+// chainName makes a device's name fit for a chain or set: nft wants letters, digits, / \ _ and dots.
+func chainName(device string) string {
+	var b strings.Builder
+	for _, r := range []byte(device) {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' {
+			b.WriteByte(r)
+			continue
+		}
+		const hex = "0123456789abcdef"
+		b.Write([]byte{'/', hex[r>>4], hex[r&15]})
+	}
+	return b.String()
+}
+
+// classify gives every packet that comes in its class. In this order, the first that says
+// something wins:
+//
+//	from a voice LAN:      ports (to or from a class's port), DSCP, the connection's class, data
+//	from the voice tunnel: ports of media and signalling, DSCP of the two, the connection's class if
+//	                       it is one of the two, media
+//	from the data tunnel:  DSCP of background, the connection's class if it is background, data
+//	from a data LAN:       the connection's class if it is media or signalling, DSCP of background
+//	                       (yielding needs no trust), the connection's class, data
+//	from anywhere else:    the connection's class, data
+//
+// A port beats a DSCP because phones mark SIP and RTP alike when they are badly set up; a DSCP
+// beats the connection's class because one flow may change (fax to voice). The connection's
+// class is that of its first packet: a reply gets what the request had.
+//
+// What comes from a tunnel keeps to the classes that go back through the same tunnel: the strict
+// reverse path check looks the source up with the packet's mark. It is also why it gets the inner
+// bit. A site with one tunnel only is read like a voice LAN, since both tables lead to its tunnel.
+func (p *plan) classify() {
+	inner := func(f family) Rule {
+		return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner))
+	}
+	p.base("classify", "filter", "prerouting", hookMangle, "accept",
+		one(iif("lo"), leave),
+		one(markClear(qos.MarkAll)),
+		one(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), leave), // ciphertext: what is inside comes again, from the tunnel
+		both(inner),
+		one(iifIn("tunnel"), markOr("meta", qos.MarkInner)),
+		one(iifIn("voice_lan"), goTo("trusted")),
+		one(iifIn("voice_tunnel"), goTo("from_voice_tunnel")),
+		one(iifIn("tunnel"), goTo("from_data_tunnel")),
+		one(iifIn("data_lan"), goTo("from_data_lan")),
+		one(goTo("remembered")))
+
+	single := both(func(f family) Rule { return rule(addrIn(f, "saddr", "single"), goTo("trusted")) })
+	if len(p.SingleSiteNetworks) == 0 {
+		single = nil
+	}
+	p.chain("trusted", p.byPort(qos.ClassNames...), p.byDSCP(false, qos.ClassNames...), one(goTo("remembered")))
+	p.chain("from_voice_tunnel", single, p.byPort(qos.Signalling, qos.Media), p.byDSCP(true, qos.Media, qos.Signalling),
+		remember(qos.Signalling), one(goTo("set_media")))
+	p.chain("from_data_tunnel", single, p.byDSCP(true, qos.Background), remember(qos.Background), one(goTo("set_data")))
+	p.chain("from_data_lan", remember(qos.Media, qos.Signalling), p.byDSCP(false, qos.Background), one(goTo("remembered")))
+	p.chain("remembered", remember(qos.Media, qos.Signalling, qos.Background), one(goTo("set_data")))
+	for _, c := range qos.ClassNames {
+		p.chain("set_"+string(c),
+			one(markOr("meta", qos.ClassMark(c))),
+			one(markIs("ct", qos.MarkClassMask, 0), markOr("ct", qos.ClassMark(c))),
+			one(counter(ClassCounter(c))))
+	}
+}
+
+func remember(classes ...qos.ClassName) []Rule {
+	var rules []Rule
+	for _, c := range classes {
+		rules = append(rules, rule(markIs("ct", qos.MarkClassMask, qos.ClassMark(c)), goTo("set_"+string(c))))
+	}
+	return rules
+}
+
+func (p *plan) class(name qos.ClassName) qos.Class {
+	for _, c := range p.Classes {
+		if c.Name == name {
+			return c
+		}
+	}
+	return qos.Class{Name: name}
+}
+
+// byPort holds for both ends: the phone calls the port, or serves on it.
+func (p *plan) byPort(classes ...qos.ClassName) []Rule {
+	var rules []Rule
+	for _, name := range classes {
+		for _, proto := range []qos.Protocol{qos.UDP, qos.TCP} {
+			if !slices.ContainsFunc(p.class(name).Ports, func(m qos.PortMatch) bool { return m.Protocol == proto }) {
+				continue // an empty set would be asked for every packet
+			}
+			set := string(name) + "_" + string(proto)
+			rules = append(rules, rule(portIn(proto, "dport", set), goTo("set_"+string(name))), rule(portIn(proto, "sport", set), goTo("set_"+string(name))))
+		}
+	}
+	return rules
+}
+
+// byDSCP knows a class by its code points; what comes from a far box also carries the code
+// point that this box would have set.
+func (p *plan) byDSCP(far bool, classes ...qos.ClassName) []Rule {
+	var rules []Rule
+	seen := map[qos.DSCP]bool{}
+	for _, name := range classes {
+		c := p.class(name)
+		points := slices.Clone(c.DSCP)
+		if far && c.Outer != 0 {
+			points = append(points, c.Outer)
+		}
+		for _, d := range points {
+			if seen[d] {
+				continue
+			}
+			seen[d] = true
+			for _, f := range families {
+				rules = append(rules, rule(dscp(f, "eq", d), goTo("set_"+string(name))))
+			}
+		}
+	}
+	return rules
+}
+
+// outgoing classifies the box's own packets. Ciphertext carries the mark of its socket and is left
+// alone; a relay of Ringway's chose its class itself.
+func (p *plan) outgoing() {
+	p.base("own", "route", "output", hookMangle, "accept",
+		one(oif("lo"), leave),
+		one(markAny(qos.MarkOuterMask), leave),
+		both(func(f family) Rule {
+			return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner))
+		}),
+		one(markAny(qos.MarkClassMask), leave),
+		one(goTo("remembered")))
+}
+
+// clamp keeps TCP's segments within the tunnels' packets, both ways. The size is the tunnel's
+// MTU less 40 (IPv4) or 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1).
+func (p *plan) clamp() {
+	if p.lacks(FeatureMSS) {
+		return
+	}
+	var rules []Rule
+	for _, t := range p.Tunnels {
+		if t.MTU < 576 { // the least that IPv4 hosts must take (RFC 791): below it no size helps
+			continue
+		}
+		for _, dev := range []statement{oif(t.Device), iif(t.Device)} {
+			rules = append(rules, rule(dev, isFamily(ipv4), segment(uint16(t.MTU-40))), rule(dev, isFamily(ipv6), segment(uint16(t.MTU-60))))
+		}
+	}
+	if len(rules) == 0 {
+		return
+	}
+	p.base("clamp", "filter", "forward", hookMangle, "accept", one(syn, goTo("segments")))
+	p.chain("segments", rules)
+}

@@ -1,0 +1,222 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"flag"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+)
+
+var rewrite = flag.Bool("update", false, "write testdata anew")
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func port(p qos.Protocol, low, high uint16) qos.PortMatch {
+	return qos.PortMatch{Protocol: p, Low: low, High: high}
+}
+
+func branch() Input {
+	return Input{
+		WANs:  []string{"wan0"},
+		Voice: []LAN{{Device: "lan0.20", Networks: prefixes("10.1.10.0/24", "2001:db8:1:10::/64")}},
+		Data:  []LAN{{Device: "data0", Networks: prefixes("192.0.2.0/24")}},
+		Tunnels: []Tunnel{
+			{Class: "voice", Device: "rw-voice", ListenPort: 51820, MTU: 1420},
+			{Class: "data", Device: "rw-data", ListenPort: 51821, MTU: 1420},
+		},
+		SiteVoiceNetworks: prefixes("10.2.10.0/24"),
+		SiteDataNetworks:  prefixes("10.2.20.0/24", "2001:db8:2:20::/64"),
+		Classes: []qos.Class{
+			{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Ports: []qos.PortMatch{port(qos.UDP, 16384, 32767)}},
+			{Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Ports: []qos.PortMatch{port(qos.UDP, 5060, 5060), port(qos.TCP, 5061, 5061), port(qos.TCP, 5060, 5060)}},
+			{Name: qos.Data, Ports: []qos.PortMatch{port(qos.UDP, 67, 67), port(qos.TCP, 80, 80)}},
+			{Name: qos.Background, DSCP: []qos.DSCP{8, 1}, Outer: 8},
+		},
+		Priorities: []Priority{{"wan0", qos.Media, 0x10010}, {"wan0", qos.Signalling, 0x10020}, {"wan0", qos.Data, 0x10030}, {"wan0", qos.Background, 0x10040}},
+		Peers:      []Peer{{netip.MustParseAddrPort("203.0.113.2:51820"), qos.Media, 0x10110}},
+	}
+}
+
+func TestText(t *testing.T) {
+	for name, in := range map[string]Input{"branch": branch(), "empty": {}} {
+		got := strings.Join(Want(in).Text(), "\n") + "\n"
+		file := "testdata/" + name + ".nft"
+		if *rewrite {
+			require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
+		}
+		want, err := os.ReadFile(file)
+		require.NoError(t, err)
+		assert.Equal(t, string(want), got, "%s; if it is meant: go test ./firewall -update", name)
+	}
+	assert.Empty(t, State{}.Text())
+}
+
+// A map that is always empty would be asked for every packet on the WAN.
+func TestNoMapsWithoutPeers(t *testing.T) {
+	in := branch()
+	assert.Contains(t, strings.Join(Want(in).Text(), "\n"), "@prio_media4")
+	in.Peers = nil
+	text := strings.Join(Want(in).Text(), "\n")
+	assert.NotContains(t, text, "prio_")
+	assert.Contains(t, text, `oifname "wan0" meta priority set 1:10`)
+	in = branch()
+	in.Priorities = nil
+	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "prio_", "nothing is shaped")
+}
+
+// What must hold for every rule, whoever adds the next one.
+func TestRulesKeepTheirPromises(t *testing.T) {
+	all := uint32(qos.MarkAll)
+	for _, c := range Want(branch()).Chains {
+		for _, r := range c.Rules {
+			assert.NotContains(t, r.Text, "helper", "the kernel's SIP helper stays off")
+			assert.NotContains(t, r.Text, "ttl", "TTL is the kernel's")
+			assert.NotContains(t, r.Text, "ecn")
+			for i, e := range r.Exprs {
+				if !e.Write || e.Key != "mark" {
+					continue
+				}
+				// A mark is written from itself, under a mask that keeps every foreign bit.
+				require.GreaterOrEqual(t, i, 2, r.Text)
+				mask := r.Exprs[i-1]
+				require.Equal(t, "bitwise", mask.Op, r.Text)
+				keep, set := number(t, mask.Mask), number(t, mask.Xor)
+				assert.Equal(t, ^all, keep&^all, "%s: foreign bits are kept", r.Text)
+				assert.Zero(t, set&^all, "%s: foreign bits are not set", r.Text)
+			}
+		}
+	}
+}
+
+// number is a register's 32 bits, in host order.
+func number(t *testing.T, h string) uint32 {
+	b, err := hex.DecodeString(h)
+	require.NoError(t, err)
+	require.Len(t, b, 4)
+	return binary.NativeEndian.Uint32(b)
+}
+
+func TestOrderOfClassification(t *testing.T) {
+	s := Want(branch())
+	first := func(chain, word string) int {
+		c, ok := find(s.Chains, chain, chainOf)
+		require.True(t, ok, chain)
+		for i, r := range c.Rules {
+			if strings.Contains(r.Text, word) {
+				return i
+			}
+		}
+		t.Fatalf("no %q in %s", word, chain)
+		return 0
+	}
+	for _, chain := range []string{"trusted", "from_voice_tunnel"} {
+		assert.Less(t, first(chain, "dport"), first(chain, "dscp"), "%s: ports beat DSCP", chain)
+	}
+	assert.Less(t, first("trusted", "dscp"), first("trusted", "goto remembered"), "DSCP beats memory")
+	assert.Less(t, first("from_voice_tunnel", "dscp"), first("from_voice_tunnel", "ct mark"))
+	assert.Less(t, first("from_data_lan", "ct mark"), first("from_data_lan", "dscp"), "memory beats what is not trusted")
+}
+
+func TestDegrades(t *testing.T) {
+	in := branch()
+	in.Missing = []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit}
+	text := strings.Join(Want(in).Text(), "\n")
+	for _, word := range []string{"masquerade", "type nat", "maxseg", "limit rate"} {
+		assert.NotContains(t, text, word)
+	}
+	assert.Contains(t, text, `iifname @lan oifname @wan ip saddr @nat4 counter name "forward_drop" drop`, "what is private does not leave untranslated")
+	for _, f := range []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureNAT} {
+		assert.NotEqual(t, "unknown feature", f.Cost())
+	}
+}
+
+func TestNetworksInsideOthersAreLeftOut(t *testing.T) {
+	sets := networkSets("n", prefixes("10.1.2.0/24", "10.0.0.0/8", "10.1.0.0/16", "11.0.0.1/32", "2001:db8::1/32"))
+	assert.Equal(t, "set n4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 11.0.0.1 }; }", sets[0].declaration())
+	assert.Equal(t, "set n6 { type ipv6_addr; flags interval; elements = { 2001:db8::/32 }; }", sets[1].declaration())
+	assert.Equal(t, "set p { type inet_service; flags interval; elements = { 1-4, 65535 }; }",
+		portSet("p", qos.UDP, []qos.PortMatch{port(qos.UDP, 3, 4), port(qos.UDP, 65535, 65535), port(qos.UDP, 1, 2), port(qos.TCP, 9, 9)}).declaration())
+}
+
+func TestDiff(t *testing.T) {
+	want := Want(branch())
+	assert.Empty(t, Diff(want, want))
+	assert.Empty(t, Diff(State{}, State{}))
+	assert.Equal(t, []Change{{Op: DeleteTable}}, Diff(State{}, want))
+	assert.Equal(t, "delete table inet ringway", Diff(State{}, want)[0].String())
+
+	words := func(changes []Change) string {
+		var out []string
+		for _, c := range changes {
+			out = append(out, c.String())
+		}
+		return strings.Join(out, "\n")
+	}
+	have := Want(branch())
+	h := uint64(0)
+	for i := range have.Chains {
+		for j := range have.Chains[i].Rules {
+			h++
+			have.Chains[i].Rules[j].Handle, have.Chains[i].Rules[j].Text = h, ""
+		}
+	}
+	assert.Empty(t, Diff(want, have), "handles and texts are no difference")
+
+	in := branch()
+	in.SiteDataNetworks = prefixes("10.2.20.0/24", "2001:db8:2:20::/64", "10.3.20.0/24")
+	assert.Equal(t, `flush set inet ringway sites4
+add element inet ringway sites4 { 10.2.10.0/24, 10.2.20.0/24, 10.3.20.0/24 }
+flush set inet ringway sites_data4
+add element inet ringway sites_data4 { 10.2.20.0/24, 10.3.20.0/24 }`, words(Diff(Want(in), have)))
+
+	in = branch()
+	in.Peers[0].ClassID = 0x10120
+	assert.Equal(t, `delete element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:110 }
+add element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:120 }`, words(Diff(Want(in), have)))
+
+	in = branch()
+	in.Classes[3].DSCP = []qos.DSCP{8}
+	for _, c := range Diff(Want(in), have) {
+		assert.Equal(t, DeleteRule, c.Op)
+	}
+
+	gone := State{Present: true, Counters: []string{"old"}, Sets: []Set{{Name: "old", Type: "ifname"}}, Chains: []Chain{{Name: "old"}, {Name: "older", Type: "filter", Hook: "input", Policy: "accept"}}}
+	assert.Equal(t, `flush chain inet ringway old
+flush chain inet ringway older
+delete chain inet ringway old
+delete chain inet ringway older
+delete set inet ringway old
+delete counter inet ringway old`, words(Diff(State{Present: true}, gone)))
+	typed := State{Present: true, Sets: []Set{{Name: "old", Type: "ipv4_addr"}}}
+	assert.Equal(t, DeleteTable, Diff(typed, gone)[0].Op, "a set that changes its type takes the table with it")
+}
+
+func TestStateSurvivesJSON(t *testing.T) {
+	want := Want(branch())
+	b, err := json.Marshal(want)
+	require.NoError(t, err)
+	var back State
+	require.NoError(t, json.Unmarshal(b, &back))
+	assert.Equal(t, want, back)
+}
+
+func TestNamesOfDevices(t *testing.T) {
+	assert.Equal(t, "lan0.20", chainName("lan0.20"))
+	assert.Equal(t, "lan/2d0", chainName("lan-0"))
+	assert.NotEqual(t, chainName("a-b"), chainName("a_b"))
+}

@@ -1,0 +1,162 @@
+package firewall
+
+import (
+	"slices"
+
+	"ringway/qos"
+)
+
+// forward says who may talk to whom through the box. Devices that the config does not name
+// forward nothing: an appliance has no other way in.
+func (p *plan) forward() {
+	est := ctState("established,related")
+	split := func(field, mine, other, otherChain string) []Rule {
+		return slices.Concat(
+			both(func(f family) Rule { return rule(addrIn(f, field, "sites_"+mine), accept) }),
+			both(func(f family) Rule { return rule(addrIn(f, field, "sites_"+other), goTo(otherChain)) }),
+			one(accept))
+	}
+	p.base("forward", "filter", "forward", hookFilter, "drop",
+		// Nothing of a site's goes to the internet here, and nothing from there into a tunnel, whatever conntrack says.
+		one(iifIn("tunnel"), oifIn("wan"), counter(CounterHairpinWAN), drop),
+		one(iifIn("wan"), oifIn("tunnel"), counter(CounterForwardDrop), drop),
+		// NAT passes what belongs to no connection untranslated, with its private address.
+		one(oifIn("wan"), ctState("invalid"), counter(CounterInvalidWAN), drop),
+		one(est, accept),
+		one(iifIn("voice_lan"), oifIn("tunnel"), goTo("voice_to_sites")),
+		one(iifIn("data_lan"), oifIn("tunnel"), goTo("data_to_sites")),
+		one(iifIn("tunnel"), oifIn("voice_lan"), goTo("sites_to_voice")),
+		one(iifIn("tunnel"), oifIn("data_lan"), goTo("sites_to_data")),
+		one(iifIn("voice_lan"), oifIn("data_lan"), goTo("services")),
+		one(iifIn("data_lan"), oifIn("voice_lan"), goTo("calls")),
+		one(iifIn("voice_lan"), oifIn("voice_lan"), accept),
+		one(iifIn("data_lan"), oifIn("data_lan"), accept),
+		p.internet(),
+		one(counter(CounterForwardDrop), drop))
+
+	p.chain("voice_to_sites", split("daddr", "voice", "data", "services"))
+	p.chain("data_to_sites", split("daddr", "data", "voice", "calls"))
+	p.chain("sites_to_voice", split("saddr", "voice", "data", "calls"))
+	p.chain("sites_to_data", split("saddr", "data", "voice", "services"))
+	// Phones reach the servers of the classes' ports; towards phones only calls come (a phone's web
+	// page is nobody's business on the data network). Replies are established.
+	p.chain("services", one(portIn(qos.UDP, "dport", "services_udp"), accept), one(portIn(qos.TCP, "dport", "services_tcp"), accept),
+		one(counter(CounterVoiceDataApart), drop))
+	p.chain("calls", one(portIn(qos.UDP, "dport", "calls_udp"), accept), one(portIn(qos.TCP, "dport", "calls_tcp"), accept),
+		one(counter(CounterVoiceDataApart), drop))
+}
+
+// internet lets the LANs out locally. Without NAT what is private stays in, rather than leave
+// with an address that nobody can answer.
+func (p *plan) internet() []Rule {
+	var rules []Rule
+	if !p.canNAT() {
+		rules = one(iifIn("lan"), oifIn("wan"), addrIn(ipv4, "saddr", "nat"), counter(CounterForwardDrop), drop)
+	}
+	return append(rules, rule(iifIn("lan"), oifIn("wan"), accept))
+}
+
+func (p *plan) canNAT() bool { return !p.lacks(FeatureMasquerade) && !p.lacks(FeatureNAT) }
+
+func (p *plan) nat() {
+	if p.canNAT() {
+		p.base("nat", "nat", "postrouting", hookSrcNAT, "accept", one(oifIn("wan"), addrIn(ipv4, "saddr", "nat"), masquerade))
+	}
+}
+
+// input says what reaches the box itself. From the WAN: ciphertext, what keeps the link and path
+// MTU discovery alive, and answers. From LANs: ICMP and DHCP; from data networks, here and at the
+// sites, what LocalServices name; there is no remote shell unless it is named there. Devices that
+// the config does not name (a management port) are left alone, so that the box cannot lock its
+// operator out of them. A WAN that the config no longer names is such a device: that it has none of
+// the box's addresses any more is routing's part (routing.Diff takes them from every device).
+func (p *plan) input() {
+	est := ctState("established,related")
+	ping := func(f family, typ byte) []Rule {
+		if p.lacks(FeatureLimit) {
+			return nil
+		}
+		return one(icmpIs(f, typ), limit(20, 40), accept)
+	}
+	p.base("input", "filter", "input", hookFilter, "accept",
+		one(iifIn("wan"), goTo("input_wan")), one(iifIn("lan"), goTo("input_lan")), one(iifIn("tunnel"), goTo("input_tunnel")))
+	linkLocal := addrIs("saddr", prefixLinkLocal)
+	p.chain("input_wan",
+		one(portIn(qos.UDP, "dport", "listen"), accept),
+		one(est, accept),
+		one(icmpIn(ipv4, "icmp_errors4"), accept), one(icmpIn(ipv6, "icmp_errors6"), accept),
+		one(icmpIn(ipv6, "nd"), hopLimit255, accept),
+		one(icmpIs(ipv6, 130), linkLocal, accept), // multicast listener query (RFC 3810): switches forget us otherwise
+		ping(ipv4, 8), ping(ipv6, 128),
+		one(iifIn("wan_dhcp"), isFamily(ipv4), ports(qos.UDP, 67, 68), accept),
+		one(iifIn("wan_dhcp"), linkLocal, ports(qos.UDP, 547, 546), accept),
+		one(counter(CounterInputWANDrop), drop))
+	p.chain("input_lan",
+		one(est, accept),
+		one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
+		one(portIs(qos.UDP, "dport", 67), accept), one(portIs(qos.UDP, "dport", 547), accept),
+		one(iifIn("data_lan"), portIn(qos.UDP, "dport", "served_udp"), accept), one(iifIn("data_lan"), portIn(qos.TCP, "dport", "served_tcp"), accept),
+		one(counter(CounterInputLANDrop), drop))
+	served := func(f family) []Rule { // a site's data networks manage this box as its own do; phones, anywhere, do not
+		return []Rule{rule(addrIn(f, "saddr", "sites_data"), portIn(qos.UDP, "dport", "served_udp"), accept),
+			rule(addrIn(f, "saddr", "sites_data"), portIn(qos.TCP, "dport", "served_tcp"), accept)}
+	}
+	p.chain("input_tunnel", one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
+		served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
+}
+
+// egress is the last look at a packet: nothing for a site leaves on a WAN in clear, the DSCP says
+// the class again (towards phones, into tunnels, on the WAN), and the queue is chosen. Ciphertext
+// is known by the mark of its socket; its class is the tunnel's, or, where an engine marks packets
+// apart, what its DSCP says.
+func (p *plan) egress() {
+	p.base("egress", "filter", "postrouting", hookMangle, "accept",
+		one(oifIn("wan"), goTo("egress_wan")),
+		one(oifIn("voice_lan"), goTo("remark")),
+		one(oifIn("tunnel"), goTo("remark")))
+	leak := func(f family) Rule {
+		return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), counter(CounterLeakWAN), drop)
+	}
+	queue := func(c qos.ClassName) Rule {
+		return rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), goTo("wan_"+string(c)))
+	}
+	p.chain("egress_wan",
+		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterVoice), goTo("wan_outer_voice")),
+		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterData), goTo("wan_outer_data")),
+		both(leak),
+		[]Rule{queue(qos.Media), queue(qos.Signalling), queue(qos.Background)},
+		one(goTo("wan_data")))
+	p.chain("wan_outer_voice", p.outer(qos.Signalling, qos.Media))
+	p.chain("wan_outer_data", p.outer(qos.Background, qos.Data))
+
+	var remark []Rule
+	for _, c := range qos.ClassNames {
+		remark = append(remark, rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), goTo("dscp_"+string(c))))
+	}
+	p.chain("remark", remark)
+	for _, c := range qos.ClassNames {
+		d := p.class(c).Outer
+		// Written only where it differs: a write costs a copy of a shared packet.
+		p.chain("dscp_"+string(c), both(func(f family) Rule { return rule(dscp(f, "neq", d), dscpSet(f, d)) }))
+		rules := one(jump("dscp_" + string(c)))
+		for _, q := range p.Priorities {
+			if q.Class == c {
+				rules = append(rules, rule(oif(q.WAN), priority(q.ClassID)))
+			}
+		}
+		if p.shapedPeers() {
+			rules = append(rules, both(func(f family) Rule { return rule(priorityFrom(f, "prio_"+string(c))) })...)
+		}
+		p.chain("wan_"+string(c), rules)
+	}
+}
+
+// outer sorts one tunnel's ciphertext: special where its DSCP says so, usual else.
+func (p *plan) outer(special, usual qos.ClassName) []Rule {
+	d := p.class(special).Outer
+	var rules []Rule
+	if d != p.class(usual).Outer {
+		rules = both(func(f family) Rule { return rule(dscp(f, "eq", d), goTo("wan_"+string(special))) })
+	}
+	return append(rules, rule(goTo("wan_"+string(usual))))
+}

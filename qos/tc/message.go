@@ -1,0 +1,256 @@
+package tc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"ringway/qos"
+)
+
+// The units stand here and nowhere else: qos speaks bits a second and bytes; the kernel takes
+// bytes a second, and holds a burst as time at the rate, in scheduler ticks of 64 ns.
+const (
+	nsPerTick     = 64
+	ticksPerMicro = 1000.0 / nsPerTick
+
+	htbVersion = 3  // TC_HTB_PROTOVER of sch_htb
+	r2q        = 10 // tc's default; unused where every class has a quantum
+
+	segmentTicks = 2 // no bucket of ours that only segments reads back as more
+
+	dumpTries = 5
+
+	attrTypeMask = 0x3fff // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+)
+
+func bytesPerSecond(r qos.BitRate) uint64 { return uint64(r) / 8 }
+
+// burstTicks cuts to whole microseconds, as tc does (tc_calc_xmittime; from 6.13 on it rounds up
+// to a tick, which qos.Diff takes for the same), so that its words and our message make the same class.
+func burstTicks(rate qos.BitRate, burst qos.ByteCount) uint32 {
+	if rate < 8 {
+		return 0
+	}
+	micros := uint32(1e6 * (float64(burst) / float64(bytesPerSecond(rate))))
+	return uint32(float64(micros) * ticksPerMicro)
+}
+
+// burstBytes is burstTicks's inverse: the microseconds that were cut to ticks, and as many bytes
+// as it takes to fill them, so that what was read can be written again and comes out the same.
+func burstBytes(rate qos.BitRate, ticks uint32) qos.ByteCount {
+	micros := math.Ceil(float64(ticks)/ticksPerMicro - 1e-6)
+	return qos.ByteCount(math.Ceil(micros*float64(bytesPerSecond(rate))/1e6 - 1e-6))
+}
+
+// rateSpec is struct tc_ratespec; a rate beyond 32 bits is ^0 here and stands in an attribute of its own.
+// No rate table goes along: with the link layer named the kernel computes and needs none.
+func rateSpec(r qos.BitRate, overhead, mpu uint16) nl.TcRateSpec {
+	return nl.TcRateSpec{
+		Linklayer: nl.LINKLAYER_ETHERNET,
+		Overhead:  overhead,
+		Mpu:       mpu,
+		Rate:      uint32(min(bytesPerSecond(r), 1<<32-1)),
+	}
+}
+
+func addRate64(o *nl.RtAttr, typ int, r qos.BitRate) {
+	if b := bytesPerSecond(r); b >= 1<<32 {
+		o.AddRtAttr(typ, nl.Uint64Attr(b))
+	}
+}
+
+func classOptions(c qos.HTBClass) *nl.RtAttr {
+	o := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
+	addRate64(o, nl.TCA_HTB_RATE64, c.Rate)
+	addRate64(o, nl.TCA_HTB_CEIL64, c.Ceil)
+	parms := nl.TcHtbCopt{
+		Rate:    rateSpec(c.Rate, c.Overhead, c.MPU),
+		Ceil:    rateSpec(c.Ceil, c.Overhead, c.MPU),
+		Buffer:  burstTicks(c.Rate, c.Burst),
+		Cbuffer: burstTicks(c.Ceil, c.CBurst),
+		Quantum: uint32(c.Quantum),
+		Prio:    c.Prio,
+	}
+	o.AddRtAttr(nl.TCA_HTB_PARMS, parms.Serialize())
+	return o
+}
+
+// qdiscOptions gives nil for a kind that has none.
+func qdiscOptions(q qos.Qdisc) *nl.RtAttr {
+	o := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
+	switch {
+	case q.HTB != nil:
+		glob := nl.TcHtbGlob{Version: htbVersion, Rate2Quantum: r2q, Defcls: q.HTB.Default}
+		o.AddRtAttr(nl.TCA_HTB_INIT, glob.Serialize())
+	case q.TBF != nil:
+		parms := nl.TcTbfQopt{
+			Rate:   rateSpec(q.TBF.Rate, 0, 0),
+			Limit:  uint32(min(q.TBF.Limit, 1<<32-1)),
+			Buffer: burstTicks(q.TBF.Rate, q.TBF.Burst),
+		}
+		o.AddRtAttr(nl.TCA_TBF_PARMS, parms.Serialize())
+		addRate64(o, nl.TCA_TBF_RATE64, q.TBF.Rate)
+		// In bytes as well: Buffer's ticks are too coarse for a bucket this small.
+		o.AddRtAttr(nl.TCA_TBF_BURST, nl.Uint32Attr(uint32(q.TBF.Burst)))
+	case q.FIFO != nil:
+		return nl.NewRtAttr(nl.TCA_OPTIONS, nl.Uint32Attr(q.FIFO.Limit))
+	case len(q.Options) > 0:
+		return nl.NewRtAttr(nl.TCA_OPTIONS, q.Options)
+	default:
+		return nil
+	}
+	return o
+}
+
+// attrs are the attributes of a message or of a nest, by type; the last of a type wins.
+type attrs map[uint16][]byte
+
+func parseAttrs(b []byte) (attrs, error) {
+	list, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil, fmt.Errorf("parse netlink attributes: %w", err)
+	}
+	m := make(attrs, len(list))
+	for _, a := range list {
+		m[a.Attr.Type&attrTypeMask] = a.Value
+	}
+	return m, nil
+}
+
+func (a attrs) text(typ uint16) string { return string(bytes.TrimRight(a[typ], "\x00")) }
+
+func (a attrs) u64(typ uint16) (uint64, bool) {
+	if v := a[typ]; len(v) >= 8 {
+		return binary.NativeEndian.Uint64(v), true
+	}
+	return 0, false
+}
+
+func u32at(b []byte, off int) uint32 {
+	if len(b) < off+4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b[off:])
+}
+
+func readRate(s nl.TcRateSpec, a attrs, typ uint16) qos.BitRate {
+	if r, ok := a.u64(typ); ok {
+		return qos.BitRate(r) * 8
+	}
+	return qos.BitRate(s.Rate) * 8
+}
+
+// tcMessage is one dumped qdisc or class.
+type tcMessage struct {
+	ifindex        int
+	handle, parent qos.Handle
+	kind           string
+	attrs          attrs
+}
+
+func parseMessage(m []byte) (tcMessage, error) {
+	if len(m) < nl.SizeofTcMsg {
+		return tcMessage{}, fmt.Errorf("netlink message of %d bytes is no tcmsg", len(m))
+	}
+	head := nl.DeserializeTcMsg(m)
+	a, err := parseAttrs(m[nl.SizeofTcMsg:])
+	if err != nil {
+		return tcMessage{}, err
+	}
+	return tcMessage{int(head.Ifindex), qos.Handle(head.Handle), qos.Handle(head.Parent), a.text(nl.TCA_KIND), a}, nil
+}
+
+// dump asks for all qdiscs or classes of one interface. A dump that a change ran into is asked for again.
+func dump(get, reply uint16, ifindex int) (out []tcMessage, err error) {
+	for range dumpTries {
+		if out, err = dumpOnce(get, reply, ifindex); !errors.Is(err, nl.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+func dumpOnce(get, reply uint16, ifindex int) ([]tcMessage, error) {
+	req := nl.NewNetlinkRequest(int(get), unix.NLM_F_DUMP)
+	req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(ifindex)})
+	raw, err := req.Execute(unix.NETLINK_ROUTE, reply)
+	if err != nil {
+		return nil, err
+	}
+	var out []tcMessage
+	for _, b := range raw {
+		m, err := parseMessage(b)
+		if err != nil {
+			return nil, err
+		}
+		if m.ifindex == ifindex { // the kernel dumps the qdiscs of all interfaces, whatever is asked
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
+func readQdisc(m tcMessage) (qos.Qdisc, error) {
+	q := qos.Qdisc{Handle: m.handle, Parent: m.parent, Kind: m.kind}
+	opts := m.attrs[nl.TCA_OPTIONS]
+	switch m.kind {
+	case "htb":
+		a, err := parseAttrs(opts)
+		if err != nil {
+			return q, err
+		}
+		q.HTB = &qos.HTB{Default: u32at(a[nl.TCA_HTB_INIT], 8)}
+	case "tbf":
+		a, err := parseAttrs(opts)
+		if err != nil {
+			return q, err
+		}
+		p := a[nl.TCA_TBF_PARMS]
+		if len(p) < nl.SizeofTcTbfQopt {
+			return q, fmt.Errorf("tbf %s: parameters of %d bytes", m.handle, len(p))
+		}
+		parms := nl.DeserializeTcTbfQopt(p)
+		if parms.Peakrate.Rate != 0 || parms.Rate.Overhead != 0 {
+			q.Options = opts // somebody's own, with more than we build
+			return q, nil
+		}
+		t := &qos.TBF{Rate: readRate(parms.Rate, a, nl.TCA_TBF_RATE64), Limit: qos.ByteCount(parms.Limit)}
+		t.Burst = burstBytes(t.Rate, parms.Buffer)
+		if b, ok := qos.SegmentBurst(t.Rate); ok && parms.Buffer <= segmentTicks {
+			t.Burst = b
+		}
+		q.TBF = t
+	case "bfifo", "pfifo":
+		q.FIFO = &qos.FIFO{Limit: u32at(opts, 0)}
+	default:
+		q.Options = bytes.Clone(opts)
+	}
+	return q, nil
+}
+
+func readClass(m tcMessage) (qos.HTBClass, error) {
+	c := qos.HTBClass{Handle: m.handle, Parent: m.parent}
+	if c.Parent == qos.RootHandle { // how the kernel names the qdisc as parent of its top classes
+		c.Parent = m.handle &^ 0xffff
+	}
+	a, err := parseAttrs(m.attrs[nl.TCA_OPTIONS])
+	if err != nil {
+		return c, err
+	}
+	p := a[nl.TCA_HTB_PARMS]
+	if len(p) < nl.SizeofTcHtbCopt {
+		return c, fmt.Errorf("HTB class %s: parameters of %d bytes", m.handle, len(p))
+	}
+	o := nl.DeserializeTcHtbCopt(p)
+	c.Rate, c.Ceil = readRate(o.Rate, a, nl.TCA_HTB_RATE64), readRate(o.Ceil, a, nl.TCA_HTB_CEIL64)
+	c.Burst, c.CBurst = burstBytes(c.Rate, o.Buffer), burstBytes(c.Ceil, o.Cbuffer)
+	c.Prio, c.Quantum = o.Prio, qos.ByteCount(o.Quantum)
+	c.Overhead, c.MPU = o.Rate.Overhead, o.Rate.Mpu
+	return c, nil
+}

@@ -1,0 +1,115 @@
+package tc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"ringway/qos"
+)
+
+// Stats reads the counters of Ringway's classes; interfaces without its tree give none.
+func Stats(interfaces []string) ([]qos.QueueStats, error) {
+	var out []qos.QueueStats
+	for _, name := range interfaces {
+		index, err := linkIndex(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s, err := linkStats(name, index)
+		if err != nil {
+			return nil, fmt.Errorf("read queue counters of %s: %w", name, err)
+		}
+		out = append(out, s...)
+	}
+	return out, nil
+}
+
+func linkStats(name string, index int) ([]qos.QueueStats, error) {
+	classes, err := dump(unix.RTM_GETTCLASS, unix.RTM_NEWTCLASS, index)
+	if err != nil {
+		return nil, err
+	}
+	qdiscs, err := dump(unix.RTM_GETQDISC, unix.RTM_NEWQDISC, index)
+	if err != nil {
+		return nil, err
+	}
+	leaf := map[qos.Handle]tcMessage{}
+	for _, q := range qdiscs {
+		leaf[q.parent] = q
+	}
+	byClass := map[qos.ClassName]qos.QueueStats{}
+	for _, m := range classes {
+		class, ours := qos.ClassOf(m.handle)
+		if !ours || m.kind != "htb" {
+			continue
+		}
+		c, err := readClass(m)
+		if err != nil {
+			return nil, err
+		}
+		s := qos.QueueStats{WAN: name, Class: class, Rate: c.Rate, Ceil: c.Ceil}
+		n, err := readCounters(m)
+		if err != nil {
+			return nil, err
+		}
+		s.Sent, s.SentPackets, s.Overlimits = qos.ByteCount(n.bytes), n.packets, uint64(n.overlimits)
+		s.Backlog, s.BacklogPackets, s.Drops = qos.ByteCount(n.backlog), uint64(n.qlen), uint64(n.drops)
+		s.Borrowed = uint64(u32at(m.attrs[nl.TCA_XSTATS], 4)) // struct tc_htb_xstats: lends, borrows, …
+		if q, ok := leaf[m.handle]; ok {
+			// The leaf counts the packets that a super-packet was cut into and that found no room;
+			// its class saw one packet, taken in part.
+			if n, err = readCounters(q); err != nil {
+				return nil, err
+			}
+			s.Drops = uint64(n.drops)
+			d, err := readQdisc(q)
+			if err != nil {
+				return nil, err
+			}
+			switch {
+			case d.TBF != nil:
+				s.Limit = d.TBF.Limit
+			case d.FIFO != nil && d.Kind == "bfifo":
+				s.Limit = qos.ByteCount(d.FIFO.Limit)
+			}
+		}
+		byClass[class] = s
+	}
+	var out []qos.QueueStats
+	for _, c := range qos.ClassNames {
+		if s, ok := byClass[c]; ok {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+type counters struct {
+	bytes, packets                   uint64
+	qlen, backlog, drops, overlimits uint32
+}
+
+func readCounters(m tcMessage) (counters, error) {
+	a, err := parseAttrs(m.attrs[nl.TCA_STATS2])
+	if err != nil {
+		return counters{}, err
+	}
+	var n counters
+	if b := a[nl.TCA_STATS_BASIC]; len(b) >= 12 { // struct gnet_stats_basic
+		n.bytes, n.packets = binary.NativeEndian.Uint64(b), uint64(u32at(b, 8))
+	}
+	if p, ok := a.u64(nl.TCA_STATS_PKT64); ok {
+		n.packets = p
+	}
+	q := a[nl.TCA_STATS_QUEUE] // struct gnet_stats_queue: qlen, backlog, drops, requeues, overlimits
+	n.qlen, n.backlog, n.drops, n.overlimits = u32at(q, 0), u32at(q, 4), u32at(q, 8), u32at(q, 16)
+	return n, nil
+}

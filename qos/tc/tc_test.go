@@ -1,0 +1,284 @@
+package tc
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+	"ringway/test/netnstest"
+)
+
+//	ns a: wan0 ---- wan0 :ns b
+
+func classes() []qos.Class {
+	return []qos.Class{
+		{Name: qos.Media, Share: 30, Limit: 20 * time.Millisecond},
+		{Name: qos.Signalling, Share: 10, Limit: 100 * time.Millisecond},
+		{Name: qos.Data, Share: 50, Limit: 50 * time.Millisecond},
+		{Name: qos.Background, Share: 5, Limit: 200 * time.Millisecond},
+	}
+}
+
+func input(uplink qos.BitRate) qos.Input {
+	return qos.Input{
+		WANs:     []qos.WAN{{Interface: "wan0", Uplink: uplink, Margin: 3, Overhead: 24, MPU: 84, MTU: 1500}},
+		Classes:  classes(),
+		Features: qos.AssumedFeatures(),
+	}
+}
+
+func pair(t testing.TB) (a, b *netnstest.NS) {
+	a, b = netnstest.New(t), netnstest.New(t)
+	netnstest.Veth(t, a, "wan0", b, "wan0")
+	return a, b
+}
+
+func observe(t testing.TB, ns *netnstest.NS) qos.State {
+	t.Helper()
+	var s qos.State
+	require.NoError(t, ns.Do(func() (err error) {
+		s, err = Observe([]string{"wan0"})
+		return err
+	}))
+	return s
+}
+
+// reconcile applies what differs and returns it.
+func reconcile(t testing.TB, ns *netnstest.NS, want qos.State) []qos.Change {
+	t.Helper()
+	changes := qos.Diff(want, observe(t, ns))
+	require.NoError(t, ns.Do(func() error { return Apply(changes) }))
+	return changes
+}
+
+// feed runs the plan's words through the real tc.
+func feed(t testing.TB, ns *netnstest.NS, lines []string) {
+	t.Helper()
+	for _, l := range lines {
+		w := strings.Fields(l)
+		ns.Run(w[0], w[1:]...)
+	}
+}
+
+// readBack is what tc says stands there, without what counts.
+func readBack(t testing.TB, ns *netnstest.NS) string {
+	t.Helper()
+	text := ns.Run("tc", "-d", "qdisc", "show", "dev", "wan0") +
+		ns.Run("tc", "-d", "class", "show", "dev", "wan0") +
+		ns.Run("tc", "-d", "-j", "qdisc", "show", "dev", "wan0") +
+		ns.Run("tc", "-d", "-j", "class", "show", "dev", "wan0")
+	return regexp.MustCompile(`direct_packets_stat"?[: ]\d+`).ReplaceAllString(text, "")
+}
+
+var rates = []qos.BitRate{64 * qos.Kbit, qos.Mbit, 1455 * qos.Kbit, 20 * qos.Mbit, qos.Gbit, 40 * qos.Gbit, 100 * qos.Gbit}
+
+func TestOracle(t *testing.T) {
+	for _, rate := range rates {
+		t.Run(rate.String(), func(t *testing.T) {
+			ours, _ := pair(t)
+			theirs, _ := pair(t)
+			want := qos.Want(input(rate))
+			changes := reconcile(t, ours, want)
+			assert.NotEmpty(t, changes)
+			feed(t, theirs, want.Text())
+
+			got := readBack(t, ours)
+			assert.Equal(t, readBack(t, theirs), got, "tc's own tree from the printed words, and ours")
+			assert.Contains(t, got, "overhead 24")
+			assert.Contains(t, got, "mpu 84")
+			assert.Equal(t, raw(t, theirs), raw(t, ours), "raw values")
+
+			assert.Empty(t, qos.Diff(want, observe(t, ours)), "applied twice")
+			assert.Empty(t, qos.Diff(want, observe(t, theirs)), "the words make what is wanted")
+		})
+	}
+}
+
+// raw is what the kernel dumps of qdiscs and classes, attribute by attribute, without statistics.
+func raw(t testing.TB, ns *netnstest.NS) []string {
+	t.Helper()
+	var out []string
+	require.NoError(t, ns.Do(func() error {
+		index, err := linkIndex("wan0")
+		if err != nil {
+			return err
+		}
+		for _, get := range []uint16{36 /* RTM_NEWQDISC */, 40 /* RTM_NEWTCLASS */} {
+			msgs, err := dump(get+2, get, index)
+			if err != nil {
+				return err
+			}
+			for _, m := range msgs {
+				opts := m.attrs[2] // TCA_OPTIONS
+				if m.kind == "htb" && get == 36 {
+					opts = nil // holds a counter (direct packets); tc's words are compared above
+				}
+				b, err := json.Marshal([]any{m.handle, m.parent, m.kind, opts})
+				if err != nil {
+					return err
+				}
+				out = append(out, string(b))
+			}
+		}
+		return nil
+	}))
+	return out
+}
+
+func TestStopGivesBackWhatStartFound(t *testing.T) {
+	for name, found := range map[string][]string{
+		"kernel default": nil,
+		"bfifo":          {"tc qdisc replace dev wan0 root handle 8005: bfifo limit 77000"},
+		"own tree": {
+			"tc qdisc replace dev wan0 root handle 1: htb default 7",
+			"tc class add dev wan0 parent 1: classid 1:7 htb rate 5mbit ceil 9mbit burst 3000 cburst 4000 prio 3 quantum 2000",
+			"tc qdisc add dev wan0 parent 1:7 handle 70: pfifo limit 33",
+		},
+		"own bucket": {"tc qdisc replace dev wan0 root handle 9: tbf rate 7mbit burst 5000 limit 9000 peakrate 8mbit mtu 1600"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, _ := pair(t)
+			feed(t, a, found)
+			before, text := observe(t, a), readBack(t, a)
+			saved, err := qos.MarshalState(before)
+			require.NoError(t, err)
+
+			reconcile(t, a, qos.Want(input(20*qos.Mbit)).Over(before))
+			assert.Contains(t, readBack(t, a), "htb 1:10")
+
+			restored, err := qos.UnmarshalState(saved)
+			require.NoError(t, err)
+			reconcile(t, a, restored)
+			assert.Equal(t, text, readBack(t, a))
+			assert.Empty(t, qos.Diff(restored, observe(t, a)))
+		})
+	}
+}
+
+func TestNewRateChangesClassesInPlace(t *testing.T) {
+	a, _ := pair(t)
+	reconcile(t, a, qos.Want(input(20*qos.Mbit)))
+	for _, rate := range []qos.BitRate{50 * qos.Mbit, 3 * qos.Mbit, 20 * qos.Mbit} {
+		for _, c := range reconcile(t, a, qos.Want(input(rate))) {
+			assert.Equal(t, qos.ChangeOp, c.Op, "%s", c)
+		}
+		assert.Empty(t, qos.Diff(qos.Want(input(rate)), observe(t, a)))
+	}
+}
+
+// The words of a difference do what its calls do, for every way from one plan to another.
+func TestWordsOfADifferenceAreTrue(t *testing.T) {
+	ours, _ := pair(t)
+	theirs, _ := pair(t)
+	narrow := input(20 * qos.Mbit)
+	narrow.Classes[0].Share, narrow.Classes[2].Share = 50, 25
+	plain := input(30 * qos.Mbit)
+	plain.Features.TBF = false
+	jumbo := input(20 * qos.Mbit)
+	jumbo.WANs[0].MTU = 9000
+	for _, want := range []qos.State{
+		qos.Want(input(20 * qos.Mbit)), qos.Want(input(50 * qos.Mbit)), qos.Want(narrow), qos.Want(plain),
+		qos.Want(jumbo), qos.Want(input(qos.Mbit)), {Links: []qos.Link{{Interface: "wan0"}}}, qos.Want(narrow),
+	} {
+		var words []string
+		for _, c := range qos.Diff(want, observe(t, theirs)) {
+			words = append(words, c.String())
+		}
+		feed(t, theirs, words)
+		reconcile(t, ours, want)
+		assert.Equal(t, readBack(t, theirs), readBack(t, ours))
+		assert.Empty(t, qos.Diff(want, observe(t, ours)))
+		assert.Empty(t, qos.Diff(want, observe(t, theirs)))
+	}
+}
+
+func TestHandMadeChangeIsMended(t *testing.T) {
+	want := qos.Want(input(20 * qos.Mbit))
+	for _, harm := range []string{
+		"tc qdisc del dev wan0 root",
+		"tc qdisc del dev wan0 parent 1:10",
+		"tc qdisc replace dev wan0 parent 1:10 handle 10: tbf rate 1mbit burst 1600 limit 2000",
+		"tc qdisc replace dev wan0 parent 1:20 handle 99: pfifo limit 3",
+		"tc class change dev wan0 parent 1:1 classid 1:30 htb rate 1mbit ceil 2mbit prio 0",
+		"tc class add dev wan0 parent 1:1 classid 1:50 htb rate 9mbit",
+		"tc class add dev wan0 parent 1: classid 1:2 htb rate 9mbit",
+		"tc class del dev wan0 classid 1:40",
+		"tc qdisc replace dev wan0 root handle 1: pfifo limit 50",
+		"tc qdisc replace dev wan0 root handle 77: pfifo limit 50",
+	} {
+		t.Run(harm, func(t *testing.T) {
+			a, _ := pair(t)
+			reconcile(t, a, want)
+			if strings.Contains(harm, "handle 1: pfifo") {
+				feed(t, a, []string{"tc qdisc del dev wan0 root"})
+			}
+			feed(t, a, []string{harm})
+			assert.NotEmpty(t, reconcile(t, a, want), "noticed")
+			assert.Empty(t, qos.Diff(want, observe(t, a)), "mended")
+		})
+	}
+}
+
+func TestErrorsSayWhatAndWhere(t *testing.T) {
+	a, _ := pair(t)
+	class := qos.Want(input(20 * qos.Mbit)).Links[0].Classes[1]
+	err := a.Do(func() error { return Apply([]qos.Change{{Op: qos.Add, Interface: "wan0", Class: &class}}) })
+	assert.ErrorContains(t, err, "add HTB class 1:10 on wan0: ")
+	err = a.Do(func() error { return Apply([]qos.Change{{Op: qos.Add, Interface: "wan9", Class: &class}}) })
+	assert.ErrorContains(t, err, "add HTB class 1:10 on wan9: find interface wan9: ")
+	assert.NoError(t, a.Do(func() error {
+		s, err := Observe([]string{"wan9"})
+		assert.Empty(t, s.Links)
+		return err
+	}))
+}
+
+// A WAN whose device is not there, or refuses, keeps no other from being shaped, and is shaped once it appears.
+func TestMissingInterfaceStopsNoOther(t *testing.T) {
+	a, b := pair(t)
+	in := input(20 * qos.Mbit)
+	in.WANs = append([]qos.WAN{{Interface: "lte0", Uplink: 5 * qos.Mbit, MTU: 1500}}, in.WANs...)
+	want := qos.Want(in)
+	look := func() (s qos.State) {
+		t.Helper()
+		require.NoError(t, a.Do(func() (err error) {
+			s, err = Observe(want.Interfaces())
+			return err
+		}))
+		return s
+	}
+	gone := qos.State{Links: []qos.Link{{Interface: "lte0"}, {Interface: "wan0"}}} // lte0 goes right after it was looked at
+	err := a.Do(func() error { return Apply(qos.Diff(want, gone)) })
+	require.ErrorContains(t, err, "find interface lte0")
+	assert.Equal(t, 1, strings.Count(err.Error(), "find interface lte0"), "said once: %v", err)
+	assert.Contains(t, readBack(t, a), "htb 1:10")
+	assert.Empty(t, qos.Diff(want, look()), "nothing can be done about lte0")
+
+	netnstest.Veth(t, a, "lte0", b, "lte0")
+	changes := qos.Diff(want, look())
+	require.NoError(t, a.Do(func() error { return Apply(changes) }))
+	assert.Contains(t, a.Run("tc", "class", "show", "dev", "lte0"), "htb 1:10")
+	assert.Empty(t, qos.Diff(want, look()))
+}
+
+func TestProbe(t *testing.T) {
+	f, err := Probe()
+	require.NoError(t, err)
+	// The oracle is tc, asked for the same in a namespace of its own.
+	ns := netnstest.New(t)
+	for kind, has := range map[string]bool{"fq_codel": f.FQCoDel, "cake": f.Cake, "fq": f.FQ, "prio": f.Prio, "htb": f.HTB,
+		"bfifo": f.BFIFO, "tbf rate 1mbit burst 5000 limit 9000": f.TBF} {
+		_, err := ns.Try("tc", append([]string{"qdisc", "replace", "dev", "lo", "root"}, strings.Fields(kind)...)...)
+		assert.Equal(t, err == nil, has, "%s: %v", kind, err)
+	}
+	_, err = ns.Try("tc", "qdisc", "add", "dev", "lo", "clsact")
+	assert.Equal(t, err == nil, f.Ingress, "clsact: %v", err)
+	_, err = ns.Try("ip", "link", "add", "probe0", "type", "ifb")
+	assert.Equal(t, err == nil, f.IFB, "ifb: %v", err)
+}

@@ -1,0 +1,298 @@
+// Package rtnl is the kernel's side of package routing: it reads links, addresses, routes,
+// rules and sysctls into a routing.State, makes the changes that routing.Diff found, and tells
+// when something changed. It is the only importer of vishvananda/netlink in its domain; the
+// appliance imports it. Everything acts in the calling thread's network namespace.
+package rtnl
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"ringway/routing"
+)
+
+// A dump that changed while it was read is read again this often.
+const dumpTries = 5
+
+// Observe reads what is Ringway's (by protocol 82, on whatever device, by its route tables, by the
+// alias of its links) and, of what is not, what scope mentions: its links, all addresses on them,
+// routes in the place of its routes, its sysctls; and all rules among Ringway's priorities.
+func Observe(scope routing.State) (routing.State, error) {
+	var s routing.State
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		s.NoIPv6 = true
+	}
+	names, err := observeLinks(&s, scope)
+	if err != nil {
+		return routing.State{}, err
+	}
+	if err := observeAddresses(&s, scope, names); err != nil {
+		return routing.State{}, err
+	}
+	families := []int{unix.AF_INET, unix.AF_INET6}
+	if s.NoIPv6 {
+		families = families[:1]
+	}
+	for _, family := range families {
+		if err := observeRoutes(&s, scope, family, names); err != nil {
+			return routing.State{}, err
+		}
+		if err := observeRules(&s, family); err != nil {
+			return routing.State{}, err
+		}
+	}
+	if err := observeSysctls(&s, scope); err != nil {
+		return routing.State{}, err
+	}
+	s.Sort()
+	return s, nil
+}
+
+// dump repeats f while the kernel says that the list changed under the reader.
+func dump[T any](f func() ([]T, error)) (list []T, err error) {
+	for range dumpTries {
+		if list, err = f(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+	return list, err
+}
+
+// observeLinks fills in the links and returns the names of all of the box's.
+func observeLinks(s *routing.State, scope routing.State) (map[int]string, error) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list network devices: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	wanted := map[string]routing.Link{}
+	for _, l := range scope.Links {
+		wanted[l.Name] = l
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		w, mentioned := wanted[a.Name]
+		vlan, isVLAN := l.(*netlink.Vlan)
+		own := isVLAN && a.Alias == routing.LinkAlias
+		if !mentioned && !own {
+			continue
+		}
+		o := routing.Link{Name: a.Name, Own: own, Up: a.Flags&net.FlagUp != 0}
+		if isVLAN {
+			o.VLAN, o.Parent = uint16(vlan.VlanId), names[a.ParentIndex]
+		}
+		if w.MTU != 0 {
+			o.MTU = a.MTU
+		}
+		if w.TxQueueLen != 0 {
+			o.TxQueueLen = a.TxQLen
+		}
+		if w.GSOMax != 0 {
+			o.GSOMax = int(a.GSOMaxSize)
+		}
+		s.Links = append(s.Links, o)
+	}
+	return names, nil
+}
+
+// ifaProto is IFA_PROTO (linux/if_addr.h), which came with Linux 5.18.
+const ifaProto = 11
+
+func observeAddresses(s *routing.State, scope routing.State, names map[int]string) error {
+	mentioned := map[string]bool{}
+	for _, l := range s.Links {
+		mentioned[l.Name] = true
+	}
+	ours := func(routing.Address) bool { return false }
+	if !kernelTagsAddresses() {
+		ours = untagged(scope)
+	}
+	msgs, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	})
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, m := range msgs {
+		msg := nl.DeserializeIfAddrmsg(m)
+		attrs, err := nl.ParseRouteAttr(m[msg.Len():])
+		if err != nil {
+			return fmt.Errorf("list addresses: %w", err)
+		}
+		a := routing.Address{Device: names[int(msg.Index)]}
+		var local, address netip.Addr
+		for _, attr := range attrs {
+			switch attr.Attr.Type {
+			case unix.IFA_LOCAL:
+				local, _ = netip.AddrFromSlice(attr.Value)
+			case unix.IFA_ADDRESS:
+				address, _ = netip.AddrFromSlice(attr.Value)
+			case ifaProto:
+				if len(attr.Value) > 0 {
+					a.Protocol = attr.Value[0]
+				}
+			}
+		}
+		if !local.IsValid() {
+			local = address // IPv6 has no IFA_LOCAL but on point-to-point links
+		}
+		if !local.IsValid() {
+			continue
+		}
+		a.Prefix = netip.PrefixFrom(local, int(msg.Prefixlen))
+		if ours(a) {
+			a.Protocol = routing.Protocol
+		}
+		// Ringway's own are looked for everywhere: a device that the config no longer names must not keep them.
+		if mentioned[a.Device] || a.Protocol == routing.Protocol {
+			s.Addresses = append(s.Addresses, a)
+		}
+	}
+	return nil
+}
+
+// untagged says which addresses are ours where the kernel keeps no tag: those that scope asks
+// for, unless it also holds them as somebody else's (as a kept before-state does).
+func untagged(scope routing.State) func(routing.Address) bool {
+	asked, foreign := map[routing.Address]bool{}, map[routing.Address]bool{}
+	for _, a := range scope.Addresses {
+		key := routing.Address{Device: a.Device, Prefix: a.Prefix}
+		if a.Protocol == routing.Protocol {
+			asked[key] = true
+		} else {
+			foreign[key] = true
+		}
+	}
+	return func(a routing.Address) bool {
+		key := routing.Address{Device: a.Device, Prefix: a.Prefix}
+		return asked[key] && !foreign[key]
+	}
+}
+
+// kernelTagsAddresses is whether this kernel keeps an address's protocol.
+func kernelTagsAddresses() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n != 2 {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 18
+}
+
+var routeTypes = map[int]routing.RouteType{
+	unix.RTN_UNICAST: routing.Unicast, unix.RTN_THROW: routing.Throw, unix.RTN_UNREACHABLE: routing.Unreachable,
+	unix.RTN_BLACKHOLE: "blackhole", unix.RTN_PROHIBIT: "prohibit", unix.RTN_LOCAL: "local",
+}
+
+func observeRoutes(s *routing.State, scope routing.State, family int, names map[int]string) error {
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list %s routes: %w", familyName(family), err)
+	}
+	type place struct {
+		table, metric uint32
+		prefix        netip.Prefix
+	}
+	wanted := map[place]bool{}
+	for _, r := range scope.Routes {
+		wanted[place{r.Table, r.Metric, r.Prefix}] = true
+	}
+	for _, r := range routes {
+		t, known := routeTypes[r.Type]
+		if !known {
+			continue
+		}
+		o := routing.Route{Table: uint32(r.Table), Type: t, Metric: uint32(r.Priority), Protocol: uint8(r.Protocol),
+			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src)}
+		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+			ones, _ := r.Dst.Mask.Size()
+			if family == unix.AF_INET {
+				a = a.Unmap() // the library writes IPv4's default in 16 bytes
+			}
+			o.Prefix = netip.PrefixFrom(a, ones)
+		}
+		if t == routing.Unicast { // the kernel names lo for IPv6 routes that go nowhere
+			o.Device = names[r.LinkIndex]
+		}
+		if o.Protocol == routing.Protocol || routing.OwnTable(o.Table) || wanted[place{o.Table, o.Metric, o.Prefix}] {
+			s.Routes = append(s.Routes, o)
+		}
+	}
+	return nil
+}
+
+func observeRules(s *routing.State, family int) error {
+	rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+	if err != nil {
+		return fmt.Errorf("list %s rules: %w", familyName(family), err)
+	}
+	for _, r := range rules {
+		if r.Protocol != routing.Protocol && (r.Priority < routing.PriorityFirst || r.Priority > routing.PriorityLast) {
+			continue
+		}
+		o := routing.Rule{Family: 4, Priority: r.Priority, Mark: r.Mark, Input: r.IifName, Table: uint32(r.Table), Protocol: r.Protocol}
+		if family == unix.AF_INET6 {
+			o.Family = 6
+		}
+		if r.Mask != nil {
+			o.Mask = *r.Mask
+		}
+		o.More = r.Protocol != routing.Protocol && (r.Src != nil || r.Dst != nil || r.OifName != "" || r.Tos != 0 || r.TunID != 0 ||
+			r.Goto >= 0 || r.Flow >= 0 || r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0 || r.Invert ||
+			r.Dport != nil || r.Sport != nil || r.IPProto != 0 || r.UIDRange != nil)
+		s.Rules = append(s.Rules, o)
+	}
+	return nil
+}
+
+func observeSysctls(s *routing.State, scope routing.State) error {
+	for _, c := range scope.Sysctls {
+		b, err := os.ReadFile(sysctlPath(c.Key))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read sysctl %s: %w", c.Key, err)
+		}
+		v, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			return fmt.Errorf("read sysctl %s: %w", c.Key, err)
+		}
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: c.Key, Value: v})
+	}
+	return nil
+}
+
+func sysctlPath(key string) string { return filepath.Join("/proc/sys", key) }
+
+func familyName(family int) string {
+	if family == unix.AF_INET6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a
+}

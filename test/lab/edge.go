@@ -1,0 +1,303 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel"
+)
+
+// How long an edge may take until its tunnels are up, and a packet to come through.
+const edgeDeadline = 60 * time.Second
+
+// Edge is the appliance of one branch: a host that runs the shipped program, or stock wireguard-go.
+type Edge struct {
+	*Host
+	pair *Pair
+	side side
+	far  side
+	key  tunnel.PrivateKey
+
+	Binary string // the program ringway that the next Start runs; empty: the lab's
+
+	stock bool // wireguard-go with one tunnel in place of Ringway
+
+	mu   sync.Mutex
+	main *process // `ringway run`, or wireguard-go
+}
+
+// process is a program that runs for long on a host, with its log in the host's own files.
+type process struct {
+	cmd   *exec.Cmd
+	log   string // path as this process reaches it
+	ended chan struct{}
+	err   error // once ended
+}
+
+// spawn starts a program that runs for long; name names its log in MachineDir.
+func (h *Host) spawn(name string, cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, log: h.Path(MachineDir + "/" + name + ".log"), ended: make(chan struct{})}
+	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open a log on %s: %w", h.Name, err)
+	}
+	defer f.Close()
+	if cmd.Stdout == nil {
+		cmd.Stdout = f
+	}
+	cmd.Stderr = f
+	if err := h.Start(cmd); err != nil {
+		return nil, err
+	}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.ended)
+	}()
+	return p, nil
+}
+
+// signal sends s and does not wait.
+func (p *process) signal(s unix.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// wait waits for the end of the process, at most until ctx is done.
+func (p *process) wait(ctx context.Context) error {
+	select {
+	case <-p.ended:
+		return p.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// lastWords is the end of the log, for an error message.
+func (p *process) lastWords() string {
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))), "\n")
+	if len(lines) > 12 {
+		lines = lines[len(lines)-12:]
+	}
+	return strings.Join(lines, "\n")
+}
+
+// bringUp starts both edges and waits until phones and PCs reach each other.
+func (p *Pair) bringUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, edgeDeadline, fmt.Errorf("not up after %s", edgeDeadline))
+	defer cancel()
+	for i, s := range sides {
+		e := &Edge{Host: p.Host(s.edge), pair: p, side: s, far: sides[1-i]}
+		e.stock = p.Name == Baseline || (s.edge == EdgeB && p.lab.Options.StockFarEnd)
+		var err error
+		if e.key, err = tunnel.NewPrivateKey(); err != nil {
+			return err
+		}
+		p.edges[s.edge] = e
+	}
+	for _, e := range p.edges {
+		if err := e.setUp(ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	// One after the other, as two boxes in two towns come up: two wireguard-go that begin to shake hands within the same
+	// millisecond may end with different ideas of their session, and find out 15 s later.
+	for _, s := range sides {
+		e := p.edges[s.edge]
+		err := e.Start(ctx)
+		if err == nil && s != sides[1] {
+			err = e.wait(ctx, func(st Status) bool { return st.Ready })
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	if err := p.WaitUp(ctx); err != nil {
+		return fmt.Errorf("%s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// WaitUp waits until the edges are ready and a packet came through in both classes.
+func (p *Pair) WaitUp(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, e := range p.edges {
+		g.Go(func() error { return e.WaitReady(gctx) })
+	}
+	for _, from := range []struct{ host, to, tos string }{
+		{PhoneA, sides[1].voice.remote, "0xb8"}, // EF: what a phone sends unmarked is class data
+		{PCA, sides[1].data.remote, "0"},
+	} {
+		g.Go(func() error { return p.Host(from.host).waitReach(gctx, from.to, from.tos) })
+	}
+	return g.Wait()
+}
+
+// waitReach pings until an answer comes.
+func (h *Host) waitReach(ctx context.Context, to, tos string) error {
+	for {
+		_, err := h.Run(ctx, "ping", "-n", "-q", "-c", "1", "-W", "1", "-Q", tos, to)
+		if err == nil {
+			return nil
+		}
+		if err := pauseFor(ctx, 100*time.Millisecond); err != nil {
+			return fmt.Errorf("%s does not reach %s: %w", h.Name, to, err)
+		}
+	}
+}
+
+func pauseFor(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (e *Edge) setUp(ctx context.Context) error {
+	if e.stock {
+		return e.setUpBaseline(ctx)
+	}
+	return e.setUpRingway()
+}
+
+// Start starts the edge's program; it does not wait until it is ready.
+func (e *Edge) Start(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	start := e.startRingway
+	if e.stock {
+		start = e.startBaseline
+	}
+	var err error
+	e.main, err = start(ctx)
+	return err
+}
+
+// Kill kills the edge's program with SIGKILL and waits for its end. What it started lives on.
+func (e *Edge) Kill(ctx context.Context) error { return e.end(ctx, unix.SIGKILL) }
+
+// Terminate asks the edge's program to end, as a service manager does, and waits for it.
+func (e *Edge) Terminate(ctx context.Context) error { return e.end(ctx, unix.SIGTERM) }
+
+func (e *Edge) end(ctx context.Context, s unix.Signal) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.main == nil {
+		return fmt.Errorf("%s does not run", e.Name)
+	}
+	e.main.signal(s)
+	err := e.main.wait(ctx)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && (s == unix.SIGKILL || exit.Success()) {
+		return nil
+	}
+	return err
+}
+
+// Restart ends the edge's program and starts it again.
+func (e *Edge) Restart(ctx context.Context) error {
+	if err := e.Terminate(ctx); err != nil {
+		return err
+	}
+	return e.Start(ctx)
+}
+
+// Reload asks the program to read its configuration again.
+func (e *Edge) Reload() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.main.signal(unix.SIGHUP)
+}
+
+// Log is where this process finds what the edge's program wrote.
+func (e *Edge) Log() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.main.log
+}
+
+// WaitReady waits until a handshake has been made with the far edge in every tunnel.
+func (e *Edge) WaitReady(ctx context.Context) error { return e.wait(ctx, Status.up) }
+
+func (e *Edge) wait(ctx context.Context, good func(Status) bool) error {
+	if e.stock {
+		return nil // wireguard-go shakes hands when the first packet comes
+	}
+	for {
+		s, err := e.Status(ctx)
+		if err == nil && good(s) {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("it is not ready, or has not shaken hands in every tunnel yet")
+		}
+		e.mu.Lock()
+		main := e.main
+		e.mu.Unlock()
+		select {
+		case <-main.ended:
+			return fmt.Errorf("%s: `ringway run` ended (%v):\n%s", e.Name, main.err, main.lastWords())
+		default:
+		}
+		if perr := pauseFor(ctx, 100*time.Millisecond); perr != nil {
+			return fmt.Errorf("%s: %w: %w; its last words:\n%s", e.Name, perr, err, main.lastWords())
+		}
+	}
+}
+
+// Status is what the lab reads of `ringway status --json`.
+type Status struct {
+	Build   string                `json:"build"`
+	PID     int                   `json:"pid"`
+	Ready   bool                  `json:"ready"`
+	Tunnels []tunnel.DeviceStatus `json:"tunnels"`
+}
+
+func (s Status) up() bool {
+	peers := 0
+	for _, t := range s.Tunnels {
+		for _, p := range t.Peers {
+			peers++
+			if p.LastHandshake.IsZero() {
+				return false
+			}
+		}
+	}
+	return s.Ready && peers > 0
+}
+
+// Tunnel finds the device of a class.
+func (s Status) Tunnel(c tunnel.Class) (tunnel.DeviceStatus, bool) {
+	for _, t := range s.Tunnels {
+		if t.Class == c {
+			return t, true
+		}
+	}
+	return tunnel.DeviceStatus{}, false
+}
+
+// Status asks the running daemon.
+func (e *Edge) Status(ctx context.Context) (Status, error) {
+	var s Status
+	out, err := e.Ringway(ctx, "status", "--json")
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return s, fmt.Errorf("%s: read `ringway status --json`: %w", e.Name, err)
+	}
+	return s, nil
+}

@@ -1,0 +1,97 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"ringway/tunnel"
+)
+
+// The baseline's one tunnel.
+const (
+	baselineDevice = "wg0"
+	baselinePort   = "51820"
+	baselineMTU    = "1420"
+)
+
+// setUpBaseline makes a plain Linux router of the edge: addresses, forwarding and nothing else.
+func (e *Edge) setUpBaseline(ctx context.Context) error {
+	var lines []string
+	for _, n := range []struct {
+		device string
+		lan    lan
+	}{{"voice0", e.side.voice}, {"data0", e.side.data}, {"wan0", e.side.wan}} {
+		addr, addr6 := n.lan.edge, n.lan.edge6
+		lines = append(lines, "addr add "+addr+"/24 dev "+n.device, "link set "+n.device+" up")
+		if ipv6Works() {
+			lines = append(lines, "addr add "+addr6+"/64 dev "+n.device+" nodad")
+		}
+	}
+	lines = append(lines, "route add default via "+e.side.wan.remote)
+	if err := e.ip(ctx, nil, lines...); err != nil {
+		return err
+	}
+	return e.Do(forward)
+}
+
+// forward makes a router of the network namespace that the calling thread is in.
+func forward() error {
+	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil && (f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
+			return fmt.Errorf("forward packets: %w", err)
+		}
+	}
+	return nil
+}
+
+// startBaseline runs stock wireguard-go with one peer, as its manual says.
+func (e *Edge) startBaseline(ctx context.Context) (*process, error) {
+	cmd := e.Command(e.pair.lab.Options.WireGuardGo, "--foreground", baselineDevice)
+	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
+	p, err := e.spawn("wireguard-go", cmd)
+	if err != nil {
+		return nil, err
+	}
+	socket := e.Path("/run/wireguard/" + baselineDevice + ".sock")
+	for {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		select {
+		case <-p.ended:
+			return nil, fmt.Errorf("%s: wireguard-go ended (%v):\n%s", e.Name, p.err, p.lastWords())
+		default:
+		}
+		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
+			return nil, fmt.Errorf("%s: wireguard-go did not come up: %w:\n%s", e.Name, err, p.lastWords())
+		}
+	}
+	if err := e.writeSecret("baseline.key", e.key); err != nil {
+		return nil, err
+	}
+	farKey := e.pair.edges[e.far.edge].key.Public()
+	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key", MachineDir+"/baseline.key",
+		"peer", farKey.String(), "endpoint", e.far.wan.edge+":"+baselinePort,
+		"allowed-ips", e.far.voice.network+","+e.far.data.network+","+e.far.voice.network6+","+e.far.data.network6); err != nil {
+		return nil, err
+	}
+	lines := []string{"link set " + baselineDevice + " mtu " + baselineMTU + " up"}
+	for _, l := range []lan{e.far.voice, e.far.data} {
+		lines = append(lines, "route replace "+l.network+" dev "+baselineDevice)
+		if ipv6Works() {
+			lines = append(lines, "route replace "+l.network6+" dev "+baselineDevice)
+		}
+	}
+	return p, e.ip(ctx, nil, lines...)
+}
+
+// writeSecret writes a private key into the host's own files, readable by root alone.
+func (e *Edge) writeSecret(name string, k tunnel.PrivateKey) error {
+	path := e.Path(MachineDir + "/" + name)
+	if err := os.WriteFile(path, []byte(k.Base64()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the private key of %s: %w", e.Name, err)
+	}
+	return nil
+}

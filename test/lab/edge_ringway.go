@@ -1,0 +1,70 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"ringway/configs"
+)
+
+// Where the appliance finds its things by default; each host has these folders to itself.
+const (
+	edgeConfig = "/etc/ringway/ringway.yaml"
+	edgeKey    = "/etc/ringway/private.key"
+)
+
+// setUpRingway writes what an installer would: the shipped configuration with the far side's key in it, and a private key.
+func (e *Edge) setUpRingway() error {
+	o := e.pair.lab.Options
+	values := map[string]string{
+		"sites[" + e.far.site + "].public_key": e.pair.edges[e.far.edge].key.Public().String(),
+		"wan[wan0].uplink":                     "",
+		"wan[wan0].downlink":                   "",
+	}
+	if o.WAN > 0 {
+		values["wan[wan0].uplink"], values["wan[wan0].downlink"] = o.WAN.String(), o.WAN.String()
+	}
+	if o.EdgeConfig != nil {
+		o.EdgeConfig(e.side.site, values)
+	}
+	text, err := configs.Variant("branch-"+e.side.site+".yaml", values)
+	if err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
+	}
+	if err := e.WriteConfig(text); err != nil {
+		return err
+	}
+	if err := os.WriteFile(e.Path(edgeKey), []byte(e.key.Base64()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the private key of %s: %w", e.Name, err)
+	}
+	return nil
+}
+
+// WriteConfig replaces the edge's configuration file; Reload or Restart makes the edge read it.
+func (e *Edge) WriteConfig(text []byte) error {
+	if err := os.WriteFile(e.Path(edgeConfig), text, 0o644); err != nil {
+		return fmt.Errorf("write the configuration of %s: %w", e.Name, err)
+	}
+	return nil
+}
+
+// Config reads the edge's configuration file.
+func (e *Edge) Config() ([]byte, error) { return os.ReadFile(e.Path(edgeConfig)) }
+
+func (e *Edge) startRingway(context.Context) (*process, error) {
+	return e.spawn("ringway", e.Command(e.program(), "run", edgeConfig))
+}
+
+// program is the program ringway that this edge runs.
+func (e *Edge) program() string {
+	if e.Binary != "" {
+		return e.Binary
+	}
+	return e.pair.lab.Options.Binary
+}
+
+// Ringway runs a command of the edge's program on it: stop, reload, status.
+func (e *Edge) Ringway(ctx context.Context, args ...string) (string, error) {
+	return e.Run(ctx, e.program(), args...)
+}

@@ -1,0 +1,242 @@
+// Package lab builds two whole branches on one machine, places calls between them and measures how good the voice
+// was. It is what `ringway lab` runs, and end-to-end tests stand on it; cmd/ringway and tests import it, nobody else.
+//
+// Every host of the lab is a network and a mount namespace (with a /run, /etc/ringway and /var/lib/ringway of its own),
+// all processes live in one PID namespace:
+//
+//	berlin                                                                            munich
+//	phone-a 10.1.10.10 --- voice0 .1                              voice0 .1 --- phone-b 10.2.10.10
+//	                                edge-a --- provider --- edge-b
+//	pc-a    10.1.20.10 ---  data0 .1   |                    |     data0 .1 --- pc-b    10.2.20.10
+//	                      198.51.100.2 |                    | 203.0.113.2
+//
+// IPv6 stands beside it: 2001:db8:SIDE:NETWORK::/64, so phone-a is 2001:db8:1:10::10. A second such pair, the
+// baseline, may stand beside the first at the same time with the same addresses: no cable joins them.
+//
+// Nothing is left when the lab ends, however it ends. No namespace has a name; each is held by a process of the lab's
+// PID namespace, whose process 1 ends when its standard input does, and the kernel takes the rest along. No device
+// is ever made in the machine's own network.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ringway/qos"
+)
+
+// Bulk is what fills the WAN while the calls are up.
+type Bulk string
+
+// The kinds of bulk traffic, from pc-a to pc-b.
+const (
+	BulkNone Bulk = "none"
+	BulkTCP  Bulk = "tcp" // one TCP stream, as fast as it goes
+	BulkUDP  Bulk = "udp" // a flood of twice the WAN's rate
+)
+
+// Options says what stands in the lab.
+type Options struct {
+	Binary      string     // the program ringway: the edges run it and it holds the namespaces; default: this one
+	WireGuardGo string     // the stock program wireguard-go for the baseline; default: beside Binary, or in PATH
+	Paths       []PathName // which pairs to build; default: Ringway alone
+
+	WAN    qos.BitRate   // rate of the provider's bottleneck, both ways; 0 = none
+	Buffer Bytes         // of the provider's FIFO before the bottleneck
+	Delay  time.Duration // one way
+	Loss   float64       // fraction lost on the way, 0 to 1
+
+	Seed uint64 // of the loss: the same seed loses the same packets
+
+	Bulk     Bulk
+	Calls    int
+	Duration time.Duration // of each call's media
+
+	// EdgeConfig may change an edge's configuration before it is written: values by path, as config.SetValues takes them.
+	EdgeConfig func(site string, values map[string]string)
+
+	// StockFarEnd puts stock wireguard-go with one tunnel at munich's end of Ringway's pair; EdgeConfig says which of berlin's
+	// tunnels it belongs to.
+	StockFarEnd bool
+
+	Progress io.Writer // nil = silent
+}
+
+// DefaultBuffer is the provider's buffer: 200 full packets, 120 ms at 20 Mbit/s.
+const DefaultBuffer Bytes = 300_000
+
+// Bytes counts bytes of a buffer.
+type Bytes = qos.ByteCount
+
+// ParseWAN reads the WAN's rate: none, or 20mbit.
+func ParseWAN(s string) (qos.BitRate, error) {
+	if s == "none" {
+		return 0, nil
+	}
+	r, err := qos.ParseBitRate(s)
+	if err != nil {
+		return 0, fmt.Errorf("%w, or none", err)
+	}
+	return r, nil
+}
+
+func (o Options) has(p PathName) bool {
+	for _, q := range o.Paths {
+		if p == q {
+			return true
+		}
+	}
+	return false
+}
+
+func (o *Options) fill() error {
+	if o.Binary == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the program ringway: %w", err)
+		}
+		o.Binary = self
+	}
+	if len(o.Paths) == 0 {
+		o.Paths = []PathName{Ringway}
+	}
+	if o.Buffer == 0 {
+		o.Buffer = DefaultBuffer
+	}
+	if o.Bulk == "" {
+		o.Bulk = BulkNone
+	}
+	if o.Calls == 0 {
+		o.Calls = 10
+	}
+	if o.Duration == 0 {
+		o.Duration = 20 * time.Second
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	switch {
+	case o.Calls < 1 || o.Calls > maxCalls:
+		return fmt.Errorf("%d calls at once (allowed: 1-%d)", o.Calls, maxCalls)
+	case o.Duration < time.Second || o.Duration > time.Hour:
+		return fmt.Errorf("calls of %s (allowed: 1s-1h)", o.Duration)
+	case o.Loss < 0 || o.Loss >= 1:
+		return fmt.Errorf("a loss of %g (allowed: 0 to less than 1)", o.Loss)
+	case o.Delay < 0 || o.Delay > 5*time.Second:
+		return fmt.Errorf("a delay of %s (allowed: 0-5s)", o.Delay)
+	case o.Bulk != BulkNone && o.Bulk != BulkTCP && o.Bulk != BulkUDP:
+		return fmt.Errorf("bulk %q (allowed: none, tcp, udp)", o.Bulk)
+	}
+	for _, p := range o.Paths {
+		if p != Ringway && p != Baseline {
+			return fmt.Errorf("no pair is called %q (allowed: ringway, baseline)", p)
+		}
+	}
+	return nil
+}
+
+// ErrUsage marks an error of what was asked for, not of the lab.
+var ErrUsage = errors.New("wrong usage")
+
+// Lab is what stands, until Close.
+type Lab struct {
+	Options Options
+	world   *world
+	pairs   []*Pair
+	show    *progress
+	kept    bool
+}
+
+// New builds the lab and waits until packets flow between the branches of every pair. It needs root. When it fails,
+// nothing is left.
+func New(ctx context.Context, o Options) (_ *Lab, err error) {
+	if err := o.fill(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if err := checkTools(o); err != nil {
+		return nil, err
+	}
+	if o.has(Baseline) || o.StockFarEnd {
+		if o.WireGuardGo, err = findWireGuardGo(o.WireGuardGo, o.Binary); err != nil {
+			return nil, err
+		}
+	}
+	l := &Lab{Options: o, show: newProgress(o.Progress)}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	l.show.step("building %d hosts", 7*len(o.Paths))
+	if l.world, err = newWorld(o.Binary); err != nil {
+		return nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	pairs := make([]*Pair, len(o.Paths))
+	for i, name := range o.Paths {
+		g.Go(func() (err error) {
+			pairs[i], err = l.newPair(gctx, name)
+			return err
+		})
+	}
+	err = g.Wait()
+	for _, p := range pairs {
+		if p != nil {
+			l.pairs = append(l.pairs, p)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range l.pairs {
+		if err := p.provide(ctx); err != nil {
+			return nil, err
+		}
+	}
+	l.show.step("starting the edges")
+	g, gctx = errgroup.WithContext(ctx)
+	for _, p := range l.pairs {
+		g.Go(func() error { return p.bringUp(gctx) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// Pair finds a pair by name; nil if it is not in this lab.
+func (l *Lab) Pair(name PathName) *Pair {
+	for _, p := range l.pairs {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// Host finds a host of the first pair.
+func (l *Lab) Host(name string) *Host { return l.pairs[0].Host(name) }
+
+// Edge is edge a or b of the first pair.
+func (l *Lab) Edge(side string) *Edge { return l.pairs[0].Edge(side) }
+
+// Close ends every process of the lab; with them go the namespaces, the devices and the files. Of a lab that is
+// kept it lets go.
+func (l *Lab) Close() {
+	if l.world != nil && !l.kept {
+		l.world.close()
+		l.world = nil
+	}
+	for _, p := range l.pairs {
+		for _, h := range p.hosts {
+			h.close()
+		}
+	}
+	l.show.end()
+}

@@ -1,0 +1,224 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+)
+
+// wireguardGo finds or builds the stock program.
+func wireguardGo(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test makes network namespaces and needs root (make test)")
+	}
+	if p, err := lookPath("wireguard-go"); err == nil {
+		return p
+	}
+	p := filepath.Join(t.TempDir(), "wireguard-go")
+	out, err := exec.Command("go", "build", "-o", p, "golang.zx2c4.com/wireguard").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return p
+}
+
+func baseline(t *testing.T, o Options) *Lab {
+	t.Helper()
+	o.Paths, o.WireGuardGo = []PathName{Baseline}, wireguardGo(t)
+	l, err := New(t.Context(), o)
+	require.NoError(t, err)
+	t.Cleanup(l.Close)
+	return l
+}
+
+// machine is what of the machine's own the lab must never change.
+func machine(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all", "nft list ruleset", "ip netns list"} {
+		args := strings.Fields(c)
+		path, err := lookPath(args[0])
+		require.NoError(t, err)
+		out, err := exec.Command(path, args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%s: %s", c, out)
+		b.WriteString(c + "\n" + string(out))
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	for _, dir := range []string{"/etc/ringway", "/var/lib/ringway", "/run/ringway", MachineDir} {
+		_, err := os.Stat(dir)
+		b.WriteString(dir + " " + strconv.FormatBool(err == nil) + "\n")
+	}
+	return b.String() + string(mounts)
+}
+
+// processes counts those of the lab whose process 1 this was.
+func (l *Lab) processes(t *testing.T) int {
+	t.Helper()
+	n := 0
+	own, err := os.Readlink(l.world.pidNS.Name())
+	require.NoError(t, err)
+	all, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
+	for _, p := range all {
+		if ns, err := os.Readlink(p); err == nil && ns == own {
+			n++
+		}
+	}
+	return n
+}
+
+//	phone-a --- edge-a === wireguard-go === edge-b --- phone-b      no bottleneck, nothing else: what the lab itself adds
+//
+// All calls complete, no packet is lost, and the audio's marks arrive.
+func TestQuietBaselineIsClear(t *testing.T) {
+	l := baseline(t, Options{Calls: 4, Duration: 2 * time.Second})
+	r, err := l.Measure(t.Context())
+	require.NoError(t, err)
+	require.Len(t, r.Report.Paths, 1)
+	p := r.Report.Paths[0]
+	assert.Equal(t, "baseline", p.Name)
+	assert.Equal(t, 4, p.Calls.Placed)
+	assert.Equal(t, 4, p.Calls.Completed)
+	assert.Equal(t, 4*100, p.Voice.Sent, "four calls of 2 s at 50 packets a second")
+	assert.Equal(t, 4*100, p.Voice.Received)
+	assert.Equal(t, 4, p.Voice.Streams)
+	assert.Zero(t, p.Voice.Unmatched)
+	assert.Zero(t, p.Voice.WrongDSCP)
+	assert.Zero(t, p.Voice.Negative)
+	assert.Less(t, p.Voice.Delay.P50, 5000.0, "µs")
+	assert.Greater(t, p.Voice.Delay.Min, 10.0, "µs: encryption and six hops take longer than nothing")
+	assert.Len(t, r.Series, 2)
+}
+
+// The provider's FIFO of 300,000 bytes at 20 Mbit/s is 120 ms, and a flood keeps it full.
+func TestFloodedBaselineWaitsInTheProvidersFIFO(t *testing.T) {
+	l := baseline(t, Options{Calls: 4, Duration: 5 * time.Second, WAN: 20 * qos.Mbit, Bulk: BulkUDP})
+	r, err := l.Measure(t.Context())
+	require.NoError(t, err)
+	v := r.Report.Paths[0].Voice
+	aToB, bToA := v.Directions[0], v.Directions[1]
+	assert.InDelta(t, 120_000, aToB.Delay.P50, 15_000, "µs from phone-a, beside the bulk")
+	assert.Greater(t, aToB.Loss, 0.01)
+	assert.Less(t, bToA.Delay.P50, 30_000.0, "µs against the bulk")
+	assert.InDelta(t, 17.5, r.Report.Paths[0].Bulk.MbitPerS, 1.5)
+}
+
+// What the provider is told to add and to lose is what the phones see.
+func TestProviderDelaysAndLoses(t *testing.T) {
+	l := baseline(t, Options{Calls: 10, Duration: 4 * time.Second, Delay: 30 * time.Millisecond, Loss: 0.05, Seed: 7})
+	r, err := l.Measure(t.Context())
+	require.NoError(t, err)
+	for _, d := range r.Report.Paths[0].Voice.Directions {
+		assert.GreaterOrEqual(t, d.Delay.Min, 30_000.0, d.Name)
+		assert.Less(t, d.Delay.P50, 45_000.0, d.Name)
+		assert.InDelta(t, 0.05, d.Loss, 0.025, d.Name)
+	}
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	before := machine(t)
+	l := baseline(t, Options{})
+	calls, err := l.Pair(Baseline).StartCalls(t.Context(), 2, time.Minute)
+	require.NoError(t, err)
+	_, err = l.Pair(Baseline).StartBulk(t.Context(), BulkTCP)
+	require.NoError(t, err)
+	assert.Greater(t, l.processes(t), 12, "holders, provider, wireguard-go, SIPp, iperf3")
+	assert.Equal(t, before, machine(t), "also while it stands")
+	init := l.world.cmd.Process.Pid
+	l.Close()
+	<-calls.caller.ended
+	assert.NoFileExists(t, "/proc/"+strconv.Itoa(init)+"/ns/pid")
+	assert.Equal(t, before, machine(t))
+}
+
+// Whoever kills the lab kills all of it: no handler of ours runs then.
+func TestKilledLabLeavesNothing(t *testing.T) {
+	w, err := newWorld(mustSelf(t))
+	require.NoError(t, err)
+	h, err := w.newHost("phone-a")
+	require.NoError(t, err)
+	defer h.close()
+	p, err := h.spawn("sleep", h.Command("sleep", "1000"))
+	require.NoError(t, err)
+	// The kernel closes the pipe of a killed lab; closing it is all that this test does, too.
+	require.NoError(t, w.stdin.Close())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	require.Error(t, p.wait(ctx))
+	require.NoError(t, ctx.Err(), "sleep outlived the lab")
+	_ = w.cmd.Wait()
+	w.pidNS.Close()
+}
+
+func mustSelf(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	return self
+}
+
+// A lab that fails on the way up, or is interrupted there, leaves nothing either.
+func TestInterruptedOnTheWayUp(t *testing.T) {
+	before := machine(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := New(ctx, Options{Paths: []PathName{Baseline}, WireGuardGo: wireguardGo(t)})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Equal(t, before, machine(t))
+}
+
+func TestKeptLabStandsUntilDown(t *testing.T) {
+	l := baseline(t, Options{})
+	var said bytes.Buffer
+	require.NoError(t, l.Keep(&said))
+	init, host := l.world.cmd.Process, l.Host(PhoneA).PID
+	l.Close()
+	assert.Contains(t, said.String(), "nsenter -t "+strconv.Itoa(host))
+	id := strconv.Itoa(init.Pid)
+	assert.Contains(t, said.String(), "ringway lab --down "+id)
+
+	_, err := l.Host(PhoneA).Run(t.Context(), "true")
+	require.Error(t, err, "this process has let go of it")
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(host), "-a", "ping", "-c1", "-W5", "10.2.10.10").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	assert.EqualError(t, Down("0"), "wrong usage: \"0\" is no lab (allowed: the number that `ringway lab --keep` printed)")
+	assert.ErrorContains(t, Down(strconv.Itoa(os.Getpid())), "no lab "+strconv.Itoa(os.Getpid())+" stands (these do: ")
+	assert.Contains(t, kept(), id)
+	require.NoError(t, Down(id))
+	_, _ = init.Wait()
+	assert.NoFileExists(t, "/proc/"+strconv.Itoa(host)+"/ns/net")
+}
+
+// A host sees its own /run, /etc/ringway and /var/lib/ringway, and the machine's /etc otherwise.
+func TestHostsFoldersAreTheirOwn(t *testing.T) {
+	l := baseline(t, Options{})
+	a, b := l.Host(EdgeA), l.Host(EdgeB)
+	for _, dir := range []string{"/run", "/var/run/wireguard", "/etc/ringway", "/var/lib/ringway"} {
+		_, err := a.Run(t.Context(), "touch", dir+"/mark")
+		require.NoError(t, err)
+		_, err = b.Run(t.Context(), "ls", dir+"/mark")
+		require.Error(t, err, dir)
+		assert.NoFileExists(t, dir+"/mark")
+	}
+	out, err := a.Run(t.Context(), "cat", "/etc/passwd")
+	require.NoError(t, err)
+	own, err := os.ReadFile("/etc/passwd")
+	require.NoError(t, err)
+	assert.Equal(t, string(own), out)
+	out, err = a.Run(t.Context(), "sh", "-c", "hostname; ls /sys/class/net; echo $$")
+	require.NoError(t, err)
+	assert.Contains(t, out, "edge-a\n")
+	assert.Contains(t, out, "wan0\n")
+	assert.NotContains(t, out, "eth0")
+}

@@ -1,0 +1,88 @@
+package lab
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+)
+
+func TestParseCallsTakesTheLastLine(t *testing.T) {
+	got, err := parseCalls(strings.NewReader(
+		"StartTime;OutgoingCall(P);OutgoingCall(C);SuccessfulCall(P);SuccessfulCall(C);\n" +
+			"2026-11-22\t11:53:56;4;4;0;0;\n" +
+			"2026-11-22\t11:53:59;0;10;9;9;\n"))
+	require.NoError(t, err)
+	assert.Equal(t, CallResult{Placed: 10, Completed: 9}, got)
+
+	for text, want := range map[string]string{
+		"":                          "SIPp wrote no statistics",
+		"OutgoingCall(C);\n":        "SIPp wrote no statistics",
+		"A;B;\n1;2;\n":              "SIPp's statistics have no column OutgoingCall(C)",
+		"OutgoingCall(C);\nmany;\n": `read SIPp's statistics: OutgoingCall(C): strconv.Atoi: parsing "many": invalid syntax`,
+	} {
+		_, err := parseCalls(strings.NewReader(text))
+		assert.EqualError(t, err, want)
+	}
+}
+
+func TestReceivedCountsIntervalsInside(t *testing.T) {
+	const text = `{"intervals":[
+		{"sum":{"start":0,"end":1,"seconds":1,"bytes":9e9}},
+		{"sum":{"start":1,"end":2,"seconds":1,"bytes":1000}},
+		{"sum":{"start":2,"end":3,"seconds":1,"bytes":3000}},
+		{"sum":{"start":3,"end":3.5,"seconds":0.5,"bytes":9e9}}],"error":"the client has terminated"}`
+	got, err := received([]byte(text), time.Second, 3*time.Second)
+	require.NoError(t, err)
+	assert.Equal(t, qos.BitRate(16_000), got)
+
+	_, err = received([]byte(text), 5*time.Second, 9*time.Second)
+	assert.EqualError(t, err, "iperf3 measured nothing between 5s and 9s (the client has terminated)")
+	_, err = received([]byte("{"), 0, 0)
+	assert.ErrorContains(t, err, "read iperf3's JSON")
+}
+
+func TestOptionsAreHeldToTheirRange(t *testing.T) {
+	for want, o := range map[string]Options{
+		"501 calls at once (allowed: 1-500)":                 {Calls: 501},
+		"calls of 100ms (allowed: 1s-1h)":                    {Duration: 100 * time.Millisecond},
+		"a loss of 1 (allowed: 0 to less than 1)":            {Loss: 1},
+		"a delay of 1m0s (allowed: 0-5s)":                    {Delay: time.Minute},
+		`bulk "sctp" (allowed: none, tcp, udp)`:              {Bulk: "sctp"},
+		`no pair is called "x" (allowed: ringway, baseline)`: {Paths: []PathName{"x"}},
+	} {
+		assert.EqualError(t, o.fill(), want)
+	}
+	var o Options
+	require.NoError(t, o.fill())
+	assert.Equal(t, []PathName{Ringway}, o.Paths)
+	assert.Equal(t, DefaultBuffer, o.Buffer)
+	assert.NotEmpty(t, o.Binary)
+}
+
+func TestComplaintIsOneLine(t *testing.T) {
+	assert.Equal(t, "SIPp does not say why", complaint("/nonexistent"))
+}
+
+// Where no terminal is, progress is one line a step and nothing moves.
+func TestProgressWithoutATerminal(t *testing.T) {
+	var b bytes.Buffer
+	p := newProgress(&b)
+	p.step("building %d hosts", 7)
+	p.note("a remark")
+	p.timed(20*time.Second, "calls")
+	p.end()
+	assert.Regexp(t, `^ +0\.\ds  building 7 hosts\n +0\.\ds  a remark\n +0\.\ds  calls \(about 20s\)\n$`, b.String())
+}
+
+func TestHolderRefusesToRunByHand(t *testing.T) {
+	for _, args := range [][]string{nil, {"init"}, {"host", "phone-a"}, {"provider", "{}"}, {"x", "y", "z"}} {
+		assert.EqualError(t, Holder(args, strings.NewReader(""), &bytes.Buffer{}),
+			"the holder is started by `ringway lab` alone, in namespaces of its own")
+	}
+}

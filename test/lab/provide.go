@@ -1,0 +1,78 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"ringway/test/lab/provider"
+)
+
+// provide makes the network between the branches. It runs in a process of the provider's own: its relay has
+// nothing to wait for in ours, and goes on in a lab that is kept.
+func (p *Pair) provide(ctx context.Context) error {
+	o := p.lab.Options
+	config, err := json.Marshal(provider.Config{
+		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
+	})
+	if err != nil {
+		return err
+	}
+	h := p.Host(Provider)
+	cmd := h.Command(o.Binary, "lab", "holder", "provider", string(config))
+	var proc *process
+	if err := startHolder(cmd, func() (err error) {
+		proc, err = h.spawn("provider", cmd)
+		return err
+	}); err != nil {
+		words := ""
+		if proc != nil {
+			words = "\n" + proc.lastWords()
+		}
+		return fmt.Errorf("%s: start the provider: %w%s", p.Name, err, words)
+	}
+	p.provider = proc
+	return p.knowEdges(ctx)
+}
+
+// knowEdges tells the provider its customers' hardware addresses. Otherwise it would hold what is sent to an edge that is not up
+// yet, and deliver it seconds later, in the moment when that edge itself begins to speak.
+func (p *Pair) knowEdges(ctx context.Context) error {
+	for _, s := range sides {
+		var link net.HardwareAddr
+		if err := p.Host(s.edge).Do(func() error {
+			device, err := net.InterfaceByName("wan0")
+			if err == nil {
+				link = device.HardwareAddr
+			}
+			return err
+		}); err != nil {
+			return fmt.Errorf("%s: find wan0: %w", s.edge, err)
+		}
+		if err := p.Host(Provider).ip(ctx, nil, "neigh replace "+s.wan.edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// carry is the life of the provider's process.
+func carry(config string, stdout io.Writer) (err error) {
+	var c provider.Config
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return fmt.Errorf("read the provider's configuration: %w", err)
+	}
+	// The empty name is the network namespace that this process is in.
+	n, err := provider.Build("", sides[0].provider, sides[1].provider, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	if _, err := fmt.Fprintln(stdout, holderReady); err != nil {
+		return err
+	}
+	return n.Run(context.Background())
+}

@@ -1,0 +1,246 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// The hosts of a pair of branches.
+const (
+	PhoneA   = "phone-a"
+	PCA      = "pc-a"
+	EdgeA    = "edge-a"
+	Provider = "provider"
+	EdgeB    = "edge-b"
+	PhoneB   = "phone-b"
+	PCB      = "pc-b"
+)
+
+var hostNames = []string{PhoneA, PCA, EdgeA, Provider, EdgeB, PhoneB, PCB}
+
+// Topology is one pair of branches, as `ringway lab --help` draws it.
+const Topology = `  berlin                                                                            munich
+  phone-a 10.1.10.10 --- voice0 .1                              voice0 .1 --- phone-b 10.2.10.10
+                                  edge-a --- provider --- edge-b
+  pc-a    10.1.20.10 ---  data0 .1   |                    |     data0 .1 --- pc-b    10.2.20.10
+                        198.51.100.2 |                    | 203.0.113.2`
+
+// side is one branch: its hosts and addresses.
+type side struct {
+	phone, pc, edge string
+	site            string // of the edge, in configs/branch-SITE.yaml
+	voice, data     lan
+	wan             lan    // the edge's own address is .host, the provider is the gateway
+	provider        string // the provider's device towards this side
+}
+
+type lan struct {
+	network         string // of IPv4, /24
+	network6        string // of IPv6, /64
+	edge, edge6     string // the edge's address
+	remote, remote6 string // of the phone, the PC or, on the WAN, the provider
+}
+
+var sides = [2]side{
+	{
+		phone: PhoneA, pc: PCA, edge: EdgeA, site: "berlin", provider: "wan-a",
+		voice: lan{"10.1.10.0/24", "2001:db8:1:10::/64", "10.1.10.1", "2001:db8:1:10::1", "10.1.10.10", "2001:db8:1:10::10"},
+		data:  lan{"10.1.20.0/24", "2001:db8:1:20::/64", "10.1.20.1", "2001:db8:1:20::1", "10.1.20.10", "2001:db8:1:20::10"},
+		wan:   lan{"198.51.100.0/24", "2001:db8:a::/64", "198.51.100.2", "2001:db8:a::2", "198.51.100.1", "2001:db8:a::1"},
+	},
+	{
+		phone: PhoneB, pc: PCB, edge: EdgeB, site: "munich", provider: "wan-b",
+		voice: lan{"10.2.10.0/24", "2001:db8:2:10::/64", "10.2.10.1", "2001:db8:2:10::1", "10.2.10.10", "2001:db8:2:10::10"},
+		data:  lan{"10.2.20.0/24", "2001:db8:2:20::/64", "10.2.20.1", "2001:db8:2:20::1", "10.2.20.10", "2001:db8:2:20::10"},
+		wan:   lan{"203.0.113.0/24", "2001:db8:b::/64", "203.0.113.2", "2001:db8:b::2", "203.0.113.1", "2001:db8:b::1"},
+	},
+}
+
+// Ports of the phones. Every call has a media port of its own, from the first one up in steps of four (RTP and RTCP
+// of audio, and of a video that is not there).
+const (
+	sipPort   = 5060
+	mediaPort = 20000
+	maxCalls  = 500
+	lastMedia = mediaPort + 4*(maxCalls+1)
+)
+
+// PathName names a pair after what joins its branches.
+type PathName string
+
+// The two pairs that may stand beside each other.
+const (
+	Ringway  PathName = "ringway"  // the appliance: a tunnel a class, queues, marks
+	Baseline PathName = "baseline" // what people use today: one stock wireguard-go tunnel, no queues
+)
+
+// Pair is two whole branches and the provider between them.
+type Pair struct {
+	Name  PathName
+	lab   *Lab
+	hosts map[string]*Host
+	edges map[string]*Edge
+
+	provider *process
+}
+
+// Host finds a host by its name in the topology; it panics on a name that is not there.
+func (p *Pair) Host(name string) *Host {
+	h, ok := p.hosts[name]
+	if !ok {
+		panic("no host " + name + " in the lab")
+	}
+	return h
+}
+
+// Edge is the edge of side a or b.
+func (p *Pair) Edge(side string) *Edge {
+	e, ok := p.edges["edge-"+side]
+	if !ok {
+		panic("no edge " + side + " in the lab")
+	}
+	return e
+}
+
+// newPair makes the hosts and joins them with cables. Addresses of phones, PCs and provider are set; those of the
+// edges are the edges' own business.
+func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
+	p := &Pair{Name: name, lab: l, hosts: map[string]*Host{}, edges: map[string]*Edge{}}
+	made := make([]*Host, len(hostNames))
+	var g errgroup.Group
+	for i, n := range hostNames {
+		g.Go(func() (err error) {
+			made[i], err = l.world.newHost(n)
+			return err
+		})
+	}
+	err := g.Wait()
+	for i, h := range made {
+		if h != nil {
+			p.hosts[hostNames[i]] = h
+		}
+	}
+	if err != nil {
+		return p, err
+	}
+	for _, h := range made {
+		if err := h.Do(quietIPv6); err != nil {
+			return p, fmt.Errorf("prepare host %s: %w", h.Name, err)
+		}
+		if err := h.ip(ctx, nil, "link set lo up"); err != nil {
+			return p, err
+		}
+	}
+	for _, s := range sides {
+		if err := p.cable(ctx, s); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// quietIPv6 lets addresses be used at once: nobody else is on these links who could own them.
+func quietIPv6() error {
+	for _, conf := range []string{"all", "default"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/accept_dad", []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6 has no such file
+			return err
+		}
+	}
+	return nil
+}
+
+// cable joins the hosts of one side. Both ends of a veth are made where they belong, so that no
+// device ever appears in the machine's own network.
+func (p *Pair) cable(ctx context.Context, s side) error {
+	edge, provider := p.Host(s.edge), p.Host(Provider)
+	for _, c := range []struct {
+		host, device string
+		far          *Host
+		farDevice    string
+		net          lan
+	}{
+		{s.phone, "eth0", edge, "voice0", s.voice},
+		{s.pc, "eth0", edge, "data0", s.data},
+		{Provider, s.provider, edge, "wan0", s.wan},
+	} {
+		h := p.Host(c.host)
+		if err := h.ip(ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
+			return err
+		}
+		if c.host == s.phone {
+			// Packets of one call that a tunnel's engine joined (UDP GRO) are cut again by a network card before they reach a
+			// phone, and a capture has to see them so.
+			if err := edge.Do(func() error { return singlePackets(c.farDevice) }); err != nil {
+				return fmt.Errorf("%s: %w", edge.Name, err)
+			}
+			if err := h.Do(func() error { return singlePackets(c.device) }); err != nil {
+				return fmt.Errorf("%s: %w", h.Name, err)
+			}
+		}
+		lines := []string{
+			"addr add " + c.net.remote + "/24 dev " + c.device,
+			"link set " + c.device + " up",
+		}
+		if ipv6Works() {
+			lines = append(lines, "addr add "+c.net.remote6+"/64 dev "+c.device+" nodad")
+		}
+		if h != provider {
+			lines = append(lines, "route add default via "+c.net.edge)
+			if ipv6Works() {
+				lines = append(lines, "route add default via "+c.net.edge6)
+			}
+		}
+		if err := h.ip(ctx, nil, lines...); err != nil {
+			return err
+		}
+	}
+	return p.Host(s.phone).likeAPhone(ctx)
+}
+
+func ipv6Works() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// likeAPhone marks what SIPp sends as real phones do, RTP as EF and SIP as CS3, and keeps the kernel from answering RTP with
+// "port unreachable": SIPp sends media from raw sockets and listens on none.
+func (h *Host) likeAPhone(ctx context.Context) error {
+	_, err := h.RunInput(ctx, fmt.Sprintf(`table inet phone {
+	chain send {
+		type filter hook output priority mangle
+		udp sport %[1]d-%[2]d ip dscp set ef
+		udp sport %[1]d-%[2]d ip6 dscp set ef
+		meta l4proto { tcp, udp } th sport %[3]d ip dscp set cs3
+		meta l4proto { tcp, udp } th sport %[3]d ip6 dscp set cs3
+	}
+	chain receive {
+		type filter hook input priority filter
+		udp dport %[1]d-%[2]d drop
+	}
+}
+`, mediaPort, lastMedia, sipPort), "nft", "-f", "-")
+	return err
+}
+
+// ip runs lines of ip(8) on the host; far's network namespace is descriptor 3 there.
+func (h *Host) ip(ctx context.Context, far *Host, lines ...string) error {
+	cmd := h.Command("ip", "-batch", "-")
+	var errOut strings.Builder
+	cmd.Stdin, cmd.Stderr = strings.NewReader(strings.Join(lines, "\n")+"\n"), &errOut
+	if far != nil {
+		cmd.ExtraFiles = []*os.File{far.net}
+	}
+	if err := h.Start(cmd); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%s: ip %s: %w: %s", h.Name, strings.Join(lines, "; ip "), err, strings.TrimSpace(errOut.String()))
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,238 @@
+// Package kernel is the engine "kernel": WireGuard in the Linux kernel, through rtnetlink and
+// wgctrl. It needs no process; the device and its sessions outlive the daemon by themselves.
+// Only appliance imports it.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"ringway/tunnel"
+)
+
+// Supported says whether this kernel can make WireGuard devices, by making one and removing it: a module
+// that can be loaded is loaded by that, and one that is compiled in is found. An error is anything but "no".
+func Supported() (bool, error) {
+	name := fmt.Sprintf("rwprobe%d", os.Getpid()%100000)
+	link := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	err := netlink.LinkAdd(link)
+	switch {
+	case err == nil:
+		return true, netlink.LinkDel(link)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP):
+		return false, nil
+	}
+	return false, fmt.Errorf("probe the kernel for WireGuard: %w", err)
+}
+
+// Device drives one WireGuard device of the kernel. Its methods may be called from any goroutine.
+type Device struct {
+	mu      sync.Mutex
+	want    tunnel.Device
+	told    map[tunnel.PublicKey]netip.AddrPort // endpoints as last told to the kernel; a peer may have roamed since
+	started time.Time
+	adopted bool
+}
+
+// New makes a driver; nothing is done until Configure.
+func New() *Device { return &Device{told: map[tunnel.PublicKey]netip.AddrPort{}} }
+
+// Configure makes the device be as d says. Peers that stay keep their sessions, and a peer that roamed keeps the
+// endpoint it roamed to unless d names another than at the last call. Returns wrapped errors of netlink and wgctrl.
+func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	name := d.Settings.Interface
+	link, err := netlink.LinkByName(name)
+	var notFound netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &notFound):
+		w := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: int(d.Settings.MTU), TxQLen: -1}}
+		if err := netlink.LinkAdd(w); err != nil {
+			return fmt.Errorf("add WireGuard device %s: %w", name, err)
+		}
+		link, k.started, k.adopted = w, time.Now(), false
+	case err != nil:
+		return fmt.Errorf("look for device %s: %w", name, err)
+	case link.Type() != "wireguard":
+		return fmt.Errorf("device %s exists and is a %s, not WireGuard (remove it, or set tunnels[%s].interface to another name)", name, link.Type(), d.Class)
+	default:
+		if k.started.IsZero() {
+			k.started, k.adopted = time.Now(), true
+		}
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	have, err := c.Device(name)
+	if err != nil {
+		return fmt.Errorf("read WireGuard device %s: %w", name, err)
+	}
+	cfg, changed := difference(d, have, k.told)
+	if changed {
+		if err := c.ConfigureDevice(name, cfg); err != nil {
+			return fmt.Errorf("configure WireGuard device %s: %w", name, err)
+		}
+	}
+	for _, p := range d.Peers {
+		k.told[p.PublicKey] = p.Endpoint
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set %s up: %w", name, err)
+		}
+	}
+	k.want = d
+	return nil
+}
+
+// difference is the smallest wgtypes.Config that turns have into want. It is pure.
+func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.PublicKey]netip.AddrPort) (cfg wgtypes.Config, changed bool) {
+	if key := wgtypes.Key(want.PrivateKey); key != have.PrivateKey {
+		cfg.PrivateKey, changed = &key, true
+	}
+	if port := int(want.Settings.ListenPort); port != have.ListenPort {
+		cfg.ListenPort, changed = &port, true
+	}
+	if mark := int(want.FwMark); mark != have.FirewallMark {
+		cfg.FirewallMark, changed = &mark, true
+	}
+	old := map[wgtypes.Key]wgtypes.Peer{}
+	for _, p := range have.Peers {
+		old[p.PublicKey] = p
+	}
+	for _, p := range want.Peers {
+		pub, psk, alive := wgtypes.Key(p.PublicKey), wgtypes.Key(p.PresharedKey), p.Keepalive
+		h, ok := old[pub]
+		delete(old, pub)
+		pc := wgtypes.PeerConfig{PublicKey: pub, UpdateOnly: ok}
+		touch := !ok
+		if !ok || h.PresharedKey != psk {
+			pc.PresharedKey, touch = &psk, true
+		}
+		// An endpoint is told when it is news; else the kernel's own, learnt from the latest packet, stands.
+		// Where nothing is known of what was told, the caller knows whether it is.
+		before, known := told[p.PublicKey]
+		news := before.IsValid() && before != p.Endpoint || !known && p.EndpointNews
+		if p.Endpoint.IsValid() && (!ok || h.Endpoint == nil || news && !sameEndpoint(h.Endpoint, p.Endpoint)) {
+			pc.Endpoint, touch = net.UDPAddrFromAddrPort(p.Endpoint), true
+		}
+		if !ok || h.PersistentKeepaliveInterval != alive {
+			pc.PersistentKeepaliveInterval, touch = &alive, true
+		}
+		if !ok || !samePrefixes(h.AllowedIPs, p.AllowedIPs) {
+			pc.ReplaceAllowedIPs, touch = true, true
+			for _, a := range p.AllowedIPs {
+				pc.AllowedIPs = append(pc.AllowedIPs, net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())})
+			}
+		}
+		if touch {
+			cfg.Peers, changed = append(cfg.Peers, pc), true
+		}
+	}
+	for _, p := range have.Peers { // in the kernel's order, so that the plan prints the same twice
+		if _, gone := old[p.PublicKey]; gone {
+			cfg.Peers, changed = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true}), true
+		}
+	}
+	return cfg, changed
+}
+
+func sameEndpoint(have *net.UDPAddr, want netip.AddrPort) bool {
+	at := have.AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()) == want
+}
+
+func samePrefixes(have []net.IPNet, want []netip.Prefix) bool {
+	a := prefixes(have)
+	b := slices.Clone(want)
+	slices.SortFunc(b, netip.Prefix.Compare)
+	return slices.Equal(a, b)
+}
+
+func prefixes(nets []net.IPNet) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(nets))
+	for _, n := range nets {
+		addr, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			continue
+		}
+		ones, _ := n.Mask.Size()
+		out = append(out, netip.PrefixFrom(addr.Unmap(), ones))
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// Status reads the device. Packets per peer are not counted by the kernel's WireGuard and stay zero.
+func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
+	k.mu.Lock()
+	want, started, adopted := k.want, k.started, k.adopted
+	k.mu.Unlock()
+	st := tunnel.DeviceStatus{Class: want.Class, Interface: want.Settings.Interface, Engine: tunnel.EngineKernel, Since: started, Adopted: adopted}
+	if want.Settings.Interface == "" {
+		return st, errors.New("not up yet")
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return st, fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	have, err := c.Device(want.Settings.Interface)
+	if err != nil {
+		return st, fmt.Errorf("read WireGuard device %s: %w", want.Settings.Interface, err)
+	}
+	st.PublicKey, st.ListenPort = have.PublicKey.String(), uint16(have.ListenPort)
+	for _, p := range have.Peers {
+		ps := tunnel.PeerStatus{PublicKey: tunnel.PublicKey(p.PublicKey), LastHandshake: p.LastHandshakeTime,
+			RxBytes: uint64(p.ReceiveBytes), TxBytes: uint64(p.TransmitBytes), AllowedIPs: prefixes(p.AllowedIPs), Keepalive: p.PersistentKeepaliveInterval}
+		if p.Endpoint != nil {
+			ap := p.Endpoint.AddrPort()
+			ps.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+		st.Peers = append(st.Peers, ps)
+	}
+	if link, err := netlink.LinkByName(want.Settings.Interface); err == nil {
+		if s := link.Attrs().Statistics; s != nil {
+			st.Drops = map[string]uint64{"device_tx_dropped": s.TxDropped, "device_tx_errors": s.TxErrors, "device_rx_dropped": s.RxDropped, "device_rx_errors": s.RxErrors}
+		}
+	}
+	return st, nil
+}
+
+// Stop removes the device and all its sessions. A device that is not there is no error.
+func (k *Device) Stop(context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return Remove(k.want.Settings.Interface)
+}
+
+// Remove deletes the WireGuard device name if there is one; a device of another kind is left alone.
+func Remove(name string) error {
+	link, err := netlink.LinkByName(name)
+	var notFound netlink.LinkNotFoundError
+	if errors.As(err, &notFound) || err == nil && link.Type() != "wireguard" {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("delete WireGuard device %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package plane
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel"
+)
+
+func TestAPlaneThatHangsIsReplaced(t *testing.T) {
+	b := newBench(t)
+	cfg := b.config(tunnel.Data)
+	cfg.HealthEvery = 50 * time.Millisecond
+	s, letGo := b.supervise(cfg)
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	pid := status(t, s).PlanePID
+	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	require.Eventually(t, func() bool {
+		d, err := s.Status(ctx)
+		return err == nil && d.PlanePID != pid
+	}, patience, 10*time.Millisecond)
+
+	// Also one that hangs while no daemon is there.
+	pid = status(t, s).PlanePID
+	letGo()
+	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	s, _ = b.supervise(cfg)
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	assert.NotEqual(t, pid, status(t, s).PlanePID)
+	assert.ErrorIs(t, unix.Kill(pid, 0), unix.ESRCH)
+}
+
+// No caller sets a deadline here, and no health check helps: whatever is asked of a plane that hangs ends, and cures it.
+func TestWhateverIsAskedOfAPlaneThatHangsCuresIt(t *testing.T) {
+	b := newBench(t)
+	cfg := b.config(tunnel.Data)
+	cfg.HealthEvery = time.Hour
+	s, _ := b.supervise(cfg)
+	ctx := context.Background()
+	d := device(tunnel.Data)
+	require.NoError(t, s.Configure(ctx, d))
+
+	hung := func(what string, f func()) {
+		t.Helper()
+		pid := status(t, s).PlanePID
+		require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+		began := time.Now()
+		f()
+		took := time.Since(began)
+		t.Logf("%-40s took %v", what, took.Round(time.Millisecond))
+		assert.Less(t, took, patience, what)
+		assert.ErrorIs(t, unix.Kill(pid, 0), unix.ESRCH, what)
+	}
+	hung("a reload, by a caller in a hurry first", func() {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, s.Configure(short, d), context.DeadlineExceeded)
+		d.Peers = d.Peers[:1]
+		waiting := make(chan error, 1)
+		go func() { waiting <- s.Configure(ctx, d) }()
+		_, err := s.Status(ctx)
+		assert.ErrorIs(t, err, errSilent, "status says so and does not wait for the reload")
+		require.NoError(t, <-waiting)
+	})
+	st := status(t, s)
+	assert.Len(t, st.Peers, 1, "the new plane has what was to be told to the one that hung")
+	assert.Equal(t, 1, st.Restarts)
+	hung("a reload that needs a new plane", func() {
+		d.Settings.ListenPort++
+		require.NoError(t, s.Configure(ctx, d))
+	})
+	hung("upgrade", func() { require.NoError(t, s.Upgrade(ctx)) })
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	assert.Len(t, status(t, s).Peers, 2)
+	hung("stop", func() { require.NoError(t, s.Stop(ctx)) })
+}
+
+// An engine that hangs in what it is told, while its process answers others.
+func TestAnEngineThatHangsInAChangeIsReplaced(t *testing.T) {
+	b := newBench(t)
+	cfg := b.config(tunnel.Data)
+	cfg.HealthEvery = time.Hour
+	s, _ := b.supervise(cfg)
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	pid := status(t, s).PlanePID
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err := s.current().conn.call(short, message{Type: typeSet, Text: "x_hang=1\n"})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	assert.NotEqual(t, pid, status(t, s).PlanePID)
+}

@@ -1,0 +1,92 @@
+package plane
+
+import (
+	"context"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel"
+)
+
+func TestPlanesAreFoundAndEndedWithoutADaemon(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	for _, c := range tunnel.Classes {
+		s, letGo := b.supervise(b.config(c))
+		d := device(c)
+		if c == tunnel.Data {
+			d.Settings.ListenPort++
+		}
+		require.NoError(t, s.Configure(ctx, d))
+		letGo()
+	}
+	for _, c := range tunnel.Classes {
+		f, err := meet(ctx, b.run, c, func(message) {})
+		require.NoError(t, err)
+		pid := f.proc.pid
+		assert.Equal(t, "rw-"+string(c), f.hello.Interface)
+		f.close()
+		require.NoError(t, Quit(ctx, b.run, b.dir, c))
+		assert.Eventually(t, func() bool { return unix.Kill(pid, 0) != nil }, patience, time.Millisecond)
+	}
+	for _, d := range []string{b.run, b.dir} {
+		left, err := os.ReadDir(d)
+		require.NoError(t, err)
+		assert.Empty(t, left)
+	}
+	require.NoError(t, Quit(ctx, b.run, b.dir, tunnel.Voice), "none is no error")
+}
+
+// A plane that died or hangs with no daemon there leaves nothing either, once the interface is named.
+func TestWhatACrashLeftIsTakenAway(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	for _, how := range []unix.Signal{unix.SIGKILL, unix.SIGSTOP} {
+		s, letGo := b.supervise(b.config(tunnel.Data))
+		require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+		pid := status(t, s).PlanePID
+		letGo()
+		require.NoError(t, unix.Kill(pid, how))
+		if how == unix.SIGKILL {
+			_, err := unix.Wait4(pid, nil, 0, nil)
+			require.NoError(t, err)
+		}
+		require.NoError(t, Quit(ctx, b.run, b.dir, tunnel.Data))
+		require.FileExists(t, uapiPath(b.dir, "rw-data"))
+		require.NoError(t, RemoveUAPI(b.dir, "rw-data"))
+		for _, d := range []string{b.run, b.dir} {
+			left, err := os.ReadDir(d)
+			require.NoError(t, err)
+			assert.Empty(t, left, how)
+		}
+	}
+}
+
+func TestOnlyAStaleUAPISocketIsRemoved(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "rwu") // short, as newBench's
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	require.NoError(t, RemoveUAPI(dir, "rw-data"), "none is no error")
+	require.NoError(t, RemoveUAPI(dir+"/none", "rw-data"))
+	for _, name := range []string{"", "../x", "a/b"} {
+		assert.Error(t, RemoveUAPI(dir, name), name)
+	}
+	path := uapiPath(dir, "rw-data")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	require.NoError(t, err)
+	l.SetUnlinkOnClose(false)
+	require.NoError(t, RemoveUAPI(dir, "rw-data"))
+	assert.FileExists(t, path, "somebody answers there")
+	l.Close()
+	require.NoError(t, RemoveUAPI(dir, "rw-data"))
+	assert.NoFileExists(t, path)
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.NoError(t, RemoveUAPI(dir, "rw-data"))
+	assert.FileExists(t, path, "no socket")
+}

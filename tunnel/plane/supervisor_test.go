@@ -1,0 +1,565 @@
+package plane
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"ringway/test/netnstest"
+	"ringway/tunnel"
+	"ringway/tunnel/wireguardgo"
+)
+
+// patience bounds what must happen; how long it took is measured and printed, not asserted.
+const patience = 20 * time.Second
+
+// bench is one machine: a namespace with the directories of one daemon.
+type bench struct {
+	t        *testing.T
+	ns       *netnstest.NS
+	run, dir string
+	log      *testLog
+}
+
+// testLog collects what is logged; it outlives the test's own log.
+type testLog struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *testLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *testLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	var ignored goleak.Option
+	before := openFiles(t)
+	t.Cleanup(func() { // registered first, runs last
+		assert.NoError(t, goleak.Find(ignored))
+		assert.Eventually(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond, "descriptors are left open")
+	})
+	ignored = goleak.IgnoreCurrent()
+	b := &bench{t: t, ns: netnstest.New(t), log: &testLog{}}
+	d, err := os.MkdirTemp("/tmp", "rwp") // short: a unix socket's path has 108 bytes
+	require.NoError(t, err)
+	b.run, b.dir = filepath.Join(d, "run"), filepath.Join(d, "wg")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		for _, c := range tunnel.Classes {
+			assert.NoError(t, Quit(ctx, b.run, b.dir, c))
+		}
+		if t.Failed() {
+			t.Log(b.log.String())
+		}
+		os.RemoveAll(d)
+	})
+	return b
+}
+
+func openFiles(t *testing.T) int {
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	n := 0
+	for _, fd := range fds {
+		// The runtime's own (epoll, eventfd, cgroup files) come when first needed and stay.
+		to, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		if err == nil && !strings.HasPrefix(to, "anon_inode:[event") && !strings.HasPrefix(to, "/sys/") && !strings.HasPrefix(to, "/proc/") {
+			n++
+		}
+	}
+	return n
+}
+
+// config is a supervisor's configuration whose devices are in the bench's namespace.
+func (b *bench) config(c tunnel.Class) Config {
+	return Config{
+		Class: c, RunDir: b.run, UAPIDir: b.dir, Engine: "fake",
+		OpenTUN: func(name string, mtu, txq int) (f *os.File, err error) {
+			derr := b.ns.Do(func() error { f, err = wireguardgo.OpenTUN(name, mtu, txq); return err })
+			return f, derr
+		},
+		OpenUDP: func(port uint16, mark uint32, tos uint8, bd tunnel.Bounds) (u4, u6 *os.File, err error) {
+			derr := b.ns.Do(func() error { u4, u6, err = wireguardgo.OpenUDP(port, mark, tos, bd); return err })
+			return u4, u6, derr
+		},
+		SetLink: func(name string, mtu, txq int) error { return b.ns.Do(func() error { return setLink(name, mtu, txq) }) },
+		Log:     slog.New(slog.NewTextHandler(b.log, nil)),
+	}
+}
+
+// supervise runs a supervisor; the returned function lets it go, as a daemon that ends.
+func (b *bench) supervise(cfg Config) (*Supervisor, func()) {
+	b.t.Helper()
+	s, err := NewSupervisor(cfg)
+	require.NoError(b.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	var once sync.Once
+	letGo := func() { once.Do(func() { cancel(); assert.NoError(b.t, <-done) }) }
+	b.t.Cleanup(letGo)
+	return s, letGo
+}
+
+func key(n byte) (k tunnel.PrivateKey) {
+	for i := range k {
+		k[i] = n
+	}
+	k[0] &= 248
+	k[31] = k[31]&127 | 64
+	return k
+}
+
+func device(c tunnel.Class) tunnel.Device {
+	return tunnel.Device{
+		Class: c, Settings: tunnel.Settings{Interface: "rw-" + string(c), ListenPort: 51820, Engine: tunnel.EngineAuto, MTU: 1420},
+		FwMark: 1 << 13, OuterTOS: 0xb8, PrivateKey: key(1),
+		Peers: []tunnel.Peer{
+			{Site: "munich", PublicKey: key(2).Public(), Endpoint: netip.MustParseAddrPort("203.0.113.2:51820"),
+				AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, Keepalive: 25 * time.Second},
+			{Site: "roamer", PublicKey: key(3).Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16")}},
+		},
+		Bounds: tunnel.Bounds{TxQueueLen: 100, InFlight: 128, SendBuffer: 1 << 16, ReceiveBuffer: 1 << 18},
+	}
+}
+
+func status(t *testing.T, s *Supervisor) tunnel.DeviceStatus {
+	t.Helper()
+	d, err := s.Status(context.Background())
+	require.NoError(t, err)
+	return d
+}
+
+// kill9 kills a plane and waits until another answers; it returns how long that took.
+func kill9(t *testing.T, s *Supervisor) time.Duration {
+	t.Helper()
+	old := status(t, s).PlanePID
+	began := time.Now()
+	require.NoError(t, unix.Kill(old, unix.SIGKILL))
+	require.Eventually(t, func() bool {
+		d, err := s.Status(context.Background())
+		return err == nil && d.PlanePID != old
+	}, patience, time.Millisecond)
+	took := time.Since(began)
+	assert.ErrorIs(t, unix.Kill(old, 0), unix.ESRCH, "reaped, no zombie")
+	return took
+}
+
+func TestAPlaneThatDiesIsBackWithWhatItKnew(t *testing.T) {
+	b := newBench(t)
+	cfg := b.config(tunnel.Voice)
+	moved := make(chan map[tunnel.PublicKey]netip.AddrPort, 8)
+	cfg.OnEndpoints = func(m map[tunnel.PublicKey]netip.AddrPort) { moved <- m }
+	s, letGo := b.supervise(cfg)
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Voice)))
+	<-s.Ready()
+	index := b.ns.Run("cat", "/proc/net/dev")
+	require.Contains(t, index, "rw-voice")
+	link := b.ns.Run("ip", "-o", "link", "show", "rw-voice")
+
+	// The site that dials in shows up at an address that no configuration names.
+	roamed := netip.MustParseAddrPort("198.51.100.77:4242")
+	_, err := s.current().conn.call(ctx, message{Type: typeSet, Text: fmt.Sprintf("public_key=%s\nx_roam=%s\n", key(3).Public().Hex(), roamed)})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		select {
+		case m := <-moved:
+			return m[key(3).Public()] == roamed
+		default:
+			return false
+		}
+	}, patience, time.Millisecond)
+
+	var took []time.Duration
+	for range 3 {
+		took = append(took, kill9(t, s))
+		d := status(t, s)
+		require.Len(t, d.Peers, 2)
+		for _, p := range d.Peers {
+			want := netip.MustParseAddrPort("203.0.113.2:51820")
+			if p.PublicKey == key(3).Public() {
+				want = roamed
+			}
+			assert.Equal(t, want, p.Endpoint)
+		}
+		assert.EqualValues(t, 1, d.Drops["handshakes"], "a new plane shakes hands at once")
+	}
+	t.Logf("back after kill -9: %v", took)
+	assert.Equal(t, 3, status(t, s).Restarts)
+	assert.Equal(t, link, b.ns.Run("ip", "-o", "link", "show", "rw-voice"), "the device outlives its planes")
+
+	require.NoError(t, s.Stop(ctx))
+	letGo()
+	_, err = b.ns.Try("ip", "link", "show", "rw-voice")
+	assert.Error(t, err, "the device is gone")
+	for _, d := range []string{b.run, b.dir} {
+		left, err := os.ReadDir(d)
+		require.NoError(t, err)
+		assert.Empty(t, left)
+	}
+}
+
+func TestADaemonThatComesBackAdoptsAndSaysNothing(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	first, letGo := b.supervise(b.config(tunnel.Data))
+	require.NoError(t, first.Configure(ctx, device(tunnel.Data)))
+	before := status(t, first)
+	letGo()
+
+	second, letGo := b.supervise(b.config(tunnel.Data))
+	require.NoError(t, second.Configure(ctx, device(tunnel.Data)))
+	after := status(t, second)
+	assert.Equal(t, before.PlanePID, after.PlanePID)
+	assert.True(t, after.Adopted)
+	assert.Equal(t, before.Drops["sets"], after.Drops["sets"], "the same device says nothing")
+	require.NoError(t, second.Configure(ctx, device(tunnel.Data)))
+	assert.Equal(t, before.Drops["sets"], status(t, second).Drops["sets"])
+
+	// Only the difference is told.
+	d := device(tunnel.Data)
+	d.Peers = d.Peers[:1]
+	require.NoError(t, second.Configure(ctx, d))
+	assert.Len(t, status(t, second).Peers, 1)
+	assert.Equal(t, before.Drops["sets"]+1, status(t, second).Drops["sets"])
+
+	t.Logf("adopted plane back after kill -9: %v", kill9(t, second))
+	assert.False(t, status(t, second).Adopted)
+	assert.Len(t, status(t, second).Peers, 1)
+
+	pid := status(t, second).PlanePID
+	letGo()
+	third, _ := b.supervise(b.config(tunnel.Data))
+	require.NoError(t, third.Stop(ctx), "stop ends a plane that was never adopted")
+	assert.ErrorIs(t, unix.Kill(pid, 0), unix.ESRCH)
+}
+
+func TestReloadReplacesOnlyWhatMust(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	s, _ := b.supervise(b.config(tunnel.Data))
+	d := device(tunnel.Data)
+	require.NoError(t, s.Configure(ctx, d))
+	pid := status(t, s).PlanePID
+	index := strings.Fields(b.ns.Run("ip", "-o", "link", "show", "rw-data"))[0]
+
+	d.Settings.MTU, d.Bounds.TxQueueLen, d.OuterTOS, d.FwMark = 1300, 50, 0, 2<<13
+	require.NoError(t, s.Configure(ctx, d))
+	assert.Equal(t, pid, status(t, s).PlanePID, "in place")
+	assert.EqualValues(t, 1300, status(t, s).Drops["mtu"])
+	link := b.ns.Run("ip", "-o", "link", "show", "rw-data")
+	assert.Contains(t, link, "mtu 1300")
+	assert.Contains(t, link, "qlen 50")
+	_, mark, tos := socketParameters(s.res)
+	assert.EqualValues(t, 2<<13, mark)
+	assert.EqualValues(t, 0, tos)
+
+	d.Settings.ListenPort = 51999
+	require.NoError(t, s.Configure(ctx, d))
+	assert.NotEqual(t, pid, status(t, s).PlanePID)
+	assert.Equal(t, index, strings.Fields(b.ns.Run("ip", "-o", "link", "show", "rw-data"))[0], "the device stays")
+	assert.Contains(t, b.ns.Run("ss", "-Hnul"), ":51999")
+	assert.NotContains(t, b.ns.Run("ss", "-Hnul"), ":51820")
+
+	// A port that is taken changes nothing.
+	var taken *os.File
+	require.NoError(t, b.ns.Do(func() (err error) {
+		taken, _, err = wireguardgo.OpenUDP(52000, 0, 0, tunnel.Bounds{})
+		return err
+	}))
+	defer taken.Close()
+	pid = status(t, s).PlanePID
+	bad := d
+	bad.Settings.ListenPort = 52000
+	require.ErrorIs(t, s.Configure(ctx, bad), unix.EADDRINUSE)
+	assert.Equal(t, pid, status(t, s).PlanePID)
+
+	d.Settings.Interface = "rw-other"
+	require.NoError(t, s.Configure(ctx, d))
+	_, err := b.ns.Try("ip", "link", "show", "rw-data")
+	assert.Error(t, err)
+	left, err := os.ReadDir(b.dir)
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	assert.Equal(t, "rw-other.sock", left[0].Name())
+
+	pid = status(t, s).PlanePID
+	require.NoError(t, s.Upgrade(ctx))
+	assert.NotEqual(t, pid, status(t, s).PlanePID)
+	assert.Zero(t, status(t, s).Restarts, "wanted replacements are no restarts")
+}
+
+func TestAPlaneThatCannotStayUpDoesNotBurnTheCore(t *testing.T) {
+	b := newBench(t)
+	s, _ := b.supervise(b.config(tunnel.Data))
+	require.NoError(t, s.Configure(context.Background(), device(tunnel.Data)))
+	began := time.Now()
+	for range 5 {
+		kill9(t, s)
+	}
+	_, delay := func() (*running, time.Duration) { // what the next one would wait
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return nil, min(backoffFirst<<min(s.failures-1, 10), backoffLast)
+	}()
+	t.Logf("five deaths in a row took %v, the next start waits %v", time.Since(began), delay)
+	assert.Greater(t, delay, backoffFirst)
+	assert.LessOrEqual(t, delay, backoffLast)
+}
+
+func TestWhatFailsLeavesNothingOpenAndIsTriedAgain(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	cfg := b.config(tunnel.Data)
+	good, bad := cfg.OpenTUN, fmt.Errorf("no device today")
+	fail := true
+	cfg.OpenTUN = func(n string, mtu, q int) (*os.File, error) {
+		if fail {
+			return nil, bad
+		}
+		return good(n, mtu, q)
+	}
+	s, _ := b.supervise(cfg)
+	for range 5 {
+		require.ErrorIs(t, s.Configure(ctx, device(tunnel.Data)), bad)
+	}
+	assert.NotContains(t, b.ns.Run("ss", "-Hnul"), ":51820", "the sockets that could be opened are closed again")
+	_, err := s.Status(ctx)
+	assert.EqualError(t, err, "plane data does not run")
+
+	fail = false
+	d := device(tunnel.Data)
+	d.Settings.Engine = "perpetuum"
+	require.ErrorContains(t, s.Configure(ctx, d), `this build has no engine "perpetuum"`)
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	pid := status(t, s).PlanePID
+	require.ErrorContains(t, s.Configure(ctx, d), `this build has no engine "perpetuum"`)
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	assert.NotEqual(t, pid, status(t, s).PlanePID)
+
+	wrong := device(tunnel.Voice)
+	require.EqualError(t, s.Configure(ctx, wrong), `configure plane data: the device is of class "voice"`)
+
+	// A plane that dies in the middle of a reload: the next one has what is wanted now.
+	d = device(tunnel.Data)
+	d.Peers = d.Peers[:1]
+	require.NoError(t, unix.Kill(status(t, s).PlanePID, unix.SIGKILL))
+	require.NoError(t, s.Configure(ctx, d))
+	require.Eventually(t, func() bool {
+		st, err := s.Status(ctx)
+		return err == nil && len(st.Peers) == 1
+	}, patience, time.Millisecond)
+
+	require.NoError(t, s.Stop(ctx))
+	require.NoError(t, s.Stop(ctx), "twice is no error")
+	assert.ErrorIs(t, s.Configure(ctx, d), errStopped)
+}
+
+func TestAnotherProgramsSocketIsLeftAlone(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, os.MkdirAll(b.dir, 0o700))
+	l, err := net.Listen("unix", uapiPath(b.dir, "rw-data"))
+	require.NoError(t, err)
+	defer l.Close()
+	s, _ := b.supervise(b.config(tunnel.Data))
+	err = s.Configure(context.Background(), device(tunnel.Data))
+	require.ErrorContains(t, err, "another program listens there")
+	c, err := net.Dial("unix", uapiPath(b.dir, "rw-data"))
+	require.NoError(t, err)
+	c.Close()
+}
+
+func TestAPlaneEndsWithItsEngine(t *testing.T) {
+	b := newBench(t)
+	s, _ := b.supervise(b.config(tunnel.Data))
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	for _, how := range []string{"x_end=1\n", "x_exit=1\n"} {
+		pid := status(t, s).PlanePID
+		_, _ = s.current().conn.call(ctx, message{Type: typeSet, Text: how})
+		require.Eventually(t, func() bool {
+			d, err := s.Status(ctx)
+			return err == nil && d.PlanePID != pid
+		}, patience, time.Millisecond, how)
+	}
+	assert.Contains(t, b.log.String(), "the engine ended by itself")
+	assert.Contains(t, b.log.String(), "exit status 7")
+}
+
+// testDaemon is a daemon of one class as a process of its own: it configures, says so and waits to be killed.
+func testDaemon() int {
+	var d struct{ Run, UAPI string }
+	if err := json.Unmarshal([]byte(os.Args[2]), &d); err != nil {
+		return 2
+	}
+	s, err := NewSupervisor(Config{Class: tunnel.Voice, RunDir: d.Run, UAPIDir: d.UAPI, Engine: "fake",
+		OpenTUN: wireguardgo.OpenTUN, OpenUDP: wireguardgo.OpenUDP, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	go func() { _ = s.Run(context.Background()) }()
+	if err := s.Configure(context.Background(), device(tunnel.Voice)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	st, err := s.Status(context.Background())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(st)
+	select {}
+}
+
+// daemon starts testDaemon in the bench's namespace and returns its plane's status.
+func (b *bench) daemon() (*exec.Cmd, tunnel.DeviceStatus) {
+	b.t.Helper()
+	arg, _ := json.Marshal(map[string]string{"Run": b.run, "UAPI": b.dir})
+	self, err := os.Executable()
+	require.NoError(b.t, err)
+	cmd := b.ns.Command(self, "daemon", string(arg))
+	cmd.Stderr = b.log
+	out, err := cmd.StdoutPipe()
+	require.NoError(b.t, err)
+	require.NoError(b.t, cmd.Start())
+	b.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	var st tunnel.DeviceStatus
+	require.NoError(b.t, json.NewDecoder(out).Decode(&st), "%s", b.log)
+	return cmd, st
+}
+
+func TestADaemonKilledTakesNothingWithIt(t *testing.T) {
+	b := newBench(t)
+	cmd, st := b.daemon()
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	require.NoError(t, unix.Kill(st.PlanePID, 0), "the plane lives on")
+	assert.Contains(t, b.ns.Run("ip", "-o", "link"), "rw-voice")
+
+	again, second := b.daemon()
+	assert.Equal(t, st.PlanePID, second.PlanePID)
+	assert.True(t, second.Adopted)
+	assert.Equal(t, st.Drops["sets"], second.Drops["sets"])
+
+	// The second daemon, not the parent, sees it die and brings it back.
+	require.NoError(t, unix.Kill(st.PlanePID, unix.SIGKILL))
+	require.Eventually(t, func() bool {
+		f, err := meet(context.Background(), b.run, tunnel.Voice, func(message) {})
+		if err != nil {
+			return false
+		}
+		defer f.close()
+		return f.proc.pid != st.PlanePID
+	}, patience, 5*time.Millisecond)
+	require.NoError(t, again.Process.Kill())
+}
+
+func TestOnlyRootAndTheDaemonControlAPlane(t *testing.T) {
+	b := newBench(t)
+	s, _ := b.supervise(b.config(tunnel.Data))
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	path := controlPath(b.run, tunnel.Data)
+	st, err := os.Stat(path)
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), st.Mode().Perm())
+	st, err = os.Stat(uapiPath(b.dir, "rw-data"))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), st.Mode().Perm())
+
+	// Even where the directory lets others in, the plane does not.
+	for _, p := range []string{filepath.Dir(b.run), b.run} {
+		require.NoError(t, os.Chmod(p, 0o755))
+	}
+	require.NoError(t, os.Chmod(path, 0o666))
+	self, err := os.Executable()
+	require.NoError(t, err)
+	program, err := os.Open(self)
+	require.NoError(t, err)
+	defer program.Close()
+	cmd := exec.Command("/proc/self/fd/3", "stranger", path)
+	cmd.ExtraFiles = []*os.File{program}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), "uid 65534 may not control a plane (allowed: root, the daemon's user)")
+	status(t, s)
+}
+
+func TestBadMessagesDoNoHarm(t *testing.T) {
+	b := newBench(t)
+	s, _ := b.supervise(b.config(tunnel.Data))
+	ctx := context.Background()
+	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
+	pid := status(t, s).PlanePID
+	path := controlPath(b.run, tunnel.Data)
+	for name, p := range map[string][]byte{
+		"nothing": {}, "no kind": []byte("{}"), "no JSON": []byte(".{"), "no type": []byte(".{}"), "too large": append([]byte{'.'}, bytes.Repeat([]byte{' '}, frameSize+100)...),
+		"wrong shape": []byte(`.{"v":"x","type":7}`),
+	} {
+		c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+		require.NoError(t, err)
+		_, err = c.Write(p)
+		require.NoError(t, err, name)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(patience)))
+		if n, err := c.Read(make([]byte, 10)); err == nil {
+			assert.Zero(t, n, name)
+		} else {
+			assert.ErrorIs(t, err, io.EOF, name)
+		}
+		c.Close()
+	}
+	k, err := dialPlane(path, func(message) {})
+	require.NoError(t, err)
+	defer k.close()
+	_, err = k.call(ctx, message{Type: "dance"})
+	assert.EqualError(t, err, `plane refuses "dance": unknown request "dance" (this plane speaks protocol 1.0)`)
+	_, err = k.call(ctx, message{Type: typeStart})
+	assert.Error(t, err)
+	assert.Equal(t, pid, status(t, s).PlanePID)
+
+	// More connections than it has room for: refused in words, and the daemon's own goes on.
+	var refused int
+	for range maxConnections + 2 {
+		k, err := dialPlane(path, func(message) {})
+		require.NoError(t, err)
+		defer k.close()
+		if _, _, err := k.hello(ctx, false); err != nil {
+			assert.ErrorContains(t, err, "more than 8 connections")
+			refused++
+		}
+	}
+	assert.NotZero(t, refused)
+	assert.Equal(t, pid, status(t, s).PlanePID)
+}

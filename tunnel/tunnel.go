@@ -1,0 +1,168 @@
+// Package tunnel is the encrypted half of a branch: one WireGuard device per class
+// (voice, data), one peer per site in each. Here stand the pure values: keys, sites,
+// the wanted state of a device and its difference from the observed one. The engines
+// are rooms of their own (tunnel/kernel, tunnel/wireguardgo), and so is the process
+// that runs a userspace engine (tunnel/plane). Nothing here imports netlink, os or a clock.
+package tunnel
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Class is the class of a tunnel: voice (media and signalling) or data (the rest).
+type Class string
+
+// The two tunnels of a site.
+const (
+	Voice Class = "voice"
+	Data  Class = "data"
+)
+
+// Classes lists the tunnels in the order in which they are brought up.
+var Classes = []Class{Voice, Data}
+
+// EngineName chooses what encrypts.
+type EngineName string
+
+// The engines. All are plain WireGuard on the wire.
+const (
+	EngineAuto        EngineName = "auto"         // voice: wireguard-go; data: kernel where the kernel has WireGuard, else wireguard-go
+	EngineKernel      EngineName = "kernel"       // WireGuard in the kernel
+	EngineWireGuardGo EngineName = "wireguard-go" // the device package of wireguard-go in a plane process
+)
+
+// InnerMTU is the largest packet a tunnel device takes, in bytes, IP header included.
+type InnerMTU int
+
+// Overhead of one WireGuard data message in bytes: 16 header, 16 tag (WireGuard paper,
+// section 5.4.6), 8 UDP, and the outer IP header. Padding to 16 bytes comes on top.
+const (
+	OverheadIPv4 = 16 + 16 + 8 + 20
+	OverheadIPv6 = 16 + 16 + 8 + 40
+)
+
+// Settings is what the config says of one class's device.
+type Settings struct {
+	Interface  string // name of the network device, at most 15 bytes
+	ListenPort uint16
+	Engine     EngineName
+	MTU        InnerMTU
+}
+
+// Carried says which tunnels a site has.
+type Carried string
+
+// A Ringway far end has both. Any other WireGuard has one; then everything goes there, and a
+// configured preshared key is used as it is (never derived per class).
+const (
+	CarriedBoth  Carried = "both"
+	CarriedVoice Carried = "voice"
+	CarriedData  Carried = "data"
+)
+
+// Site is another branch, as the config describes it.
+type Site struct {
+	Name             string
+	PublicKey        PublicKey
+	Endpoint         string // host name or address without port; empty for a site that dials in
+	VoicePort        uint16 // far end's listen ports
+	DataPort         uint16
+	VoiceNetworks    []netip.Prefix
+	DataNetworks     []netip.Prefix
+	PresharedKeyFile string // empty: none configured
+	Tunnels          Carried
+	Keepalive        time.Duration // persistent keepalive, 0 = off
+}
+
+// Networks is every prefix that lies behind the site.
+func (s Site) Networks() []netip.Prefix {
+	return append(append([]netip.Prefix(nil), s.VoiceNetworks...), s.DataNetworks...)
+}
+
+// Has says whether the site has a tunnel of class c.
+func (s Site) Has(c Class) bool {
+	return s.Tunnels == CarriedBoth || s.Tunnels == "" || string(s.Tunnels) == string(c)
+}
+
+// Via is the tunnel that carries class c's traffic to the site.
+func (s Site) Via(c Class) Class {
+	if s.Has(c) {
+		return c
+	}
+	return Class(s.Tunnels)
+}
+
+// Port is the far end's port for the tunnel of class c.
+func (s Site) Port(c Class) uint16 {
+	if c == Voice {
+		return s.VoicePort
+	}
+	return s.DataPort
+}
+
+// Device is the wanted state of one class's WireGuard device, whole.
+type Device struct {
+	Class      Class
+	Settings   Settings
+	FwMark     uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
+	OuterTOS   uint8  // TOS octet of ciphertext, ECN bits zero
+	PrivateKey PrivateKey
+	Peers      []Peer // sorted by Site
+	Bounds     Bounds
+}
+
+// Peer is one site in one device.
+type Peer struct {
+	Site         string
+	PublicKey    PublicKey
+	PresharedKey PresharedKey   // already derived for the class; zero = none
+	Endpoint     netip.AddrPort // zero: not known (dials in)
+	// EndpointNews: the endpoint is not what this peer was told before (the configured address means
+	// something new): tell an engine even if the peer has a session there.
+	EndpointNews bool
+	AllowedIPs   []netip.Prefix // sorted
+	Keepalive    time.Duration
+}
+
+// Bounds holds what stands between the tunnel device and the WAN to a time. They are sized together
+// (qos.PathBounds): the sum is the longest that a data packet waits inside the box.
+type Bounds struct {
+	Rate          uint64 // bits a second the WAN takes; 0 = unknown, nothing is shaped
+	TxQueueLen    int    // packets in the tunnel device's own queue
+	InFlight      int    // packets between tunnel device and socket, each direction
+	SendBuffer    int    // SO_SNDBUF as set (the kernel doubles it), bytes
+	ReceiveBuffer int    // SO_RCVBUF as set, bytes
+	DeviceGSO     int    // largest super-packet that the tunnel device takes from the kernel, bytes
+	SuperPacket   int    // largest UDP GSO payload in bytes; 0 = no GSO
+}
+
+// DeviceStatus is what a device says of itself. It carries no secret.
+type DeviceStatus struct {
+	Class      Class             `json:"class"`
+	Interface  string            `json:"interface"`
+	Engine     EngineName        `json:"engine"`
+	PublicKey  string            `json:"public_key"`
+	ListenPort uint16            `json:"listen_port"`
+	PlanePID   int               `json:"plane_pid,omitempty"` // process that runs the engine; 0 = the kernel
+	PlaneBuild string            `json:"plane_build,omitempty"`
+	Since      time.Time         `json:"since"`
+	Restarts   int               `json:"restarts"`
+	Adopted    bool              `json:"adopted"`
+	Drops      map[string]uint64 `json:"drops,omitempty"` // by reason
+	Peers      []PeerStatus      `json:"peers"`
+}
+
+// PeerStatus is what a device says of one peer.
+type PeerStatus struct {
+	Site          string         `json:"site"` // empty where the device does not know (the daemon fills it in)
+	PublicKey     PublicKey      `json:"public_key"`
+	Endpoint      netip.AddrPort `json:"endpoint"`
+	LastHandshake time.Time      `json:"last_handshake"` // zero: never
+	RxBytes       uint64         `json:"rx_bytes"`
+	TxBytes       uint64         `json:"tx_bytes"`
+	RxPackets     uint64         `json:"rx_packets"`
+	TxPackets     uint64         `json:"tx_packets"`
+	AllowedIPs    []netip.Prefix `json:"allowed_ips"`
+	Keepalive     time.Duration  `json:"keepalive_ns"`
+}

@@ -1,0 +1,210 @@
+package wireguardgo
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// bindBatch is how many packets the device takes from the socket at once. Each receiver holds a
+// 64 KiB buffer for each, and one worker decrypts them all.
+const bindBatch = 64
+
+// bind is the class's sockets as the device package uses them. The daemon's sockets stay open
+// for good: each Open works on duplicates, which Close closes.
+type bind struct {
+	base [2]*os.File // IPv4, IPv6; nil where there is none
+	port uint16
+	hub  *hub
+
+	mu    sync.Mutex
+	socks [2]atomic.Pointer[socket]
+
+	superPacket atomic.Int64 // largest payload of a GSO message
+	blocked     atomic.Int32 // senders that wait for the kernel to take a packet
+	states      sync.Pool
+}
+
+// socket is one open duplicate.
+type socket struct {
+	f      *os.File
+	rc     syscall.RawConn
+	noGSO  atomic.Bool // the kernel or the network card cannot cut
+	gro    bool
+	family int
+}
+
+func newBind(files Files, h *hub) (*bind, error) {
+	b := &bind{hub: h}
+	b.states.New = func() any { return newSendState() }
+	for i, f := range []*os.File{files.UDP4, files.UDP6} {
+		if f == nil {
+			continue
+		}
+		fd, err := duplicate(f)
+		if err != nil {
+			b.release()
+			return nil, fmt.Errorf("duplicate the UDP socket: %w", err)
+		}
+		b.base[i] = os.NewFile(uintptr(fd), f.Name())
+		if b.port, err = portOf(fd); err != nil {
+			b.release()
+			return nil, err
+		}
+	}
+	if b.base[0] == nil && b.base[1] == nil {
+		return nil, errors.New("no UDP socket was handed over")
+	}
+	return b, nil
+}
+
+// release closes the duplicates that Open is made from.
+func (b *bind) release() {
+	for _, f := range b.base {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// Open starts receiving. The port is the sockets' own, whatever the device asks for.
+func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.socks[0].Load() != nil || b.socks[1].Load() != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	var fns []conn.ReceiveFunc
+	for i, base := range b.base {
+		if base == nil {
+			continue
+		}
+		s, err := openSocket(base, []int{unix.AF_INET, unix.AF_INET6}[i])
+		if err != nil {
+			b.closeLocked()
+			return nil, 0, err
+		}
+		b.socks[i].Store(s)
+		r := newReceiver(s, b.hub)
+		fns = append(fns, r.receive)
+	}
+	return fns, b.port, nil
+}
+
+func openSocket(base *os.File, family int) (*socket, error) {
+	fd, err := duplicate(base)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the UDP socket: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // os.NewFile polls only what does not block
+		unix.Close(fd)
+		return nil, fmt.Errorf("make the UDP socket non-blocking: %w", err)
+	}
+	s := &socket{family: family}
+	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err != nil {
+		s.noGSO.Store(true)
+	}
+	gro, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+	s.gro = err == nil && gro != 0
+	s.f = os.NewFile(uintptr(fd), base.Name())
+	if s.rc, err = s.f.SyscallConn(); err != nil {
+		s.f.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close ends receiving and sending; Open may follow.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closeLocked()
+}
+
+func (b *bind) closeLocked() (err error) {
+	for i := range b.socks {
+		if s := b.socks[i].Swap(nil); s != nil {
+			err = errors.Join(err, s.f.Close())
+		}
+	}
+	return err
+}
+
+// SetMark is the daemon's: the sockets came with their mark, and setting one needs privilege.
+func (b *bind) SetMark(uint32) error { return errFwMark }
+
+func (b *bind) BatchSize() int { return bindBatch }
+
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	if a.Addr().IsUnspecified() || a.Port() == 0 {
+		return nil, fmt.Errorf("endpoint %s: nothing can be sent there", a)
+	}
+	return newEndpoint(a), nil
+}
+
+// mark is the sockets' mark, to be shown.
+func (b *bind) mark() (mark uint32) {
+	b.control(func(fd int) {
+		if m, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err == nil {
+			mark = uint32(m)
+		}
+	})
+	return mark
+}
+
+// overflow is how many packets the kernel dropped because a socket's buffer was full.
+func (b *bind) overflow() (n uint64) {
+	b.control(func(fd int) {
+		const skMeminfoDrops = 8 // include/uapi/linux/sock_diag.h
+		var m [skMeminfoDrops + 1]uint32
+		size := uint32(unsafe.Sizeof(m))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&m[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == 0 {
+			n += uint64(m[skMeminfoDrops])
+		}
+	})
+	return n
+}
+
+func (b *bind) control(f func(fd int)) {
+	for _, base := range b.base {
+		if base == nil {
+			continue
+		}
+		if c, err := base.SyscallConn(); err == nil {
+			_ = c.Control(func(fd uintptr) { f(int(fd)) })
+		}
+	}
+}
+
+// interrupt frees senders that wait for the kernel, so that the device can close.
+func (b *bind) interrupt() {
+	for i := range b.socks {
+		if s := b.socks[i].Load(); s != nil {
+			_ = s.f.SetWriteDeadline(time.Unix(1, 0))
+		}
+	}
+}
+
+// wake has the receivers look for what was kept back.
+func (b *bind) wake() {
+	for i := range b.socks {
+		if s := b.socks[i].Load(); s != nil {
+			_ = s.f.SetReadDeadline(time.Unix(1, 0)) // the receiver takes it back
+		}
+	}
+}

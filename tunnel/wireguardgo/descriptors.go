@@ -1,0 +1,191 @@
+package wireguardgo
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel"
+)
+
+// This file is for the privileged daemon: what it opens lives on in its hands, so that a plane
+// that died is followed by another on the same descriptors. It needs nothing of the engine.
+//
+// A warning that holds for all of them: O_NONBLOCK belongs to the open file, not to the
+// descriptor, and os.File.Fd may clear it for everybody. Use SyscallConn to look at the number.
+
+const cloneDevice = "/dev/net/tun"
+
+// OpenTUN makes (or takes again) the tunnel device of that name in this network namespace.
+// The device lives as long as a descriptor of it. It is not brought up and has no address.
+func OpenTUN(name string, mtu, txqlen int) (*os.File, error) {
+	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("open tunnel device %q: the name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	}
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", cloneDevice, err)
+	}
+	err = setUpTUN(fd, name, mtu, txqlen)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("make tunnel device %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), cloneDevice), nil
+}
+
+func setUpTUN(fd int, name string, mtu, txqlen int) error {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return fmt.Errorf("TUNSETIFF: %w", err)
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket for ioctl: %w", err)
+	}
+	defer unix.Close(s)
+	for _, set := range []struct {
+		what    string
+		request uint
+		value   int
+	}{
+		{"MTU", unix.SIOCSIFMTU, mtu},
+		{"queue length", unix.SIOCSIFTXQLEN, txqlen},
+	} {
+		if set.value <= 0 {
+			continue // as the kernel has it
+		}
+		ifr, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		ifr.SetUint32(uint32(set.value))
+		if err := unix.IoctlIfreq(s, set.request, ifr); err != nil {
+			return fmt.Errorf("set the %s to %d: %w", set.what, set.value, err)
+		}
+	}
+	return nil
+}
+
+// OpenUDP opens the sockets of one class on one port, one for each family; udp6 is nil where the
+// kernel has no IPv6. Mark and forced buffer sizes need CAP_NET_ADMIN. A port of zero draws one.
+func OpenUDP(port uint16, mark uint32, tos uint8, b tunnel.Bounds) (udp4, udp6 *os.File, err error) {
+	for range 100 { // a drawn port may be taken in the other family
+		udp4, udp6, err = openUDP(port, mark, tos, b)
+		if err == nil || port != 0 || !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	return udp4, udp6, err
+}
+
+func openUDP(port uint16, mark uint32, tos uint8, b tunnel.Bounds) (_, _ *os.File, err error) {
+	fd4, err := boundSocket(&unix.SockaddrInet4{Port: int(port)}, mark, tos, b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open UDP socket on port %d: %w", port, err)
+	}
+	f4 := os.NewFile(uintptr(fd4), "udp4")
+	if port == 0 {
+		port, _ = portOf(fd4)
+	}
+	fd6, err := boundSocket(&unix.SockaddrInet6{Port: int(port)}, mark, tos, b)
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return f4, nil, nil // no IPv6, or switched off
+	}
+	if err != nil {
+		f4.Close()
+		return nil, nil, fmt.Errorf("open UDP socket on port %d (IPv6): %w", port, err)
+	}
+	return f4, os.NewFile(uintptr(fd6), "udp6"), nil
+}
+
+func boundSocket(addr unix.Sockaddr, mark uint32, tos uint8, b tunnel.Bounds) (int, error) {
+	family := unix.AF_INET
+	if _, ok := addr.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := setSocket(fd, family, mark, tos, b); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	if err := unix.Bind(fd, addr); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("bind: %w", err)
+	}
+	return fd, nil
+}
+
+type socketOption struct {
+	name               string
+	level, opt, value  int
+	unless, mayBeUnset bool
+}
+
+func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
+	tosInt := int(tos &^ 3) // ECN stays with the kernel (RFC 6040: nothing is copied from inside)
+	options := []socketOption{
+		{name: "SO_MARK", level: unix.SOL_SOCKET, opt: unix.SO_MARK, value: int(mark), unless: mark == 0},
+		{name: "SO_RCVBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_RCVBUFFORCE, value: b.ReceiveBuffer, unless: b.ReceiveBuffer == 0},
+		{name: "SO_SNDBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_SNDBUFFORCE, value: b.SendBuffer, unless: b.SendBuffer == 0},
+		// Coalesced receiving costs one system call for up to 64 packets; a single packet is not held back for it.
+		{name: "UDP_GRO", level: unix.IPPROTO_UDP, opt: unix.UDP_GRO, value: 1, mayBeUnset: true},
+	}
+	if family == unix.AF_INET6 {
+		options = append(options,
+			socketOption{name: "IPV6_V6ONLY", level: unix.IPPROTO_IPV6, opt: unix.IPV6_V6ONLY, value: 1},
+			socketOption{name: "IPV6_TCLASS", level: unix.IPPROTO_IPV6, opt: unix.IPV6_TCLASS, value: tosInt},
+			socketOption{name: "IPV6_RECVPKTINFO", level: unix.IPPROTO_IPV6, opt: unix.IPV6_RECVPKTINFO, value: 1})
+	} else {
+		// Path MTU discovery stays as the kernel's default, as in stock wireguard-go.
+		options = append(options,
+			socketOption{name: "IP_TOS", level: unix.IPPROTO_IP, opt: unix.IP_TOS, value: tosInt},
+			socketOption{name: "IP_PKTINFO", level: unix.IPPROTO_IP, opt: unix.IP_PKTINFO, value: 1})
+	}
+	for _, o := range options {
+		if o.unless {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil && !o.mayBeUnset {
+			return fmt.Errorf("set %s to %d: %w", o.name, o.value, err)
+		}
+	}
+	return nil
+}
+
+// portOf is the port that a socket is bound to.
+func portOf(fd int) (uint16, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, fmt.Errorf("ask a socket for its port: %w", err)
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(a.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(a.Port), nil
+	}
+	return 0, fmt.Errorf("a socket of family %T is no UDP socket", sa)
+}
+
+// duplicate makes a descriptor of our own for the open file behind f, without changing f.
+func duplicate(f *os.File) (fd int, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	e := c.Control(func(raw uintptr) { fd, err = unix.FcntlInt(raw, unix.F_DUPFD_CLOEXEC, 0) })
+	if e != nil {
+		return -1, e
+	}
+	return fd, err
+}

@@ -1,0 +1,331 @@
+// Package wireguardgo is the userspace engine of a tunnel: the device package of wireguard-go
+// between a tunnel device and the class's UDP sockets, as a library for an unprivileged plane
+// process. It adds what the device package lacks here: a bind with batches, segmentation
+// offload held to a size, and the choice of source address; bounded memory; a counter for every
+// dropped packet; wg(8)'s protocol with bounds, which refuses what needs privilege. The
+// privileged daemon opens the descriptors (OpenTUN, OpenUDP) and keeps them.
+//
+// Only tunnel/plane and appliance import it; only this room imports wireguard-go's device.
+package wireguardgo
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel"
+)
+
+// Files are the descriptors that the daemon opened. New duplicates what it needs: the caller
+// may close them, or keep them for the next engine.
+type Files struct {
+	TUN        *os.File // IFF_TUN|IFF_NO_PI|IFF_VNET_HDR, attached to its device
+	UDP4, UDP6 *os.File // bound; mark, TOS and buffers are set; one of them may be nil
+}
+
+// Engine is a running WireGuard device.
+type Engine struct {
+	class tunnel.Class
+	since time.Time
+	hub   *hub
+	tun   *tunDevice
+	bind  *bind
+	dev   *device.Device
+
+	endpoints chan map[tunnel.PublicKey]netip.AddrPort
+	lastEnds  map[tunnel.PublicKey]netip.AddrPort // refresh only
+
+	setMu sync.Mutex // one set operation at a time
+	own   tunnel.PublicKey
+	pair  atomic.Pointer[keyPair]
+
+	stop  sync.Once
+	tasks sync.WaitGroup
+	done  chan struct{}
+}
+
+// New starts an engine without key and peers.
+func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger) (*Engine, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if f.TUN == nil {
+		return nil, errors.New("start wireguard-go: no tunnel device was handed over")
+	}
+	if mtu < 576 || mtu > maxPacket {
+		return nil, fmt.Errorf("start wireguard-go: MTU %d (allowed 576-%d)", mtu, maxPacket)
+	}
+	h := &hub{log: log, peers: newPeers(), closed: make(chan struct{})}
+	bind, err := newBind(f, h)
+	if err != nil {
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
+	h.cross = newCrossings(bind.wake)
+	h.out = newGate(h.closed, b.InFlight, func() bool { return bind.blocked.Load() > 0 })
+	h.in = newGate(h.closed, b.InFlight, nil)
+	t, err := newTUN(f.TUN, h, mtu)
+	if err != nil {
+		bind.release()
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
+	e := &Engine{
+		class: class, since: time.Now(), hub: h, tun: t, bind: bind,
+		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 1),
+		done:      make(chan struct{}),
+	}
+	if err := e.SetBounds(b); err != nil {
+		t.Close()
+		bind.release()
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
+	e.dev = device.NewDevice(t, bind, newDeviceLog(h))
+	if err := e.dev.Up(); err != nil {
+		e.dev.Close()
+		bind.release()
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
+	e.tasks.Go(e.refreshLoop)
+	go func() {
+		<-e.dev.Wait() // also when the tunnel device went
+		e.stop.Do(func() { close(h.closed) })
+		e.tasks.Wait()
+		bind.release()
+		close(e.done)
+	}()
+	return e, nil
+}
+
+// Close stops the engine and waits until it has let go of its descriptors.
+func (e *Engine) Close() error {
+	e.stop.Do(func() { close(e.hub.closed) }) // readers at the gates first: the device waits for them
+	e.bind.interrupt()
+	e.dev.Close()
+	<-e.done
+	return nil
+}
+
+// Done is closed when the engine has ended, also by itself, because its tunnel device went.
+func (e *Engine) Done() <-chan struct{} { return e.done }
+
+// Set carries out the body of a UAPI set operation. A body with a wrong line changes nothing.
+// The error has ErrorCode, as that of the device package.
+func (e *Engine) Set(r io.Reader) error {
+	body, refused, err := readSet(bufio.NewReaderSize(r, uapiLine))
+	if err := errors.Join(err, refused); err != nil {
+		return fmt.Errorf("set the WireGuard device: %w", err)
+	}
+	return e.set(body)
+}
+
+func (e *Engine) set(body []byte) error {
+	e.setMu.Lock()
+	defer e.setMu.Unlock()
+	// The device's own lines go first: a new peer's keepalive starts a handshake at once, and its answer
+	// is refused by a bind that does not know the new key yet (then voice waits five seconds for the next).
+	peers := bytes.Index(body, []byte("public_key="))
+	if peers < 0 {
+		peers = len(body)
+	}
+	for _, part := range [][]byte{body[:peers], body[peers:]} {
+		if len(part) == 0 {
+			continue
+		}
+		e.hub.cross.expect(part)
+		err := e.dev.IpcSetOperation(bytes.NewReader(part))
+		e.refresh()
+		if err != nil {
+			return fmt.Errorf("set the WireGuard device: %w", err)
+		}
+	}
+	return nil
+}
+
+// Get writes the body of a UAPI get operation, with keys, as wg(8) needs it.
+func (e *Engine) Get(w io.Writer) error {
+	var b bytes.Buffer
+	if err := e.dev.IpcGetOperation(&b); err != nil {
+		return fmt.Errorf("get the WireGuard device: %w", err)
+	}
+	body := b.Bytes()
+	if mark := e.bind.mark(); mark != 0 {
+		// The device does not know the mark of sockets that it was given.
+		line := fmt.Appendf(nil, "fwmark=%d\n", mark)
+		at := bytes.Index(body, []byte("public_key="))
+		if at < 0 {
+			at = len(body)
+		}
+		body = append(body[:at:at], append(line, body[at:]...)...)
+	}
+	if _, err := w.Write(body); err != nil {
+		return fmt.Errorf("get the WireGuard device: %w", err)
+	}
+	return nil
+}
+
+// SetMTU tells the engine the tunnel device's MTU; the daemon sets it on the device.
+func (e *Engine) SetMTU(mtu int) error {
+	if mtu < 576 || mtu > maxPacket {
+		return fmt.Errorf("set MTU %d (allowed 576-%d)", mtu, maxPacket)
+	}
+	e.tun.setMTU(mtu)
+	return nil
+}
+
+// SetBounds changes the bounds that the engine holds: packets in flight and size of
+// super-packets. Queue length and socket buffers are the daemon's.
+func (e *Engine) SetBounds(b tunnel.Bounds) error {
+	if b.InFlight < 1 {
+		return fmt.Errorf("bound of %d packets in flight (allowed 1 and more)", b.InFlight)
+	}
+	if err := e.tun.setSegmented(b.InFlight >= segmentedFrom); err != nil {
+		return err
+	}
+	e.hub.out.setLimit(b.InFlight)
+	e.hub.in.setLimit(b.InFlight)
+	e.bind.superPacket.Store(int64(b.SuperPacket))
+	return nil
+}
+
+// Handshake initiates handshakes at once with those peers that have an endpoint; with all if
+// none is named. The device package holds it to one in five seconds for a peer.
+func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
+	status, _, err := e.read()
+	if err != nil {
+		return
+	}
+	wanted := make(map[tunnel.PublicKey]bool, len(keys))
+	for _, k := range keys {
+		wanted[k] = true
+	}
+	for _, p := range status {
+		if !p.Endpoint.IsValid() || len(keys) > 0 && !wanted[p.PublicKey] {
+			continue
+		}
+		if dev := e.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)); dev != nil {
+			_ = dev.SendHandshakeInitiation(false) // the device has logged it
+		}
+	}
+}
+
+// Endpoints gives the endpoints of all peers that have one, whenever one has changed. Who reads
+// late gets the newest.
+func (e *Engine) Endpoints() <-chan map[tunnel.PublicKey]netip.AddrPort { return e.endpoints }
+
+// Status says how the device and its peers are. It has no secret in it.
+func (e *Engine) Status() tunnel.DeviceStatus {
+	s := tunnel.DeviceStatus{
+		Class: e.class, Interface: e.tun.name, Engine: tunnel.EngineWireGuardGo,
+		ListenPort: e.bind.port, PlanePID: os.Getpid(), Since: e.since, Drops: e.hub.drops.all(),
+	}
+	if n := e.bind.overflow(); n > 0 {
+		s.Drops[dropSocketOverflow.String()] = n
+	}
+	peers, own, err := e.read()
+	if err != nil {
+		return s
+	}
+	s.PublicKey = own.String()
+	t := e.hub.peers.now.Load()
+	for i := range peers {
+		if p := t.byKey[peers[i].PublicKey]; p != nil {
+			peers[i].TxPackets, peers[i].RxPackets = p.tx.Load(), p.rx.Load()
+		}
+	}
+	s.Peers = peers
+	return s
+}
+
+// read asks the device for its peers and its public key.
+func (e *Engine) read() ([]tunnel.PeerStatus, tunnel.PublicKey, error) {
+	var b bytes.Buffer
+	if err := e.dev.IpcGetOperation(&b); err != nil {
+		return nil, tunnel.PublicKey{}, err
+	}
+	defer clear(b.Bytes()) // private and preshared keys
+	return parseGet(b.Bytes(), e.public)
+}
+
+// public is k.Public, which is dear, remembered for the last key.
+func (e *Engine) public(k tunnel.PrivateKey) tunnel.PublicKey {
+	sum := sha256.Sum256(k[:]) // no second copy of the key itself
+	if p := e.pair.Load(); p != nil && p.sum == sum {
+		return p.public
+	}
+	p := &keyPair{sum: sum, public: k.Public()}
+	e.pair.Store(p)
+	return p.public
+}
+
+// keyPair is a public key and the digest of the private one.
+type keyPair struct {
+	sum    [sha256.Size]byte
+	public tunnel.PublicKey
+}
+
+// refreshLoop keeps what is learnt from the device: sessions and endpoints.
+func (e *Engine) refreshLoop() {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	for {
+		select {
+		case <-e.hub.closed:
+			return
+		case <-tick.C:
+		case <-e.hub.peers.kicks:
+		}
+		began := time.Now()
+		e.refresh()
+		rest.Reset(max(refreshRest, refreshShare*time.Since(began)))
+		select {
+		case <-e.hub.closed:
+			return
+		case <-rest.C:
+		}
+	}
+}
+
+func (e *Engine) refresh() {
+	e.hub.peers.refreshing.Lock()
+	defer e.hub.peers.refreshing.Unlock()
+	status, own, err := e.read()
+	if err != nil {
+		return
+	}
+	if own != e.own {
+		e.own = own
+		e.hub.mac1.Init(device.NoisePublicKey(own))
+		e.hub.cross.setOwn(own)
+		e.hub.peers.forsake() // the device has made its sessions void
+	}
+	e.hub.peers.update(e.dev, status)
+	e.hub.cross.settle(status)
+	ends := make(map[tunnel.PublicKey]netip.AddrPort)
+	for _, p := range status {
+		if p.Endpoint.IsValid() {
+			ends[p.PublicKey] = p.Endpoint
+		}
+	}
+	if maps.Equal(ends, e.lastEnds) {
+		return
+	}
+	e.lastEnds = ends
+	select {
+	case <-e.endpoints: // the one that nobody has read is old
+	default:
+	}
+	e.endpoints <- maps.Clone(ends) // room for one, and only refresh sends
+}

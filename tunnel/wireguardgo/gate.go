@@ -1,0 +1,181 @@
+package wireguardgo
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+)
+
+// The device package takes a 64 KiB buffer for each packet from a pool without bound, and its
+// queues hold a thousand batches. The gates bound it from outside, one for each direction: a
+// packet is counted when we hand it to the device and counted out when it comes back to us on
+// the other side (TUN to socket, socket to TUN). What the device drops on the way never comes
+// back, so each buffer carries a tag in its tail, beyond any packet: a buffer that the device
+// offers us for a new packet while it still has its tag was dropped inside, and is counted out
+// then. While a gate is full nothing new is asked of the device, so that no buffer is offered;
+// therefore a full gate lets one batch through after a pause, at once if for the batch before
+// as many buffers came back as it took, and the more rarely the longer nothing comes back. The
+// garbage collector empties the pool: a finalizer counts out what goes that way.
+//
+// A forger who has seen a session's index makes the device drop packets as fast as they come, and
+// their buffers may lie in the pool for long. Inbound nothing waits for the kernel, so that a
+// packet is through in milliseconds or lost: a full gate forgets what entered eraLength ago.
+
+const (
+	tagAt     = 65520 // in a buffer of device.MaxMessageSize
+	tagEnd    = tagAt + 4
+	markAt    = tagEnd // not 0: the buffer has our finalizer
+	markEnd   = markAt + 1
+	maxPacket = 65000 // of one packet, so that it never reaches the tag
+
+	tagNone    = 0
+	tagPeer    = 1       // + slot of the peer: outbound
+	tagInbound = 1 << 31 // + the gate's era
+
+	pauseMin = time.Millisecond
+	pauseMax = 64 * time.Millisecond
+
+	eraLength = 50 * time.Millisecond // at least: a gate forgets what is older than two
+)
+
+// tag finds the tag of a buffer that the device package allotted; nil for any other memory.
+func tag(buf []byte) []byte {
+	if cap(buf) < markEnd {
+		return nil
+	}
+	return buf[tagAt:tagEnd:tagEnd]
+}
+
+func getTag(buf []byte) uint32 {
+	if t := tag(buf); t != nil {
+		return binary.NativeEndian.Uint32(t)
+	}
+	return tagNone
+}
+
+func setTag(buf []byte, v uint32) {
+	if t := tag(buf); t != nil {
+		binary.NativeEndian.PutUint32(t, v)
+	}
+}
+
+// gate counts the packets of one direction inside the device.
+type gate struct {
+	limit   atomic.Int64
+	count   [2]atomic.Int64 // of this era and the one before
+	era     atomic.Uint32
+	since   atomic.Int64 // when this era began, in ns of the monotonic clock
+	waiting atomic.Int32
+	wake    chan struct{}
+	closed  <-chan struct{}
+	// blocked says that the packets inside wait for the kernel: then they are not lost, and a full
+	// gate stays shut. Only a gate without it has eras.
+	blocked func() bool
+}
+
+func newGate(closed <-chan struct{}, limit int, blocked func() bool) *gate {
+	g := &gate{wake: make(chan struct{}, 1), closed: closed, blocked: blocked}
+	g.setLimit(limit)
+	return g
+}
+
+func (g *gate) setLimit(n int) { g.limit.Store(int64(max(n, 1))) }
+
+func (g *gate) inside() int64 { return max(g.count[0].Load(), 0) + max(g.count[1].Load(), 0) }
+
+func (g *gate) enter(era uint32, n int) { g.count[era%2].Add(int64(n)) }
+
+// leave counts out n packets that entered in an era.
+func (g *gate) leave(era uint32, n int) {
+	if n == 0 {
+		return
+	}
+	if now := g.era.Load(); era != now && era+1 != now {
+		return // forgotten
+	}
+	g.count[era%2].Add(-int64(n))
+	if g.waiting.Load() > 0 && g.open() {
+		select {
+		case g.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (g *gate) open() bool { return g.inside() < g.limit.Load() }
+
+var start = time.Now()
+
+// turn begins a new era if this one is old.
+func (g *gate) turn() {
+	if g.blocked != nil {
+		return
+	}
+	now, since := int64(time.Since(start)), g.since.Load()
+	if now-since < int64(eraLength) || !g.since.CompareAndSwap(since, now) {
+		return
+	}
+	next := g.era.Load() + 1
+	g.count[next%2].Store(0)
+	g.era.Store(next & (tagInbound - 1))
+}
+
+// turnstile is one reader's place at a gate.
+type turnstile struct {
+	g     *gate
+	timer *time.Timer
+	pause time.Duration
+	// stuck is called when nothing has come back for pauseMax although the kernel would take it.
+	stuck func()
+}
+
+// pass waits until the gate lets a batch in; false when the engine closes. last is the size of
+// the last batch, returned how many dropped packets' buffers the device offers in its place.
+func (t *turnstile) pass(last, returned int) bool {
+	g := t.g
+	if !g.open() {
+		g.turn()
+	}
+	if g.open() {
+		t.pause = 0
+		return true
+	}
+	if last > 0 && returned >= last {
+		t.pause = 0
+		return true // what is inside does come back, only not to us: one more batch takes no more memory
+	}
+	g.waiting.Add(1)
+	defer g.waiting.Add(-1)
+	t.pause = min(max(2*t.pause, pauseMin), pauseMax)
+	if t.timer == nil {
+		t.timer = time.NewTimer(t.pause)
+	} else {
+		t.timer.Reset(t.pause)
+	}
+	defer t.timer.Stop()
+	for !g.open() {
+		select {
+		case <-g.closed:
+			return false
+		case <-g.wake:
+		case <-t.timer.C:
+			g.turn()
+			if g.blocked != nil && g.blocked() {
+				t.timer.Reset(t.pause)
+				continue
+			}
+			if t.pause == pauseMax && t.stuck != nil {
+				t.stuck()
+			}
+			return true
+		}
+	}
+	t.pause = 0
+	if g.waiting.Load() > 1 { // the other family's reader
+		select {
+		case g.wake <- struct{}{}:
+		default:
+		}
+	}
+	return true
+}

@@ -1,0 +1,75 @@
+package wireguardgo
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"runtime"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// hub is what the two ends of the device, TUN and sockets, share.
+type hub struct {
+	log     *slog.Logger
+	drops   drops
+	out, in *gate
+	peers   *peers
+	mac1    device.CookieChecker // of our public key
+	cross   *crossings
+	closed  chan struct{}
+}
+
+// claim tags a buffer whose packet enters the device. buf is the buffer from its start.
+func (h *hub) claim(buf []byte, v uint32) {
+	setTag(buf, v)
+	if len(buf) != device.MaxMessageSize || buf[markAt] != 0 {
+		return
+	}
+	buf[markAt] = 1
+	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf), nil) // the mark may have been written over; twice is fatal
+	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf), func(b *[device.MaxMessageSize]byte) { h.reclaim([][]byte{b[:]}) })
+}
+
+// reclaim counts packets out that the device dropped: their buffers come back with a tag.
+func (h *hub) reclaim(bufs [][]byte) int {
+	in, out := 0, 0
+	for _, b := range bufs {
+		t := getTag(b)
+		switch {
+		case t == tagNone:
+			continue
+		case t >= tagInbound:
+			in++
+			h.in.leave(t-tagInbound, 1)
+		default:
+			out++
+		}
+		setTag(b, tagNone)
+	}
+	if in+out > 0 {
+		h.drops.add(dropRefused, in)
+		h.drops.add(dropDevice, out)
+		h.out.leave(0, out)
+	}
+	return in + out
+}
+
+// sent counts packets out that reached the socket.
+func (h *hub) sent(bufs [][]byte) {
+	n := 0
+	slot := uint32(tagNone)
+	for _, b := range bufs {
+		if len(b) <= device.MessageKeepaliveSize || binary.LittleEndian.Uint32(b) != device.MessageTransportType {
+			continue // ours never; its buffer may have the tag of an earlier packet, counted when it is offered
+		}
+		if t := getTag(b); t >= tagPeer && t < tagInbound {
+			slot = t
+			setTag(b, tagNone)
+			n++
+		}
+	}
+	if n > 0 {
+		h.out.leave(0, n)
+		h.peers.sent(slot-tagPeer, n)
+	}
+}
