@@ -9,7 +9,7 @@ GO      ?= go
 export CGO_ENABLED := 0
 
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
-TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db
+TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl
 VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iputils-ping util-linux procps
 SYSTEMD_PACKAGES := systemd-container debootstrap
 

@@ -99,7 +99,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := p.make(); err != nil {
 		return err
 	}
-	unlock, err := takeLock(p.lock())
+	unlock, err := takeLock(p.lock(), os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return err
 	}
@@ -392,9 +392,9 @@ func (d *Daemon) end() error {
 
 // takeLock holds the lock as long as the daemon lives. The file goes at a stop, so a lock on a file that has
 // lost its name is none: then another is taken.
-func takeLock(path string) (release func(), err error) {
+func takeLock(path string, flags int) (release func(), err error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(path, flags, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open lock: %w", err)
 		}

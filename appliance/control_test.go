@@ -98,12 +98,30 @@ func TestNoDaemonIsSaidPlainly(t *testing.T) {
 
 func TestASecondDaemonIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	release, err := takeLock(path)
+	release, err := takeLock(path, os.O_RDWR|os.O_CREATE)
 	require.NoError(t, err)
-	_, err = takeLock(path)
+	_, err = takeLock(path, os.O_RDWR|os.O_CREATE)
 	assert.ErrorContains(t, err, "another ringway daemon runs here")
 	release()
-	release, err = takeLock(path)
+	release, err = takeLock(path, os.O_RDWR|os.O_CREATE)
 	require.NoError(t, err, "the lock goes with its holder")
 	release()
+}
+
+// systemd makes and mounts the folder for what it runs after the daemon: who asked for the stop must not take it away then.
+func TestAStopThatTheDaemonDidLeavesTheFolderAlone(t *testing.T) {
+	var p Paths
+	held := make(chan func(), 1)
+	p, _ = serve(t, &controlServer{stop: func() {
+		assert.NoError(t, os.Remove(p.lock()))
+		(<-held)()
+	}})
+	release, err := takeLock(p.lock(), os.O_RDWR|os.O_CREATE)
+	require.NoError(t, err)
+	held <- release
+	require.NoError(t, Stop(t.Context(), p, slog.New(slog.DiscardHandler)))
+	left, err := os.ReadDir(p.Run)
+	require.NoError(t, err, "the folder is there")
+	require.Len(t, left, 1)
+	assert.Equal(t, filepath.Base(p.socket()), left[0].Name(), "nothing was put there, nothing taken")
 }

@@ -26,10 +26,15 @@ func Stop(ctx context.Context, p Paths, log *slog.Logger) error {
 	if _, serr := os.Stat(p.Run); errors.Is(serr, os.ErrNotExist) {
 		return nil
 	}
-	// The lock is free once the daemon has done its work, or died in it.
-	release, err := waitForLock(ctx, p.lock())
+	// The lock is free once the daemon has done its work, or died in it. Where it did its work, the lock and all else
+	// are gone, and the folder is not to be touched again: systemd may be about to mount it for the unit's ExecStopPost=.
+	flags := os.O_RDWR
+	if err != nil {
+		flags |= os.O_CREATE // there was no daemon that takes anything away
+	}
+	release, err := waitForLock(ctx, p.lock(), flags)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // its folder went as well: the daemon did it all
+		return nil
 	}
 	if err != nil {
 		return err
@@ -61,11 +66,11 @@ func (p Paths) takeAway(ctx context.Context, j *journal) error {
 	return errors.Join(append(errs, j.restore(ctx))...)
 }
 
-func waitForLock(ctx context.Context, path string) (release func(), err error) {
+func waitForLock(ctx context.Context, path string, flags int) (release func(), err error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		release, err := takeLock(path)
+		release, err := takeLock(path, flags)
 		if err == nil {
 			return release, nil
 		}
