@@ -32,6 +32,8 @@ type bind struct {
 	superPacket atomic.Int64 // largest payload of a GSO message
 	blocked     atomic.Int32 // senders that wait for the kernel to take a packet
 	states      sync.Pool
+
+	bounded chan struct{} // closed when the device's memory is bounded
 }
 
 // socket is one open duplicate.
@@ -44,7 +46,7 @@ type socket struct {
 }
 
 func newBind(files Files, h *hub) (*bind, error) {
-	b := &bind{hub: h}
+	b := &bind{hub: h, bounded: make(chan struct{})}
 	b.states.New = func() any { return newSendState() }
 	for i, f := range []*os.File{files.UDP4, files.UDP6} {
 		if f == nil {
@@ -142,7 +144,11 @@ func (b *bind) closeLocked() (err error) {
 // SetMark is the daemon's: the sockets came with their mark, and setting one needs privilege.
 func (b *bind) SetMark(uint32) error { return errFwMark }
 
-func (b *bind) BatchSize() int { return bindBatch }
+// BatchSize is what the device asks before it takes buffers. It waits until these have their bound.
+func (b *bind) BatchSize() int {
+	<-b.bounded
+	return bindBatch
+}
 
 func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	a, err := netip.ParseAddrPort(s)

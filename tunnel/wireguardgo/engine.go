@@ -74,7 +74,6 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	h.cross = newCrossings(bind.wake)
 	h.out = newGate(h.closed, b.InFlight, func() bool { return bind.blocked.Load() > 0 })
-	h.in = newGate(h.closed, b.InFlight, nil)
 	t, err := newTUN(f.TUN, h, mtu)
 	if err != nil {
 		bind.release()
@@ -91,7 +90,12 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 		return nil, fmt.Errorf("start wireguard-go: %w", err)
 	}
 	e.dev = device.NewDevice(t, bind, newDeviceLog(h))
-	if err := e.dev.Up(); err != nil {
+	err = boundBuffers(e.dev, maxBuffers)
+	close(bind.bounded)
+	if err == nil {
+		err = e.dev.Up()
+	}
+	if err != nil {
 		e.dev.Close()
 		bind.release()
 		return nil, fmt.Errorf("start wireguard-go: %w", err)
@@ -193,7 +197,6 @@ func (e *Engine) SetBounds(b tunnel.Bounds) error {
 		return err
 	}
 	e.hub.out.setLimit(b.InFlight)
-	e.hub.in.setLimit(b.InFlight)
 	e.bind.superPacket.Store(int64(b.SuperPacket))
 	return nil
 }

@@ -155,6 +155,5 @@ func TestPairTalks(t *testing.T) {
 	assert.EqualValues(t, 9, p.RxPackets)
 	assert.Equal(t, uint16(51820), s.ListenPort)
 	assert.Equal(t, "rw0", s.Interface)
-	assert.Zero(t, a.e.hub.out.inside())
-	assert.Zero(t, a.e.hub.in.inside())
+	assert.Zero(t, a.e.hub.out.inside.Load())
 }

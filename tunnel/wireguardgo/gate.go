@@ -6,20 +6,18 @@ import (
 	"time"
 )
 
-// The device package takes a 64 KiB buffer for each packet from a pool without bound, and its
-// queues hold a thousand batches. The gates bound it from outside, one for each direction: a
-// packet is counted when we hand it to the device and counted out when it comes back to us on
-// the other side (TUN to socket, socket to TUN). What the device drops on the way never comes
+// The device package queues a thousand batches on the way out, and each packet in them waits as long as those before it
+// need. The gate bounds that from outside: a packet is counted when we hand it to the device and counted out when
+// it comes back to us at the socket. What the device drops on the way never comes
 // back, so each buffer carries a tag in its tail, beyond any packet: a buffer that the device
 // offers us for a new packet while it still has its tag was dropped inside, and is counted out
-// then. While a gate is full nothing new is asked of the device, so that no buffer is offered;
+// then. While the gate is full nothing new is asked of the device, so that no buffer is offered;
 // therefore a full gate lets one batch through after a pause, at once if for the batch before
 // as many buffers came back as it took, and the more rarely the longer nothing comes back. The
 // garbage collector empties the pool: a finalizer counts out what goes that way.
 //
-// A forger who has seen a session's index makes the device drop packets as fast as they come, and
-// their buffers may lie in the pool for long. Inbound nothing waits for the kernel, so that a
-// packet is through in milliseconds or lost: a full gate forgets what entered eraLength ago.
+// Inbound nothing waits for the kernel, so there is no gate: buffers.go bounds the memory, and the tags count what the
+// device refuses.
 
 const (
 	tagAt     = 65520 // in a buffer of device.MaxMessageSize
@@ -29,13 +27,11 @@ const (
 	maxPacket = 65000 // of one packet, so that it never reaches the tag
 
 	tagNone    = 0
-	tagPeer    = 1       // + slot of the peer: outbound
-	tagInbound = 1 << 31 // + the gate's era
+	tagPeer    = 1 // + slot of the peer: outbound
+	tagInbound = 1 << 31
 
 	pauseMin = time.Millisecond
 	pauseMax = 64 * time.Millisecond
-
-	eraLength = 50 * time.Millisecond // at least: a gate forgets what is older than two
 )
 
 // tag finds the tag of a buffer that the device package allotted; nil for any other memory.
@@ -59,17 +55,15 @@ func setTag(buf []byte, v uint32) {
 	}
 }
 
-// gate counts the packets of one direction inside the device.
+// gate counts the outbound packets inside the device.
 type gate struct {
 	limit   atomic.Int64
-	count   [2]atomic.Int64 // of this era and the one before
-	era     atomic.Uint32
-	since   atomic.Int64 // when this era began, in ns of the monotonic clock
+	inside  atomic.Int64
 	waiting atomic.Int32
 	wake    chan struct{}
 	closed  <-chan struct{}
 	// blocked says that the packets inside wait for the kernel: then they are not lost, and a full
-	// gate stays shut. Only a gate without it has eras.
+	// gate stays shut.
 	blocked func() bool
 }
 
@@ -81,19 +75,14 @@ func newGate(closed <-chan struct{}, limit int, blocked func() bool) *gate {
 
 func (g *gate) setLimit(n int) { g.limit.Store(int64(max(n, 1))) }
 
-func (g *gate) inside() int64 { return max(g.count[0].Load(), 0) + max(g.count[1].Load(), 0) }
+func (g *gate) enter(n int) { g.inside.Add(int64(n)) }
 
-func (g *gate) enter(era uint32, n int) { g.count[era%2].Add(int64(n)) }
-
-// leave counts out n packets that entered in an era.
-func (g *gate) leave(era uint32, n int) {
+// leave counts out n packets.
+func (g *gate) leave(n int) {
 	if n == 0 {
 		return
 	}
-	if now := g.era.Load(); era != now && era+1 != now {
-		return // forgotten
-	}
-	g.count[era%2].Add(-int64(n))
+	g.inside.Add(-int64(n))
 	if g.waiting.Load() > 0 && g.open() {
 		select {
 		case g.wake <- struct{}{}:
@@ -102,25 +91,9 @@ func (g *gate) leave(era uint32, n int) {
 	}
 }
 
-func (g *gate) open() bool { return g.inside() < g.limit.Load() }
+func (g *gate) open() bool { return g.inside.Load() < g.limit.Load() }
 
-var start = time.Now()
-
-// turn begins a new era if this one is old.
-func (g *gate) turn() {
-	if g.blocked != nil {
-		return
-	}
-	now, since := int64(time.Since(start)), g.since.Load()
-	if now-since < int64(eraLength) || !g.since.CompareAndSwap(since, now) {
-		return
-	}
-	next := g.era.Load() + 1
-	g.count[next%2].Store(0)
-	g.era.Store(next & (tagInbound - 1))
-}
-
-// turnstile is one reader's place at a gate.
+// turnstile is the TUN reader's place at the gate.
 type turnstile struct {
 	g     *gate
 	timer *time.Timer
@@ -133,9 +106,6 @@ type turnstile struct {
 // the last batch, returned how many dropped packets' buffers the device offers in its place.
 func (t *turnstile) pass(last, returned int) bool {
 	g := t.g
-	if !g.open() {
-		g.turn()
-	}
 	if g.open() {
 		t.pause = 0
 		return true
@@ -159,23 +129,16 @@ func (t *turnstile) pass(last, returned int) bool {
 			return false
 		case <-g.wake:
 		case <-t.timer.C:
-			g.turn()
-			if g.blocked != nil && g.blocked() {
+			if g.blocked() {
 				t.timer.Reset(t.pause)
 				continue
 			}
-			if t.pause == pauseMax && t.stuck != nil {
+			if t.pause == pauseMax {
 				t.stuck()
 			}
 			return true
 		}
 	}
 	t.pause = 0
-	if g.waiting.Load() > 1 { // the other family's reader
-		select {
-		case g.wake <- struct{}{}:
-		default:
-		}
-	}
 	return true
 }

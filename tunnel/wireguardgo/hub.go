@@ -10,13 +10,13 @@ import (
 
 // hub is what the two ends of the device, TUN and sockets, share.
 type hub struct {
-	log     *slog.Logger
-	drops   drops
-	out, in *gate
-	peers   *peers
-	mac1    device.CookieChecker // of our public key
-	cross   *crossings
-	closed  chan struct{}
+	log    *slog.Logger
+	drops  drops
+	out    *gate
+	peers  *peers
+	mac1   device.CookieChecker // of our public key
+	cross  *crossings
+	closed chan struct{}
 }
 
 // claim tags a buffer whose packet enters the device. buf is the buffer from its start.
@@ -40,7 +40,6 @@ func (h *hub) reclaim(bufs [][]byte) int {
 			continue
 		case t >= tagInbound:
 			in++
-			h.in.leave(t-tagInbound, 1)
 		default:
 			out++
 		}
@@ -49,7 +48,7 @@ func (h *hub) reclaim(bufs [][]byte) int {
 	if in+out > 0 {
 		h.drops.add(dropRefused, in)
 		h.drops.add(dropDevice, out)
-		h.out.leave(0, out)
+		h.out.leave(out)
 	}
 	return in + out
 }
@@ -69,7 +68,7 @@ func (h *hub) sent(bufs [][]byte) {
 		}
 	}
 	if n > 0 {
-		h.out.leave(0, n)
+		h.out.leave(n)
 		h.peers.sent(slot-tagPeer, n)
 	}
 }

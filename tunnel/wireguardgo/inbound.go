@@ -14,11 +14,10 @@ import (
 )
 
 // The way in, for each family:
-//  1. receive waits at the inbound gate
-//  2. recvmmsg into memory of our own, where the kernel may have joined up to 64 datagrams in a message
-//  3. what is no WireGuard message, or a handshake message that does not know our public key,
+//  1. recvmmsg into memory of our own, where the kernel may have joined up to 64 datagrams in a message
+//  2. what is no WireGuard message, or a handshake message that does not know our public key,
 //     ends here: no buffer of the device is spent on it
-//  4. data messages are tagged, counted and copied to the device, which authenticates them, and
+//  3. data messages are tagged, counted and copied to the device, which authenticates them, and
 //     calls the TUN's Write (tun.go) with those that are good
 
 const (
@@ -34,14 +33,13 @@ const (
 // at which the device starts to ask for cookies. Those that carry a cookie have their own share.
 const (
 	handshakeRate  = 1000
-	handshakeBurst = 192
+	handshakeBurst = 144
 )
 
 type receiver struct {
-	s     *socket
-	hub   *hub
-	place turnstile
-	last  int // buffers that the device replaced since the last call, at most
+	s    *socket
+	hub  *hub
+	last int // buffers that the device replaced since the last call, at most
 
 	msgs    []mmsghdr
 	iovs    []unix.Iovec
@@ -63,7 +61,7 @@ type receiver struct {
 }
 
 func newReceiver(s *socket, h *hub) *receiver {
-	r := &receiver{s: s, hub: h, place: turnstile{g: h.in}}
+	r := &receiver{s: s, hub: h}
 	n := singleMessages
 	r.size = singleSize
 	if s.gro {
@@ -94,12 +92,8 @@ func newReceiver(s *socket, h *hub) *receiver {
 // receive is the device's conn.ReceiveFunc. It fails only when the socket is closed: the device
 // gives a receiver up that fails more often.
 func (r *receiver) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-	returned := r.hub.reclaim(bufs[:r.last])
-	last := r.last
+	r.hub.reclaim(bufs[:r.last])
 	r.last = 0
-	if !r.place.pass(last, returned) { // once: what ends here must not use up a full gate's rare turns
-		return 0, net.ErrClosed
-	}
 	for {
 		if r.at >= r.n && len(r.rest) == 0 {
 			if err := r.fill(); err != nil {
@@ -153,7 +147,6 @@ func (r *receiver) fill() error {
 
 // hand copies packets to the device's buffers.
 func (r *receiver) hand(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int) {
-	tagged, era := 0, r.hub.in.era.Load()
 	for n < len(bufs) {
 		if len(r.rest) == 0 {
 			if r.at >= r.n {
@@ -171,12 +164,10 @@ func (r *receiver) hand(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int)
 		sizes[n] = copy(bufs[n], p)
 		eps[n] = r.ep
 		if data {
-			r.hub.claim(bufs[n], tagInbound+era)
-			tagged++
+			r.hub.claim(bufs[n], tagInbound)
 		}
 		n++
 	}
-	r.hub.in.enter(era, tagged)
 	return n
 }
 

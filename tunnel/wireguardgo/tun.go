@@ -14,7 +14,7 @@ import (
 )
 
 // tunDevice stands between the tunnel device and the device package: it holds the packets to the
-// gates, and keeps those from the device that it would only hold or drop.
+// gate, and keeps those from the device that it would only hold or drop.
 type tunDevice struct {
 	hub    *hub
 	native *tun.NativeTun
@@ -155,7 +155,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		t.hub.claim(b, tagPeer+to.slot)
 		entered++
 	}
-	t.hub.out.enter(0, entered)
+	t.hub.out.enter(entered)
 	return entered
 }
 
@@ -189,11 +189,6 @@ func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 					t.hub.peers.kick()
 				}
 			}
-		}
-	}
-	for _, b := range bufs { // before writing: joined packets may be written over the tags
-		if tag := getTag(b); tag >= tagInbound {
-			t.hub.in.leave(tag-tagInbound, 1)
 		}
 	}
 	n, err := t.native.Write(bufs, offset)
