@@ -167,8 +167,9 @@ func (h *Host) Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb", "PATH="+os.Getenv("PATH")+":"+strings.Join(adminDirs, ":"))
 	cmd.Dir = MachineDir
-	// A session of its own: Ctrl-C on the lab's terminal is the lab's, not the daemon's.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// A process group of its own: Ctrl-C on the lab's terminal is the lab's, not the daemon's. No session, which would be
+	// a scheduling group (autogroup): the hosts' programs compete for the processor as those of one machine do.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package plane
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 
@@ -30,12 +31,15 @@ const (
 	memorySoft = 192 << 20
 )
 
-// limitMemory sets the collector. A voice plane allocates almost nothing and collects seldom:
-// each collection costs its forwarding threads time.
-func limitMemory(c tunnel.Class) {
+// limitRuntime sets the collector and how many threads run at once. A voice plane allocates almost nothing and collects
+// seldom: each collection costs its forwarding threads time. It is a trickle of single packets, each of which an engine hands
+// from goroutine to goroutine: with one processor that is a function call, with several a thread is woken for each
+// hand-over, which takes longer than the work and a core away from data.
+func limitRuntime(c tunnel.Class) {
 	debug.SetMemoryLimit(memorySoft)
 	if c == tunnel.Voice {
 		debug.SetGCPercent(400)
+		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/4))
 	}
 }
 

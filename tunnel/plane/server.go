@@ -61,7 +61,7 @@ func Main(o Options) error {
 	// The name that ps and top show; the program was executed as /proc/self/fd/N.
 	_ = os.WriteFile("/proc/self/comm", []byte("rw-plane-"+string(class)), 0)
 	_, _ = time.Now().Local().Zone() // read the time zone while files can be read
-	limitMemory(class)
+	limitRuntime(class)
 	holds, missing := sandbox(class)
 
 	s := &server{
