@@ -39,7 +39,7 @@ func Holder(args []string, stdin io.Reader, stdout io.Writer) error {
 }
 
 func holdLab(stdin io.Reader, stdout io.Writer) error {
-	// An interrupted terminal signals nobody here (every process is a session of its own), but a careless `kill` might.
+	// An interrupted terminal signals nobody here (every process is a group or a session of its own), but a careless `kill` might.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 	if err := privateMounts(); err != nil {
 		return err

@@ -67,9 +67,14 @@ func TestASandboxedPlaneCanDoNothingElse(t *testing.T) {
 			assert.True(t, strings.HasPrefix(to, "/sys/fs/cgroup") || strings.HasPrefix(to, "/proc"), "descriptor %s is %s", fd.Name(), to)
 		}
 	}
-	sid, err := unix.Getsid(pid)
+	group, err := unix.Getpgid(pid)
 	require.NoError(t, err)
-	assert.Equal(t, pid, sid, "a session of its own")
+	assert.Equal(t, pid, group, "a process group of its own: a terminal's Ctrl-C does not reach it")
+	own, err := unix.Getsid(0)
+	require.NoError(t, err)
+	session, err := unix.Getsid(pid)
+	require.NoError(t, err)
+	assert.Equal(t, own, session, "the daemon's session, and so one scheduling group with the other plane")
 }
 
 func TestTheVoicePlanesThreadsGoFirst(t *testing.T) {
