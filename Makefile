@@ -44,7 +44,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 
 .PHONY: bench
 bench: test-packages build ## every benchmark, and the lab's comparison as three interleaved pairs (root, quiet machine)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) ./...
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 ./...
 	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
 
 .PHONY: test-rekey

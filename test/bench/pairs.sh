@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 pairs=${1:-3} duration=${2:-20s}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-lab() { bin/ringway lab --json --plot none --duration "$duration" "$@" 2>/dev/null; }
+lab() { bin/ringway lab --json --plot none --duration "$duration" "$@" 2>"$out/err" || { cat "$out/err" >&2; return 1; }; }
 get() { jq -r --arg n "$1" ".paths[] | select(.name==\$n) | $2" "$3"; }
 median() { sort -g | awk '{v[NR]=$1} END {print (NR%2) ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2}'; }
 

@@ -65,7 +65,7 @@ func stockInitiates(t *testing.T, l *lab.Lab, class string) {
 	t.Helper()
 	a, b := l.Edge("a"), l.Host(lab.EdgeB)
 	sh(t, a.Host, ringway, "stop")
-	sh(t, a.Host, "rm", "/var/lib/ringway/endpoints.json")
+	sh(t, a.Host, "rm", "-f", "/var/lib/ringway/endpoints.json")
 	b0 := redial(t, l, class)
 	text, err := a.Config()
 	require.NoError(t, err)

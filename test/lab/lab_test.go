@@ -45,7 +45,7 @@ func baseline(t *testing.T, o Options) *Lab {
 func machine(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all", "nft list ruleset", "ip netns list"} {
+	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all", "nft -s list ruleset", "ip netns list"} {
 		args := strings.Fields(c)
 		path, err := lookPath(args[0])
 		require.NoError(t, err)

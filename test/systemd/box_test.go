@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -148,7 +147,7 @@ var volatile = regexp.MustCompile(`packets \d+ bytes \d+|expires \d+sec|valid_lf
 func clean(s string) string { return volatile.ReplaceAllString(s, "") }
 
 // spawnFar starts a program in a namespace with a /run of its own (UAPI sockets are found by
-// interface name, and both ends' are called alike). It is killed with the test.
+// interface name, and both ends' are called alike). It is killed when the test ends.
 func spawnFar(t *testing.T, ns string, args ...string) *exec.Cmd {
 	t.Helper()
 	script := "mount -t tmpfs none /run && exec \"$@\""
@@ -156,7 +155,6 @@ func spawnFar(t *testing.T, ns string, args ...string) *exec.Cmd {
 	log, err := os.Create(filepath.Join(results, ns+".log"))
 	require.NoError(t, err)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(t, cmd.Start())
 	log.Close()
 	t.Cleanup(func() {

@@ -16,7 +16,7 @@ mkdir -p "$cache"
 
 if [ ! -e "$cache/root.complete" ]; then
   suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $suite" | head -n 1)
+  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $suite" | sed -n 1p)
   echo "downloading a minimal Debian $suite with $packages (about 60 MB) into $root"
   rm -rf "$root"
   debootstrap --variant=minbase --include="$packages" "$suite" "$root" ${mirror:+"$mirror"} > "$cache/debootstrap.log" ||

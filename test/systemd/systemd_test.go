@@ -445,7 +445,7 @@ func (l *life) upgrade() {
 func (l *life) upgradePlanes() {
 	before := planes(l.T)
 	lost := l.streams.During(func() { run(l.T, "ringway", "upgrade-planes") })
-	l.report("ringway upgrade-planes", lost, 25)
+	l.report("ringway upgrade-planes", lost, 75)
 	for _, d := range daemonStatus(l.T).Tunnels {
 		assert.NotEqual(l.T, before[d.Class], d.PlanePID, d.Class)
 		assert.Equal(l.T, "upgraded", d.PlaneBuild, d.Class)

@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 if [ ! -e "$cache/vmlinuz" ]; then
   echo "looking for the newest Debian cloud kernel"
   apt-get update -qq
-  pkg=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-[0-9]/ {print $2; exit}')
+  pkg=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-[0-9]/ && !n++ {print $2}')
   echo "downloading the Debian kernel package: $pkg"
   (cd "$work" && apt-get -o APT::Sandbox::User=root download -qq "$pkg" && dpkg-deb -x "$pkg"_*.deb kernel)
   rm -rf "$cache/modules"
@@ -75,7 +75,7 @@ chmod +x "$root/init"
 
 log=$cache/guest.log
 # TCG on purpose: nested KVM is absent or broken where this has to run, and the tests are not about speed.
-timeout --kill-after=10 660 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 -nodefaults -no-reboot -display none -serial stdio \
+timeout --kill-after=10 900 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 -nodefaults -no-reboot -display none -serial stdio \
   -rtc base=utc -kernel "$cache/vmlinuz" -initrd "$work/initrd" \
   -append 'console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off' < /dev/null | tr -d '\r' | tee "$log"
 grep -q '^guest exit: 0$' "$log" || { echo "tests in the guest failed, or it did not end in order; all it said: $log"; exit 1; }

@@ -125,11 +125,16 @@ func (c *call) end(t *testing.T) (lost [2]int64, gap [2]time.Duration) {
 	close(c.stop)
 	<-c.done
 	<-c.done
-	_ = assert.Eventually(t, func() bool {
-		a, b := c.received[0].Load(), c.received[1].Load()
-		<-time.After(50 * time.Millisecond)
-		return a == c.received[0].Load() && b == c.received[1].Load()
-	}, patience, time.Millisecond)
+	// All is there, or nothing has come for a second: a busy machine may hold up what is on its way.
+	for last, since := [2]uint64{}, time.Now(); time.Since(since) < time.Second; <-time.After(10 * time.Millisecond) {
+		now := [2]uint64{c.received[0].Load(), c.received[1].Load()}
+		if now[0] == c.sent[1].Load() && now[1] == c.sent[0].Load() {
+			break
+		}
+		if now != last {
+			last, since = now, time.Now()
+		}
+	}
 	for _, x := range c.conns {
 		x.Close()
 	}

@@ -1,7 +1,11 @@
 package plane
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,6 +16,23 @@ import (
 	"ringway/tunnel"
 )
 
+// halt stops a process and waits until each thread of it stands still: one that runs may answer for a moment yet.
+func halt(t *testing.T, pid int) {
+	t.Helper()
+	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	require.Eventually(t, func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		require.NoError(t, err)
+		for _, path := range stats {
+			stat, err := os.ReadFile(path)
+			if err != nil || !bytes.Contains(stat, []byte(") T ")) {
+				return false
+			}
+		}
+		return len(stats) > 0
+	}, patience, time.Millisecond)
+}
+
 func TestAPlaneThatHangsIsReplaced(t *testing.T) {
 	b := newBench(t)
 	cfg := b.config(tunnel.Data)
@@ -20,7 +41,7 @@ func TestAPlaneThatHangsIsReplaced(t *testing.T) {
 	ctx := context.Background()
 	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
 	pid := status(t, s).PlanePID
-	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	halt(t, pid)
 	require.Eventually(t, func() bool {
 		d, err := s.Status(ctx)
 		return err == nil && d.PlanePID != pid
@@ -29,7 +50,7 @@ func TestAPlaneThatHangsIsReplaced(t *testing.T) {
 	// Also one that hangs while no daemon is there.
 	pid = status(t, s).PlanePID
 	letGo()
-	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	halt(t, pid)
 	s, _ = b.supervise(cfg)
 	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
 	assert.NotEqual(t, pid, status(t, s).PlanePID)
@@ -49,7 +70,7 @@ func TestWhateverIsAskedOfAPlaneThatHangsCuresIt(t *testing.T) {
 	hung := func(what string, f func()) {
 		t.Helper()
 		pid := status(t, s).PlanePID
-		require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+		halt(t, pid)
 		began := time.Now()
 		f()
 		took := time.Since(began)

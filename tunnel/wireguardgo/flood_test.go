@@ -98,7 +98,7 @@ func (b *box) pings(to string, n int) (answers int) {
 }
 
 const (
-	liveHeap = maxBuffers*device.MaxMessageSize + 24<<20 // and what there is beside message buffers
+	liveHeap = maxBuffers*device.MaxMessageSize + 64<<20 // and what there is beside message buffers
 	live     = 5.0                                       // Mbit/s that a live tunnel must still carry beside a flood, on a busy machine
 )
 

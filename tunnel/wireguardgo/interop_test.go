@@ -138,7 +138,7 @@ func TestNextEngineOnTheSameFiles(t *testing.T) {
 	a.start(wide)
 	a.set(a.peer(b, "192.0.2.2:51820"))
 	a.e.Handshake(b.key.Public())
-	require.Eventually(t, func() bool { return !a.e.Status().Peers[0].LastHandshake.IsZero() }, time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return !a.e.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second, 5*time.Millisecond)
 	require.NoError(t, b.ping("10.66.0.1"))
 
 	// In the same process, and without an engine's going down.
@@ -147,7 +147,7 @@ func TestNextEngineOnTheSameFiles(t *testing.T) {
 	a.start(wide)
 	a.set(a.peer(b, "192.0.2.2:51820"))
 	a.e.Handshake()
-	require.Eventually(t, func() bool { return !a.e.Status().Peers[0].LastHandshake.IsZero() }, time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return !a.e.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second, 5*time.Millisecond)
 	require.NoError(t, a.e.dev.Down())
 	require.NoError(t, a.e.dev.Up())
 	// The far end takes no initiation within 20 ms of the last, and the next follows after 5 s.
