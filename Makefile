@@ -27,7 +27,7 @@ build: ## bin/ringway, and bin/wireguard-go (the stock program, for comparison o
 	$(GO) build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: test
-test: test-packages build ## every test (root); ends with the runner's totals
+test: test-packages build ## the tests (root); ends with the runner's totals
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) tool gotestsum --format pkgname --hide-summary=skipped -- -count=1 -timeout 14m -p 1 ./...
 
 .PHONY: lint

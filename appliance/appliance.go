@@ -61,6 +61,7 @@ type Daemon struct {
 	facts    facts
 	journal  *journal
 	resolved map[string]netip.Addr // by endpoint name
+	moved    map[string]time.Time  // when each came to mean that
 	life     context.Context       // of what outlives a call
 	problems map[string]string     // by what has it
 	ending   bool                  // nothing is to be applied any more
@@ -89,7 +90,7 @@ func New(o Options) (*Daemon, error) {
 	}
 	return &Daemon{opts: o, log: o.Log, since: time.Now(), cfg: cfg, secrets: keys, clock: newClockFloor(o.Paths.clock()),
 		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
-		resolved: map[string]netip.Addr{}, problems: map[string]string{}}, nil
+		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}, nil
 }
 
 // Run brings everything up and keeps it so until SIGTERM (leaves all that forwards), or SIGINT or a stop request
@@ -120,7 +121,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.endpoints = loadEndpoints(p.endpoints(), d.log)
 	d.slots = map[tunnel.Class]*slot{}
 	for _, c := range tunnel.Classes {
-		d.slots[c] = &slot{class: c, log: d.log, plane: func(c tunnel.Class) (engine, error) {
+		d.slots[c] = &slot{class: c, log: d.log, anew: d.endpoints.anew, plane: func(c tunnel.Class) (engine, error) {
 			return plane.NewSupervisor(plane.Config{Class: c, RunDir: p.planes(), UAPIDir: p.UAPI, Log: d.log,
 				OpenTUN: wireguardgo.OpenTUN, OpenUDP: wireguardgo.OpenUDP,
 				OnEndpoints: func(eps map[tunnel.PublicKey]netip.AddrPort) { d.endpoints.saw(c, eps) }})
@@ -155,6 +156,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	err = runTasks(ctx, tasks, func() {
 		close(d.ready)
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS=up")
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		d.log.Info("ready", "site", d.cfg.Site, "sites", len(d.cfg.Sites))
 	})
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
@@ -208,7 +211,8 @@ func (d *Daemon) probe() error {
 
 // reconcileLocked compares and applies, whole. It returns what it changed in nft, ip, tc and wg words. Applied twice,
 // the second changes nothing. The order is the safe one: first what drops, then what routes, so that at no moment a
-// site's prefix has a way out in clear. Only a firewall that cannot be set ends it; everything else that fails is a
+// site's prefix has a way out in clear. A firewall that cannot be set ends it, as does a way back that cannot be noted
+// (which leaves the firewall set); everything else that fails is a
 // problem of its own and keeps nothing else from working: a card that is not there is no reason to have no tunnels.
 func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
 	if d.ending {
@@ -218,11 +222,12 @@ func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
 	f.secrets, f.endpoint, f.leases = d.secrets, d.endpointOf, d.leases.held()
 	f.wanMTU = wanMTU(d.cfg)
 	w := want(d.cfg, f)
-	if err := d.journal.note(w, d.opts.Paths.journal()); err != nil {
-		return nil, err
-	}
+	// The firewall first, and by itself: it is a table of Ringway's own, of which there is nothing to note.
 	lines, err := d.journal.applyFirewall(w.firewall)
 	if err != nil {
+		return lines, err
+	}
+	if err := d.journal.note(w, d.opts.Paths.journal()); err != nil {
 		return lines, err
 	}
 	did := func(what string, more []string, err error) {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +35,7 @@ type toldKey struct {
 
 type told struct {
 	rememberedEndpoint
-	news bool
+	news int // as tunnel.Peer.EndpointNews
 	at   time.Time
 }
 
@@ -66,7 +67,7 @@ func loadEndpoints(path string, log *slog.Logger) *endpointMemory {
 //
 // What was said once is said again until resolved changes: an engine follows a roaming peer by itself, and takes a
 // change from here for news, which would send a peer that moves quickly back to where it was a moment ago.
-func (m *endpointMemory) choose(c tunnel.Class, k tunnel.PublicKey, resolved netip.AddrPort) (endpoint netip.AddrPort, news bool) {
+func (m *endpointMemory) choose(c tunnel.Class, k tunnel.PublicKey, resolved netip.AddrPort) (endpoint netip.AddrPort, news int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := toldKey{c, k}
@@ -75,7 +76,7 @@ func (m *endpointMemory) choose(c tunnel.Class, k tunnel.PublicKey, resolved net
 	}
 	e, ok := m.known[c][k.String()]
 	if resolved.IsValid() && !(ok && e.Resolved == resolved && e.Current.IsValid()) {
-		e, news = rememberedEndpoint{Resolved: resolved, Current: resolved}, true
+		e, news = rememberedEndpoint{Resolved: resolved, Current: resolved}, m.told[key].news+1
 		m.setLocked(c, k, e)
 	}
 	m.told[key] = told{rememberedEndpoint{Resolved: resolved, Current: e.Current}, news, m.now()}
@@ -99,8 +100,40 @@ func (m *endpointMemory) giveUp(c tunnel.Class, k tunnel.PublicKey, lastHandshak
 	}
 	e = rememberedEndpoint{Resolved: t.Resolved, Current: t.Resolved}
 	m.setLocked(c, k, e)
-	m.told[key] = told{e, true, now}
+	m.told[key] = told{e, t.news + 1, now}
 	return true
+}
+
+// lastMeant is what the configured endpoint of a peer meant before, also before a restart; zero: not known.
+func (m *endpointMemory) lastMeant(k tunnel.PublicKey) netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range tunnel.Classes {
+		if e := m.known[c][k.String()]; e.Resolved.IsValid() {
+			return e.Resolved.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// anew gives d the endpoints where its peers were heard last: an engine that is made now knows of no roaming.
+func (m *endpointMemory) anew(d tunnel.Device) tunnel.Device {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d.Peers = slices.Clone(d.Peers)
+	for i, p := range d.Peers {
+		e := m.known[d.Class][p.PublicKey.String()]
+		if !e.Current.IsValid() {
+			continue
+		}
+		d.Peers[i].Endpoint = e.Current
+		key := toldKey{d.Class, p.PublicKey}
+		if t, ok := m.told[key]; ok {
+			t.Current = e.Current
+			m.told[key] = t
+		}
+	}
+	return d
 }
 
 const (

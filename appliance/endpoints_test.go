@@ -58,17 +58,17 @@ func TestAnEndpointThatChangedWhileTheDaemonWasDownIsNews(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "e")
 	m := loadEndpoints(path, slog.New(slog.DiscardHandler))
 	_, news := m.choose(tunnel.Voice, keyA, home)
-	assert.True(t, news, "nothing was known")
+	assert.Equal(t, 1, news, "nothing was known")
 	require.NoError(t, m.save())
 
 	m = loadEndpoints(path, slog.New(slog.DiscardHandler))
 	_, news = m.choose(tunnel.Voice, keyA, home)
-	assert.False(t, news)
+	assert.Zero(t, news)
 
 	m = loadEndpoints(path, slog.New(slog.DiscardHandler))
 	ep, news := m.choose(tunnel.Voice, keyA, next)
 	assert.Equal(t, next, ep)
-	assert.True(t, news)
+	assert.Equal(t, 1, news)
 }
 
 // A hub failed over and back while this box was off: the box remembers the line that is dead now.
@@ -86,7 +86,7 @@ func TestASilentPeerIsLookedForWhereItIsConfigured(t *testing.T) {
 	assert.True(t, m.giveUp(tunnel.Voice, keyA, never))
 	ep, news := m.choose(tunnel.Voice, keyA, home)
 	assert.Equal(t, home, ep)
-	assert.True(t, news)
+	assert.Equal(t, 1, news)
 	now = now.Add(time.Hour)
 	assert.False(t, m.giveUp(tunnel.Voice, keyA, never), "there is nowhere else to look")
 }
@@ -106,4 +106,17 @@ func TestGarbageInTheMemoryIsNoReasonNotToStart(t *testing.T) {
 		assert.Equal(t, home, at(m, tunnel.Voice, keyA, home), "%q", content)
 		require.NoError(t, m.save())
 	}
+}
+
+// A tunnel that is made anew (another engine, another device name) begins where its peers were heard last, and goes on so.
+func TestANewEngineLearnsWherePeersRoamedTo(t *testing.T) {
+	m := loadEndpoints(filepath.Join(t.TempDir(), "e"), slog.New(slog.DiscardHandler))
+	assert.Equal(t, home, at(m, tunnel.Voice, keyA, home))
+	assert.Equal(t, home.Addr(), m.lastMeant(keyA))
+	m.saw(tunnel.Voice, map[tunnel.PublicKey]netip.AddrPort{keyA: away})
+	assert.Equal(t, home, at(m, tunnel.Voice, keyA, home), "an engine that runs follows by itself")
+	d := tunnel.Device{Class: tunnel.Voice, Peers: []tunnel.Peer{{PublicKey: keyA, Endpoint: home}}}
+	assert.Equal(t, away, m.anew(d).Peers[0].Endpoint)
+	assert.Equal(t, home, d.Peers[0].Endpoint, "a copy")
+	assert.Equal(t, away, at(m, tunnel.Voice, keyA, home), "no change for the new engine")
 }

@@ -41,6 +41,7 @@ type slot struct {
 	log   *slog.Logger
 	plane func(tunnel.Class) (engine, error)           // makes the userspace engine's supervisor
 	clear func(context.Context, tunnel.Settings) error // takes away what another engine has for the class
+	anew  func(tunnel.Device) tunnel.Device            // with what a new engine cannot know of its peers
 
 	mu     sync.Mutex
 	name   tunnel.EngineName
@@ -102,6 +103,7 @@ func (s *slot) configureLocked(ctx, life context.Context, d tunnel.Device) error
 			return fmt.Errorf("no engine %q in this build", d.Settings.Engine)
 		}
 		s.name, s.device = d.Settings.Engine, d.Settings.Interface
+		d = s.anew(d)
 		if r, ok := s.engine.(runner); ok {
 			s.runLocked(life, r)
 		}

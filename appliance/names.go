@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -85,8 +86,18 @@ func (d *Daemon) lookUpAll(ctx context.Context, cfg *config.Config) (found map[s
 	for host, a := range d.resolved {
 		inUse[host] = a
 	}
+	young := map[string]bool{} // not tried for long enough to be called silent
+	for host, at := range d.moved {
+		young[host] = time.Since(at) < tryFor
+	}
 	d.mu.Unlock()
+	for _, s := range cfg.Sites {
+		if !inUse[s.Endpoint].IsValid() { // a daemon that has just started: its planes may have a session there
+			inUse[s.Endpoint], young[s.Endpoint] = d.endpoints.lastMeant(s.PublicKey), true
+		}
+	}
 	silent := d.silentEndpoints(ctx, cfg)
+	maps.DeleteFunc(silent, func(host string, _ bool) bool { return young[host] })
 	type answer struct {
 		host string
 		addr netip.Addr
@@ -142,7 +153,7 @@ func (d *Daemon) takeNamesLocked(found map[string]netip.Addr, failed map[string]
 			if old := d.resolved[host]; old.IsValid() {
 				d.log.Info("endpoint has a new address", "endpoint", host, "was", old, "is", a)
 			}
-			d.resolved[host], changed = a, true
+			d.resolved[host], d.moved[host], changed = a, time.Now(), true
 		}
 		delete(d.problems, "endpoint "+host)
 	}

@@ -122,12 +122,12 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 }
 
 // configuredEndpoint is where a site stands by its config. A name is left to the daemon: a plan asks no name server.
-func configuredEndpoint(c tunnel.Class, s tunnel.Site) (at netip.AddrPort, news bool) {
+func configuredEndpoint(c tunnel.Class, s tunnel.Site) (at netip.AddrPort, news int) {
 	a, err := netip.ParseAddr(s.Endpoint)
 	if err != nil {
-		return netip.AddrPort{}, false
+		return netip.AddrPort{}, 0
 	}
-	return netip.AddrPortFrom(a.Unmap(), s.Port(c)), false
+	return netip.AddrPortFrom(a.Unmap(), s.Port(c)), 0
 }
 
 func words[C fmt.Stringer](changes []C) (out []string) {

@@ -75,7 +75,7 @@ func (d *Daemon) setProblemLocked(what string, err error) {
 
 // endpointOf is where a device should look for a site: where it was last heard, unless its configured
 // endpoint means something new. d.mu is held.
-func (d *Daemon) endpointOf(c tunnel.Class, s tunnel.Site) (netip.AddrPort, bool) {
+func (d *Daemon) endpointOf(c tunnel.Class, s tunnel.Site) (netip.AddrPort, int) {
 	var resolved netip.AddrPort
 	if a := d.resolved[s.Endpoint]; a.IsValid() {
 		resolved = netip.AddrPortFrom(a, s.Port(c))

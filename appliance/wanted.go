@@ -33,7 +33,7 @@ type facts struct {
 	kernelWireGuard bool
 	wanMTU          map[string]int // of each WAN's interface as it is; absent: 1500
 	secrets         secrets
-	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news bool) // zero: not known
+	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news int) // zero: not known
 }
 
 // want is the composition, and the only place where the domains' plans meet. It is pure.

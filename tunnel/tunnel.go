@@ -118,9 +118,9 @@ type Peer struct {
 	PublicKey    PublicKey
 	PresharedKey PresharedKey   // already derived for the class; zero = none
 	Endpoint     netip.AddrPort // zero: not known (dials in)
-	// EndpointNews: the endpoint is not what this peer was told before (the configured address means
-	// something new): tell an engine even if the peer has a session there.
-	EndpointNews bool
+	// EndpointNews: 0, or how often the endpoint was not what this peer was told before (the configured address means
+	// something new, or the peer is silent where it roamed to): each time an engine is told, even if the peer is elsewhere there.
+	EndpointNews int
 	AllowedIPs   []netip.Prefix // sorted
 	Keepalive    time.Duration
 }
@@ -161,8 +161,8 @@ type PeerStatus struct {
 	LastHandshake time.Time      `json:"last_handshake"` // zero: never
 	RxBytes       uint64         `json:"rx_bytes"`
 	TxBytes       uint64         `json:"tx_bytes"`
-	RxPackets     uint64         `json:"rx_packets"`
-	TxPackets     uint64         `json:"tx_packets"`
+	RxPackets     uint64         `json:"rx_packets,omitempty"` // absent: the kernel's WireGuard counts bytes alone
+	TxPackets     uint64         `json:"tx_packets,omitempty"`
 	AllowedIPs    []netip.Prefix `json:"allowed_ips"`
 	Keepalive     time.Duration  `json:"keepalive_ns"`
 }

@@ -213,8 +213,8 @@ func Diff(want Device, have Observed, prev *Device, now time.Time) Delta {
 		if b, ok := before[w.PublicKey]; w.Endpoint.IsValid() && w.Endpoint != h.Endpoint {
 			switch {
 			case !h.Endpoint.IsValid(),
-				ok && b.Endpoint != w.Endpoint,
-				!ok && w.EndpointNews,
+				ok && (b.Endpoint != w.Endpoint || b.EndpointNews < w.EndpointNews),
+				!ok && w.EndpointNews > 0,
 				!ok && now.Sub(h.LastHandshake) > sessionLifetime:
 				c.endpoint = w.Endpoint
 			}

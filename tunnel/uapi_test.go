@@ -109,19 +109,20 @@ func TestAnEndpointIsAHint(t *testing.T) {
 		handshake time.Time
 		before    netip.AddrPort // wanted before; zero: not known
 		want      netip.AddrPort
-		news      bool
+		news      int // those told before: 1
 		set       bool
 	}{
-		"none known yet":                          {netip.AddrPort{}, time.Time{}, config, config, false, true},
-		"roamed, config as before":                {roamed, now.Add(-time.Hour), config, config, false, false},
-		"config changed":                          {roamed, now, config, other, false, true},
-		"after a restart, session lives":          {roamed, now.Add(-time.Minute), netip.AddrPort{}, config, false, false},
-		"after a restart, no session":             {roamed, now.Add(-time.Hour), netip.AddrPort{}, config, false, true},
-		"config has none: dials in, keep what is": {roamed, time.Time{}, config, netip.AddrPort{}, false, false},
-		"equal":                                {config, time.Time{}, netip.AddrPort{}, config, false, false},
-		"after a restart, session lives, news": {roamed, now.Add(-time.Minute), netip.AddrPort{}, other, true, true},
-		"after a restart, it is there already": {other, now.Add(-time.Minute), netip.AddrPort{}, other, true, false},
-		"news that were told, roamed since":    {roamed, now.Add(-time.Minute), other, other, true, false},
+		"none known yet":                          {netip.AddrPort{}, time.Time{}, config, config, 0, true},
+		"roamed, config as before":                {roamed, now.Add(-time.Hour), config, config, 0, false},
+		"config changed":                          {roamed, now, config, other, 0, true},
+		"after a restart, session lives":          {roamed, now.Add(-time.Minute), netip.AddrPort{}, config, 0, false},
+		"after a restart, no session":             {roamed, now.Add(-time.Hour), netip.AddrPort{}, config, 0, true},
+		"config has none: dials in, keep what is": {roamed, time.Time{}, config, netip.AddrPort{}, 0, false},
+		"equal":                                {config, time.Time{}, netip.AddrPort{}, config, 0, false},
+		"after a restart, session lives, news": {roamed, now.Add(-time.Minute), netip.AddrPort{}, other, 1, true},
+		"after a restart, it is there already": {other, now.Add(-time.Minute), netip.AddrPort{}, other, 1, false},
+		"news that were told, roamed since":    {roamed, now.Add(-time.Minute), other, other, 1, false},
+		"roamed, and silent there":             {roamed, now.Add(-time.Hour), config, config, 2, true},
 	} {
 		have := observedAs(d)
 		have.Peers[0].Endpoint, have.Peers[0].LastHandshake = c.have, c.handshake
@@ -130,7 +131,7 @@ func TestAnEndpointIsAHint(t *testing.T) {
 		var prev *Device
 		if c.before.IsValid() {
 			p := testDevice()
-			p.Peers[0].Endpoint = c.before
+			p.Peers[0].Endpoint, p.Peers[0].EndpointNews = c.before, 1
 			prev = &p
 		}
 		assert.Equal(t, c.set, strings.Contains(Diff(want, have, prev, now).SetText(), "endpoint="), name)

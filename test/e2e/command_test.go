@@ -92,7 +92,8 @@ func TestKilledCommandLeavesNothing(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(s.String(), func(t *testing.T) {
 			before := labProcesses(t)
-			links, err := exec.Command("ip", "-o", "link").Output()
+			const all = "ip -o link; ip netns list; ip rule; ip -6 rule; ip route show table all; nft -s list ruleset"
+			links, err := exec.Command("sh", "-c", all).Output()
 			require.NoError(t, err)
 			cmd := exec.Command(ringway, "lab", "--bulk", "none", "--plot", "none")
 			progress, err := cmd.StderrPipe()
@@ -111,7 +112,7 @@ func TestKilledCommandLeavesNothing(t *testing.T) {
 				assert.Equal(t, 1, cmd.ProcessState.ExitCode())
 			}
 			require.Eventually(t, func() bool { return labProcesses(t) == before }, 10*time.Second, 20*time.Millisecond)
-			after, err := exec.Command("ip", "-o", "link").Output()
+			after, err := exec.Command("sh", "-c", all).Output()
 			require.NoError(t, err)
 			assert.Equal(t, string(links), string(after))
 		})

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -81,6 +82,14 @@ func between(f capture.Frame) bool {
 func TestWANSeesOnlyWireGuard(t *testing.T) {
 	l := branches(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
+	// tshark reads what is recorded from before the first INVITE on.
+	const record = lab.MachineDir + "/wan.pcap"
+	recorded := make(chan error, 1)
+	go func() {
+		_, err := provider.Run(t.Context(), "timeout", "--preserve-status", "-s", "INT", "9", "tcpdump", "-n", "-s", "256", "-i", "wan-a", "-w", record)
+		recorded <- err
+	}()
+	require.Eventually(t, func() bool { _, err := os.Stat(provider.Path(record)); return err == nil }, 5*time.Second, 10*time.Millisecond)
 	wan := watchWAN(t, l)
 	calls := talking(t, l, 4, 8*time.Second)
 	bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkTCP)
@@ -92,7 +101,8 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 		_, err = l.Host(from).Run(t.Context(), "bash", "-c", "echo question > /dev/udp/"+to+"/53")
 		require.NoError(t, err)
 	}
-	tshark, err := provider.Run(t.Context(), "tshark", "-n", "-Q", "-i", "wan-a", "-a", "duration:2", "-T", "fields", "-E", "separator=,", "-e", "_ws.col.Protocol", "-e", "udp.srcport", "-e", "ip.dsfield.dscp")
+	require.NoError(t, <-recorded)
+	tshark, err := provider.Run(t.Context(), "tshark", "-n", "-Q", "-r", record, "-T", "fields", "-E", "separator=,", "-e", "_ws.col.Protocol", "-e", "udp.srcport", "-e", "ip.dsfield.dscp")
 	require.NoError(t, err)
 	_, err = bulk.Stop(t.Context(), bulk.Started, time.Now())
 	require.NoError(t, err)

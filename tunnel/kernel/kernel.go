@@ -41,13 +41,19 @@ func Supported() (bool, error) {
 type Device struct {
 	mu      sync.Mutex
 	want    tunnel.Device
-	told    map[tunnel.PublicKey]netip.AddrPort // endpoints as last told to the kernel; a peer may have roamed since
+	told    map[tunnel.PublicKey]told // endpoints as last told to the kernel; a peer may have roamed since
 	started time.Time
 	adopted bool
 }
 
 // New makes a driver; nothing is done until Configure.
-func New() *Device { return &Device{told: map[tunnel.PublicKey]netip.AddrPort{}} }
+func New() *Device { return &Device{told: map[tunnel.PublicKey]told{}} }
+
+// told is an endpoint, and how often it was news.
+type told struct {
+	endpoint netip.AddrPort
+	news     int
+}
 
 // Configure makes the device be as d says. Peers that stay keep their sessions, and a peer that roamed keeps the
 // endpoint it roamed to unless d names another than at the last call. Returns wrapped errors of netlink and wgctrl.
@@ -89,7 +95,7 @@ func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
 		}
 	}
 	for _, p := range d.Peers {
-		k.told[p.PublicKey] = p.Endpoint
+		k.told[p.PublicKey] = told{p.Endpoint, p.EndpointNews}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
@@ -101,7 +107,7 @@ func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
 }
 
 // difference is the smallest wgtypes.Config that turns have into want. It is pure.
-func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.PublicKey]netip.AddrPort) (cfg wgtypes.Config, changed bool) {
+func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.PublicKey]told) (cfg wgtypes.Config, changed bool) {
 	if key := wgtypes.Key(want.PrivateKey); key != have.PrivateKey {
 		cfg.PrivateKey, changed = &key, true
 	}
@@ -127,7 +133,7 @@ func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.Public
 		// An endpoint is told when it is news; else the kernel's own, learnt from the latest packet, stands.
 		// Where nothing is known of what was told, the caller knows whether it is.
 		before, known := told[p.PublicKey]
-		news := before.IsValid() && before != p.Endpoint || !known && p.EndpointNews
+		news := known && (before.endpoint.IsValid() && before.endpoint != p.Endpoint || p.EndpointNews > before.news) || !known && p.EndpointNews > 0
 		if p.Endpoint.IsValid() && (!ok || h.Endpoint == nil || news && !sameEndpoint(h.Endpoint, p.Endpoint)) {
 			pc.Endpoint, touch = net.UDPAddrFromAddrPort(p.Endpoint), true
 		}

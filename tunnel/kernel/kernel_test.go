@@ -37,33 +37,36 @@ func observed(endpoint netip.AddrPort) *wgtypes.Device {
 }
 
 func TestAppliedTwiceChangesNothing(t *testing.T) {
-	_, changed := difference(wanted(), observed(ep1), map[tunnel.PublicKey]netip.AddrPort{pubA: ep1})
+	_, changed := difference(wanted(), observed(ep1), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
 	assert.False(t, changed)
 }
 
 func TestARoamedPeerKeepsItsEndpoint(t *testing.T) {
-	_, changed := difference(wanted(), observed(ep2), map[tunnel.PublicKey]netip.AddrPort{pubA: ep1})
+	_, changed := difference(wanted(), observed(ep2), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
 	assert.False(t, changed, "a reload must not send a roamed peer back to where it was")
 	_, changed = difference(wanted(), observed(ep2), nil)
 	assert.False(t, changed, "nor must a daemon that has just started")
 	w := wanted()
 	w.Peers[0].Endpoint = netip.MustParseAddrPort("203.0.113.77:51820")
-	cfg, changed := difference(w, observed(ep2), map[tunnel.PublicKey]netip.AddrPort{pubA: ep1})
+	cfg, changed := difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
 	require.True(t, changed)
 	assert.Equal(t, "203.0.113.77:51820", cfg.Peers[0].Endpoint.String(), "a new address in the config does")
 }
 
 func TestANewMeaningOfAnAddressIsToldAfterARestart(t *testing.T) {
 	w := wanted()
-	w.Peers[0].Endpoint, w.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.77:51820"), true
+	w.Peers[0].Endpoint, w.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.77:51820"), 1
 	cfg, changed := difference(w, observed(ep2), nil)
 	require.True(t, changed)
 	require.Len(t, cfg.Peers, 1)
 	assert.Equal(t, "203.0.113.77:51820", cfg.Peers[0].Endpoint.String())
 	_, changed = difference(w, observed(w.Peers[0].Endpoint), nil)
 	assert.False(t, changed, "it is there already")
-	_, changed = difference(w, observed(ep2), map[tunnel.PublicKey]netip.AddrPort{pubA: w.Peers[0].Endpoint})
+	_, changed = difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {w.Peers[0].Endpoint, 1}})
 	assert.False(t, changed, "it was told, and the peer roamed since")
+	w.Peers[0].EndpointNews = 2
+	_, changed = difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {w.Peers[0].Endpoint, 1}})
+	assert.True(t, changed, "it is silent there: told once more")
 }
 
 func TestOnlyWhatDiffersIsSent(t *testing.T) {

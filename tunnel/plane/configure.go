@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -111,17 +110,17 @@ func (s *Supervisor) begin(ctx context.Context, next resources, want parameters,
 func (s *Supervisor) moveEndpoints(dev tunnel.Device) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := map[tunnel.PublicKey]netip.AddrPort{}
+	before := map[tunnel.PublicKey]tunnel.Peer{}
 	if s.wanted != nil {
 		for _, p := range s.wanted.Peers {
-			before[p.PublicKey] = p.Endpoint
+			before[p.PublicKey] = p
 		}
 	}
 	keep := map[tunnel.PublicKey]bool{}
 	for _, p := range dev.Peers {
 		keep[p.PublicKey] = true
 		b, known := before[p.PublicKey]
-		if p.Endpoint.IsValid() && (known && p.Endpoint != b || !known && p.EndpointNews) {
+		if p.Endpoint.IsValid() && (known && (p.Endpoint != b.Endpoint || p.EndpointNews > b.EndpointNews) || !known && p.EndpointNews > 0) {
 			s.endpoints[p.PublicKey] = p.Endpoint
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -41,17 +42,25 @@ func TestAnEndpointThatIsNewsIsToldByTheNextDaemon(t *testing.T) {
 	assert.Equal(t, roamed, at())
 
 	next()
-	d.Peers[0].Endpoint, d.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.3:51820"), true
+	d.Peers[0].Endpoint, d.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.3:51820"), 1
 	require.NoError(t, s.Configure(ctx, d))
 	assert.Equal(t, d.Peers[0].Endpoint, at())
 	sets := status(t, s).Drops["sets"]
 	require.NoError(t, s.Configure(ctx, d))
 	assert.Equal(t, sets, status(t, s).Drops["sets"], "once")
+	_, err = s.current().conn.call(ctx, message{Type: typeSet, Text: fmt.Sprintf("public_key=%s\nendpoint=%s\n", peer.Hex(), roamed)})
+	require.NoError(t, err)
+	require.NoError(t, s.Configure(ctx, d))
+	assert.Equal(t, roamed, at(), "a peer that roams stays where it is")
+	d.Peers = slices.Clone(d.Peers)
+	d.Peers[0].EndpointNews++
+	require.NoError(t, s.Configure(ctx, d))
+	assert.Equal(t, d.Peers[0].Endpoint, at(), "but for one that is silent there")
 
 	next()
 	d = device(tunnel.Data)
 	d.Settings.ListenPort++ // needs a new plane
-	d.Peers[0].Endpoint, d.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.4:51820"), true
+	d.Peers[0].Endpoint, d.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.4:51820"), 1
 	require.NoError(t, s.Configure(ctx, d))
 	assert.Equal(t, d.Peers[0].Endpoint, at())
 	kill9(t, s)
