@@ -27,9 +27,9 @@ import (
 	"ringway/routing"
 	"ringway/routing/rtnl"
 	"ringway/tunnel"
+	"ringway/tunnel/descriptor"
 	"ringway/tunnel/kernel"
 	"ringway/tunnel/plane"
-	"ringway/tunnel/wireguardgo"
 )
 
 // Options start a daemon.
@@ -123,7 +123,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	for _, c := range tunnel.Classes {
 		d.slots[c] = &slot{class: c, log: d.log, anew: d.endpoints.anew, plane: func(c tunnel.Class) (engine, error) {
 			return plane.NewSupervisor(plane.Config{Class: c, RunDir: p.planes(), UAPIDir: p.UAPI, Log: d.log,
-				OpenTUN: wireguardgo.OpenTUN, OpenUDP: wireguardgo.OpenUDP,
+				OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP,
 				OnEndpoints: func(eps map[tunnel.PublicKey]netip.AddrPort) { d.endpoints.saw(c, eps) }})
 		}, clear: func(ctx context.Context, want tunnel.Settings) error {
 			if want.Engine == tunnel.EngineKernel {

@@ -30,6 +30,7 @@ const (
 	EngineAuto        EngineName = "auto"         // voice: wireguard-go; data: kernel where the kernel has WireGuard, else wireguard-go
 	EngineKernel      EngineName = "kernel"       // WireGuard in the kernel
 	EngineWireGuardGo EngineName = "wireguard-go" // the device package of wireguard-go in a plane process
+	EngineRealtime    EngineName = "realtime"     // Ringway's own forwarding core in a plane process: a locked thread a direction, run to completion
 )
 
 // InnerMTU is the largest packet a tunnel device takes, in bytes, IP header included.

@@ -45,7 +45,7 @@ func packages(t *testing.T) map[string]pkg {
 // error: a new room says here where it stands.
 var mayImport = map[string][]string{
 	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/wireguardgo", "test/lab"},
-	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/wireguardgo"},
+	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/descriptor"},
 	"appliance/config":   {"qos", "routing", "tunnel"},
 	"configs":            {"appliance/config"}, // a shipped file with values set
 	"firewall":           {"qos"},              // class names, DSCP and the mark's layout
@@ -58,8 +58,11 @@ var mayImport = map[string][]string{
 	"routing/rtnl":       {"routing"},
 	"tunnel":             {},
 	"tunnel/kernel":      {"tunnel"},
-	"tunnel/plane":       {"tunnel"}, // engines come in through an interface; descriptors through wireguardgo's openers
-	"tunnel/wireguardgo": {"tunnel"},
+	"tunnel/plane":       {"tunnel"}, // engines come in through an interface, descriptors through the openers of tunnel/descriptor
+	"tunnel/descriptor":  {"tunnel"},
+	"tunnel/uapi":        {"tunnel"},
+	"tunnel/wireguardgo": {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
+	"tunnel/realtime":    {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
 	"test/lab":           {"appliance", "appliance/config", "configs", "quality", "qos", "tunnel", "test/lab/capture", "test/lab/inside", "test/lab/provider", "test/lab/report"},
 	"test/lab/capture":   {"quality", "test/lab/inside"},
 	"test/lab/inside":    {},
@@ -97,7 +100,7 @@ var oneHome = []struct {
 	{"github.com/spf13/cobra", []string{"cmd/ringway"}, "no domain knows of a command line"},
 	{"github.com/vishvananda/netlink", []string{"qos/tc", "routing/rtnl", "routing/dhcp", "tunnel/kernel"}, "an adapter a domain, so that units are converted once"},
 	{"github.com/google/nftables", []string{"firewall/nft"}, "an adapter a domain"},
-	{"golang.zx2c4.com/wireguard/device", []string{"tunnel/wireguardgo"}, "engines are replaceable"},
+	{"golang.zx2c4.com/wireguard/device", []string{"tunnel/wireguardgo", "tunnel/realtime"}, "engines are replaceable"},
 	{"golang.zx2c4.com/wireguard/tun", []string{"tunnel/wireguardgo"}, "engines are replaceable"},
 	{"golang.zx2c4.com/wireguard/wgctrl", []string{"tunnel/kernel"}, "engines are replaceable"},
 	{"gonum.org/v1/plot", []string{"test/lab/report"}, "the daemon draws nothing"},

@@ -25,7 +25,7 @@ import (
 
 	"ringway/test/netnstest"
 	"ringway/tunnel"
-	"ringway/tunnel/wireguardgo"
+	"ringway/tunnel/descriptor"
 )
 
 // patience bounds what must happen; how long it took is measured and printed, not asserted.
@@ -103,11 +103,11 @@ func (b *bench) config(c tunnel.Class) Config {
 	return Config{
 		Class: c, RunDir: b.run, UAPIDir: b.dir, Engine: "fake",
 		OpenTUN: func(name string, mtu, txq int) (f *os.File, err error) {
-			derr := b.ns.Do(func() error { f, err = wireguardgo.OpenTUN(name, mtu, txq); return err })
+			derr := b.ns.Do(func() error { f, err = descriptor.OpenTUN(name, mtu, txq); return err })
 			return f, derr
 		},
 		OpenUDP: func(port uint16, mark uint32, tos uint8, bd tunnel.Bounds) (u4, u6 *os.File, err error) {
-			derr := b.ns.Do(func() error { u4, u6, err = wireguardgo.OpenUDP(port, mark, tos, bd); return err })
+			derr := b.ns.Do(func() error { u4, u6, err = descriptor.OpenUDP(port, mark, tos, bd); return err })
 			return u4, u6, derr
 		},
 		SetLink: func(name string, mtu, txq int) error { return b.ns.Do(func() error { return setLink(name, mtu, txq) }) },
@@ -293,7 +293,7 @@ func TestReloadReplacesOnlyWhatMust(t *testing.T) {
 	// A port that is taken changes nothing.
 	var taken *os.File
 	require.NoError(t, b.ns.Do(func() (err error) {
-		taken, _, err = wireguardgo.OpenUDP(52000, 0, 0, tunnel.Bounds{})
+		taken, _, err = descriptor.OpenUDP(52000, 0, 0, tunnel.Bounds{})
 		return err
 	}))
 	defer taken.Close()
@@ -422,7 +422,7 @@ func testDaemon() int {
 		return 2
 	}
 	s, err := NewSupervisor(Config{Class: tunnel.Voice, RunDir: d.Run, UAPIDir: d.UAPI, Engine: "fake",
-		OpenTUN: wireguardgo.OpenTUN, OpenUDP: wireguardgo.OpenUDP, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -13,6 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"ringway/tunnel/descriptor"
+	"ringway/tunnel/uapi"
 )
 
 // bindBatch is how many packets the device takes from the socket at once. Each receiver holds a
@@ -52,13 +55,13 @@ func newBind(files Files, h *hub) (*bind, error) {
 		if f == nil {
 			continue
 		}
-		fd, err := duplicate(f)
+		fd, err := descriptor.Duplicate(f)
 		if err != nil {
 			b.release()
 			return nil, fmt.Errorf("duplicate the UDP socket: %w", err)
 		}
 		b.base[i] = os.NewFile(uintptr(fd), f.Name())
-		if b.port, err = portOf(fd); err != nil {
+		if b.port, err = descriptor.Port(fd); err != nil {
 			b.release()
 			return nil, err
 		}
@@ -103,7 +106,7 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 func openSocket(base *os.File, family int) (*socket, error) {
-	fd, err := duplicate(base)
+	fd, err := descriptor.Duplicate(base)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the UDP socket: %w", err)
 	}
@@ -142,7 +145,7 @@ func (b *bind) closeLocked() (err error) {
 }
 
 // SetMark is the daemon's: the sockets came with their mark, and setting one needs privilege.
-func (b *bind) SetMark(uint32) error { return errFwMark }
+func (b *bind) SetMark(uint32) error { return uapi.ErrFwMark }
 
 // BatchSize is what the device asks before it takes buffers. It waits until these have their bound.
 func (b *bind) BatchSize() int {

@@ -3,13 +3,12 @@
 // process. It adds what the device package lacks here: a bind with batches, segmentation
 // offload held to a size, and the choice of source address; bounded memory; a counter for every
 // dropped packet; wg(8)'s protocol with bounds, which refuses what needs privilege. The
-// privileged daemon opens the descriptors (OpenTUN, OpenUDP) and keeps them.
+// privileged daemon opens the descriptors (tunnel/descriptor) and keeps them.
 //
 // Only tunnel/plane and appliance import it; only this room imports wireguard-go's device.
 package wireguardgo
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -26,6 +26,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
+	"ringway/tunnel/uapi"
 )
 
 // Files are the descriptors that the daemon opened. New duplicates what it needs: the caller
@@ -126,8 +127,8 @@ func (e *Engine) Done() <-chan struct{} { return e.done }
 // Set carries out the body of a UAPI set operation. A body with a wrong line changes nothing.
 // The error has ErrorCode, as that of the device package.
 func (e *Engine) Set(r io.Reader) error {
-	body, refused, err := readSet(bufio.NewReaderSize(r, uapiLine))
-	if err := errors.Join(err, refused); err != nil {
+	body, err := uapi.ReadSet(r)
+	if err != nil {
 		return fmt.Errorf("set the WireGuard device: %w", err)
 	}
 	return e.set(body)
@@ -177,6 +178,17 @@ func (e *Engine) Get(w io.Writer) error {
 	}
 	return nil
 }
+
+// ServeUAPI speaks wg(8)'s protocol on a listening socket until it or the engine closes.
+func (e *Engine) ServeUAPI(l net.Listener) error {
+	s := uapi.Server{Device: settable{e}, Log: e.hub.log}
+	return s.Serve(l)
+}
+
+// settable is the engine as the UAPI server wants it.
+type settable struct{ *Engine }
+
+func (s settable) Set(body []byte) error { return s.set(body) }
 
 // SetMTU tells the engine the tunnel device's MTU; the daemon sets it on the device.
 func (e *Engine) SetMTU(mtu int) error {

@@ -15,6 +15,7 @@ import (
 
 	"ringway/test/netnstest"
 	"ringway/tunnel"
+	"ringway/tunnel/descriptor"
 )
 
 // The topology of these tests: two boxes on one wire, and what is behind the tunnel.
@@ -58,10 +59,10 @@ func wire(t testing.TB) (a, b *box) {
 func (b *box) open(mark uint32, tos uint8, bounds tunnel.Bounds) {
 	b.t.Helper()
 	require.NoError(b.t, b.ns.Do(func() (err error) {
-		if b.files.TUN, err = OpenTUN("rw0", 1420, bounds.TxQueueLen); err != nil {
+		if b.files.TUN, err = descriptor.OpenTUN("rw0", 1420, bounds.TxQueueLen); err != nil {
 			return err
 		}
-		b.files.UDP4, b.files.UDP6, err = OpenUDP(51820, mark, tos, bounds)
+		b.files.UDP4, b.files.UDP6, err = descriptor.OpenUDP(51820, mark, tos, bounds)
 		return err
 	}))
 	b.t.Cleanup(func() {

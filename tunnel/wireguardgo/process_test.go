@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/tunnel"
+	"ringway/tunnel/descriptor"
 )
 
 // Engines in processes of their own: ours as a child of the test, and stock wireguard-go.
@@ -62,7 +63,7 @@ func (b *box) spawn(bounds tunnel.Bounds, set string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"="+string(config))
 	for _, f := range []*os.File{b.files.TUN, b.files.UDP4, b.files.UDP6} {
-		fd, err := duplicate(f)
+		fd, err := descriptor.Duplicate(f)
 		require.NoError(b.t, err)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), f.Name()))
 	}

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"ringway/tunnel/descriptor"
 )
 
 // tunDevice stands between the tunnel device and the device package: it holds the packets to the
@@ -36,7 +38,7 @@ type tunDevice struct {
 const segmentedFrom = 128
 
 func newTUN(f *os.File, h *hub, mtu int) (*tunDevice, error) {
-	fd, err := duplicate(f)
+	fd, err := descriptor.Duplicate(f)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the tunnel device: %w", err)
 	}

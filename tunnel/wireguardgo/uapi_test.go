@@ -1,7 +1,6 @@
 package wireguardgo
 
 import (
-	"bufio"
 	"bytes"
 	"net/netip"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 
 	"ringway/tunnel"
+	"ringway/tunnel/uapi"
 )
 
 func FuzzSet(f *testing.F) {
@@ -28,8 +28,8 @@ func FuzzSet(f *testing.F) {
 	dev := device.NewDevice(tuntest.NewChannelTUN().TUN(), bindtest.NewChannelBinds()[0], device.NewLogger(device.LogLevelSilent, ""))
 	f.Cleanup(dev.Close)
 	f.Fuzz(func(t *testing.T, in []byte) {
-		body, refused, err := readSet(bufio.NewReaderSize(bytes.NewReader(in), uapiLine))
-		if refused != nil || err != nil {
+		body, err := uapi.ReadSet(bytes.NewReader(in))
+		if err != nil {
 			return
 		}
 		for line := range strings.Lines(string(body)) {

@@ -1,4 +1,9 @@
-package wireguardgo
+// Package uapi speaks wg(8)'s protocol (the cross-platform userspace interface of WireGuard) for a userspace engine, with
+// bounds on every conversation, and refuses what needs a privilege that a plane does not have. A set operation with a
+// wrong line changes nothing.
+//
+// The engines import it; it imports tunnel alone.
+package uapi
 
 import (
 	"bufio"
@@ -7,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -21,29 +27,49 @@ import (
 
 // Bounds of a conversation over the UAPI socket.
 const (
-	uapiLine    = 1024             // bytes
-	uapiBody    = 4 << 20          // bytes: ten thousand peers
-	uapiClients = 16               // at once
-	uapiTime    = 10 * time.Second // for one request and its answer
+	maxLine    = 1024             // bytes
+	maxBody    = 4 << 20          // bytes: ten thousand peers
+	maxClients = 16               // at once
+	timeout    = 10 * time.Second // for one request and its answer
 )
 
-// uapiError is an error as the protocol tells it: a negated errno.
-type uapiError struct {
+// protocolError is an error as the protocol tells it: a negated errno.
+type protocolError struct {
 	errno unix.Errno
 	why   string
 }
 
-func (e *uapiError) Error() string    { return e.why }
-func (e *uapiError) ErrorCode() int64 { return -int64(e.errno) }
-func (e *uapiError) Is(t error) bool  { return t == e.errno }
+func (e *protocolError) Error() string    { return e.why }
+func (e *protocolError) ErrorCode() int64 { return -int64(e.errno) }
+func (e *protocolError) Is(t error) bool  { return t == e.errno }
 
 var (
-	errFwMark     = &uapiError{unix.EPERM, "fwmark is set by the daemon when it opens the sockets; a plane has no privilege to change it (see the config)"}
-	errListenPort = &uapiError{unix.EPERM, "listen_port is set by the daemon when it opens the sockets; change it in the config"}
+	ErrFwMark     = &protocolError{unix.EPERM, "fwmark is set by the daemon when it opens the sockets; a plane has no privilege to change it (see the config)"}
+	ErrListenPort = &protocolError{unix.EPERM, "listen_port is set by the daemon when it opens the sockets; change it in the config"}
 )
 
-func invalid(format string, args ...any) error {
-	return &uapiError{unix.EINVAL, fmt.Sprintf(format, args...)}
+// Invalid is an error of a request: EINVAL.
+func Invalid(format string, args ...any) error {
+	return &protocolError{unix.EINVAL, fmt.Sprintf(format, args...)}
+}
+
+// ReadSet reads the body of a set operation, whole. The error has ErrorCode, as that of the device package.
+func ReadSet(r io.Reader) ([]byte, error) {
+	body, refused, err := readSet(bufio.NewReaderSize(r, maxLine))
+	return body, errors.Join(err, refused)
+}
+
+// Device is what the protocol is spoken for.
+type Device interface {
+	Set(body []byte) error // of a set operation, checked line by line
+	Get(w io.Writer) error // the body of a get operation, with keys
+	Done() <-chan struct{} // closed when the device has ended
+}
+
+// Server serves one device.
+type Server struct {
+	Device Device
+	Log    *slog.Logger
 }
 
 // readSet reads the body of a set operation up to an empty line or the end, also when a line is
@@ -62,15 +88,15 @@ func readSet(r *bufio.Reader) (body []byte, refused, err error) {
 		if line == "" {
 			return body, refused, nil
 		}
-		if size += len(line) + 1; size > uapiBody {
-			return nil, nil, &uapiError{unix.E2BIG, "a set operation is too long"}
+		if size += len(line) + 1; size > maxBody {
+			return nil, nil, &protocolError{unix.E2BIG, "a set operation is too long"}
 		}
 		if refused != nil {
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
 		if !ok {
-			refused = invalid("a line of a set operation is not key=value")
+			refused = Invalid("a line of a set operation is not key=value")
 			continue
 		}
 		if refused = checkSet(key, value, &device); refused == nil {
@@ -88,15 +114,15 @@ func checkSet(key, value string, device *bool) error {
 	if *device {
 		switch key {
 		case "fwmark":
-			return errFwMark
+			return ErrFwMark
 		case "listen_port":
-			return errListenPort
+			return ErrListenPort
 		case "private_key":
 			return checkKey(key, value)
 		case "replace_peers":
 			return checkTrue(key, value)
 		}
-		return invalid("unknown key of a device")
+		return Invalid("unknown key of a device")
 	}
 	switch key {
 	case "preshared_key":
@@ -105,41 +131,41 @@ func checkSet(key, value string, device *bool) error {
 		return checkTrue(key, value)
 	case "endpoint":
 		if _, err := netip.ParseAddrPort(value); err != nil {
-			return invalid("endpoint is not address:port")
+			return Invalid("endpoint is not address:port")
 		}
 		return nil
 	case "persistent_keepalive_interval":
 		if _, err := strconv.ParseUint(value, 10, 16); err != nil {
-			return invalid("persistent_keepalive_interval is not a number of 0-65535")
+			return Invalid("persistent_keepalive_interval is not a number of 0-65535")
 		}
 		return nil
 	case "allowed_ip":
 		if _, err := netip.ParsePrefix(strings.TrimPrefix(value, "-")); err != nil {
-			return invalid("allowed_ip is not a prefix")
+			return Invalid("allowed_ip is not a prefix")
 		}
 		return nil
 	case "protocol_version":
 		if value != "1" {
-			return invalid("protocol_version is not 1")
+			return Invalid("protocol_version is not 1")
 		}
 		return nil
 	}
-	return invalid("unknown key of a peer")
+	return Invalid("unknown key of a peer")
 }
 
 func checkKey(name, value string) error {
 	if len(value) != 2*tunnel.KeySize {
-		return invalid("%s is not 64 hex digits", name)
+		return Invalid("%s is not 64 hex digits", name)
 	}
 	if _, err := hex.DecodeString(value); err != nil {
-		return invalid("%s is not 64 hex digits", name)
+		return Invalid("%s is not 64 hex digits", name)
 	}
 	return nil
 }
 
 func checkTrue(name, value string) error {
 	if value != "true" {
-		return invalid("%s can only be true", name)
+		return Invalid("%s can only be true", name)
 	}
 	return nil
 }
@@ -147,13 +173,13 @@ func checkTrue(name, value string) error {
 func readLine(r *bufio.Reader) (string, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return "", &uapiError{unix.EMSGSIZE, "a line is too long"}
+		return "", &protocolError{unix.EMSGSIZE, "a line is too long"}
 	}
 	return strings.TrimSuffix(string(line), "\n"), err
 }
 
-// ServeUAPI speaks wg(8)'s protocol on a listening socket until it or the engine closes.
-func (e *Engine) ServeUAPI(l net.Listener) error {
+// Serve speaks on a listening socket until it or the device closes.
+func (s *Server) Serve(l net.Listener) error {
 	done := make(chan struct{})
 	defer close(done)
 	var open sync.WaitGroup
@@ -163,7 +189,7 @@ func (e *Engine) ServeUAPI(l net.Listener) error {
 	go func() {
 		select {
 		case <-done:
-		case <-e.Done():
+		case <-s.Device.Done():
 		}
 		l.Close()
 		mu.Lock()
@@ -173,12 +199,12 @@ func (e *Engine) ServeUAPI(l net.Listener) error {
 		}
 		conns = nil
 	}()
-	room := make(chan struct{}, uapiClients)
+	room := make(chan struct{}, maxClients)
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			select {
-			case <-e.Done():
+			case <-s.Device.Done():
 				return nil
 			default:
 			}
@@ -187,7 +213,7 @@ func (e *Engine) ServeUAPI(l net.Listener) error {
 			}
 			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
 				select {
-				case <-e.Done():
+				case <-s.Device.Done():
 					return nil
 				case <-time.After(100 * time.Millisecond):
 				}
@@ -204,7 +230,7 @@ func (e *Engine) ServeUAPI(l net.Listener) error {
 		mu.Unlock()
 		select {
 		case room <- struct{}{}:
-		case <-time.After(uapiTime): // all are busy beyond their time: cannot be
+		case <-time.After(timeout): // all are busy beyond their time: cannot be
 			c.Close()
 			continue
 		}
@@ -216,20 +242,20 @@ func (e *Engine) ServeUAPI(l net.Listener) error {
 				mu.Unlock()
 				<-room
 			}()
-			e.serve(c)
+			s.serve(c)
 		})
 	}
 }
 
 // serve answers one client.
-func (e *Engine) serve(c net.Conn) {
-	r := bufio.NewReaderSize(c, uapiLine)
+func (s *Server) serve(c net.Conn) {
+	r := bufio.NewReaderSize(c, maxLine)
 	for {
-		_ = c.SetDeadline(time.Now().Add(uapiTime))
-		answer, err := e.answer(r)
+		_ = c.SetDeadline(time.Now().Add(timeout))
+		answer, err := s.answer(r)
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
-				e.hub.log.Debug("UAPI client dropped", "reason", err)
+				s.Log.Debug("UAPI client dropped", "reason", err)
 			}
 			return
 		}
@@ -240,7 +266,7 @@ func (e *Engine) serve(c net.Conn) {
 }
 
 // answer reads one request and carries it out; an error ends the conversation without a word.
-func (e *Engine) answer(r *bufio.Reader) ([]byte, error) {
+func (s *Server) answer(r *bufio.Reader) ([]byte, error) {
 	op, err := readLine(r)
 	if err != nil {
 		return nil, err
@@ -254,19 +280,19 @@ func (e *Engine) answer(r *bufio.Reader) ([]byte, error) {
 			return nil, err
 		}
 		if line != "" {
-			return nil, invalid("something follows get=1")
+			return nil, Invalid("something follows get=1")
 		}
-		refused = e.Get(&out)
+		refused = s.Device.Get(&out)
 	case "set=1":
 		body, no, err := readSet(r)
 		if err != nil {
 			return nil, err
 		}
 		if refused = no; refused == nil {
-			refused = e.set(body)
+			refused = s.Device.Set(body)
 		}
 	default:
-		return nil, invalid("neither get=1 nor set=1")
+		return nil, Invalid("neither get=1 nor set=1")
 	}
 	code := int64(0)
 	if refused != nil {
@@ -276,7 +302,7 @@ func (e *Engine) answer(r *bufio.Reader) ([]byte, error) {
 		if errors.As(refused, &c) {
 			code = c.ErrorCode()
 		}
-		e.hub.log.Warn("UAPI request refused", "reason", refused)
+		s.Log.Warn("UAPI request refused", "reason", refused)
 	}
 	fmt.Fprintf(&out, "errno=%d\n\n", code)
 	return out.Bytes(), nil

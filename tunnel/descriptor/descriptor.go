@@ -1,4 +1,12 @@
-package wireguardgo
+// Package descriptor opens what a userspace engine works on: the tunnel device and the class's UDP sockets. The privileged
+// daemon opens them and keeps them, so that a plane that died is followed by another on the same descriptors; engines
+// duplicate what they need.
+//
+// A warning that holds for all of them: O_NONBLOCK belongs to the open file, not to the descriptor, and os.File.Fd may clear
+// it for everybody. Use SyscallConn to look at the number.
+//
+// Appliance and the engines import it; it imports tunnel alone.
+package descriptor
 
 import (
 	"errors"
@@ -9,12 +17,6 @@ import (
 
 	"ringway/tunnel"
 )
-
-// This file is for the privileged daemon: what it opens lives on in its hands, so that a plane
-// that died is followed by another on the same descriptors. It needs nothing of the engine.
-//
-// A warning that holds for all of them: O_NONBLOCK belongs to the open file, not to the
-// descriptor, and os.File.Fd may clear it for everybody. Use SyscallConn to look at the number.
 
 const cloneDevice = "/dev/net/tun"
 
@@ -92,7 +94,7 @@ func openUDP(port uint16, mark uint32, tos uint8, b tunnel.Bounds) (_, _ *os.Fil
 	}
 	f4 := os.NewFile(uintptr(fd4), "udp4")
 	if port == 0 {
-		port, _ = portOf(fd4)
+		port, _ = Port(fd4)
 	}
 	fd6, err := boundSocket(&unix.SockaddrInet6{Port: int(port)}, mark, tos, b)
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -162,8 +164,8 @@ func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
 	return nil
 }
 
-// portOf is the port that a socket is bound to.
-func portOf(fd int) (uint16, error) {
+// Port is the port that a socket is bound to.
+func Port(fd int) (uint16, error) {
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
 		return 0, fmt.Errorf("ask a socket for its port: %w", err)
@@ -177,8 +179,8 @@ func portOf(fd int) (uint16, error) {
 	return 0, fmt.Errorf("a socket of family %T is no UDP socket", sa)
 }
 
-// duplicate makes a descriptor of our own for the open file behind f, without changing f.
-func duplicate(f *os.File) (fd int, err error) {
+// Duplicate makes a descriptor of our own for the open file behind f, without changing f.
+func Duplicate(f *os.File) (fd int, err error) {
 	c, err := f.SyscallConn()
 	if err != nil {
 		return -1, err
