@@ -89,7 +89,7 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 	var out []tunnel.Device
 	for _, c := range tunnel.Classes {
 		class := classNamed(cfg.Classes, outerClass(c))
-		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), OuterTOS: class.Outer.TOS(),
+		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), Outer: tunnel.Outer{TOS: class.Outer.TOS()},
 			PrivateKey: f.secrets.private, Bounds: bounds(slowestUplink(cfg), class, widestMTU(cfg, f), int(cfg.Tunnels[c].MTU))}
 		if d.Settings.Engine == tunnel.EngineAuto {
 			// Voice stays in userspace, where its process, its socket and its scheduling are its own:

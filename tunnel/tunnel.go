@@ -6,7 +6,10 @@
 package tunnel
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -107,10 +110,39 @@ type Device struct {
 	Class      Class
 	Settings   Settings
 	FwMark     uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
-	OuterTOS   uint8  // TOS octet of ciphertext, ECN bits zero
+	Outer      Outer
 	PrivateKey PrivateKey
 	Peers      []Peer // sorted by Site
 	Bounds     Bounds
+}
+
+// Outer is how packets look from outside: per packet, by the class inside, where the engine sees packets (realtime). The other
+// engines mark a whole device alike, by TOS, and leave the rest.
+type Outer struct {
+	TOS   uint8       // TOS octet of what is in none of Marks; ECN bits zero
+	Marks []OuterMark // sorted by Inner, each Inner once
+	PadTo int         // bytes: inner packets up to this size are padded to it, so that length says nothing (0 = WireGuard's own padding to 16)
+}
+
+// OuterMark is the code point that ciphertext gets for the one inside. Both are DSCP, 0-63.
+type OuterMark struct{ Inner, Outer uint8 }
+
+// Equal compares all of it; no mark and none at all are the same.
+func (o Outer) Equal(p Outer) bool {
+	return o.TOS == p.TOS && o.PadTo == p.PadTo && slices.Equal(o.Marks, p.Marks)
+}
+
+// Words is for people.
+func (o Outer) Words() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "outer DSCP %d", o.TOS>>2)
+	for _, m := range o.Marks {
+		fmt.Fprintf(&b, ", %d for inner %d", m.Outer, m.Inner)
+	}
+	if o.PadTo > 0 {
+		fmt.Fprintf(&b, ", padded to %d bytes", o.PadTo)
+	}
+	return b.String()
 }
 
 // Peer is one site in one device.

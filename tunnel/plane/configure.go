@@ -18,7 +18,7 @@ func (s *Supervisor) parametersOf(d tunnel.Device) parameters {
 	if e == "" || e == tunnel.EngineAuto {
 		e = s.cfg.Engine
 	}
-	return parameters{iface: d.Settings.Interface, port: d.Settings.ListenPort, mark: d.FwMark, tos: d.OuterTOS,
+	return parameters{iface: d.Settings.Interface, port: d.Settings.ListenPort, mark: d.FwMark, tos: d.Outer.TOS, outer: d.Outer,
 		mtu: int(d.Settings.MTU), bounds: d.Bounds, engine: e}
 }
 
@@ -213,7 +213,7 @@ func (s *Supervisor) adoptResources(next resources, p parameters) {
 
 // adjust changes what can be changed under a running plane, in place.
 func (s *Supervisor) adjust(ctx context.Context, cur *running, want parameters) error {
-	if s.have == want {
+	if s.have.equal(want) {
 		return nil
 	}
 	if err := tuneSockets(s.res, want); err != nil {
@@ -231,6 +231,11 @@ func (s *Supervisor) adjust(ctx context.Context, cur *running, want parameters) 
 	}
 	if want.bounds != s.have.bounds {
 		if _, err := cur.conn.call(ctx, message{Type: typeBounds, Bounds: &want.bounds}); err != nil {
+			return err
+		}
+	}
+	if !want.outer.Equal(s.have.outer) && cur.hello.Minor >= minorOuter { // an older one has no engine that could
+		if _, err := cur.conn.call(ctx, message{Type: typeOuter, Outer: &want.outer}); err != nil {
 			return err
 		}
 	}

@@ -52,10 +52,10 @@ func newBranches(t *testing.T) *branches {
 	}
 	bounds := tunnel.Bounds{TxQueueLen: 200, InFlight: 256, SendBuffer: 1 << 18, ReceiveBuffer: 1 << 20}
 	settings := tunnel.Settings{Interface: "rw-voice", ListenPort: voicePort, MTU: 1420}
-	b.berlinDevice = tunnel.Device{Class: tunnel.Voice, Settings: settings, FwMark: 1 << 13, OuterTOS: 0xb8, PrivateKey: key(1), Bounds: bounds,
+	b.berlinDevice = tunnel.Device{Class: tunnel.Voice, Settings: settings, FwMark: 1 << 13, Outer: tunnel.Outer{TOS: 0xb8}, PrivateKey: key(1), Bounds: bounds,
 		Peers: []tunnel.Peer{{Site: "munich", PublicKey: key(2).Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}}}
 	b.berlinPlane, b.letBerlinGo, b.berlinCfg = up(b.berlin, b.berlinDevice, "10.1.0.1/32", "10.2.0.0/16")
-	b.munichBox, _, _ = up(b.munich, tunnel.Device{Class: tunnel.Voice, Settings: settings, FwMark: 1 << 13, OuterTOS: 0xb8, PrivateKey: key(2), Bounds: bounds,
+	b.munichBox, _, _ = up(b.munich, tunnel.Device{Class: tunnel.Voice, Settings: settings, FwMark: 1 << 13, Outer: tunnel.Outer{TOS: 0xb8}, PrivateKey: key(2), Bounds: bounds,
 		Peers: []tunnel.Peer{{Site: "berlin", PublicKey: key(1).Public(), Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"),
 			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Keepalive: 25 * time.Second}}}, "10.2.0.1/32", "10.1.0.0/16")
 	require.Eventually(t, func() bool {

@@ -3,14 +3,17 @@ package plane
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +27,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "plane":
-			engines := map[tunnel.EngineName]NewEngine{"fake": newFake, tunnel.EngineWireGuardGo: newWireGuardGo}
+			engines := map[tunnel.EngineName]NewEngine{"fake": newFake, tunnel.EngineRealtime: newRealtimeFake, tunnel.EngineWireGuardGo: newWireGuardGo}
 			if err := Main(Options{Engines: engines, Build: os.Getenv("TEST_BUILD")}); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
@@ -68,6 +71,59 @@ func newFake(s Start) (Engine, error) {
 	s.Log.Info("fake engine starts", "mtu", s.MTU)
 	return &fake{conf: map[string][]string{}, mtu: s.MTU, done: make(chan struct{}),
 		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 4), hang: make(chan struct{})}, nil
+}
+
+// realtimeFake is the fake with what the realtime engine shows of itself: it marks packet by packet, and has forwarding
+// threads, which do nothing but have their names.
+type realtimeFake struct {
+	*fake
+	outer tunnel.Outer // under mu
+}
+
+func newRealtimeFake(s Start) (Engine, error) {
+	e, err := newFake(s)
+	if err != nil {
+		return nil, err
+	}
+	f := &realtimeFake{fake: e.(*fake), outer: s.Outer}
+	named := make(chan error)
+	for _, name := range forwardingThreads {
+		go func() {
+			runtime.LockOSThread()
+			n, err := unix.BytePtrFromString(name)
+			if err == nil {
+				err = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(n)), 0, 0, 0)
+			}
+			named <- err
+			<-f.done
+		}()
+	}
+	for range forwardingThreads {
+		err = errors.Join(err, <-named)
+	}
+	return f, err
+}
+
+func (f *realtimeFake) SetOuter(o tunnel.Outer) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o.PadTo == refusedPadding {
+		return errors.New("refused as asked")
+	}
+	f.outer = o
+	return nil
+}
+
+// refusedPadding is what no fake takes.
+const refusedPadding = 666
+
+func (f *realtimeFake) Status() tunnel.DeviceStatus {
+	s := f.fake.Status()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.Drops[f.outer.Words()] = 1
+	s.Drops[fmt.Sprintf("processors %d", runtime.GOMAXPROCS(0))] = 1
+	return s
 }
 
 func (e *fake) Set(r io.Reader) error {

@@ -31,12 +31,18 @@ type Start struct {
 	Files  Files
 	Class  tunnel.Class
 	Bounds tunnel.Bounds
+	Outer  tunnel.Outer
 	MTU    int
 	Log    *slog.Logger
 }
 
 // NewEngine makes an engine that forwards from the moment it returns.
 type NewEngine func(Start) (Engine, error)
+
+// marker is an engine that marks and pads packet by packet. What a whole socket's TOS can say is set from outside.
+type marker interface {
+	SetOuter(o tunnel.Outer) error
+}
 
 // Engine is what a plane runs; tunnel/wireguardgo has one. It is wider than a usual interface since
 // it is exactly the seam between a process and the one thing that it is there for.

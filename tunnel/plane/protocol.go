@@ -30,7 +30,10 @@ const (
 	// ProtocolMajor changes when requests change their meaning: such a plane is replaced.
 	ProtocolMajor = 1
 	// ProtocolMinor changes when something is added.
-	ProtocolMinor = 0
+	// 1: `outer`, in start, hello and as a request.
+	ProtocolMinor = 1
+
+	minorOuter = 1
 
 	frameSize  = 32 << 10
 	maxMessage = 16 << 20 // 20,000 peers
@@ -47,7 +50,8 @@ const (
 	typeFiles     = "fds"       // descriptors back
 	typeHandshake = "handshake" // shake hands now
 	typeBounds    = "bounds"
-	typeLink      = "link" // the device's MTU changed
+	typeLink      = "link"  // the device's MTU changed
+	typeOuter     = "outer" // how packets look from outside; an engine that marks no single packet leaves it
 	typeQuit      = "quit"
 
 	typeEndpoints = "endpoints" // pushed: peers moved
@@ -67,6 +71,7 @@ type message struct {
 	Status    *tunnel.DeviceStatus      `json:"status,omitempty"`
 	Keys      []tunnel.PublicKey        `json:"keys,omitempty"`
 	Bounds    *tunnel.Bounds            `json:"bounds,omitempty"`
+	Outer     *tunnel.Outer             `json:"outer,omitempty"`
 	MTU       int                       `json:"mtu,omitempty"`
 	Files     []string                  `json:"files,omitempty"`     // names of the descriptors beside this message
 	Endpoints map[string]netip.AddrPort `json:"endpoints,omitempty"` // by public key, base64
@@ -86,6 +91,7 @@ type Hello struct {
 	Interface string            `json:"interface,omitempty"`
 	MTU       int               `json:"mtu,omitempty"`
 	Bounds    tunnel.Bounds     `json:"bounds"`
+	Outer     tunnel.Outer      `json:"outer"`
 	Sandbox   []string          `json:"sandbox"` // what holds
 	Missing   []string          `json:"missing"` // what could not be had, with the reason
 }
@@ -95,6 +101,7 @@ type startRequest struct {
 	Interface string            `json:"interface"`
 	MTU       int               `json:"mtu"`
 	Bounds    tunnel.Bounds     `json:"bounds"`
+	Outer     tunnel.Outer      `json:"outer"`
 	Text      string            `json:"text"`      // first UAPI set
 	Handshake bool              `json:"handshake"` // shake hands with all at once
 }

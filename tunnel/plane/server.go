@@ -288,7 +288,7 @@ func (s *server) handle(w *wire, m message) (message, []int) {
 		}
 		return message{}, nil
 	}
-	known := map[string]bool{typeSet: true, typeUAPI: true, typeStatus: true, typeHandshake: true, typeBounds: true, typeLink: true}
+	known := map[string]bool{typeSet: true, typeUAPI: true, typeStatus: true, typeHandshake: true, typeBounds: true, typeLink: true, typeOuter: true}
 	switch {
 	case !known[m.Type]:
 		return fail("unknown request %q (this plane speaks protocol %d.%d)", m.Type, ProtocolMajor, ProtocolMinor)
@@ -330,6 +330,18 @@ func (s *server) handle(w *wire, m message) (message, []int) {
 		}
 		s.mu.Lock()
 		s.hello.MTU = m.MTU
+		s.mu.Unlock()
+	case typeOuter:
+		if m.Outer == nil {
+			return fail("request %q without what it is about", m.Type)
+		}
+		if e, ok := engine.(marker); ok {
+			if err := e.SetOuter(*m.Outer); err != nil {
+				return fail("%v", err)
+			}
+		}
+		s.mu.Lock()
+		s.hello.Outer = *m.Outer
 		s.mu.Unlock()
 	}
 	return message{}, nil
@@ -387,7 +399,7 @@ func (s *server) start(r *startRequest) (err error) {
 			return err
 		}
 	}
-	engine, err := create(Start{Files: f, Class: s.class, Bounds: r.Bounds, MTU: r.MTU, Log: slog.New(s.log.handler())})
+	engine, err := create(Start{Files: f, Class: s.class, Bounds: r.Bounds, Outer: r.Outer, MTU: r.MTU, Log: slog.New(s.log.handler())})
 	if err != nil {
 		return fmt.Errorf("start engine %s: %w", r.Engine, err)
 	}
@@ -408,7 +420,7 @@ func (s *server) start(r *startRequest) (err error) {
 	s.mu.Lock()
 	s.engine, s.listener, s.uapi = engine, control, uapi
 	s.hello.Running, s.hello.Engine, s.hello.Interface = true, r.Engine, r.Interface
-	s.hello.MTU, s.hello.Bounds = r.MTU, r.Bounds
+	s.hello.MTU, s.hello.Bounds, s.hello.Outer = r.MTU, r.Bounds, r.Outer
 	s.mu.Unlock()
 	s.tasks.Go(func() { s.accept(control) })
 	s.tasks.Go(func() { _ = engine.ServeUAPI(uapi) })

@@ -141,7 +141,7 @@ func key(n byte) (k tunnel.PrivateKey) {
 func device(c tunnel.Class) tunnel.Device {
 	return tunnel.Device{
 		Class: c, Settings: tunnel.Settings{Interface: "rw-" + string(c), ListenPort: 51820, Engine: tunnel.EngineAuto, MTU: 1420},
-		FwMark: 1 << 13, OuterTOS: 0xb8, PrivateKey: key(1),
+		FwMark: 1 << 13, Outer: tunnel.Outer{TOS: 0xb8}, PrivateKey: key(1),
 		Peers: []tunnel.Peer{
 			{Site: "munich", PublicKey: key(2).Public(), Endpoint: netip.MustParseAddrPort("203.0.113.2:51820"),
 				AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, Keepalive: 25 * time.Second},
@@ -272,7 +272,7 @@ func TestReloadReplacesOnlyWhatMust(t *testing.T) {
 	pid := status(t, s).PlanePID
 	index := strings.Fields(b.ns.Run("ip", "-o", "link", "show", "rw-data"))[0]
 
-	d.Settings.MTU, d.Bounds.TxQueueLen, d.OuterTOS, d.FwMark = 1300, 50, 0, 2<<13
+	d.Settings.MTU, d.Bounds.TxQueueLen, d.Outer.TOS, d.FwMark = 1300, 50, 0, 2<<13
 	require.NoError(t, s.Configure(ctx, d))
 	assert.Equal(t, pid, status(t, s).PlanePID, "in place")
 	assert.EqualValues(t, 1300, status(t, s).Drops["mtu"])
