@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ringway/test/lab/host"
 )
 
 //go:embed scenarios/*.xml
@@ -33,8 +35,8 @@ type Calls struct {
 	Placed   int // how many were asked for
 	Started  time.Time
 	pair     *Pair
-	caller   *process
-	callee   *process
+	caller   *host.Process
+	callee   *host.Process
 	duration time.Duration
 }
 
@@ -53,23 +55,23 @@ func (p *Pair) StartCalls(ctx context.Context, n int, duration time.Duration) (*
 		return nil, err
 	}
 	callee, caller := p.Host(PhoneB), p.Host(PhoneA)
-	if err := callee.writeScenario("callee", recording, duration, calleeRTP); err != nil {
+	if err := writeScenario(callee, "callee", recording, duration, calleeRTP); err != nil {
 		return nil, err
 	}
-	if err := caller.writeScenario("caller", recording, duration, callerRTP); err != nil {
+	if err := writeScenario(caller, "caller", recording, duration, callerRTP); err != nil {
 		return nil, err
 	}
 	calleeAddr, callerAddr := sides[1].voice.remote, sides[0].voice.remote
-	c.callee, err = callee.sipp("callee", calleeAddr, duration, "-m", strconv.Itoa(n))
+	c.callee, err = sipp(callee, "callee", calleeAddr, duration, "-m", strconv.Itoa(n))
 	if err != nil {
 		return nil, err
 	}
-	if err := callee.waitListens(ctx, c.callee, sipPort); err != nil {
+	if err := waitListens(ctx, callee, c.callee, sipPort); err != nil {
 		return nil, err
 	}
 	c.Started = time.Now()
 	// -r calls every -rp milliseconds: all of them within rampTime, evenly.
-	c.caller, err = caller.sipp("caller", callerAddr, duration, "-m", strconv.Itoa(n), "-l", strconv.Itoa(n),
+	c.caller, err = sipp(caller, "caller", callerAddr, duration, "-m", strconv.Itoa(n), "-l", strconv.Itoa(n),
 		"-r", strconv.Itoa(n), "-rp", strconv.FormatInt(rampTime.Milliseconds(), 10), "-s", "phone-b", calleeAddr)
 	if err != nil {
 		c.Stop()
@@ -79,7 +81,7 @@ func (p *Pair) StartCalls(ctx context.Context, n int, duration time.Duration) (*
 }
 
 // writeScenario writes what SIPp needs on this host: the scenario and the RTP that it plays.
-func (h *Host) writeScenario(role string, recording []byte, duration time.Duration, ssrc uint32) error {
+func writeScenario(h *host.Host, role string, recording []byte, duration time.Duration, ssrc uint32) error {
 	rtp, err := voiceFile(recording, duration, ssrc)
 	if err != nil {
 		return err
@@ -104,7 +106,7 @@ func (h *Host) writeScenario(role string, recording []byte, duration time.Durati
 	return nil
 }
 
-func (h *Host) sipp(role, address string, duration time.Duration, args ...string) (*process, error) {
+func sipp(h *host.Host, role, address string, duration time.Duration, args ...string) (*host.Process, error) {
 	limit := strconv.Itoa(int((rampTime + duration + 2*patience) / time.Second))
 	args = append([]string{"-sf", MachineDir + "/" + role + ".xml", "-nostdin",
 		"-i", address, "-p", strconv.Itoa(sipPort), "-mi", address, "-mp", strconv.Itoa(mediaPort),
@@ -120,7 +122,7 @@ func (h *Host) sipp(role, address string, duration time.Duration, args ...string
 	}
 	defer null.Close()
 	cmd.Stdout = null // its screens are of no use in a file
-	p, err := h.spawn("sipp-"+role, cmd)
+	p, err := h.Spawn("sipp-"+role, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +134,7 @@ func (h *Host) sipp(role, address string, duration time.Duration, args ...string
 }
 
 // waitListens waits until a UDP port is bound on the host.
-func (h *Host) waitListens(ctx context.Context, p *process, port int) error {
+func waitListens(ctx context.Context, h *host.Host, p *host.Process, port int) error {
 	bound := fmt.Sprintf(":%04X ", port)
 	for {
 		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/udp", h.PID))
@@ -143,11 +145,11 @@ func (h *Host) waitListens(ctx context.Context, p *process, port int) error {
 			return nil
 		}
 		select {
-		case <-p.ended:
-			return fmt.Errorf("%s: SIPp ended (%v):\n%s", h.Name, p.err, p.lastWords())
+		case <-p.Ended:
+			return fmt.Errorf("%s: SIPp ended (%v):\n%s", h.Name, p.Err(), p.LastWords())
 		default:
 		}
-		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
+		if err := host.Pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -160,17 +162,17 @@ func (c *Calls) Ends() time.Time { return c.Started.Add(rampTime + c.duration) }
 func (c *Calls) Wait(ctx context.Context) (CallResult, error) {
 	ctx, cancel := context.WithDeadlineCause(ctx, c.Ends().Add(3*patience), errors.New("SIPp does not end"))
 	defer cancel()
-	err := c.caller.wait(ctx)
+	err := c.caller.Wait(ctx)
 	if ctx.Err() != nil {
 		c.Stop()
 		return CallResult{Placed: c.Placed}, context.Cause(ctx)
 	}
 	// The callee only waits for repeated requests now.
-	c.callee.signal(unix.SIGTERM)
+	c.callee.Signal(unix.SIGTERM)
 	h := c.pair.Host(PhoneA)
 	r, readErr := readCalls(h.Path(MachineDir + "/caller.csv"))
 	if readErr != nil {
-		return r, fmt.Errorf("%s: %s: %w (SIPp: %v)\n%s", c.pair.Name, h.Name, readErr, err, c.caller.lastWords())
+		return r, fmt.Errorf("%s: %s: %w (SIPp: %v)\n%s", c.pair.Name, h.Name, readErr, err, c.caller.LastWords())
 	}
 	if r.Completed < r.Placed {
 		r.Why = complaint(h.Path(MachineDir + "/caller.err"))
@@ -194,9 +196,9 @@ func complaint(path string) string {
 
 // Stop breaks the calls off.
 func (c *Calls) Stop() {
-	for _, p := range []*process{c.caller, c.callee} {
+	for _, p := range []*host.Process{c.caller, c.callee} {
 		if p != nil {
-			p.signal(unix.SIGKILL)
+			p.Signal(unix.SIGKILL)
 		}
 	}
 }

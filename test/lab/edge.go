@@ -1,20 +1,18 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ringway/test/lab/host"
 	"ringway/tunnel"
 )
 
@@ -23,7 +21,7 @@ const edgeDeadline = 60 * time.Second
 
 // Edge is the appliance of one branch: a host that runs the shipped program, or stock wireguard-go.
 type Edge struct {
-	*Host
+	*host.Host
 	pair *Pair
 	side side
 	far  side
@@ -34,63 +32,7 @@ type Edge struct {
 	stock bool // wireguard-go with one tunnel in place of Ringway
 
 	mu   sync.Mutex
-	main *process // `ringway run`, or wireguard-go
-}
-
-// process is a program that runs for long on a host, with its log in the host's own files.
-type process struct {
-	cmd   *exec.Cmd
-	log   string // path as this process reaches it
-	ended chan struct{}
-	err   error // once ended
-}
-
-// spawn starts a program that runs for long; name names its log in MachineDir.
-func (h *Host) spawn(name string, cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, log: h.Path(MachineDir + "/" + name + ".log"), ended: make(chan struct{})}
-	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("open a log on %s: %w", h.Name, err)
-	}
-	defer f.Close()
-	if cmd.Stdout == nil {
-		cmd.Stdout = f
-	}
-	cmd.Stderr = f
-	if err := h.Start(cmd); err != nil {
-		return nil, err
-	}
-	go func() {
-		p.err = cmd.Wait()
-		close(p.ended)
-	}()
-	return p, nil
-}
-
-// signal sends s and does not wait.
-func (p *process) signal(s unix.Signal) { _ = p.cmd.Process.Signal(s) }
-
-// wait waits for the end of the process, at most until ctx is done.
-func (p *process) wait(ctx context.Context) error {
-	select {
-	case <-p.ended:
-		return p.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// lastWords is the end of the log, for an error message.
-func (p *process) lastWords() string {
-	b, err := os.ReadFile(p.log)
-	if err != nil {
-		return ""
-	}
-	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))), "\n")
-	if len(lines) > 12 {
-		lines = lines[len(lines)-12:]
-	}
-	return strings.Join(lines, "\n")
+	main *host.Process // `ringway run`, or wireguard-go
 }
 
 // bringUp starts both edges and waits until phones and PCs reach each other.
@@ -139,31 +81,9 @@ func (p *Pair) WaitUp(ctx context.Context) error {
 		{PhoneA, sides[1].voice.remote, "0xb8"}, // EF: what a phone sends unmarked is class data
 		{PCA, sides[1].data.remote, "0"},
 	} {
-		g.Go(func() error { return p.Host(from.host).waitReach(gctx, from.to, from.tos) })
+		g.Go(func() error { return p.Host(from.host).WaitReach(gctx, from.to, from.tos) })
 	}
 	return g.Wait()
-}
-
-// waitReach pings until an answer comes.
-func (h *Host) waitReach(ctx context.Context, to, tos string) error {
-	for {
-		_, err := h.Run(ctx, "ping", "-n", "-q", "-c", "1", "-W", "1", "-Q", tos, to)
-		if err == nil {
-			return nil
-		}
-		if err := pauseFor(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("%s does not reach %s: %w", h.Name, to, err)
-		}
-	}
-}
-
-func pauseFor(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 func (e *Edge) setUp(ctx context.Context) error {
@@ -198,8 +118,8 @@ func (e *Edge) end(ctx context.Context, s unix.Signal) error {
 	if e.main == nil {
 		return fmt.Errorf("%s does not run", e.Name)
 	}
-	e.main.signal(s)
-	err := e.main.wait(ctx)
+	e.main.Signal(s)
+	err := e.main.Wait(ctx)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && (s == unix.SIGKILL || exit.Success()) {
 		return nil
@@ -219,14 +139,14 @@ func (e *Edge) Restart(ctx context.Context) error {
 func (e *Edge) Reload() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.main.signal(unix.SIGHUP)
+	e.main.Signal(unix.SIGHUP)
 }
 
 // Log is where this process finds what the edge's program wrote.
 func (e *Edge) Log() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.main.log
+	return e.main.Log
 }
 
 // WaitReady waits until a handshake has been made with the far edge in every tunnel.
@@ -248,12 +168,12 @@ func (e *Edge) wait(ctx context.Context, good func(Status) bool) error {
 		main := e.main
 		e.mu.Unlock()
 		select {
-		case <-main.ended:
-			return fmt.Errorf("%s: `ringway run` ended (%v):\n%s", e.Name, main.err, main.lastWords())
+		case <-main.Ended:
+			return fmt.Errorf("%s: `ringway run` ended (%v):\n%s", e.Name, main.Err(), main.LastWords())
 		default:
 		}
-		if perr := pauseFor(ctx, 100*time.Millisecond); perr != nil {
-			return fmt.Errorf("%s: %w: %w; its last words:\n%s", e.Name, perr, err, main.lastWords())
+		if perr := host.Pause(ctx, 100*time.Millisecond); perr != nil {
+			return fmt.Errorf("%s: %w: %w; its last words:\n%s", e.Name, perr, err, main.LastWords())
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"ringway/test/lab/host"
 	"ringway/tunnel"
 )
 
@@ -30,7 +31,7 @@ func (e *Edge) setUpBaseline(ctx context.Context) error {
 		}
 	}
 	lines = append(lines, "route add default via "+e.side.wan.remote)
-	if err := e.ip(ctx, nil, lines...); err != nil {
+	if err := e.IP(ctx, nil, lines...); err != nil {
 		return err
 	}
 	return e.Do(forward)
@@ -47,10 +48,10 @@ func forward() error {
 }
 
 // startBaseline runs stock wireguard-go with one peer, as its manual says.
-func (e *Edge) startBaseline(ctx context.Context) (*process, error) {
+func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	cmd := e.Command(e.pair.lab.Options.WireGuardGo, "--foreground", baselineDevice)
 	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
-	p, err := e.spawn("wireguard-go", cmd)
+	p, err := e.Spawn("wireguard-go", cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -60,12 +61,12 @@ func (e *Edge) startBaseline(ctx context.Context) (*process, error) {
 			break
 		}
 		select {
-		case <-p.ended:
-			return nil, fmt.Errorf("%s: wireguard-go ended (%v):\n%s", e.Name, p.err, p.lastWords())
+		case <-p.Ended:
+			return nil, fmt.Errorf("%s: wireguard-go ended (%v):\n%s", e.Name, p.Err(), p.LastWords())
 		default:
 		}
-		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
-			return nil, fmt.Errorf("%s: wireguard-go did not come up: %w:\n%s", e.Name, err, p.lastWords())
+		if err := host.Pause(ctx, 20*time.Millisecond); err != nil {
+			return nil, fmt.Errorf("%s: wireguard-go did not come up: %w:\n%s", e.Name, err, p.LastWords())
 		}
 	}
 	if err := e.writeSecret("baseline.key", e.key); err != nil {
@@ -84,7 +85,7 @@ func (e *Edge) startBaseline(ctx context.Context) (*process, error) {
 			lines = append(lines, "route replace "+l.network6+" dev "+baselineDevice)
 		}
 	}
-	return p, e.ip(ctx, nil, lines...)
+	return p, e.IP(ctx, nil, lines...)
 }
 
 // writeSecret writes a private key into the host's own files, readable by root alone.

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"ringway/configs"
+	"ringway/test/lab/host"
 )
 
 // Where the appliance finds its things by default; each host has these folders to itself.
@@ -52,8 +53,8 @@ func (e *Edge) WriteConfig(text []byte) error {
 // Config reads the edge's configuration file.
 func (e *Edge) Config() ([]byte, error) { return os.ReadFile(e.Path(edgeConfig)) }
 
-func (e *Edge) startRingway(context.Context) (*process, error) {
-	return e.spawn("ringway", e.Command(e.program(), "run", edgeConfig))
+func (e *Edge) startRingway(context.Context) (*host.Process, error) {
+	return e.Spawn("ringway", e.Command(e.program(), "run", edgeConfig))
 }
 
 // program is the program ringway that this edge runs.

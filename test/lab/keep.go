@@ -15,8 +15,8 @@ import (
 
 // Keep lets the lab stand after this process has ended, and says how to enter and how to end it.
 func (l *Lab) Keep(w io.Writer) error {
-	id := l.world.cmd.Process.Pid
-	if err := l.world.keep(); err != nil {
+	id := l.world.PID()
+	if err := l.world.Keep(); err != nil {
 		return err
 	}
 	l.kept = true

@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringway/qos"
+	"ringway/test/lab/host"
 )
 
 // Bulk is what fills the WAN while the calls are up.
@@ -67,6 +68,9 @@ type Options struct {
 
 	Progress io.Writer // nil = silent
 }
+
+// MachineDir is where a host sees the files of the lab.
+const MachineDir = host.Dir
 
 // DefaultBuffer is the provider's buffer: 200 full packets, 120 ms at 20 Mbit/s.
 const DefaultBuffer Bytes = 300_000
@@ -147,7 +151,7 @@ var ErrUsage = errors.New("wrong usage")
 // Lab is what stands, until Close.
 type Lab struct {
 	Options Options
-	world   *world
+	world   *host.World
 	pairs   []*Pair
 	show    *progress
 	kept    bool
@@ -174,7 +178,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 		}
 	}()
 	l.show.step("building %d hosts", 7*len(o.Paths))
-	if l.world, err = newWorld(o.Binary); err != nil {
+	if l.world, err = host.NewWorld(o.Binary); err != nil {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -230,12 +234,12 @@ func (l *Lab) Edge(side string) *Edge { return l.pairs[0].Edge(side) }
 // kept it lets go.
 func (l *Lab) Close() {
 	if l.world != nil && !l.kept {
-		l.world.close()
+		l.world.Close()
 		l.world = nil
 	}
 	for _, p := range l.pairs {
 		for _, h := range p.hosts {
-			h.close()
+			h.Close()
 		}
 	}
 	l.show.end()

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
+	"ringway/test/lab/host"
 )
 
 // wireguardGo finds or builds the stock program.
@@ -23,7 +24,7 @@ func wireguardGo(t *testing.T) string {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces and needs root (make test)")
 	}
-	if p, err := lookPath("wireguard-go"); err == nil {
+	if p, err := host.LookPath("wireguard-go"); err == nil {
 		return p
 	}
 	p := filepath.Join(t.TempDir(), "wireguard-go")
@@ -47,7 +48,7 @@ func machine(t *testing.T) string {
 	var b strings.Builder
 	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all", "nft -s list ruleset", "ip netns list"} {
 		args := strings.Fields(c)
-		path, err := lookPath(args[0])
+		path, err := host.LookPath(args[0])
 		require.NoError(t, err)
 		out, err := exec.Command(path, args[1:]...).CombinedOutput()
 		require.NoError(t, err, "%s: %s", c, out)
@@ -66,7 +67,7 @@ func machine(t *testing.T) string {
 func (l *Lab) processes(t *testing.T) int {
 	t.Helper()
 	n := 0
-	own, err := os.Readlink(l.world.pidNS.Name())
+	own, err := os.Readlink(l.world.Namespace())
 	require.NoError(t, err)
 	all, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
 	for _, p := range all {
@@ -134,37 +135,11 @@ func TestCloseLeavesNothing(t *testing.T) {
 	require.NoError(t, err)
 	assert.Greater(t, l.processes(t), 12, "holders, provider, wireguard-go, SIPp, iperf3")
 	assert.Equal(t, before, machine(t), "also while it stands")
-	init := l.world.cmd.Process.Pid
+	init := l.world.PID()
 	l.Close()
-	<-calls.caller.ended
+	<-calls.caller.Ended
 	assert.NoFileExists(t, "/proc/"+strconv.Itoa(init)+"/ns/pid")
 	assert.Equal(t, before, machine(t))
-}
-
-// Whoever kills the lab kills all of it: no handler of ours runs then.
-func TestKilledLabLeavesNothing(t *testing.T) {
-	w, err := newWorld(mustSelf(t))
-	require.NoError(t, err)
-	h, err := w.newHost("phone-a")
-	require.NoError(t, err)
-	defer h.close()
-	p, err := h.spawn("sleep", h.Command("sleep", "1000"))
-	require.NoError(t, err)
-	// The kernel closes the pipe of a killed lab; closing it is all that this test does, too.
-	require.NoError(t, w.stdin.Close())
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	require.Error(t, p.wait(ctx))
-	require.NoError(t, ctx.Err(), "sleep outlived the lab")
-	_ = w.cmd.Wait()
-	w.pidNS.Close()
-}
-
-func mustSelf(t *testing.T) string {
-	t.Helper()
-	self, err := os.Executable()
-	require.NoError(t, err)
-	return self
 }
 
 // A lab that fails on the way up, or is interrupted there, leaves nothing either.
@@ -181,15 +156,17 @@ func TestKeptLabStandsUntilDown(t *testing.T) {
 	l := baseline(t, Options{})
 	var said bytes.Buffer
 	require.NoError(t, l.Keep(&said))
-	init, host := l.world.cmd.Process, l.Host(PhoneA).PID
+	phone := l.Host(PhoneA).PID
+	init, err := os.FindProcess(l.world.PID())
+	require.NoError(t, err)
 	l.Close()
-	assert.Contains(t, said.String(), "nsenter -t "+strconv.Itoa(host))
+	assert.Contains(t, said.String(), "nsenter -t "+strconv.Itoa(phone))
 	id := strconv.Itoa(init.Pid)
 	assert.Contains(t, said.String(), "ringway lab --down "+id)
 
-	_, err := l.Host(PhoneA).Run(t.Context(), "true")
+	_, err = l.Host(PhoneA).Run(t.Context(), "true")
 	require.Error(t, err, "this process has let go of it")
-	out, err := exec.Command("nsenter", "-t", strconv.Itoa(host), "-a", "ping", "-c1", "-W5", "10.2.10.10").CombinedOutput()
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(phone), "-a", "ping", "-c1", "-W5", "10.2.10.10").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
 	assert.EqualError(t, Down("0"), "wrong usage: \"0\" is no lab (allowed: the number that `ringway lab --keep` printed)")
@@ -197,7 +174,7 @@ func TestKeptLabStandsUntilDown(t *testing.T) {
 	assert.Contains(t, kept(), id)
 	require.NoError(t, Down(id))
 	_, _ = init.Wait()
-	assert.NoFileExists(t, "/proc/"+strconv.Itoa(host)+"/ns/net")
+	assert.NoFileExists(t, "/proc/"+strconv.Itoa(phone)+"/ns/net")
 }
 
 // A host sees its own /run, /etc/ringway and /var/lib/ringway, and the machine's /etc otherwise.

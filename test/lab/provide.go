@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 
+	"ringway/test/lab/host"
 	"ringway/test/lab/provider"
 )
 
@@ -23,14 +24,14 @@ func (p *Pair) provide(ctx context.Context) error {
 	}
 	h := p.Host(Provider)
 	cmd := h.Command(o.Binary, "lab", "holder", "provider", string(config))
-	var proc *process
-	if err := startHolder(cmd, func() (err error) {
-		proc, err = h.spawn("provider", cmd)
+	var proc *host.Process
+	if err := host.StartHolder(cmd, func() (err error) {
+		proc, err = h.Spawn("provider", cmd)
 		return err
 	}); err != nil {
 		words := ""
 		if proc != nil {
-			words = "\n" + proc.lastWords()
+			words = "\n" + proc.LastWords()
 		}
 		return fmt.Errorf("%s: start the provider: %w%s", p.Name, err, words)
 	}
@@ -52,7 +53,7 @@ func (p *Pair) knowEdges(ctx context.Context) error {
 		}); err != nil {
 			return fmt.Errorf("%s: find wan0: %w", s.edge, err)
 		}
-		if err := p.Host(Provider).ip(ctx, nil, "neigh replace "+s.wan.edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
+		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
 			return err
 		}
 	}
@@ -71,7 +72,7 @@ func carry(config string, stdout io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	if _, err := fmt.Fprintln(stdout, holderReady); err != nil {
+	if _, err := fmt.Fprintln(stdout, host.Ready); err != nil {
 		return err
 	}
 	return n.Run(context.Background())

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"ringway/test/lab/host"
 )
 
 // tool is a program that the lab runs, and the Debian package that has it.
@@ -33,7 +35,7 @@ func checkTools(o Options) error {
 	}
 	var programs, packages []string
 	for _, t := range need {
-		if _, err := lookPath(t.program); err != nil {
+		if _, err := host.LookPath(t.program); err != nil {
 			programs = append(programs, t.program)
 			if !slices.Contains(packages, t.pkg) {
 				packages = append(packages, t.pkg)
@@ -68,7 +70,7 @@ func findWireGuardGo(said, binary string) (string, error) {
 	if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
 		return beside, nil
 	}
-	if p, err := lookPath("wireguard-go"); err == nil {
+	if p, err := host.LookPath("wireguard-go"); err == nil {
 		return p, nil
 	}
 	return "", fmt.Errorf("the baseline needs the stock program wireguard-go, which is neither %s nor in PATH (`make build` makes it, Debian has it as apt-get install wireguard-go, or say --wireguard-go PATH)", beside)

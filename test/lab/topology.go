@@ -5,9 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
+
+	"ringway/test/lab/host"
 )
 
 // The hosts of a pair of branches.
@@ -79,6 +80,9 @@ const (
 	Baseline PathName = "baseline" // what people use today: one stock wireguard-go tunnel, no queues
 )
 
+// Host is one machine of the lab.
+type Host = host.Host
+
 // Pair is two whole branches and the provider between them.
 type Pair struct {
 	Name  PathName
@@ -86,7 +90,7 @@ type Pair struct {
 	hosts map[string]*Host
 	edges map[string]*Edge
 
-	provider *process
+	provider *host.Process
 }
 
 // Host finds a host by its name in the topology; it panics on a name that is not there.
@@ -115,7 +119,7 @@ func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
 	var g errgroup.Group
 	for i, n := range hostNames {
 		g.Go(func() (err error) {
-			made[i], err = l.world.newHost(n)
+			made[i], err = l.world.NewHost(n)
 			return err
 		})
 	}
@@ -132,7 +136,7 @@ func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
 		if err := h.Do(quietIPv6); err != nil {
 			return p, fmt.Errorf("prepare host %s: %w", h.Name, err)
 		}
-		if err := h.ip(ctx, nil, "link set lo up"); err != nil {
+		if err := h.IP(ctx, nil, "link set lo up"); err != nil {
 			return p, err
 		}
 	}
@@ -170,16 +174,16 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 		{Provider, s.provider, edge, "wan0", s.wan},
 	} {
 		h := p.Host(c.host)
-		if err := h.ip(ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
+		if err := h.IP(ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
 			return err
 		}
 		if c.host == s.phone {
 			// Packets of one call that a tunnel's engine joined (UDP GRO) are cut again by a network card before they reach a
 			// phone, and a capture has to see them so.
-			if err := edge.Do(func() error { return singlePackets(c.farDevice) }); err != nil {
+			if err := edge.Do(func() error { return host.SinglePackets(c.farDevice) }); err != nil {
 				return fmt.Errorf("%s: %w", edge.Name, err)
 			}
-			if err := h.Do(func() error { return singlePackets(c.device) }); err != nil {
+			if err := h.Do(func() error { return host.SinglePackets(c.device) }); err != nil {
 				return fmt.Errorf("%s: %w", h.Name, err)
 			}
 		}
@@ -196,11 +200,11 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 				lines = append(lines, "route add default via "+c.net.edge6)
 			}
 		}
-		if err := h.ip(ctx, nil, lines...); err != nil {
+		if err := h.IP(ctx, nil, lines...); err != nil {
 			return err
 		}
 	}
-	return p.Host(s.phone).likeAPhone(ctx)
+	return likeAPhone(ctx, p.Host(s.phone))
 }
 
 func ipv6Works() bool {
@@ -210,7 +214,7 @@ func ipv6Works() bool {
 
 // likeAPhone marks what SIPp sends as real phones do, RTP as EF and SIP as CS3, and keeps the kernel from answering RTP with
 // "port unreachable": SIPp sends media from raw sockets and listens on none.
-func (h *Host) likeAPhone(ctx context.Context) error {
+func likeAPhone(ctx context.Context, h *Host) error {
 	_, err := h.RunInput(ctx, fmt.Sprintf(`table inet phone {
 	chain send {
 		type filter hook output priority mangle
@@ -226,21 +230,4 @@ func (h *Host) likeAPhone(ctx context.Context) error {
 }
 `, mediaPort, lastMedia, sipPort), "nft", "-f", "-")
 	return err
-}
-
-// ip runs lines of ip(8) on the host; far's network namespace is descriptor 3 there.
-func (h *Host) ip(ctx context.Context, far *Host, lines ...string) error {
-	cmd := h.Command("ip", "-batch", "-")
-	var errOut strings.Builder
-	cmd.Stdin, cmd.Stderr = strings.NewReader(strings.Join(lines, "\n")+"\n"), &errOut
-	if far != nil {
-		cmd.ExtraFiles = []*os.File{far.net}
-	}
-	if err := h.Start(cmd); err != nil {
-		return err
-	}
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("%s: ip %s: %w: %s", h.Name, strings.Join(lines, "; ip "), err, strings.TrimSpace(errOut.String()))
-	}
-	return ctx.Err()
 }

@@ -1,4 +1,4 @@
-package lab
+package host
 
 import (
 	"fmt"
@@ -17,10 +17,10 @@ type ifreqPointer struct {
 	_    [16]byte
 }
 
-// singlePackets makes a device of the calling thread's network send every packet by itself, as ethtool -K DEVICE tx off does. Without
+// SinglePackets makes a device of the calling thread's network send every packet by itself, as ethtool -K DEVICE tx off does. Without
 // checksum offload the kernel withdraws every kind of segmentation offload, UDP's included. (gso_max_segs 1 does not do
 // it: a super-packet that a TUN device brought in has no count of segments.)
-func singlePackets(device string) error {
+func SinglePackets(device string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("turn offloads of %s off: %w", device, err)

@@ -1,4 +1,8 @@
-package lab
+// Package host makes machines out of namespaces: each Host is a network and a mount namespace of its own, all of them live in one PID
+// namespace, the World. No namespace has a name; each is held by a process of the World, whose process 1 ends when its
+// standard input does, and the kernel takes the rest along: nothing is left, however the program ends. The lab and the
+// benchmarks stand on it; nobody else imports it. Needs root.
+package host
 
 import (
 	"bufio"
@@ -19,16 +23,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// world is the lab's PID namespace, held by its process 1.
-type world struct {
+// World is the lab's PID namespace, held by its process 1.
+type World struct {
 	binary string // that knows `lab holder`
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	pidNS  *os.File
 }
 
-func newWorld(binary string) (*world, error) {
-	w := &world{binary: binary}
+// NewWorld starts it; binary is the program ringway, whose `lab holder` calls Hold.
+func NewWorld(binary string) (*World, error) {
+	w := &World{binary: binary}
 	w.cmd = exec.Command(binary, "lab", "holder", "init")
 	w.cmd.Stderr = os.Stderr
 	// The network namespace of process 1 is empty: whatever went astray there would reach nothing.
@@ -37,19 +42,19 @@ func newWorld(binary string) (*world, error) {
 	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	if err := startHolder(w.cmd, w.cmd.Start); err != nil {
+	if err := StartHolder(w.cmd, w.cmd.Start); err != nil {
 		_ = w.cmd.Wait()
 		return nil, fmt.Errorf("start the lab's process 1: %w", err)
 	}
 	if w.pidNS, err = os.Open(fmt.Sprintf("/proc/%d/ns/pid", w.cmd.Process.Pid)); err != nil {
-		w.close()
+		w.Close()
 		return nil, fmt.Errorf("open the lab's PID namespace: %w", err)
 	}
 	return w, nil
 }
 
-// startHolder starts a holder and waits for its word.
-func startHolder(cmd *exec.Cmd, start func() error) error {
+// StartHolder starts a holder and waits for its word.
+func StartHolder(cmd *exec.Cmd, start func() error) error {
 	r, out, err := os.Pipe()
 	if err != nil {
 		return err
@@ -62,15 +67,15 @@ func startHolder(cmd *exec.Cmd, start func() error) error {
 		return err
 	}
 	_ = r.SetReadDeadline(time.Now().Add(20 * time.Second))
-	if line, err := bufio.NewReader(r).ReadString('\n'); strings.TrimSpace(line) != holderReady {
+	if line, err := bufio.NewReader(r).ReadString('\n'); strings.TrimSpace(line) != Ready {
 		_ = cmd.Process.Kill()
 		return fmt.Errorf("%s ended before it was ready (%w)", cmd, err)
 	}
 	return nil
 }
 
-// close ends every process of the lab and returns when they are gone.
-func (w *world) close() {
+// Close ends every process of the lab and returns when they are gone.
+func (w *World) Close() {
 	w.stdin.Close()
 	_ = w.cmd.Process.Kill()
 	_ = w.cmd.Wait()
@@ -79,32 +84,39 @@ func (w *world) close() {
 	}
 }
 
-// keep makes the lab outlive this process.
-func (w *world) keep() error {
-	if _, err := io.WriteString(w.stdin, holderKeep); err != nil {
+// Keep makes the lab outlive this process.
+func (w *World) Keep() error {
+	if _, err := io.WriteString(w.stdin, keepWord); err != nil {
 		return fmt.Errorf("tell the lab to stay: %w", err)
 	}
 	return w.stdin.Close()
 }
+
+// PID is the world's process 1, as the machine counts.
+func (w *World) PID() int { return w.cmd.Process.Pid }
+
+// Namespace is the path of the world's PID namespace, as long as the world stands.
+func (w *World) Namespace() string { return w.pidNS.Name() }
 
 // Host is one machine of the lab: a network and a mount namespace held by a process.
 type Host struct {
 	Name string // as in the topology: phone-a, edge-a, …
 	PID  int    // of the holder, as the machine's own namespace counts; nsenter takes it
 
-	world *world
+	world *World
 	cmd   *exec.Cmd
 	files []*os.File // mnt, uts, net, pid: in the order in which they are entered
 	net   *os.File
 	once  sync.Once
 }
 
-func (w *world) newHost(name string) (*Host, error) {
+// NewHost adds a machine to the world.
+func (w *World) NewHost(name string) (*Host, error) {
 	h := &Host{Name: name, world: w}
 	h.cmd = exec.Command(w.binary, "lab", "holder", "host", name)
 	h.cmd.Stderr = os.Stderr
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS}
-	err := startHolder(h.cmd, func() error {
+	err := StartHolder(h.cmd, func() error {
 		return onOwnThread(func() error {
 			if err := unix.Setns(int(w.pidNS.Fd()), unix.CLONE_NEWPID); err != nil {
 				return fmt.Errorf("enter the lab's PID namespace: %w", err)
@@ -120,7 +132,7 @@ func (w *world) newHost(name string) (*Host, error) {
 	for _, ns := range []string{"mnt", "uts", "net"} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.PID, ns))
 		if err != nil {
-			h.close()
+			h.Close()
 			return nil, fmt.Errorf("open the namespaces of host %s: %w", name, err)
 		}
 		h.files = append(h.files, f)
@@ -129,7 +141,8 @@ func (w *world) newHost(name string) (*Host, error) {
 	return h, nil
 }
 
-func (h *Host) close() {
+// Close lets go of the host; its namespaces live as long as the world.
+func (h *Host) Close() {
 	h.once.Do(func() {
 		for _, f := range h.files {
 			f.Close()
@@ -160,13 +173,13 @@ func (h *Host) Do(f func() error) error {
 func (h *Host) Command(name string, args ...string) *exec.Cmd {
 	path := name
 	if !strings.Contains(name, "/") {
-		if p, err := lookPath(name); err == nil {
+		if p, err := LookPath(name); err == nil {
 			path = p
 		}
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb", "PATH="+os.Getenv("PATH")+":"+strings.Join(adminDirs, ":"))
-	cmd.Dir = MachineDir
+	cmd.Dir = Dir
 	// A process group of its own: Ctrl-C on the lab's terminal is the lab's, not the daemon's. No session, which would be
 	// a scheduling group (autogroup): the hosts' programs compete for the processor as those of one machine do.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -242,8 +255,8 @@ func onOwnThread(f func() error) error {
 
 var adminDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"}
 
-// lookPath finds a program also where the user's PATH leaves out the administrator's folders, as Debian's does.
-func lookPath(name string) (string, error) {
+// LookPath finds a program also where the user's PATH leaves out the administrator's folders, as Debian's does.
+func LookPath(name string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, nil
 	} else if errors.Is(err, exec.ErrDot) {
@@ -258,5 +271,5 @@ func lookPath(name string) (string, error) {
 	return "", fmt.Errorf("%s: not found", name)
 }
 
-// netPath names the host's network namespace as package inside wants it.
-func (h *Host) netPath() string { return fmt.Sprintf("/proc/%d/ns/net", h.PID) }
+// NetPath names the host's network namespace as package inside wants it.
+func (h *Host) NetPath() string { return fmt.Sprintf("/proc/%d/ns/net", h.PID) }

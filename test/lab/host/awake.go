@@ -1,4 +1,4 @@
-package lab
+package host
 
 import (
 	"fmt"
@@ -8,14 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wantAwake says whether the cores would fall asleep between packets. What a guest's core then takes to
-// wake up is the hypervisor's time, and is measured as the network's. With bulk and no bottleneck they
-// are busy anyway.
-func (l *Lab) wantAwake() bool { return l.Options.Bulk == BulkNone || l.Options.WAN > 0 }
-
-// keepAwake lets one spinner a core take what nobody else wants (SCHED_IDLE: everybody else goes first, at once).
-func (l *Lab) keepAwake() (stop func(), err error) {
-	h := l.pairs[0].Host(Provider)
+// KeepAwake lets one spinner a core take what nobody else wants (SCHED_IDLE: everybody else goes first, at once).
+func (h *Host) KeepAwake() (stop func(), err error) {
 	var running []*exec.Cmd
 	stop = func() {
 		for _, c := range running {

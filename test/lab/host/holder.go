@@ -1,0 +1,207 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a holder says on its standard output once others may enter it, and what its standard
+// input may tell the first of them.
+const (
+	Ready    = "ready"
+	keepWord = "keep"
+)
+
+// Dir is where a host sees the files of the lab: a tmpfs of the host's own, so that it goes with the host.
+const Dir = "/run/lab"
+
+// Hold is the whole life of the process that `ringway lab holder …` starts: it stands in namespaces that are its own
+// and keeps them alive. `init` is process 1 of the lab's PID namespace: it ends when its standard input
+// does, that is when the lab ends in whatever way, and the kernel kills everything in the namespace with it. `host NAME`
+// holds the network and the mounts of one host and never ends by itself.
+func Hold(args []string, stdin io.Reader, stdout io.Writer) error {
+	switch {
+	case len(args) == 1 && args[0] == "init" && os.Getpid() == 1:
+		return holdLab(stdin, stdout)
+	case len(args) == 2 && args[0] == "host" && os.Getppid() == 0:
+		return holdHost(args[1], stdout)
+	}
+	return errors.New("the holder is started by `ringway lab` alone, in namespaces of its own")
+}
+
+func holdLab(stdin io.Reader, stdout io.Writer) error {
+	// An interrupted terminal signals nobody here (every process is a group or a session of its own), but a careless `kill` might.
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
+	if err := privateMounts(); err != nil {
+		return err
+	}
+	go reap()
+	if _, err := fmt.Fprintln(stdout, Ready); err != nil {
+		return err
+	}
+	said, err := io.ReadAll(stdin)
+	if err == nil && strings.TrimSpace(string(said)) == keepWord {
+		pause()
+	}
+	return nil // process 1 ends, and the kernel ends the namespace
+}
+
+// reap collects what the lab's processes leave behind: daemons that were killed leave children, and in a
+// PID namespace those belong to process 1.
+func reap() {
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	for range children {
+		for {
+			var ws unix.WaitStatus
+			pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+			if pid <= 0 && !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+	}
+}
+
+func holdHost(name string, stdout io.Writer) error {
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("set the host name %s: %w", name, err)
+	}
+	if err := privateMounts(); err != nil {
+		return err
+	}
+	if err := mountSys(); err != nil {
+		return err
+	}
+	if err := mountOwnDirs(); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(stdout, Ready); err != nil {
+		return err
+	}
+	pause()
+	return nil
+}
+
+func pause() {
+	for {
+		_ = unix.Pause()
+	}
+}
+
+// privateMounts cuts the mount namespace off from the machine's and shows the processes of this PID namespace.
+func privateMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
+}
+
+// mountSys shows the devices of this network namespace in /sys/class/net; the cgroups, mounted below
+// /sys on every distribution, are carried over.
+func mountSys() error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	cgroups, err := unix.Open("/sys/fs/cgroup", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(cgroups)
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", flags, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	if cgroups >= 0 && err == nil {
+		// Not every machine has cgroups, and nothing in the lab depends on them.
+		_ = unix.Mount(fmt.Sprintf("/proc/self/fd/%d", cgroups), "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC, "")
+	}
+	return nil
+}
+
+// mountOwnDirs gives the host its own /run (and /var/run, where the sockets of WireGuard devices stand by interface name, so
+// that two hosts of one machine would collide), /etc/ringway and /var/lib/ringway. The machine's own are neither seen nor
+// made: where such a folder does not exist, its parent is shown as a copy made of links.
+func mountOwnDirs() error {
+	// Opened before /run is covered, because that is where the copies' links lead to.
+	parents := map[string]int{}
+	for _, dir := range []string{"/etc", "/var/lib"} {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", dir, err)
+		}
+		defer unix.Close(fd)
+		parents[dir] = fd
+	}
+	if err := mountTmpfs("/run"); err != nil {
+		return err
+	}
+	for _, dir := range []string{Dir, "/run/lock", "/run/wireguard"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if target, err := filepath.EvalSymlinks("/var/run"); err == nil && target != "/run" {
+		if err := unix.Mount("/run", "/var/run", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("show /run as /var/run: %w", err)
+		}
+	}
+	for _, own := range []string{"/etc/ringway", "/var/lib/ringway"} {
+		if st, err := os.Lstat(own); err == nil && st.IsDir() {
+			if err := mountTmpfs(own); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := linkedCopy(filepath.Dir(own), parents[filepath.Dir(own)]); err != nil {
+			return err
+		}
+		if err := os.Mkdir(own, 0o755); err != nil {
+			return err
+		}
+	}
+	return os.Chmod("/var/lib/ringway", 0o700)
+}
+
+// linkedCopy covers dir with a tmpfs of links to what was there.
+func linkedCopy(dir string, fd int) error {
+	was := filepath.Join(Dir, "machine", dir)
+	if err := os.MkdirAll(was, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), was, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep %s in reach: %w", dir, err)
+	}
+	if err := mountTmpfs(dir); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(was)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		target := filepath.Join(was, e.Name())
+		if e.Type()&os.ModeSymlink != 0 { // a relative link has to start from where it stood
+			if target, err = os.Readlink(target); err != nil {
+				return err
+			}
+		}
+		if err := os.Symlink(target, filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mountTmpfs(dir string) error {
+	if err := unix.Mount("ringway-lab", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=512m"); err != nil {
+		return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)
+	}
+	return nil
+}
