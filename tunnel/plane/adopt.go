@@ -128,7 +128,10 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 		s.end(r)
 		return nil
 	}
-	r.missing = tune(f.proc.pid, s.cfg.Class)
+	s.tune(r, f.hello.Engine)
+	if s.realtime(r) {
+		r.missing = append(r.missing, realtimeThreads(f.proc.pid)...)
+	}
 	s.installed(r)
 	return nil
 }

@@ -278,7 +278,7 @@ func (s *Supervisor) replace(ctx context.Context, next resources, want parameter
 			s.moveEndpoints(dev)
 		}
 	}
-	fresh, err := s.launch(ctx, next)
+	fresh, err := s.launch(ctx, next, want.engine)
 	if err != nil {
 		s.closeNew(next)
 		return err

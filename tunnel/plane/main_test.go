@@ -65,12 +65,13 @@ type fake struct {
 	closing   sync.Once
 	endpoints chan map[tunnel.PublicKey]netip.AddrPort
 	hang      chan struct{}
+	spin      chan struct{}
 }
 
 func newFake(s Start) (Engine, error) {
 	s.Log.Info("fake engine starts", "mtu", s.MTU)
 	return &fake{conf: map[string][]string{}, mtu: s.MTU, done: make(chan struct{}),
-		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 4), hang: make(chan struct{})}, nil
+		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 4), hang: make(chan struct{}), spin: make(chan struct{})}, nil
 }
 
 // realtimeFake is the fake with what the realtime engine shows of itself: it marks packet by packet, and has forwarding
@@ -95,13 +96,25 @@ func newRealtimeFake(s Start) (Engine, error) {
 				err = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(n)), 0, 0, 0)
 			}
 			named <- err
-			<-f.done
+			select {
+			case <-f.done:
+			case <-f.spin:
+				runAway()
+			}
 		}()
 	}
 	for range forwardingThreads {
 		err = errors.Join(err, <-named)
 	}
 	return f, err
+}
+
+// runAway takes the core of the calling thread for good, in such a way that neither a signal nor the Go scheduler gets it back.
+func runAway() {
+	all := ^uint64(0)
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&all)), 0, 8, 0, 0)
+	for n := 0; ; n++ {
+	}
 }
 
 func (f *realtimeFake) SetOuter(o tunnel.Outer) error {
@@ -122,7 +135,6 @@ func (f *realtimeFake) Status() tunnel.DeviceStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.Drops[f.outer.Words()] = 1
-	s.Drops[fmt.Sprintf("processors %d", runtime.GOMAXPROCS(0))] = 1
 	return s
 }
 
@@ -164,6 +176,8 @@ func (e *fake) Set(r io.Reader) error {
 			e.mu.Unlock()
 			<-e.hang
 			e.mu.Lock()
+		case "x_spin":
+			close(e.spin)
 		case "x_refuse":
 			return fmt.Errorf("refused as asked")
 		default:
@@ -213,7 +227,7 @@ func (e *fake) Status() tunnel.DeviceStatus {
 	s := o.Status()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s.Drops = map[string]uint64{"sets": uint64(e.sets), "handshakes": uint64(e.shaken), "mtu": uint64(e.mtu)}
+	s.Drops = map[string]uint64{"sets": uint64(e.sets), "handshakes": uint64(e.shaken), "mtu": uint64(e.mtu), "processors": uint64(runtime.GOMAXPROCS(0))}
 	return s
 }
 
@@ -321,6 +335,17 @@ func try(what string) (err error) {
 		return unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 	case "priority":
 		return unix.Setpriority(unix.PRIO_PROCESS, 0, 5)
+	case "priority-of-another":
+		a := unix.SchedAttr{Policy: unix.SCHED_NORMAL}
+		return unix.SchedSetAttr(os.Getpid(), &a, 0)
+	case "give-way": // what it may
+		a := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+		if err := unix.SchedSetAttr(0, &a, 0); err != nil {
+			return err
+		}
+		var param int32
+		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_NORMAL|unix.SCHED_RESET_ON_FORK, uintptr(unsafe.Pointer(&param)))
+		return errno(e)
 	case "ioctl-tun-persist":
 		_, _, e := unix.RawSyscall(unix.SYS_IOCTL, 6, unix.TUNSETPERSIST, 1)
 		return errno(e)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/user"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -128,6 +127,7 @@ type spawning struct {
 	args    []string
 	env     []string
 	class   tunnel.Class
+	engine  tunnel.EngineName
 	names   []string // of files
 	files   []int    // become 3, 4, 5 ...
 	stderr  int
@@ -255,7 +255,7 @@ func onThrownAwayThread(f func()) {
 func (s spawning) giveUp(attr *syscall.SysProcAttr) (missing []string) {
 	uid, gid := planeUser(s.class)
 	attr.Credential = &syscall.Credential{Uid: uid, Gid: gid}
-	if s.class == tunnel.Voice {
+	if s.class == tunnel.Voice && s.engine != tunnel.EngineRealtime { // whose forwarding threads alone go first (realtime.go)
 		if err := setPriority(0); err != nil {
 			missing = append(missing, err.Error())
 		}
@@ -300,33 +300,6 @@ func setPriority(tid int) error {
 		return fmt.Errorf("slice of %d us: the kernel keeps %d us (needs Linux 6.12)", voiceSlice/1000, got.Runtime/1000)
 	}
 	return nil
-}
-
-// tune sets what goes by process: every thread's scheduling (an adopted plane may be of a daemon that could not), and who
-// goes first when memory runs out.
-func tune(pid int, c tunnel.Class) (missing []string) {
-	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	if c != tunnel.Voice {
-		return nil
-	}
-	tasks, err := os.ReadDir(filepath.Join(proc, "task"))
-	if err != nil {
-		return []string{fmt.Sprintf("priority: %v", err)}
-	}
-	for _, t := range tasks {
-		tid, err := strconv.Atoi(t.Name())
-		if err != nil {
-			continue
-		}
-		if err := setPriority(tid); err != nil && !errors.Is(err, unix.ESRCH) {
-			missing = append(missing, err.Error())
-			break
-		}
-	}
-	if err := os.WriteFile(filepath.Join(proc, "oom_score_adj"), []byte("-900"), 0); err != nil {
-		missing = append(missing, fmt.Sprintf("memory shortage: %v", err))
-	}
-	return missing
 }
 
 // birth is when a process started, in the kernel's ticks: with the pid it names one process for good.

@@ -31,13 +31,14 @@ const (
 	memorySoft = 192 << 20
 )
 
+func limitMemory() { debug.SetMemoryLimit(memorySoft) }
+
 // limitRuntime sets the collector and how many threads run at once. A voice plane allocates almost nothing and collects
 // seldom: each collection costs its forwarding threads time. It is a trickle of single packets, each of which an engine hands
 // from goroutine to goroutine: with one processor that is a function call, with several a thread is woken for each
-// hand-over, which takes longer than the work and a core away from data.
-func limitRuntime(c tunnel.Class) {
-	debug.SetMemoryLimit(memorySoft)
-	if c == tunnel.Voice {
+// hand-over, which takes longer than the work and a core away from data. A realtime engine hands nothing over, and sets what it needs.
+func limitRuntime(c tunnel.Class, e tunnel.EngineName) {
+	if c == tunnel.Voice && e != tunnel.EngineRealtime {
 		debug.SetGCPercent(400)
 		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/4))
 	}
@@ -61,6 +62,10 @@ func sandbox(c tunnel.Class) (holds, missing []string) {
 	note("no core file", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 	note(fmt.Sprintf("at most %d files", maxOpenFiles), unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxOpenFiles, Max: maxOpenFiles}))
 	note(fmt.Sprintf("at most %d MiB", memoryHard>>20), unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: memoryHard, Max: memoryHard}))
+	if c == tunnel.Voice { // counts for threads that are real-time alone; lowering it needs no right, while from outside it does
+		note(fmt.Sprintf("at most %d ms of real-time without a pause", realtimeHard/1000),
+			unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: realtimeSoft, Max: realtimeHard}))
+	}
 	note("landlock", noFilesystem())
 	note("seccomp", restrictCalls())
 	return holds, missing

@@ -28,13 +28,15 @@ func TestASandboxedPlaneCanDoNothingElse(t *testing.T) {
 	pid := status(t, s).PlanePID
 	for _, what := range []string{
 		"exec", "fork", "open", "create", "stat", "socket", "udp", "ptrace", "kill", "setuid", "mount", "unshare", "exec-memory",
-		"bpf", "io_uring", "limit", "dumpable", "priority", "ioctl-tun-persist",
+		"bpf", "io_uring", "limit", "dumpable", "priority", "priority-of-another", "ioctl-tun-persist",
 	} {
 		_, err := s.current().conn.call(ctx, message{Type: typeSet, Text: "x_try=" + what + "\n"})
 		assert.ErrorContains(t, err, "operation not permitted", what)
 	}
 	assert.Equal(t, pid, status(t, s).PlanePID, "and it lives")
-	_, err := os.Stat("/tmp/plane-was-here")
+	_, err := s.current().conn.call(ctx, message{Type: typeSet, Text: "x_try=give-way\n"})
+	assert.ErrorContains(t, err, "give-way worked", "a thread of a realtime engine that took a core for too long")
+	_, err = os.Stat("/tmp/plane-was-here")
 	assert.ErrorIs(t, err, os.ErrNotExist)
 
 	// What the kernel says of it from outside.
@@ -165,7 +167,7 @@ func TestAPlaneWhoseDaemonDiesBeforeItStartsEnds(t *testing.T) {
 	res, err := s.open(s.parametersOf(device(tunnel.Data)))
 	require.NoError(t, err)
 	defer res.close()
-	r, err := s.launch(context.Background(), res)
+	r, err := s.launch(context.Background(), res, "fake")
 	require.NoError(t, err)
 	r.conn.close()
 	<-r.proc.exited

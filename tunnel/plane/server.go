@@ -61,7 +61,7 @@ func Main(o Options) error {
 	// The name that ps and top show; the program was executed as /proc/self/fd/N.
 	_ = os.WriteFile("/proc/self/comm", []byte("rw-plane-"+string(class)), 0)
 	_, _ = time.Now().Local().Zone() // read the time zone while files can be read
-	limitRuntime(class)
+	limitMemory()
 	holds, missing := sandbox(class)
 
 	s := &server{
@@ -399,6 +399,7 @@ func (s *server) start(r *startRequest) (err error) {
 			return err
 		}
 	}
+	limitRuntime(s.class, r.Engine)
 	engine, err := create(Start{Files: f, Class: s.class, Bounds: r.Bounds, Outer: r.Outer, MTU: r.MTU, Log: slog.New(s.log.handler())})
 	if err != nil {
 		return fmt.Errorf("start engine %s: %w", r.Engine, err)

@@ -94,6 +94,7 @@ type running struct {
 	since   time.Time
 	adopted bool
 	missing []string
+	lift    bool     // a forwarding thread that lowered itself cannot come back by itself
 	stderr  *os.File // read end; nil for an adopted one
 }
 
@@ -217,6 +218,9 @@ func (s *Supervisor) healthy(ctx context.Context, cur *running) error {
 	if err == nil && r.m.Status != nil {
 		s.learn(r.m.Status.Peers)
 	}
+	if err == nil && cur.lift {
+		realtimeThreads(cur.proc.pid)
+	}
 	return err
 }
 
@@ -324,15 +328,15 @@ func (s *Supervisor) Close() {
 	s.logs.Wait()
 }
 
-// launch starts a plane process with res; it has no engine yet, so that it touches no packet.
-func (s *Supervisor) launch(ctx context.Context, res resources) (*running, error) {
+// launch starts a plane process with res, for engine; it has none yet, so that it touches no packet.
+func (s *Supervisor) launch(ctx context.Context, res resources, engine tunnel.EngineName) (*running, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make control connection: %w", err)
 	}
 	defer closeFDs(pair[1])
 	names, files := res.each()
-	sp := spawning{program: s.program, args: append([]string{"ringway"}, s.cfg.Args...), env: s.cfg.Env, class: s.cfg.Class,
+	sp := spawning{program: s.program, args: append([]string{"ringway"}, s.cfg.Args...), env: s.cfg.Env, class: s.cfg.Class, engine: engine,
 		names: append([]string{fileConnection}, names...), files: append([]int{pair[1]}, files...), own: !s.unpriv}
 	read, write, err := os.Pipe() // what the runtime says when it crashes
 	if err != nil {
@@ -372,7 +376,7 @@ func (s *Supervisor) launch(ctx context.Context, res resources) (*running, error
 	if r.hello, _, err = r.conn.hello(ctx, true); err != nil {
 		return abandon(fmt.Errorf("new plane %s says nothing: %w", s.cfg.Class, err))
 	}
-	r.missing = append(r.missing, tune(proc.pid, s.cfg.Class)...)
+	s.tune(r, engine)
 	return r, nil
 }
 
@@ -390,15 +394,32 @@ func (s *Supervisor) ignite(ctx context.Context, r *running, dev tunnel.Device, 
 	if r.hello, _, err = r.conn.hello(ctx, true); err != nil {
 		return err
 	}
-	if s.cfg.Class == tunnel.Voice { // threads made since inherit; this is for one that was just being made
-		tune(r.proc.pid, s.cfg.Class)
+	switch {
+	case s.realtime(r):
+		r.missing = append(r.missing, realtimeThreads(r.proc.pid)...)
+	case s.cfg.Class == tunnel.Voice: // threads made since inherit; this is for one that was just being made
+		tune(r.proc.pid, s.cfg.Class, p.engine)
 	}
 	return s.writePID(r.proc.pid)
 }
 
+// tune prepares the process of a plane that runs engine, or is to.
+func (s *Supervisor) tune(r *running, engine tunnel.EngineName) {
+	r.missing = append(r.missing, tune(r.proc.pid, s.cfg.Class, engine)...)
+	if s.cfg.Class == tunnel.Voice && engine == tunnel.EngineRealtime {
+		lift, missing := realtimeLimits(r.proc.pid)
+		r.lift, r.missing = lift, append(r.missing, missing...)
+	}
+}
+
+// realtime says whether the plane has forwarding threads that are to be real-time.
+func (s *Supervisor) realtime(r *running) bool {
+	return s.cfg.Class == tunnel.Voice && r.hello.Running && r.hello.Engine == tunnel.EngineRealtime
+}
+
 // bringUp starts a plane on the descriptors that are there.
 func (s *Supervisor) bringUp(ctx context.Context, dev tunnel.Device) error {
-	r, err := s.launch(ctx, s.res)
+	r, err := s.launch(ctx, s.res, s.have.engine)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,231 @@
+package plane
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel"
+)
+
+// scheduling is what the kernel says of each thread of pid: forwarding threads apart from the others.
+func scheduling(t *testing.T, pid int) (forwarding, others []*unix.SchedAttr) {
+	t.Helper()
+	fwd, err := threadsNamed(pid, forwardingThreads)
+	require.NoError(t, err)
+	isForwarding := map[string]bool{}
+	for _, tid := range fwd {
+		isForwarding[strconv.Itoa(tid)] = true
+	}
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	require.NoError(t, err)
+	for _, task := range tasks {
+		tid, err := strconv.Atoi(task.Name())
+		require.NoError(t, err)
+		a, err := unix.SchedGetAttr(tid, 0)
+		if err != nil {
+			continue // it ended
+		}
+		if isForwarding[task.Name()] {
+			forwarding = append(forwarding, a)
+		} else {
+			others = append(others, a)
+		}
+	}
+	return forwarding, others
+}
+
+func requireRealtime(t *testing.T, pid int) {
+	t.Helper()
+	forwarding, others := scheduling(t, pid)
+	require.Len(t, forwarding, len(forwardingThreads))
+	for _, a := range forwarding {
+		assert.EqualValues(t, unix.SCHED_FIFO, a.Policy)
+		assert.EqualValues(t, realtimePriority, a.Priority)
+		assert.EqualValues(t, unix.SCHED_FLAG_RESET_ON_FORK, a.Flags&unix.SCHED_FLAG_RESET_ON_FORK)
+	}
+	require.NotEmpty(t, others)
+	for _, a := range others {
+		assert.EqualValues(t, unix.SCHED_NORMAL, a.Policy)
+		assert.Zero(t, a.Nice, "handshakes do not compete with calls")
+	}
+}
+
+// mayBeRealtime skips a test on a machine that refuses real-time to root.
+func mayBeRealtime(t *testing.T) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		done <- unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("this machine gives root no real-time: %v", err)
+	}
+}
+
+func realtimePlane(b *bench) (*Supervisor, func()) {
+	cfg := b.config(tunnel.Voice)
+	cfg.Engine, cfg.HealthEvery = tunnel.EngineRealtime, 20*time.Millisecond
+	s, letGo := b.supervise(cfg)
+	require.NoError(b.t, s.Configure(context.Background(), device(tunnel.Voice)))
+	return s, letGo
+}
+
+func TestForwardingThreadsAloneAreRealTime(t *testing.T) {
+	mayBeRealtime(t)
+	b := newBench(t)
+	s, letGo := realtimePlane(b)
+	first := status(t, s)
+	requireRealtime(t, first.PlanePID)
+	assert.EqualValues(t, runtime.NumCPU(), first.Drops["processors"], "the engine sets what it needs")
+	_, missing := s.Sandbox()
+	for _, m := range missing { // a container's root
+		assert.Regexp(t, "^(memory shortage|coming back to real-time by itself): ", m)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", first.PlanePID))
+	require.NoError(t, err)
+	assert.Regexp(t, `Max realtime timeout +200000 +500000 +us`, string(limits))
+
+	kill9(t, s)
+	requireRealtime(t, status(t, s).PlanePID)
+
+	// A daemon that comes back gives what an earlier one could not.
+	letGo()
+	pid := status0(t, b)
+	lower(t, pid)
+	s, _ = realtimePlane(b)
+	require.Equal(t, pid, status(t, s).PlanePID)
+	requireRealtime(t, pid)
+}
+
+// status0 is the pid of the plane that runs, with no supervisor's help.
+func status0(t *testing.T, b *bench) int {
+	t.Helper()
+	f, err := meet(context.Background(), b.run, tunnel.Voice, func(message) {})
+	require.NoError(t, err)
+	defer f.close()
+	return f.proc.pid
+}
+
+// lower is what a forwarding thread does that took a core for too long.
+func lower(t *testing.T, pid int) {
+	t.Helper()
+	tids, err := threadsNamed(pid, forwardingThreads)
+	require.NoError(t, err)
+	for _, tid := range tids {
+		require.NoError(t, unix.SchedSetAttr(tid, &unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0))
+	}
+}
+
+func TestAThreadThatCannotComeBackIsBroughtBack(t *testing.T) {
+	mayBeRealtime(t)
+	b := newBench(t)
+	s, _ := realtimePlane(b)
+	pid := status(t, s).PlanePID
+	if !s.current().lift {
+		t.Skip("the daemon may raise RLIMIT_RTPRIO here: threads come back by themselves")
+	}
+	lower(t, pid)
+	require.Eventually(t, func() bool {
+		forwarding, _ := scheduling(t, pid)
+		for _, a := range forwarding {
+			if a.Policy != unix.SCHED_FIFO {
+				return false
+			}
+		}
+		return true
+	}, patience, time.Millisecond)
+}
+
+func TestAThreadThatRunsAwayEndsItsPlaneAndNotTheMachine(t *testing.T) {
+	mayBeRealtime(t)
+	b := newBench(t)
+	s, _ := realtimePlane(b)
+	pid, began := status(t, s).PlanePID, time.Now()
+	_, _ = s.current().conn.call(context.Background(), message{Type: typeSet, Text: "x_spin=\n"})
+	require.Eventually(t, func() bool {
+		d, err := s.Status(context.Background())
+		return err == nil && d.PlanePID != pid
+	}, patience, 10*time.Millisecond)
+	t.Logf("another plane after %v", time.Since(began))
+	assert.Contains(t, b.log.String(), "signal: killed")
+}
+
+func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
+	const budgets = "/sys/fs/cgroup/cpu"
+	if _, err := os.Stat(filepath.Join(budgets, "cpu.rt_runtime_us")); err != nil {
+		t.Skipf("no kernel that divides real-time between groups: %v", err)
+	}
+	b := newBench(t)
+	s, letGo := realtimePlane(b)
+	pid := status(t, s).PlanePID
+	letGo()
+	group := filepath.Join(budgets, fmt.Sprintf("ringway-test-%d", os.Getpid()))
+	require.NoError(t, os.Mkdir(group, 0o755))
+	t.Cleanup(func() {
+		_ = os.WriteFile(filepath.Join(budgets, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+		assert.NoError(t, os.Remove(group))
+	})
+	lower(t, pid)
+	require.NoError(t, os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
+
+	s, _ = realtimePlane(b)
+	require.Equal(t, pid, status(t, s).PlanePID)
+	forwarding, others := scheduling(t, pid)
+	require.Len(t, forwarding, len(forwardingThreads))
+	for _, a := range forwarding {
+		assert.EqualValues(t, unix.SCHED_NORMAL, a.Policy)
+		assert.EqualValues(t, voiceNice, a.Nice)
+		assert.EqualValues(t, voiceSlice, a.Runtime)
+	}
+	for _, a := range others {
+		assert.Zero(t, a.Nice)
+	}
+	_, missing := s.Sandbox()
+	want := fmt.Sprintf("real-time: the cpu cgroup gives no real-time budget (write one to %s/cpu.rt_runtime_us, such as 500000, and to the groups above it, "+
+		"or run ringway in the root group); the forwarding threads run at nice -20, and calls wait longer while other programs are busy", group)
+	assert.Contains(t, missing, want)
+
+	// With a budget it is real-time at the next start of the daemon.
+	require.NoError(t, os.WriteFile(filepath.Join(group, "cpu.rt_runtime_us"), []byte("100000"), 0))
+	missing = realtimeThreads(pid)
+	assert.Empty(t, missing)
+	requireRealtime(t, pid)
+	lower(t, pid)
+}
+
+func TestTheBudgetFileOfACPUGroup(t *testing.T) {
+	const v1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
+		"34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n" +
+		"32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+	container := strings.Replace(v1, "0:29 / ", "0:29 /box/7 ", 1)
+	for _, x := range []struct{ groups, mounts, want string }{
+		{"5:cpu,cpuacct:/system.slice/ringway.service\n", v1, "/sys/fs/cgroup/cpu,cpuacct/system.slice/ringway.service/cpu.rt_runtime_us"},
+		{"3:cpuset:/x\n5:cpu,cpuacct:/\n", v1, "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_runtime_us"},
+		{"5:cpu,cpuacct:/box/7/inner\n", container, "/sys/fs/cgroup/cpu,cpuacct/inner/cpu.rt_runtime_us"},
+		{"5:cpu,cpuacct:/elsewhere\n", container, ""},
+		{"3:cpuset:/x\n", v1, ""},
+		{"0::/system.slice/ringway.service\n", "29 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", ""},
+		{"5:cpu,cpuacct:/\n", "garbage\n - \n", ""},
+	} {
+		assert.Equal(t, x.want, cpuBudget(x.groups, x.mounts), x.groups)
+	}
+}
+
+func TestAForwarderOfAnotherKindKeepsItsTreatment(t *testing.T) {
+	b := newBench(t)
+	s, _ := b.supervise(b.config(tunnel.Voice))
+	require.NoError(t, s.Configure(context.Background(), device(tunnel.Voice)))
+	assert.EqualValues(t, max(1, runtime.NumCPU()/4), status(t, s).Drops["processors"])
+}
