@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/firewall"
+	"ringway/qos"
 	"ringway/test/netnstest"
 )
 
@@ -283,8 +284,12 @@ func TestCiphertext(t *testing.T) {
 		arrives        int
 	}{
 		{"voice, as the kernel engine sends it", voice, internet4, 41000, 2, 0x2000, "1:10", "ef", 46<<2 | 2},
-		{"voice, signalling marked apart", voice, internet4, 41001, 24 << 2, 0x2000, "1:20", "cs3", 24 << 2},
+		{"voice, as wireguard-go sends it, and media marked apart", voice, internet4, 41006, 46<<2 | 1, 0x2000, "1:10", "ef", 46<<2 | 1},
+		{"voice, signalling marked apart", voice, internet4, 41001, 24<<2 | 2, 0x2000, "1:20", "cs3", 24<<2 | 2},
+		{"voice, with what no class has", voice, internet4, 41007, 26 << 2, 0x2000, "1:10", "ef", 46 << 2},
+		{"voice, with background's", voice, internet4, 41008, 8 << 2, 0x2000, "1:10", "ef", 46 << 2},
 		{"data, DSCP wiped", data, internet4, 41002, 46<<2 | 1, 0x4000, "1:30", "cs0", 1},
+		{"data, with signalling's", data, internet4, 41009, 24 << 2, 0x4000, "1:30", "cs0", 0},
 		{"data, background marked apart", data, internet4, 41003, 8 << 2, 0x4000, "1:40", "cs1", 8 << 2},
 		{"a peer with a queue of its own", voice, "203.0.113.2", 51820, 46 << 2, 0x2000, "1:110", "ef", 46 << 2},
 	} {
@@ -293,12 +298,10 @@ func TestCiphertext(t *testing.T) {
 		assert.Equal(t, c.arrives, w.receive(to, c.name), c.name)
 		w.assertSeen("wan0", c.port, c.mark, c.priority, c.dscp)
 	}
-	// And the shaper agrees: one packet in each class that has one.
+	// And the shaper agrees. What has no class (1:99) is ARP.
 	stats := w.edge.Run("tc", "-s", "class", "show", "dev", "wan0")
-	for _, q := range queues {
-		if q != "1:99" { // for what has no class, which is ARP
-			assert.Regexp(t, `class htb `+q+` root [^\n]*\n Sent \d+ bytes 1 pkt`, stats)
-		}
+	for q, n := range map[string]int{"1:10": 4, "1:20": 1, "1:30": 2, "1:40": 1, "1:110": 1} {
+		assert.Regexp(t, fmt.Sprintf(`class htb %s root [^\n]*\n Sent \d+ bytes %d pkt`, q, n), stats)
 	}
 	// The peer roams: only elements change, and the queue follows. Without such peers no map is asked.
 	roamed := branch()
@@ -321,8 +324,14 @@ func TestCiphertext(t *testing.T) {
 	send("1:10")
 	// What comes in to the listen ports is let in; another port is not.
 	in := w.listen(w.internet, internet4, 42000)
-	w.send(in, "198.51.100.2", 51820, 0)
-	w.receive(voice, "ciphertext in")
+	before := w.counters()
+	for _, tos := range []int{0, 46 << 2, 24<<2 | 3, 8 << 2} { // whoever sent it could write any DSCP: nothing looks at it
+		w.send(in, "198.51.100.2", 51820, tos)
+		assert.Equal(t, tos, w.receive(voice, "ciphertext in"))
+	}
+	for _, c := range qos.ClassNames {
+		assert.Equal(t, before[firewall.ClassCounter(c)], w.counters()[firewall.ClassCounter(c)], "ciphertext is put into class %s", c)
+	}
 	assert.NotRegexp(t, "(sport|dport)=5182[01] ", w.edge.Run("cat", "/proc/net/nf_conntrack"), "ciphertext is not tracked")
 	w.send(in, "198.51.100.2", 9999, 0)
 	w.assertCounter(firewall.CounterInputWANDrop, 1, "a port that nobody serves")
