@@ -72,8 +72,12 @@ func (s *slot) configure(ctx, life context.Context, d tunnel.Device) ([]string, 
 		return d.Words(), nil
 	}
 	lines := tunnel.Diff(d, have, prev, time.Now()).Words()
-	if was := prev.Settings; was != d.Settings {
+	was := prev.Settings
+	if was.PadTo = d.Settings.PadTo; was != d.Settings { // padding is of Outer
 		lines = append(lines, d.Words()[0])
+	}
+	if d.Settings.Engine.PerPacket() && !prev.Outer.Equal(d.Outer) {
+		lines = append(lines, outerWords(d))
 	}
 	return lines, nil
 }
@@ -93,7 +97,7 @@ func (s *slot) configureLocked(ctx, life context.Context, d tunnel.Device) error
 		switch d.Settings.Engine {
 		case tunnel.EngineKernel:
 			s.engine = kernel.New()
-		case tunnel.EngineWireGuardGo:
+		case tunnel.EngineWireGuardGo, tunnel.EngineRealtime:
 			e, err := s.plane(s.class)
 			if err != nil {
 				return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +56,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		f.endpoint = configuredEndpoint // what runs may have heard a site elsewhere, and the daemon keeps to that
 	}
 	w := want(cfg, f)
+	remarks := tunnelRemarks(cfg, w.devices)
 	var b strings.Builder
 	section := func(name, title string, wanted []string, diff func() ([]string, error)) error {
 		if o.Only != "" && o.Only != name {
@@ -77,6 +79,9 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		fmt.Fprintf(&b, "# %s%s\n", title, note)
 		if len(lines) == 0 {
 			b.WriteString("# nothing to change\n")
+		}
+		if name == "wg" {
+			lines = append(slices.Clone(lines), remarks...)
 		}
 		for _, l := range lines {
 			b.WriteString(l)
@@ -119,6 +124,44 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		return words(qos.Diff(w.queues, have)), err
 	}))
 	return b.String(), err
+}
+
+// outerWords says in an operator's words how a device's packets look from outside, packet by packet.
+func outerWords(d tunnel.Device) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# %s: outer DSCP by the inner one:", d.Settings.Interface)
+	for _, m := range d.Outer.Marks {
+		fmt.Fprintf(&b, " %s %s,", qos.DSCP(m.Inner), qos.DSCP(m.Outer))
+	}
+	fmt.Fprintf(&b, " else %s", qos.DSCP(d.Outer.TOS>>2))
+	if d.Outer.PadTo > 0 {
+		fmt.Fprintf(&b, "; padded to %d bytes", d.Outer.PadTo)
+	}
+	return b.String()
+}
+
+// tunnelRemarks is what wg(8) has no words for: marks, and what a call costs on each WAN.
+func tunnelRemarks(cfg *config.Config, devs []tunnel.Device) (out []string) {
+	for _, d := range devs {
+		if d.Settings.Engine.PerPacket() {
+			out = append(out, outerWords(d))
+		}
+		if d.Class != tunnel.Voice {
+			continue
+		}
+		for _, w := range cfg.WANs {
+			cost := func(padTo int) string {
+				n := cfg.CallPacket(w, padTo)
+				return fmt.Sprintf("%d bytes a packet, %d kbit/s each way", n, config.RateOfCall(n)/qos.Kbit)
+			}
+			line := fmt.Sprintf("# a G.711 call of 20 ms on %s: %s", w.Interface, cost(d.Outer.PadTo))
+			if d.Outer.PadTo > 0 {
+				line += "; without pad_to " + cost(0)
+			}
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // configuredEndpoint is where a site stands by its config. A name is left to the daemon: a plan asks no name server.

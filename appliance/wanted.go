@@ -3,6 +3,7 @@ package appliance
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -55,13 +56,43 @@ func outerMark(c tunnel.Class) qos.Mark {
 	return qos.MarkOuterData
 }
 
-// outerClass is the traffic class whose queue and code point a tunnel's ciphertext takes. Engines that see only
-// whole devices mark all of a tunnel alike (design, section 4).
+// outerClass is the traffic class whose queue and code point a tunnel's ciphertext takes by default. Engines that see only
+// whole devices mark all of a tunnel alike; realtime tells the classes apart (outer).
 func outerClass(c tunnel.Class) qos.ClassName {
 	if c == tunnel.Voice {
 		return qos.Media
 	}
 	return qos.Data
+}
+
+// innerClasses are the traffic classes that a tunnel carries.
+func innerClasses(c tunnel.Class) []qos.ClassName {
+	if c == tunnel.Voice {
+		return []qos.ClassName{qos.Media, qos.Signalling}
+	}
+	return []qos.ClassName{qos.Data, qos.Background}
+}
+
+// outer is how a tunnel's packets look from outside. An engine that sees packets marks them by the class inside, which the
+// inner DSCP says: the firewall writes each class's own on the way into the tunnel (chain remark), so that is what counts; the
+// code points by which phones' packets are known are there for what passes it as it is.
+func outer(cfg *config.Config, c tunnel.Class) tunnel.Outer {
+	o := tunnel.Outer{TOS: classNamed(cfg.Classes, outerClass(c)).Outer.TOS(), PadTo: cfg.Tunnels[c].PadTo}
+	marks := map[qos.DSCP]qos.DSCP{}
+	for _, n := range innerClasses(c) {
+		class := classNamed(cfg.Classes, n)
+		for _, d := range class.DSCP {
+			marks[d] = class.Outer
+		}
+	}
+	for _, n := range innerClasses(c) {
+		d := classNamed(cfg.Classes, n).Outer
+		marks[d] = d
+	}
+	for _, inner := range slices.Sorted(maps.Keys(marks)) {
+		o.Marks = append(o.Marks, tunnel.OuterMark{Inner: uint8(inner), Outer: uint8(marks[inner])})
+	}
+	return o
 }
 
 func classNamed(classes []qos.Class, n qos.ClassName) qos.Class {
@@ -89,15 +120,10 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 	var out []tunnel.Device
 	for _, c := range tunnel.Classes {
 		class := classNamed(cfg.Classes, outerClass(c))
-		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), Outer: tunnel.Outer{TOS: class.Outer.TOS()},
+		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), Outer: outer(cfg, c),
 			PrivateKey: f.secrets.private, Bounds: bounds(slowestUplink(cfg), class, widestMTU(cfg, f), int(cfg.Tunnels[c].MTU))}
 		if d.Settings.Engine == tunnel.EngineAuto {
-			// Voice stays in userspace, where its process, its socket and its scheduling are its own:
-			// the kernel encrypts all of a machine's WireGuard on one set of queues.
-			d.Settings.Engine = tunnel.EngineWireGuardGo
-			if c == tunnel.Data && f.kernelWireGuard {
-				d.Settings.Engine = tunnel.EngineKernel
-			}
+			d.Settings.Engine = tunnel.Auto(c, f.kernelWireGuard)
 		}
 		for _, s := range cfg.Sites {
 			if !s.Has(c) {

@@ -78,6 +78,31 @@ func TestEngines(t *testing.T) {
 	assert.Equal(t, "kernel wireguard-go", engines(true, map[string]string{"tunnels[voice].engine": "kernel", "tunnels[data].engine": "wireguard-go"}))
 }
 
+// Ciphertext is marked by the class inside: by the code point that the firewall writes there, and by those that phones use.
+func TestHowPacketsLookFromOutside(t *testing.T) {
+	outer := func(c tunnel.Class, change map[string]string) string {
+		return device(t, want(shipped(t, "branch-berlin.yaml", change), facts{queues: qos.AssumedFeatures()}), c).Outer.Words()
+	}
+	assert.Equal(t, "outer DSCP 46, 24 for inner 24, 24 for inner 26, 24 for inner 40, 46 for inner 46", outer(tunnel.Voice, nil))
+	assert.Equal(t, "outer DSCP 0, 0 for inner 0, 8 for inner 1, 8 for inner 8", outer(tunnel.Data, nil))
+	assert.Equal(t, "outer DSCP 44, 26 for inner 24, 26 for inner 26, 26 for inner 40, 44 for inner 44, 44 for inner 46, padded to 256 bytes",
+		outer(tunnel.Voice, map[string]string{"classes[media].outer": "VA", "classes[signalling].outer": "AF31",
+			"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "256"}))
+	assert.Equal(t, "outer DSCP 46, 24 for inner 24, 24 for inner 26, 46 for inner 46", outer(tunnel.Voice, map[string]string{
+		"classes[media].dscp": "[EF, CS3]", "classes[signalling].dscp": "[AF31]"}), "what the firewall writes for a class is that class")
+}
+
+func TestWhatACallCostsIsPlanned(t *testing.T) {
+	remarks := func(change map[string]string) []string {
+		cfg := shipped(t, "minimal.yaml", change)
+		return tunnelRemarks(cfg, want(cfg, facts{queues: qos.AssumedFeatures()}).devices)
+	}
+	assert.Equal(t, []string{"# a G.711 call of 20 ms on wan0: 282 bytes a packet, 112 kbit/s each way"}, remarks(map[string]string{"tunnels[voice].engine": "wireguard-go"}))
+	assert.Equal(t, []string{"# rw-voice: outer DSCP by the inner one: CS3 CS3, AF31 CS3, CS5 CS3, EF EF, else EF; padded to 512 bytes",
+		"# a G.711 call of 20 ms on wan0: 586 bytes a packet, 234 kbit/s each way; without pad_to 282 bytes a packet, 112 kbit/s each way"},
+		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}))
+}
+
 // A super-packet carries at most 1 ms at the WAN's rate, none where that is not even two packets.
 func TestSuperPackets(t *testing.T) {
 	super := func(rate string) int {

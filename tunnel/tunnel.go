@@ -36,6 +36,22 @@ const (
 	EngineRealtime    EngineName = "realtime"     // Ringway's own forwarding core in a plane process: a locked thread a direction, run to completion
 )
 
+// Auto is the engine that `auto` means for class c. Voice stays in userspace, where its process, its socket and its scheduling
+// are its own: the kernel encrypts all of a machine's WireGuard on one set of queues.
+func Auto(c Class, kernelHasWireGuard bool) EngineName {
+	switch {
+	case c == Voice:
+		return EngineWireGuardGo
+	case kernelHasWireGuard:
+		return EngineKernel
+	}
+	return EngineWireGuardGo
+}
+
+// PerPacket says whether e marks and pads packet by packet. The others see a whole device: one DSCP for all of it, and
+// WireGuard's own padding to 16 bytes.
+func (e EngineName) PerPacket() bool { return e == EngineRealtime }
+
 // InnerMTU is the largest packet a tunnel device takes, in bytes, IP header included.
 type InnerMTU int
 
@@ -52,6 +68,7 @@ type Settings struct {
 	ListenPort uint16
 	Engine     EngineName
 	MTU        InnerMTU
+	PadTo      int // as in Outer
 }
 
 // Carried says which tunnels a site has.

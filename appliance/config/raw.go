@@ -75,6 +75,7 @@ type rawTunnel struct {
 	ListenPort scalar `yaml:"listen_port"`
 	Engine     scalar `yaml:"engine"`
 	MTU        scalar `yaml:"mtu"`
+	PadTo      scalar `yaml:"pad_to"`
 }
 
 type rawSite struct {

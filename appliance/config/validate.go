@@ -165,8 +165,9 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		def := cfg.Tunnels[class]
 		s.ListenPort = c.port(r.ListenPort, def.ListenPort)
 		s.Engine = tunnel.EngineName(c.choice(r.Engine, string(tunnel.EngineAuto),
-			string(tunnel.EngineAuto), string(tunnel.EngineKernel), string(tunnel.EngineWireGuardGo)))
+			string(tunnel.EngineAuto), string(tunnel.EngineRealtime), string(tunnel.EngineWireGuardGo), string(tunnel.EngineKernel)))
 		s.MTU = tunnel.InnerMTU(c.integer(r.MTU, DefaultMTU, 576, 9000))
+		s.PadTo = c.padding(r.PadTo, class, s)
 		if s.Interface == "" {
 			s.Interface = def.Interface
 		}
@@ -189,6 +190,26 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		c.wrong(second, "%d is the port of %s too (allowed: a port of its own for each tunnel)", p, first.key)
 	}
 	return where
+}
+
+const leastPadding = 64 // below it hardly a packet is shorter
+
+// padding reads what packets are padded to. Where nothing would be padded a file that asks for it is refused: who
+// asks for it relies on it.
+func (c *checker) padding(r scalar, class tunnel.Class, s tunnel.Settings) int {
+	n := c.integer(r, 0, 0, 9000)
+	engine := s.Engine
+	if engine == tunnel.EngineAuto {
+		engine = tunnel.Auto(class, false) // nor does the kernel's, where it is that
+	}
+	switch {
+	case n == 0 || class == "":
+	case n < leastPadding || n > int(s.MTU):
+		c.wrong(r.at, "%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu)", n, leastPadding, s.MTU)
+	case !engine.PerPacket():
+		c.wrong(r.at, "%d cannot be had from the engine %s, which pads to 16 bytes alone (allowed: 0, or engine: realtime)", n, engine)
+	}
+	return n
 }
 
 func pick(s scalar, def at) at {

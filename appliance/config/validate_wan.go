@@ -15,7 +15,7 @@ const maxWANs = 8
 const (
 	g711IPv4    = 160 + 12 + 8 + 20
 	g711IPv6    = 160 + 12 + 8 + 40
-	g711Packets = 50 // a second
+	callPackets = 50 // a second
 	ethernet    = 14 // what the kernel's queues count beyond the IP packet
 )
 
@@ -111,9 +111,17 @@ func sameFamily(ps []netip.Prefix, a netip.Addr) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// CallRate is what one direction of one G.711 call of 20 ms packets takes of w's uplink, as the provider's meter
-// counts it: WireGuard pads to 16 bytes, then come its header and tag, UDP, IP and the WAN's own framing.
+// CallRate is what one direction of one G.711 call of 20 ms packets takes of w's uplink, as the provider's meter counts it.
 func (cfg *Config) CallRate(w WAN) qos.BitRate {
+	return RateOfCall(cfg.CallPacket(w, cfg.Tunnels[tunnel.Voice].PadTo))
+}
+
+// RateOfCall is what one direction of a call of 20 ms packets takes whose packets are that long.
+func RateOfCall(packet qos.ByteCount) qos.BitRate { return qos.BitRate(packet * 8 * callPackets) }
+
+// CallPacket is how long a G.711 packet of 20 ms is on w: it is padded to padTo, and to 16 bytes by WireGuard, then come
+// WireGuard's header and tag, UDP, IP and the WAN's own framing.
+func (cfg *Config) CallPacket(w WAN, padTo int) qos.ByteCount {
 	inner, outer := g711IPv4, tunnel.OverheadIPv4
 	if !slices.ContainsFunc(cfg.Voice, func(l routing.LAN) bool { return slices.ContainsFunc(l.Addresses, is4) }) {
 		inner = g711IPv6
@@ -121,8 +129,11 @@ func (cfg *Config) CallRate(w WAN) qos.BitRate {
 	if !w.DHCP && !slices.ContainsFunc(w.Addresses, is4) {
 		outer = tunnel.OverheadIPv6
 	}
-	wire := (inner+15)/16*16 + outer + ethernet + w.Overhead
-	return qos.BitRate(wire * 8 * g711Packets)
+	inner = (max(inner, padTo) + 15) / 16 * 16
+	if mtu := int(cfg.Tunnels[tunnel.Voice].MTU); mtu > 0 {
+		inner = min(inner, mtu) // WireGuard pads no further
+	}
+	return qos.ByteCount(inner + outer + ethernet + w.Overhead)
 }
 
 // Shaped is the rate that w's queues are held to: the uplink less its margin.

@@ -46,7 +46,7 @@ type Config struct {
 
 	Args   []string          // of the plane process after argv[0]; default {"plane"}
 	Env    []string          // besides what the room itself sets
-	Engine tunnel.EngineName // what `auto` means here; default wireguard-go
+	Engine tunnel.EngineName // what `auto` means here; default: tunnel.Auto without a kernel that has WireGuard
 
 	// OnEndpoints hears where peers are, so that the daemon can keep it over a restart of the machine.
 	// It is called from the connection's reader and must not block, nor call the Supervisor.
@@ -128,7 +128,7 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 		cfg.SetLink = setLink
 	}
 	if cfg.Engine == "" {
-		cfg.Engine = tunnel.EngineWireGuardGo
+		cfg.Engine = tunnel.Auto(cfg.Class, false)
 	}
 	if cfg.Args == nil {
 		cfg.Args = []string{"plane"}
