@@ -44,8 +44,8 @@ func packages(t *testing.T) map[string]pkg {
 // mayImport lists, for every room, which other rooms of Ringway it may import. A room that is not listed is an
 // error: a new room says here where it stands.
 var mayImport = map[string][]string{
-	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/wireguardgo", "test/lab"},
-	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/descriptor"},
+	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/wireguardgo", "stamp", "test/lab", "test/lab/report"},
+	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "stamp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/descriptor"},
 	"appliance/config":   {"qos", "routing", "tunnel"},
 	"configs":            {"appliance/config"}, // a shipped file with values set
 	"firewall":           {"qos"},              // class names, DSCP and the mark's layout
@@ -56,6 +56,7 @@ var mayImport = map[string][]string{
 	"routing":            {},
 	"routing/dhcp":       {},
 	"routing/rtnl":       {"routing"},
+	"stamp":              {"quality"}, // delays in, percentiles and MOS out
 	"tunnel":             {},
 	"tunnel/kernel":      {"tunnel"},
 	"tunnel/plane":       {"tunnel"}, // engines come in through an interface, descriptors through the openers of tunnel/descriptor

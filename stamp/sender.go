@@ -1,0 +1,313 @@
+package stamp
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Probe says what to ask.
+type Probe struct {
+	To       netip.AddrPort
+	Streams  int           // each with a port of its own, spread evenly over the interval
+	Interval time.Duration // between two packets of a stream
+	Count    int           // packets of each stream
+	Size     int           // bytes of UDP payload: 172 is RTP with 20 ms of G.711
+	DSCP     uint8
+	Format   Format        // of timestamps
+	Timeout  time.Duration // a packet that is not back after it is lost (RFC 7680 wants that said); 0: 4 s
+}
+
+// Bounds of a probe. A reflector of Ringway's answers no more than sourceRate.
+const (
+	maxPackets     = 2_000_000
+	defaultTimeout = 4 * time.Second
+)
+
+func (p Probe) validate() error {
+	switch {
+	case !p.To.IsValid() || p.To.Port() == 0:
+		return errors.New("ask whom? (an address and a port are needed)")
+	case p.Streams < 1 || p.Streams > maxPerSource:
+		return fmt.Errorf("%d streams are out of range (allowed: 1 to %d)", p.Streams, maxPerSource)
+	case p.Interval < time.Millisecond || p.Interval > 10*time.Second:
+		return fmt.Errorf("an interval of %s is out of range (allowed: 1ms to 10s)", p.Interval)
+	case p.Count < 1 || p.Count > maxPackets/p.Streams:
+		return fmt.Errorf("%d packets in each of %d streams are out of range (allowed: 1 to %d together)", p.Count, p.Streams, maxPackets)
+	case float64(p.Streams)/p.Interval.Seconds() > sourceRate:
+		return fmt.Errorf("%d streams every %s are %.0f packets a second (allowed: %d, more the far end does not answer)",
+			p.Streams, p.Interval, float64(p.Streams)/p.Interval.Seconds(), sourceRate)
+	case p.Size > MaxSize || p.DSCP > 63:
+		return fmt.Errorf("a test packet of %d bytes cannot be made (allowed: %d, or %d to %d)", p.Size, BaseSize, BaseSize+tlvHeader, MaxSize)
+	}
+	_, err := layoutOf(p.Size)
+	return err
+}
+
+// Packet is one probe and what became of it. Here are nanoseconds of this machine's clock, there are the far one's.
+type Packet struct {
+	Sent     int64 // here, just before sendmsg; 0: it was never sent
+	Received int64 // here, by the kernel; 0: it did not come back
+	ThereIn  int64 // there, by its kernel
+	ThereOut int64 // there
+	FarSeq   uint32
+	Far      Far
+	Error    ErrorEstimate // of the far clock
+	TTL      uint8         // of the question when it arrived there
+	DSCP     uint8         // of the answer when it arrived here
+	raw      Timestamp     // as it was sent: an answer has to bring it back
+}
+
+// RoundTrip is the time on the way, both ways: the far end's own time is not in it, and its clock may be anything.
+func (p Packet) RoundTrip() time.Duration {
+	return time.Duration(p.Received - p.Sent - (p.ThereOut - p.ThereIn))
+}
+
+// Stream is one stream's packets, in order of their numbers.
+type Stream struct {
+	Packets    []Packet
+	Duplicates int // answers beyond the first to a question
+	Reordered  int // answers after the answer to a later question (RFC 4737)
+}
+
+// Result is what came back.
+type Result struct {
+	Probe       Probe
+	Source      netip.Addr
+	Streams     []Stream
+	Began       time.Time
+	Before      ClockState    // this machine's, at the start
+	After       ClockState    // and at the end
+	ClockMoved  time.Duration // what the clock was set by meanwhile, against the monotonic one
+	Late        time.Duration // longest that a packet left after its time: this machine's own pauses
+	Strange     int           // packets that answer nothing that was asked
+	Refused     int           // ICMP errors: the address is there, and nothing answers
+	SendErrors  int
+	SendError   error // the first
+	Interrupted bool  // ctx ended it: figures are of what was sent till then
+}
+
+// sending is one stream at work.
+type sending struct {
+	conn *net.UDPConn
+	ssid uint16
+
+	mu      sync.Mutex // sender and receiver meet here
+	stream  Stream
+	highest int
+	strange int
+	refused int
+}
+
+// Measure asks, and waits for the answers. Where ctx ends it, the result is that of what was sent, with Interrupted set.
+func Measure(ctx context.Context, p Probe) (*Result, error) {
+	if p.Timeout == 0 {
+		p.Timeout = defaultTimeout
+	}
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	lay, err := layoutOf(p.Size)
+	if err != nil {
+		return nil, err
+	}
+	r := &Result{Probe: p, Began: time.Now()}
+	if r.Before, err = ReadClock(); err != nil {
+		return nil, err
+	}
+	var missing atomic.Int64 // answers not here yet; below zero never
+	streams := make([]*sending, p.Streams)
+	var receivers sync.WaitGroup
+	defer receivers.Wait()
+	for i := range streams {
+		conn, err := dial(p.To, p.DSCP<<2)
+		if err != nil {
+			return nil, fmt.Errorf("open a socket to %s: %w", p.To, err)
+		}
+		defer conn.Close()
+		var id [2]byte
+		_, _ = rand.Read(id[:])                                                          // never fails
+		s := &sending{conn: conn, ssid: binary.BigEndian.Uint16(id[:]) | 1, highest: -1} // zero is: no identifier
+		s.stream.Packets = make([]Packet, p.Count)
+		streams[i] = s
+		r.Source = conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	}
+	all := make(chan struct{})
+	for _, s := range streams {
+		receivers.Go(func() { s.receive(p, r.Before.TAI, &missing, all) })
+	}
+	offset := clockOffset()
+	r.send(ctx, streams, lay, &missing)
+	r.ClockMoved = clockOffset() - offset
+
+	wait := time.NewTimer(p.Timeout)
+	defer wait.Stop()
+	if missing.Add(-1) > 0 { // the one that send holds, so that no pause in it looks like the end
+		select {
+		case <-all:
+		case <-wait.C:
+		case <-ctx.Done():
+			r.Interrupted = true
+		}
+	}
+	if r.After, err = ReadClock(); err != nil {
+		return nil, err
+	}
+	for _, s := range streams {
+		s.conn.Close()
+	}
+	receivers.Wait()
+	for _, s := range streams {
+		r.Streams = append(r.Streams, s.stream)
+		r.Strange += s.strange
+		r.Refused += s.refused
+	}
+	return r, nil
+}
+
+// send keeps to an absolute schedule: a packet that is late does not move those after it (RFC 3432, section 4).
+func (r *Result) send(ctx context.Context, streams []*sending, lay layout, missing *atomic.Int64) {
+	runtime.LockOSThread() // one thread sleeps and sends: no hand-over between the clock's word and the packet
+	defer runtime.UnlockOSThread()
+	missing.Add(1)
+	p := r.Probe
+	clock := clockCache{read: ReadClock}
+	start := monotonic().Add(10 * time.Millisecond)
+	buf := make([]byte, 0, p.Size)
+	for k := range p.Count * p.Streams {
+		if ctx.Err() != nil {
+			r.Interrupted = true
+			return
+		}
+		due := start.Add(time.Duration(k/p.Streams)*p.Interval + p.Interval/time.Duration(p.Streams)*time.Duration(k%p.Streams))
+		sleepUntil(due)
+		r.Late = max(r.Late, monotonic().Sub(due))
+		s, seq := streams[k%p.Streams], k/p.Streams
+		now := time.Now().UnixNano()
+		st := clock.at(now)
+		q := Question{Seq: uint32(seq), Error: NewErrorEstimate(st, p.Format), SSID: s.ssid}
+		buf = lay.extensions(q.Append(buf[:0]), p.DSCP, uint32(seq))
+
+		s.mu.Lock()
+		packet := &s.stream.Packets[seq]
+		packet.Sent = time.Now().UnixNano()
+		packet.raw = NewTimestamp(packet.Sent, p.Format, st.TAI)
+		binary.BigEndian.PutUint64(buf[4:], uint64(packet.raw))
+		s.mu.Unlock()
+		missing.Add(1)
+		_, err := s.conn.Write(buf)
+		if errors.Is(err, unix.ECONNREFUSED) { // an earlier one's ICMP error; this one has not been sent
+			s.mu.Lock()
+			s.refused++
+			s.mu.Unlock()
+			_, err = s.conn.Write(buf)
+		}
+		if err != nil {
+			missing.Add(-1)
+			s.mu.Lock()
+			packet.Sent = 0
+			s.mu.Unlock()
+			r.SendErrors++
+			if r.SendError == nil {
+				r.SendError = err
+			}
+		}
+	}
+}
+
+// receive takes answers until its socket is closed. all is closed when none is missing any more.
+func (s *sending) receive(p Probe, tai time.Duration, missing *atomic.Int64, all chan<- struct{}) {
+	buf, oob := make([]byte, largest), make([]byte, controlSpace)
+	var ctl control
+	for {
+		n, on, _, _, err := s.conn.ReadMsgUDPAddrPort(buf, oob)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			s.mu.Lock()
+			s.refused++
+			s.mu.Unlock()
+			continue
+		}
+		if err != nil {
+			return
+		}
+		ctl.parse(oob[:on])
+		if ctl.at == 0 {
+			ctl.at = time.Now().UnixNano()
+		}
+		if s.take(buf[:n], ctl, p, tai) && missing.Add(-1) == 0 {
+			close(all)
+		}
+	}
+}
+
+// take notes an answer; it says whether it is the first to its question.
+func (s *sending) take(b []byte, ctl control, p Probe, tai time.Duration) bool {
+	a, err := ParseAnswer(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// An answer is as long as its question, brings back what was in it, and a number that was asked. An identifier comes
+	// back from who knows RFC 8972; others leave zeros.
+	if err != nil || len(b) != p.Size || uint64(a.SenderSeq) >= uint64(len(s.stream.Packets)) || a.SSID != s.ssid && a.SSID != 0 {
+		s.strange++
+		return false
+	}
+	seq := int(a.SenderSeq)
+	k := &s.stream.Packets[seq]
+	if k.Sent == 0 || a.SenderSent != k.raw {
+		s.strange++
+		return false
+	}
+	if k.Received != 0 {
+		s.stream.Duplicates++
+		return false
+	}
+	if ctl.at-k.Sent > int64(p.Timeout) {
+		return false // lost, as was said; it may come as late as it likes
+	}
+	f := a.Error.Format()
+	k.Received, k.FarSeq, k.Error, k.TTL, k.DSCP = ctl.at, a.Seq, a.Error, a.SenderTTL, ctl.tos>>2
+	k.ThereIn, k.ThereOut = a.Received.Unix(f, tai, ctl.at), a.Sent.Unix(f, tai, ctl.at)
+	k.Far = parseFar(b[BaseSize:])
+	if seq < s.highest {
+		s.stream.Reordered++
+	}
+	s.highest = max(s.highest, seq)
+	return true
+}
+
+// monotime is a reading of CLOCK_MONOTONIC.
+type monotime int64
+
+func (m monotime) Add(d time.Duration) monotime { return m + monotime(d) }
+func (m monotime) Sub(o monotime) time.Duration { return time.Duration(m - o) }
+
+func monotonic() monotime {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail: the clock is there
+	return monotime(ts.Nano())
+}
+
+// clockOffset is CLOCK_REALTIME less CLOCK_MONOTONIC: it changes when somebody sets the clock.
+func clockOffset() time.Duration {
+	m := monotonic()
+	now := time.Now().UnixNano()
+	return time.Duration(now-int64(m)+now-int64(monotonic())) / 2
+}
+
+// sleepUntil sleeps in the kernel, to a point of time and not for a while: what came between is not added.
+func sleepUntil(m monotime) {
+	ts := unix.NsecToTimespec(int64(m))
+	for errors.Is(unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil), unix.EINTR) {
+		continue
+	}
+}
