@@ -56,7 +56,7 @@ func twoWANs() routing.Input {
 		routing.WAN{Interface: "wan1", DHCP: true},
 		routing.WAN{Interface: "wan2", Addresses: pfx("203.0.113.7/32"), Gateways: addr("203.0.113.1")})
 	in.Leases = map[string]routing.Lease{"wan1": {Address: netip.MustParsePrefix("192.0.2.50/24"), Gateways: addr("192.0.2.1")}}
-	in.LANs[0].VLAN = 0
+	in.LANs[0].VLAN, in.SoftirqBudget = 0, 16
 	return in
 }
 
@@ -120,6 +120,21 @@ func TestMissing(t *testing.T) {
 	assert.Equal(t, []string{"data0: no such network device", "lan0: no such network device", "lan0.20: is there, but is not VLAN 20 of lan0"}, routing.Missing(want, have))
 	have.Links = have.Links[:1]
 	assert.Contains(t, routing.Missing(want, have), "lan0.20: its network device lan0 does not exist")
+}
+
+// What is the machine's and not wanted any more is as it was before; what is a device's waits for the stop.
+func TestGiveBack(t *testing.T) {
+	with, without := branch(), branch()
+	with.SoftirqBudget = 16
+	without.WANs, without.LANs = without.WANs[:1], without.LANs[:1]
+	last, want := routing.Want(with), routing.Want(without)
+	before := routing.State{Sysctls: []routing.Sysctl{{Key: "net/core/netdev_budget", Value: 300}, {Key: "net/ipv4/conf/data0/rp_filter", Value: 2}, {Key: "net/ipv4/ip_forward"}}}
+	running := model{t: t, State: last}.State
+	assert.Contains(t, routing.Text(routing.Diff(want.GiveBack(last, before), running)), "sysctl -q -w net.core.netdev_budget=300")
+	assert.NotContains(t, routing.Text(routing.Diff(want.GiveBack(last, before), running)), "sysctl -q -w net.ipv4.conf.data0.rp_filter=2")
+	assert.Equal(t, want, want.GiveBack(want, before))
+	assert.Equal(t, last, last.GiveBack(last, before))
+	assert.Equal(t, want, want.GiveBack(last, routing.State{}), "it is not there, as in a network namespace")
 }
 
 // A before-state kept on disk learns of an interface that a later configuration uses for the first time.

@@ -198,6 +198,22 @@ func (s State) Extend(now State) State {
 	return out
 }
 
+// GiveBack is s with those values of the whole machine that last wanted and s leaves alone, as they were before.
+func (s State) GiveBack(last, before State) State {
+	wanted := func(list []Sysctl, key string) bool {
+		return slices.ContainsFunc(list, func(c Sysctl) bool { return c.Key == key })
+	}
+	sysctls := slices.Clone(s.Sysctls)
+	for _, c := range before.Sysctls {
+		if sysctlDevice(c.Key) == "" && wanted(last.Sysctls, c.Key) && !wanted(s.Sysctls, c.Key) {
+			sysctls = append(sysctls, c)
+		}
+	}
+	slices.SortFunc(sysctls, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
+	s.Sysctls = sysctls
+	return s
+}
+
 // Scope joins wanted states: what Observe has to look at when one configuration follows another.
 // The first to mention a thing decides.
 func Scope(wants ...State) State {

@@ -13,6 +13,9 @@ type Input struct {
 	// VoiceSource and DataSource are LANs' addresses that the box itself uses towards sites; where a
 	// family is missing the kernel chooses. Usually FirstAddresses of the voice and the data LANs.
 	VoiceSource, DataSource []netip.Addr
+	// SoftirqBudget is how many packets the kernel takes from its network cards at once before a thread that waits may run; 0: left
+	// as it is. It is the machine's, not a network namespace's: another than the first does not have it.
+	SoftirqBudget int
 }
 
 // TunnelDevice is a class's tunnel device. Who makes it is another room's business.
@@ -236,6 +239,10 @@ func (s *State) sysctls(in Input) {
 	// 2 (systemd's default) would make every strict device loose. 0 leaves each device its own value; 1 does no harm.
 	s.Sysctls = append(s.Sysctls, Sysctl{Key: "net/ipv4/conf/all/rp_filter", Value: 0, UpTo: strict})
 	optional("net/netfilter/nf_conntrack_helper", 0) // the kernel's SIP helper would rewrite what the relay reads
+
+	if in.SoftirqBudget > 0 {
+		optional("net/core/netdev_budget", in.SoftirqBudget)
+	}
 
 	device := func(name string, rpFilter int) {
 		v4, v6 := "net/ipv4/conf/"+name+"/", "net/ipv6/conf/"+name+"/"
