@@ -211,7 +211,7 @@ func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Inp
 }
 
 func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firewall.Input {
-	in := firewall.Input{Classes: cfg.Classes, LocalServices: cfg.Control.Services, Missing: f.firewallMissing}
+	in := firewall.Input{Classes: cfg.Classes, LocalServices: cfg.Control.Services, Reflector: cfg.Control.Reflector, Missing: f.firewallMissing}
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
 		if w.DHCP {

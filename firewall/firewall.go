@@ -34,6 +34,7 @@ type Input struct {
 	SingleSiteNetworks []netip.Prefix // of sites that have one tunnel only: its packets are told apart by ports and DSCP, whichever tunnel brings them
 
 	LocalServices []qos.PortMatch // what the box itself serves to its LANs beside DHCP and ICMP
+	Reflector     bool            // the box answers probes (RFC 8762) from sites
 	Missing       []Feature       // what the kernel lacks (nft.Probe); the plan does without
 }
 

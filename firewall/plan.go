@@ -328,8 +328,19 @@ func (p *plan) outgoing() {
 			return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner))
 		}),
 		one(markAny(qos.MarkClassMask), leave),
+		// Probes to a far reflector choose their tunnel by their code point: EF is a call's packet, whatever the classes' own
+		// code points are. The answer has the class of the question, which its connection remembers.
+		both(func(f family) Rule {
+			return rule(addrIn(f, "daddr", "sites"), dscp(f, "eq", probeDSCP), portIs(qos.UDP, "dport", stampPort), goTo("set_"+string(qos.Media)))
+		}),
 		one(goTo("remembered")))
 }
+
+// Probes between appliances (RFC 8762): the reflectors' port, and the code point that makes a probe a call's packet.
+const (
+	stampPort = 862
+	probeDSCP = 46 // EF
+)
 
 // clamp keeps TCP's segments within the tunnels' packets, both ways. The size is the tunnel's
 // MTU less 40 (IPv4) or 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1).

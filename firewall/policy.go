@@ -66,7 +66,8 @@ func (p *plan) nat() {
 
 // input says what reaches the box itself. From the WAN: ciphertext, what keeps the link and path
 // MTU discovery alive, and answers. From LANs: ICMP and DHCP; from data networks, here and at the
-// sites, what LocalServices name; there is no remote shell unless it is named there. Devices that
+// sites, what LocalServices name; there is no remote shell unless it is named there. From sites, and
+// from nowhere else: probes to the reflector, where there is one. Devices that
 // the config does not name (a management port) are left alone, so that the box cannot lock its
 // operator out of them. A WAN that the config no longer names is such a device: that it has none of
 // the box's addresses any more is routing's part (routing.Diff takes them from every device).
@@ -101,8 +102,14 @@ func (p *plan) input() {
 		return []Rule{rule(addrIn(f, "saddr", "sites_data"), portIn(qos.UDP, "dport", "served_udp"), accept),
 			rule(addrIn(f, "saddr", "sites_data"), portIn(qos.TCP, "dport", "served_tcp"), accept)}
 	}
+	var probes []Rule
+	if p.Reflector {
+		probes = both(func(f family) Rule {
+			return rule(addrIn(f, "saddr", "sites"), portIs(qos.UDP, "dport", stampPort), accept)
+		})
+	}
 	p.chain("input_tunnel", one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
-		served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
+		probes, served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
 }
 
 // egress is the last look at a packet: nothing for a site leaves on a WAN in clear, the DSCP says

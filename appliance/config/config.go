@@ -38,8 +38,9 @@ type WAN struct {
 
 // Control says who may ask the running daemon, and who reaches the box.
 type Control struct {
-	Group    string          // members of this group may read status; empty: root alone
-	Services []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
+	Group     string          // members of this group may read status; empty: root alone
+	Services  []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
+	Reflector bool            // sites' probes (RFC 8762) are answered
 }
 
 // Problem is one thing wrong with the file.

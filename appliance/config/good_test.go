@@ -75,6 +75,7 @@ func TestWordsSurvive(t *testing.T) {
 		"data[data0].interface":   "1e3",
 		"sites[munich].keepalive": "0s",
 		"control.group":           `""`,
+		"control.reflector":       "false",
 		"classes[data].dscp":      "[0, 10]",
 		"wan[wan0].uplink":        "1.5MBIT",
 		"classes[media].ports":    "udp/16384-32767",
@@ -90,6 +91,7 @@ func TestWordsSurvive(t *testing.T) {
 	assert.Equal(t, "1e3", cfg.Data[0].Interface)
 	assert.Equal(t, time.Duration(0), cfg.Sites[0].Keepalive)
 	assert.Empty(t, cfg.Control.Group)
+	assert.False(t, cfg.Control.Reflector)
 	assert.Equal(t, "1500kbit", cfg.WANs[0].Uplink.String())
 	assert.Equal(t, "udp/16384-32767", cfg.Classes[0].Ports[0].String())
 	assert.Equal(t, tunnel.InnerMTU(1280), cfg.Tunnels[tunnel.Data].MTU)

@@ -104,6 +104,7 @@ type rawClass struct {
 
 type rawControl struct {
 	at
-	Group    scalar  `yaml:"group"`
-	Services scalars `yaml:"services"`
+	Group     scalar  `yaml:"group"`
+	Services  scalars `yaml:"services"`
+	Reflector scalar  `yaml:"reflector"`
 }

@@ -238,6 +238,7 @@ func (c *checker) control(r rawControl, cfg *Config) {
 	if r.Services.set {
 		cfg.Control.Services = c.portList(r.Services)
 	}
+	cfg.Control.Reflector = c.yesNo(r.Reflector, true)
 	cfg.Control.Group = DefaultGroup
 	if !r.Group.ok() {
 		return

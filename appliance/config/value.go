@@ -86,6 +86,18 @@ func (c *checker) choice(s scalar, def string, allowed ...string) string {
 	return s.text
 }
 
+// yesNo reads true or false. YAML 1.1's other words for them mean text in 1.2: they are refused rather than guessed.
+func (c *checker) yesNo(s scalar, def bool) bool {
+	if !s.ok() {
+		return def
+	}
+	if s.text != "true" && s.text != "false" {
+		c.wrong(s.at, "%s is neither true nor false (allowed: true, false)", show(s.text))
+		return def
+	}
+	return s.text == "true"
+}
+
 var siteName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 func (c *checker) siteName(s scalar) string {
