@@ -12,6 +12,7 @@ import (
 	"ringway/appliance"
 	"ringway/tunnel"
 	"ringway/tunnel/plane"
+	"ringway/tunnel/realtime"
 	"ringway/tunnel/wireguardgo"
 )
 
@@ -137,6 +138,12 @@ func planeCommand() *cobra.Command {
 			return plane.Main(plane.Options{Build: version, Engines: map[tunnel.EngineName]plane.NewEngine{
 				tunnel.EngineWireGuardGo: func(s plane.Start) (plane.Engine, error) {
 					return wireguardgo.New(wireguardgo.Files(s.Files), s.Class, s.Bounds, s.MTU, s.Log)
+				},
+				tunnel.EngineRealtime: func(s plane.Start) (plane.Engine, error) {
+					return realtime.New(realtime.Options{
+						TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6, Class: s.Class, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log,
+						Alone: true,
+					})
 				},
 			}})
 		},

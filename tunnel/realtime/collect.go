@@ -1,0 +1,74 @@
+package realtime
+
+import (
+	"runtime"
+	"runtime/metrics"
+	"time"
+)
+
+// The collector, in a process whose forwarding threads are pinned. Forwarding allocates nothing; handshakes, status and
+// configuration do. When there is enough of that, the threads are asked to let go of their Ps: they forward on as ordinary
+// goroutines, the collector runs, and they are pinned again. It runs at a quiet moment if there is one.
+
+const (
+	garbageWish  = 6 << 20  // bytes of heap above what the last collection left: collect when no packet flows
+	garbageLimit = 16 << 20 // collect at once
+	quietFor     = 300 * time.Millisecond
+	letGo        = time.Millisecond // how often is looked whether the threads have let go
+)
+
+func (e *Engine) collect() {
+	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	read := func() uint64 {
+		metrics.Read(heap) // stops nothing
+		return heap[0].Value.Uint64()
+	}
+	e.collectNow() // what the start left
+	left := read()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	var rounds [2]uint64
+	quiet := time.Now()
+	for {
+		select {
+		case <-e.closed:
+			return
+		case <-t.C:
+		}
+		if at := [2]uint64{e.out.round.Load(), e.in.round.Load()}; at != rounds {
+			rounds, quiet = at, time.Now()
+		}
+		now := read()
+		garbage := now - min(left, now)
+		if garbage > garbageLimit || garbage > garbageWish && time.Since(quiet) > quietFor {
+			e.collectNow()
+			left = read()
+		}
+	}
+}
+
+// collectNow has the threads let go, collects, and has them pinned again.
+func (e *Engine) collectNow() {
+	threads := []*thread{e.out.thread, e.in.thread}
+	for _, t := range threads {
+		t.free.Store(true)
+		t.ring()
+	}
+	defer func() {
+		for _, t := range threads {
+			t.free.Store(false)
+			t.ring()
+		}
+	}()
+	for _, t := range threads {
+		for t.held.Load() {
+			select {
+			case <-e.closed: // they end, and let go so
+				return
+			case <-time.After(letGo):
+			}
+		}
+	}
+	runtime.GC()
+	e.collected.Add(1)
+}

@@ -1,0 +1,355 @@
+package realtime
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel"
+	"ringway/tunnel/uapi"
+)
+
+// maxPeers is the most that a device takes.
+const maxPeers = device.MaxPeers
+
+// Set carries out the body of a UAPI set operation. A body with a wrong line changes nothing. The error has ErrorCode, as that
+// of the device package.
+func (e *Engine) Set(r io.Reader) error {
+	body, err := uapi.ReadSet(r)
+	if err != nil {
+		return fmt.Errorf("set the WireGuard device: %w", err)
+	}
+	return e.set(body)
+}
+
+// setting is a set operation under way.
+type setting struct {
+	e      *Engine
+	peer   *peer // the one that lines are about; nil: the device, or one that is not to be made
+	made   bool
+	only   bool // update_only: no peer is made
+	key    tunnel.PublicKey
+	device bool
+	routes bool // allowed IPs changed
+	call   []*peer
+}
+
+// set carries out a body that uapi.ReadSet has checked line by line.
+func (e *Engine) set(body []byte) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st := &setting{e: e, device: true}
+	var err error
+	for line := range bytes.Lines(body) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), "=")
+		if err = st.line(key, value); err != nil {
+			err = fmt.Errorf("set the WireGuard device: %w", err)
+			break
+		}
+	}
+	st.finish()
+	if st.routes {
+		e.routes.Store(e.table)
+		e.table = e.table.Clone()
+	}
+	e.tellEndpointsLocked()
+	for _, p := range st.call {
+		if p.keepalive > 0 && !p.current.Load().usable(e.now()) {
+			e.initiateLocked(p)
+		}
+	}
+	return err
+}
+
+func (st *setting) line(key, value string) error {
+	e := st.e
+	if key == "public_key" {
+		st.finish()
+		st.device, st.made, st.only = false, false, false
+		if err := decode(st.key[:], value); err != nil {
+			return err
+		}
+		st.peer = e.peers[st.key]
+		return nil
+	}
+	if st.device {
+		switch key {
+		case "private_key":
+			var k tunnel.PrivateKey
+			if err := decode(k[:], value); err != nil {
+				return err
+			}
+			return e.setPrivateLocked(k, st)
+		case "replace_peers":
+			for _, p := range e.peers {
+				e.removePeerLocked(p)
+			}
+			st.routes = true
+			return nil
+		}
+		return uapi.Invalid("unknown key of a device")
+	}
+	switch key {
+	case "update_only":
+		st.only = true
+		return nil
+	case "remove":
+		if st.peer != nil {
+			e.removePeerLocked(st.peer)
+			st.routes = true
+		}
+		st.peer, st.only = nil, true // further lines are about nobody
+		return nil
+	}
+	if st.peer == nil {
+		if st.only {
+			return nil
+		}
+		if err := st.make(); err != nil || st.peer == nil {
+			return err
+		}
+	}
+	p := st.peer
+	switch key {
+	case "preshared_key":
+		return decode(p.psk[:], value)
+	case "endpoint":
+		a, err := netip.ParseAddrPort(value)
+		if err != nil || a.Addr().IsUnspecified() || a.Port() == 0 {
+			return uapi.Invalid("endpoint is no address and port that anything can be sent to")
+		}
+		if to := p.endpoint.Load(); to == nil || to.dst != unmapped(a) {
+			p.endpoint.Store(newEndpoint(a, netip.Addr{}))
+		}
+	case "persistent_keepalive_interval":
+		n, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return uapi.Invalid("persistent_keepalive_interval is not a number of 0-65535")
+		}
+		p.keepalive = time.Duration(n) * time.Second
+	case "replace_allowed_ips":
+		for _, prefix := range p.allowed {
+			e.table.Delete(prefix)
+		}
+		p.allowed, st.routes = nil, true
+	case "allowed_ip":
+		prefix, err := netip.ParsePrefix(strings.TrimPrefix(value, "-"))
+		if err != nil {
+			return uapi.Invalid("allowed_ip is not a prefix")
+		}
+		e.allowLocked(p, prefix.Masked(), !strings.HasPrefix(value, "-"))
+		st.routes = true
+	case "protocol_version":
+	default:
+		return uapi.Invalid("unknown key of a peer")
+	}
+	return nil
+}
+
+// make makes the peer that the lines are about; not one with our own key, who would be us.
+func (st *setting) make() error {
+	e := st.e
+	if e.self.set && st.key == e.self.public {
+		st.only = true
+		return nil
+	}
+	if len(e.peers) >= maxPeers {
+		return uapi.Invalid("more than %d peers", maxPeers)
+	}
+	p := &peer{key: st.key}
+	p.cookies.Init(device.NoisePublicKey(st.key))
+	e.meetLocked(p)
+	e.peers[st.key] = p
+	st.peer, st.made = p, true
+	return nil
+}
+
+// finish ends the lines about one peer.
+func (st *setting) finish() {
+	if !st.device && st.peer == nil && !st.only {
+		_ = st.make() // a bare public_key makes a peer
+	}
+	if st.peer != nil {
+		st.call = append(st.call, st.peer)
+	}
+	st.peer = nil
+}
+
+// meetLocked computes the shared secret of the static keys; none (of low order) leaves the peer without handshakes.
+func (e *Engine) meetLocked(p *peer) {
+	p.static = [32]byte{}
+	if e.self.set {
+		p.static, _ = shared((*[32]byte)(&e.self.private), p.key[:])
+	}
+}
+
+// setPrivateLocked changes the device's key: every session was made with the old one.
+func (e *Engine) setPrivateLocked(k tunnel.PrivateKey, st *setting) error {
+	if e.self.set && e.self.private == k {
+		return nil
+	}
+	e.self = identity{private: k, set: k != tunnel.PrivateKey{}}
+	if e.self.set {
+		e.self.public = k.Public()
+	}
+	m, err := e.self.newMAC1()
+	if err != nil {
+		return err
+	}
+	if !e.self.set {
+		m = nil
+	}
+	e.in.mac1.Store(m)
+	e.checker.Init(device.NoisePublicKey(e.self.public))
+	if p := e.peers[e.self.public]; p != nil {
+		e.removePeerLocked(p)
+		st.routes = true
+	}
+	for _, p := range e.peers {
+		e.endSessionsLocked(p)
+		p.initiated = 0
+		e.meetLocked(p)
+	}
+	return nil
+}
+
+// allowLocked gives a network to a peer, taking it from whoever has it, or takes it away.
+func (e *Engine) allowLocked(p *peer, prefix netip.Prefix, add bool) {
+	owner, ok := e.table.Get(prefix)
+	if ok && (add || owner == p) {
+		owner.allowed = slices.DeleteFunc(owner.allowed, func(q netip.Prefix) bool { return q == prefix })
+		e.table.Delete(prefix)
+	}
+	if add {
+		e.table.Insert(prefix, p)
+		p.allowed = append(p.allowed, prefix)
+	}
+}
+
+func (e *Engine) removePeerLocked(p *peer) {
+	p.gone.Store(true)
+	for _, prefix := range p.allowed {
+		e.table.Delete(prefix)
+	}
+	p.allowed = nil
+	e.endSessionsLocked(p)
+	clear(p.psk[:])
+	clear(p.static[:])
+	delete(e.peers, p.key)
+}
+
+func decode(dst []byte, value string) error {
+	if n, err := hex.Decode(dst, []byte(value)); err != nil || n != len(dst) {
+		return uapi.Invalid("a key is not 64 hex digits")
+	}
+	return nil
+}
+
+// Get writes the body of a UAPI get operation, with keys, as wg(8) needs it.
+func (e *Engine) Get(w io.Writer) error {
+	var b bytes.Buffer
+	e.mu.Lock()
+	if e.self.set {
+		fmt.Fprintf(&b, "private_key=%s\n", e.self.private.Hex())
+	}
+	fmt.Fprintf(&b, "listen_port=%d\n", e.port)
+	if e.mark != 0 {
+		fmt.Fprintf(&b, "fwmark=%d\n", e.mark)
+	}
+	for _, p := range e.sortedLocked() {
+		fmt.Fprintf(&b, "public_key=%s\npreshared_key=%s\nprotocol_version=1\n", p.key.Hex(), p.psk.Hex())
+		if to := p.endpoint.Load(); to != nil {
+			fmt.Fprintf(&b, "endpoint=%s\n", to.dst)
+		}
+		sec, nsec := int64(0), int64(0)
+		if !p.shaken.IsZero() {
+			sec, nsec = p.shaken.Unix(), int64(p.shaken.Nanosecond())
+		}
+		fmt.Fprintf(&b, "last_handshake_time_sec=%d\nlast_handshake_time_nsec=%d\ntx_bytes=%d\nrx_bytes=%d\npersistent_keepalive_interval=%d\n",
+			sec, nsec, p.txBytes.Load(), p.rxBytes.Load(), p.keepalive/time.Second)
+		for _, prefix := range p.allowed {
+			fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
+		}
+	}
+	e.mu.Unlock()
+	defer clear(b.Bytes())
+	if _, err := w.Write(b.Bytes()); err != nil {
+		return fmt.Errorf("get the WireGuard device: %w", err)
+	}
+	return nil
+}
+
+func (e *Engine) sortedLocked() []*peer {
+	return slices.SortedFunc(maps.Values(e.peers), func(a, b *peer) int { return bytes.Compare(a.key[:], b.key[:]) })
+}
+
+// Handshake initiates handshakes at once with those peers that have an endpoint; with all if none is named. It is held to one in
+// five seconds for a peer.
+func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for k, p := range e.peers {
+		if len(keys) == 0 || slices.Contains(keys, k) {
+			p.attempts = 0
+			e.initiateLocked(p)
+		}
+	}
+}
+
+// Status says how the device and its peers are. It has no secret in it.
+func (e *Engine) Status() tunnel.DeviceStatus {
+	s := tunnel.DeviceStatus{
+		Class: e.class, Interface: e.name, Engine: tunnel.EngineRealtime, ListenPort: e.port,
+		PlanePID: os.Getpid(), Since: e.since, Drops: e.drops.all(),
+	}
+	if n := e.overflow(); n > 0 {
+		s.Drops[dropSocketOverflow.String()] = n
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.self.set {
+		s.PublicKey = e.self.public.String()
+	}
+	for _, p := range e.sortedLocked() {
+		ps := tunnel.PeerStatus{
+			PublicKey: p.key, LastHandshake: p.shaken, Keepalive: p.keepalive,
+			RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(), RxPackets: p.rxPackets.Load(), TxPackets: p.txPackets.Load(),
+			AllowedIPs: slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
+		}
+		if to := p.endpoint.Load(); to != nil {
+			ps.Endpoint = to.dst
+		}
+		s.Peers = append(s.Peers, ps)
+	}
+	return s
+}
+
+// overflow is how many packets the kernel dropped because a socket's buffer was full.
+func (e *Engine) overflow() (n uint64) {
+	const skMeminfoDrops = 8 // include/uapi/linux/sock_diag.h
+	for _, fd := range e.udp {
+		if fd < 0 {
+			continue
+		}
+		var m [skMeminfoDrops + 1]uint32
+		size := uint32(unsafe.Sizeof(m))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&m[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == 0 {
+			n += uint64(m[skMeminfoDrops])
+		}
+	}
+	return n
+}

@@ -1,0 +1,108 @@
+package realtime
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"ringway/test/enginetest"
+	"ringway/tunnel"
+)
+
+var wide = enginetest.Wide
+
+func newEngine(s enginetest.Start) (enginetest.Engine, error) {
+	return New(Options{TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone})
+}
+
+func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, newEngine) }
+
+func pair(t testing.TB) (a, b *enginetest.Box) { return enginetest.Pair(t, newEngine, wide) }
+
+func TestMain(m *testing.M) {
+	if ran, err := enginetest.Child(newEngine); ran {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { enginetest.RemoveStock(); os.Exit(code) }))
+}
+
+func TestPairTalks(t *testing.T) {
+	a, b := pair(t)
+	require.NoError(t, a.Ping("10.66.0.2"))
+	require.NoError(t, b.Ping("fd66::1"))
+	require.NoError(t, a.Ping("10.66.0.2", "-s", "1392", "-M", "do"))
+
+	s := a.E.Status()
+	require.Len(t, s.Peers, 1)
+	p := s.Peers[0]
+	assert.Equal(t, b.Key.Public(), p.PublicKey)
+	assert.Equal(t, netip.MustParseAddrPort("192.0.2.2:51820"), p.Endpoint)
+	assert.Equal(t, a.Key.Public().String(), s.PublicKey)
+	assert.WithinDuration(t, time.Now(), p.LastHandshake, 10*time.Second)
+	assert.Equal(t, uint16(51820), s.ListenPort)
+	assert.Equal(t, "rw0", s.Interface)
+	delete(s.Drops, "no_site") // the kernel looks for routers
+	assert.Empty(t, s.Drops)
+}
+
+func TestStockFarEnd(t *testing.T) {
+	for _, c := range []struct{ name, ours, theirs string }{
+		{"IPv4", "192.0.2.1:51820", "192.0.2.2:51820"},
+		{"IPv6", "[2001:db8::1]:51820", "[2001:db8::2]:51820"},
+	} {
+		for _, initiator := range []string{"ours", "theirs"} {
+			t.Run(c.name+" "+initiator+" initiates", func(t *testing.T) {
+				a, b := wire(t)
+				a.Open(0, 0, wide)
+				a.Start(wide)
+				ours, theirs := "", ""
+				if initiator == "ours" {
+					theirs = c.theirs
+				} else {
+					ours = c.ours
+				}
+				a.Set(a.Peer(b, theirs))
+				wg := b.Stock(b.Conf(a, ours))
+				if initiator == "ours" {
+					require.NoError(t, a.Ping("10.66.0.2"))
+				}
+				require.NoError(t, b.Ping("10.66.0.1"))
+				require.NoError(t, a.Ping("fd66::2", "-s", "1372", "-M", "do"))
+				require.Greater(t, a.Iperf(b, 1), 10.0)
+				require.Greater(t, a.Iperf(b, 1, "-R"), 10.0)
+				require.Greater(t, a.Iperf(b, 1, "-u", "-b", "20M", "-l", "200"), 5.0)
+				out, err := wg("wg", "show", "rw0", "latest-handshakes")
+				require.NoError(t, err)
+				assert.Contains(t, out, a.Key.Public().String())
+				assert.NotContains(t, out, "\t0\n")
+			})
+		}
+	}
+}
+
+// Both engines are processes of their own, whose forwarding threads are pinned.
+func TestPinnedPairTalks(t *testing.T) {
+	a, b := wire(t)
+	a.Open(0, 0, wide)
+	b.Open(0, 0, wide)
+	pa := a.Spawn(wide, a.Peer(b, "192.0.2.2:51820"))
+	b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
+	require.NoError(t, a.Ping("10.66.0.2"))
+	require.Greater(t, a.Iperf(b, 1), 10.0)
+	require.Greater(t, a.Iperf(b, 1, "-u", "-b", "20M", "-l", "200"), 5.0)
+	for range 2000 { // garbage, so that the collector has to run, and the threads to let go
+		pa.Set(a.Peer(b, "192.0.2.2:51820"))
+	}
+	assert.Equal(t, 200, a.Pings("10.66.0.2", 200))
+	assert.False(t, pa.Status().Peers[0].LastHandshake.IsZero())
+}

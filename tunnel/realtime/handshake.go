@@ -1,0 +1,379 @@
+package realtime
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tai64n"
+)
+
+// The control side's answers to what forwarding threads knock for: handshake messages in the ring, a packet without a session,
+// a session that was taken into use.
+
+// Load above which initiations have to prove their address with a cookie (section 5.3): messages that wait, or handshakes
+// a second, each of which is a quarter of a millisecond of Curve25519.
+const (
+	loadWaiting = 32
+	loadRate    = 200
+)
+
+func (e *Engine) answerKnocks() {
+	var b [8]byte
+	for {
+		if _, err := e.knocks.Read(b[:]); err != nil {
+			return // closed
+		}
+		e.answer()
+	}
+}
+
+// answer does everything that there is to do.
+func (e *Engine) answer() {
+	var m message
+	for {
+		e.mu.Lock()
+		for range 16 { // then others get the mutex
+			if e.ring.waiting() > loadWaiting {
+				e.loadUntil = time.Now().Add(underLoadAfter)
+			}
+			if !e.ring.get(&m) {
+				break
+			}
+			e.handshakeLocked(&m)
+		}
+		for _, p := range e.peers {
+			if p.fresh.Load() && p.fresh.Swap(false) {
+				e.confirmedLocked(p)
+			}
+			if p.wanted.Load() {
+				e.wantLocked(p)
+			}
+		}
+		e.mu.Unlock()
+		if e.ring.waiting() == 0 {
+			return
+		}
+	}
+}
+
+// wantLocked sees to a session for a packet that waits.
+func (e *Engine) wantLocked(p *peer) {
+	p.wanted.Store(false)
+	if p.current.Load().usable(e.now()) {
+		e.out.ring() // it came meanwhile
+		return
+	}
+	if p.pending == nil {
+		p.attempts = 0
+		e.initiateLocked(p)
+	}
+}
+
+// initiateLocked sends an initiation, unless one was sent a moment ago (section 6.4).
+func (e *Engine) initiateLocked(p *peer) {
+	now := e.now()
+	if !e.self.set || p.static == [32]byte{} || p.endpoint.Load() == nil {
+		return
+	}
+	if p.initiated != 0 && time.Duration(now-p.initiated) < rekeyTimeout {
+		return
+	}
+	e.dropPendingLocked(p)
+	ent := &entry{peer: p}
+	if err := e.indices.add(ent); err != nil {
+		e.log.Warn("no handshake", "peer", p.key, "reason", err)
+		return
+	}
+	var msg [initiationSize]byte
+	i, err := e.self.initiate(&p.key, p.static, ent.index, tai64n.Now(), &msg)
+	if err != nil {
+		e.indices.remove(ent.index)
+		e.log.Warn("no handshake", "peer", p.key, "reason", err)
+		return
+	}
+	p.cookies.AddMacs(msg[:])
+	p.pending, p.initiated = i, now
+	p.retryAt = now + int64(rekeyTimeout) + rand.Int64N(int64(jitterMax))
+	e.sendLocked(p, msg[:])
+}
+
+func (e *Engine) dropPendingLocked(p *peer) {
+	if p.pending != nil {
+		e.indices.remove(p.pending.index)
+		p.pending.wipe()
+		p.pending = nil
+	}
+}
+
+// sendLocked sends a handshake message or a keepalive to a peer.
+func (e *Engine) sendLocked(p *peer, b []byte) {
+	to := p.endpoint.Load()
+	if to == nil {
+		return
+	}
+	errno := e.transmit(to, b)
+	if errno == unix.EINVAL && to.controls > 0 { // the source address went
+		to = to.unpinned()
+		p.endpoint.Store(to)
+		errno = e.transmit(to, b)
+	}
+	if errno != 0 {
+		e.drops.add(sendReason(errno))
+		return
+	}
+	p.txBytes.Add(uint64(len(b)))
+	p.sent(e.now(), false)
+}
+
+// transmit sends one message; the memory is the call's own, since threads send meanwhile.
+func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
+	fd := e.udp[0]
+	if to.raw.v6() {
+		fd = e.udp[1]
+	}
+	if fd < 0 {
+		return unix.ENETUNREACH
+	}
+	iov := unix.Iovec{Base: &b[0]}
+	iov.SetLen(len(b))
+	h := unix.Msghdr{Name: &to.raw.b[0], Namelen: to.raw.n, Iov: &iov}
+	h.SetIovlen(1)
+	if to.controls > 0 {
+		h.Control = &to.control[0]
+		h.SetControllen(to.controls)
+	}
+	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&h)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return errno
+}
+
+// handshakeLocked takes one message whose first MAC is right.
+func (e *Engine) handshakeLocked(m *message) {
+	b := m.b[:m.n]
+	if !e.self.set {
+		return
+	}
+	if m.n == cookieSize {
+		e.cookieLocked(b)
+		return
+	}
+	if !e.budget.take(e.now(), loadRate, loadRate) {
+		e.loadUntil = time.Now().Add(underLoadAfter)
+	}
+	if time.Now().Before(e.loadUntil) {
+		from := m.from.addrPort()
+		src, _ := from.MarshalBinary()
+		if !e.checker.CheckMAC2(b, src) {
+			e.drops.add(dropCookie)
+			e.askForCookieLocked(m, b, src)
+			return
+		}
+		if !e.limiter.Allow(from.Addr()) {
+			e.drops.add(dropHandshakeRate)
+			return
+		}
+	}
+	if m.n == initiationSize {
+		e.initiationLocked(m, b)
+	} else {
+		e.responseLocked(m, b)
+	}
+}
+
+// askForCookieLocked answers with a cookie reply (section 5.4.7): shorter than what it answers.
+func (e *Engine) askForCookieLocked(m *message, b, src []byte) {
+	reply, err := e.checker.CreateReply(b, binary.LittleEndian.Uint32(b[4:]), src)
+	if err != nil {
+		return
+	}
+	var out [cookieSize]byte
+	binary.LittleEndian.PutUint32(out[0:], reply.Type)
+	binary.LittleEndian.PutUint32(out[4:], reply.Receiver)
+	copy(out[8:], reply.Nonce[:])
+	copy(out[8+len(reply.Nonce):], reply.Cookie[:])
+	e.transmit(newEndpoint(m.from.addrPort(), m.src), out[:])
+}
+
+// cookieLocked takes a cookie for the peer whom the message was for that it answers.
+func (e *Engine) cookieLocked(b []byte) {
+	var msg device.MessageCookieReply
+	msg.Receiver = binary.LittleEndian.Uint32(b[4:])
+	copy(msg.Nonce[:], b[8:])
+	copy(msg.Cookie[:], b[8+len(msg.Nonce):])
+	found := e.indices.find(msg.Receiver)
+	if found == nil {
+		e.drops.add(dropHandshake)
+		return
+	}
+	p := found.peer
+	if p == nil {
+		p = found.session.peer // the answer that made the session asked for too much
+	}
+	if !p.cookies.ConsumeReply(&msg) {
+		e.drops.add(dropHandshake)
+	}
+}
+
+// initiationLocked answers a peer's initiation (section 5.4.3). A new session is not used to send until the peer has used it. Our own
+// initiation, if one is on its way, stays: when two cross, each is answered, and there is a session whichever the peer keeps.
+func (e *Engine) initiationLocked(m *message, b []byte) {
+	r, err := e.self.read(b)
+	if err != nil {
+		e.drops.add(dropHandshake)
+		return
+	}
+	defer r.wipe()
+	p := e.peers[r.static]
+	if p == nil || p.static == [32]byte{} || r.finish(p.static, b) != nil {
+		e.drops.add(dropHandshake)
+		return
+	}
+	now := e.now()
+	if !r.time.After(p.lastStamp) || p.lastRead != 0 && time.Duration(now-p.lastRead) < initiationsEvery {
+		e.drops.add(dropHandshake) // replayed, or a flood of a peer's own
+		return
+	}
+	ent := &entry{}
+	if err := e.indices.add(ent); err != nil {
+		return
+	}
+	var msg [responseSize]byte
+	send, receive, err := r.respond(&p.psk, ent.index, &msg)
+	if err != nil {
+		e.indices.remove(ent.index)
+		return
+	}
+	e.takeConfirmedLocked(p)
+	p.lastStamp, p.lastRead = r.time, now
+	s := newSession(p, send, receive, ent.index, r.sender, false, now)
+	clear(send[:])
+	clear(receive[:])
+	ent.session = s
+	e.indices.replace(&entry{index: ent.index, session: s})
+	e.retireLocked(p.next)
+	e.retireLocked(p.previous)
+	p.next, p.previous, p.derived = s, nil, now
+	e.heardLocked(p, m)
+	p.cookies.AddMacs(msg[:])
+	e.sendLocked(p, msg[:])
+}
+
+// heardLocked follows a peer to where an authentic handshake message came from.
+func (e *Engine) heardLocked(p *peer, m *message) {
+	p.heard(e.now(), false)
+	p.rxBytes.Add(uint64(m.n))
+	if to := p.endpoint.Load(); to == nil || to.raw != m.from || to.src != m.src {
+		p.endpoint.Store(newEndpoint(m.from.addrPort(), m.src))
+		e.moved.Store(true)
+		e.tellEndpointsLocked()
+	}
+}
+
+// responseLocked takes the answer to our initiation.
+func (e *Engine) responseLocked(m *message, b []byte) {
+	found := e.indices.find(binary.LittleEndian.Uint32(b[8:]))
+	if found == nil || found.peer == nil || found.peer.pending == nil || found.peer.pending.index != found.index {
+		e.drops.add(dropHandshake)
+		return
+	}
+	p := found.peer
+	send, receive, sender, err := e.self.complete(p.pending, &p.psk, b)
+	if err != nil {
+		e.drops.add(dropHandshake)
+		return
+	}
+	now := e.now()
+	s := newSession(p, send, receive, p.pending.index, sender, true, now)
+	clear(send[:])
+	clear(receive[:])
+	p.pending.wipe()
+	p.pending = nil
+	e.indices.replace(&entry{index: s.local, session: s})
+	e.takeConfirmedLocked(p)
+	if p.next != nil { // section 6.3: at most three sessions
+		e.retireLocked(p.previous)
+		e.retireLocked(p.active)
+		p.previous, p.next = p.next, nil
+	} else {
+		e.retireLocked(p.previous)
+		p.previous = p.active
+	}
+	p.active, p.derived = s, now
+	e.heardLocked(p, m)
+	e.shakenLocked(p)
+	// The keepalive confirms the session to the peer before any packet that waits; those already there come with it.
+	e.keepaliveLocked(p, s)
+	p.current.Store(s)
+	e.out.ring()
+}
+
+// confirmedLocked: the peer has used the session that we answered with.
+func (e *Engine) confirmedLocked(p *peer) {
+	if e.takeConfirmedLocked(p) {
+		e.shakenLocked(p)
+		e.out.ring()
+	}
+	if e.moved.Swap(false) {
+		e.tellEndpointsLocked()
+	}
+}
+
+func (e *Engine) takeConfirmedLocked(p *peer) bool {
+	if p.next == nil || !p.next.confirmed.Load() {
+		return false
+	}
+	e.retireLocked(p.previous)
+	p.previous, p.active, p.next = p.active, p.next, nil
+	return true
+}
+
+func (e *Engine) shakenLocked(p *peer) {
+	p.shaken = time.Now()
+	p.attempts, p.pressed = 0, false
+	e.log.Debug("handshake", "peer", p.key)
+}
+
+// keepaliveLocked sends an empty message in the session.
+func (e *Engine) keepaliveLocked(p *peer, s *session) {
+	if s == nil || s.retired.Load() {
+		return
+	}
+	var b [keepaliveSize]byte
+	var nonce [12]byte
+	e.sealMessage(s, &nonce, b[:], 0)
+	e.sendLocked(p, b[:])
+}
+
+// sealMessage makes a message of the n bytes behind b's header, in place; b has room for the tag. nonce is the caller's memory.
+func (e *Engine) sealMessage(s *session, nonce *[12]byte, b []byte, n int) {
+	counter := s.nonce.Add(1) - 1
+	binary.LittleEndian.PutUint32(b[0:], typeTransport)
+	binary.LittleEndian.PutUint32(b[4:], s.remote)
+	binary.LittleEndian.PutUint64(b[8:], counter)
+	binary.LittleEndian.PutUint64(nonce[4:], counter)
+	s.send.Seal(b[headerSize:headerSize], nonce[:], b[headerSize:headerSize+n], nil)
+}
+
+// newMAC1 is the first MAC's key for messages to us.
+func (id *identity) newMAC1() (*mac1, error) {
+	h, err := blake2s.New256(nil)
+	if err != nil {
+		return nil, err
+	}
+	h.Write([]byte(device.WGLabelMAC1))
+	h.Write(id.public[:])
+	m, err := blake2s.New128(h.Sum(nil))
+	if err != nil {
+		return nil, fmt.Errorf("key the first MAC: %w", err)
+	}
+	return &mac1{m}, nil
+}
+
+// unmapped is an address and port as the protocol knows them.
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

@@ -1,0 +1,62 @@
+package realtime
+
+import (
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A forwarding thread that Go's scheduler leaves alone. An ordinary goroutine that blocks in a system call gives its P
+// up and has to win one back when it returns, which takes the scheduler's lock, may find no P, wakes the monitor thread,
+// and every ten milliseconds the monitor has a running goroutine yield, after which a locked one is resumed by way of
+// another thread: each of these waits for threads that are not real-time. So a forwarding thread keeps its P for good (its
+// system calls are raw), is not preempted (procPin) and gets no preemption signal (blocked).
+//
+// The price: the world cannot be stopped while a thread is pinned. Who is alone in a process may have that, and must see to it
+// that nothing stops the world unasked: the collector is off and collect.go runs it, having asked the threads to let go. In any other
+// process (tests) threads are not pinned and use ordinary system calls.
+
+//go:linkname procPin runtime.procPin
+func procPin() int
+
+//go:linkname procUnpin runtime.procUnpin
+func procUnpin()
+
+// pin keeps the calling thread, which has to be locked, for the calling goroutine.
+func (t *thread) pin() {
+	maskPreemption(unix.SIG_BLOCK)
+	procPin()
+	t.pinned = true
+	t.held.Store(true)
+}
+
+func (t *thread) unpin() {
+	if !t.pinned {
+		return
+	}
+	t.pinned = false
+	procUnpin()
+	maskPreemption(unix.SIG_UNBLOCK)
+	t.held.Store(false)
+}
+
+// maskPreemption blocks or takes the signal by which Go's runtime preempts (SIGURG).
+func maskPreemption(how int) {
+	set := new(uint64)
+	*set = 1 << (unix.SIGURG - 1)
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, uintptr(how), uintptr(unsafe.Pointer(set)), 0, 8, 0, 0)
+	runtime.KeepAlive(set)
+}
+
+// call is a system call of a forwarding thread.
+func (t *thread) call(trap, a, b, c, d, e uintptr) (int, unix.Errno) {
+	var n uintptr
+	var errno unix.Errno
+	if t.pinned {
+		n, _, errno = unix.RawSyscall6(trap, a, b, c, d, e, 0)
+	} else {
+		n, _, errno = unix.Syscall6(trap, a, b, c, d, e, 0)
+	}
+	return int(n), errno
+}

@@ -1,0 +1,51 @@
+package realtime
+
+import (
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// Constants of the protocol: WireGuard: Next Generation Kernel Network Tunnel (the paper, 2020-06-01), section 6.1 unless said.
+const (
+	rekeyAfterMessages  = 1 << 60
+	rejectAfterMessages = 1<<64 - 1<<13 - 1
+	rekeyAfterTime      = 120 * time.Second
+	rejectAfterTime     = 180 * time.Second
+	rekeyAttemptTime    = 90 * time.Second
+	rekeyTimeout        = 5 * time.Second
+	keepaliveTimeout    = 10 * time.Second
+	cookieRefreshTime   = device.CookieRefreshTime // section 5.4.7
+	zeroAfter           = 3 * rejectAfterTime      // section 6.3
+	jitterMax           = 333 * time.Millisecond   // section 6.1: on REKEY-TIMEOUT
+	maxAttempts         = int(rekeyAttemptTime / rekeyTimeout)
+	initiationsEvery    = device.HandshakeInitationRate // of one peer; the reference implementations'
+	// An initiator whose session comes near to its end on hearing from its peer begins a new one (section 6.2).
+	rekeyOnReceive = rejectAfterTime - keepaliveTimeout - rekeyTimeout
+)
+
+// Layouts of messages: section 5.4.
+const (
+	typeInitiation = device.MessageInitiationType
+	typeResponse   = device.MessageResponseType
+	typeCookie     = device.MessageCookieReplyType
+	typeTransport  = device.MessageTransportType
+
+	initiationSize = device.MessageInitiationSize
+	responseSize   = device.MessageResponseSize
+	cookieSize     = device.MessageCookieReplySize
+	headerSize     = device.MessageTransportHeaderSize
+	tagSize        = device.MessageTransportSize - headerSize
+	keepaliveSize  = device.MessageKeepaliveSize
+
+	paddingMultiple = device.PaddingMultiple
+)
+
+// Constants of ours.
+const (
+	tick           = 100 * time.Millisecond // how often timers are looked at
+	underLoadAfter = time.Second            // how long cookies are asked for after the load
+	stagedFor      = 2 * time.Second        // how long a packet waits for a session: later nobody wants to hear it
+	stagedMax      = 128                    // packets, all peers together
+	stagedPerPeer  = 32
+)

@@ -1,0 +1,123 @@
+package realtime
+
+import (
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/chacha20poly1305"
+	"golang.zx2c4.com/wireguard/replay"
+)
+
+// session is one pair of keys. Forwarding threads find it through an atomic pointer (peer.current to send, the index table to
+// receive) and use it without a lock; the control side takes the pointers away and wipes the keys only when every thread has
+// come round once since (retire.go).
+type session struct {
+	peer      *peer
+	send      cipher.AEAD
+	receive   cipher.AEAD
+	local     uint32 // index that the peer sends to
+	remote    uint32
+	initiator bool
+	created   int64 // ns of the engine's clock
+
+	nonce     atomic.Uint64 // next to send
+	confirmed atomic.Bool   // responder: the peer has used it, so that we may (section 5.4.6)
+	retired   atomic.Bool   // out of use: its keys are about to be wiped
+	replay    replay.Filter // inbound thread alone
+}
+
+func newSession(p *peer, send, receive [32]byte, local, remote uint32, initiator bool, now int64) *session {
+	s := &session{peer: p, local: local, remote: remote, initiator: initiator, created: now}
+	s.send, _ = chacha20poly1305.New(send[:])
+	s.receive, _ = chacha20poly1305.New(receive[:])
+	s.confirmed.Store(initiator)
+	return s
+}
+
+func (s *session) age(now int64) time.Duration { return time.Duration(now - s.created) }
+
+// usable says whether the session may send (section 6.2).
+func (s *session) usable(now int64) bool {
+	return s != nil && !s.retired.Load() && s.age(now) < rejectAfterTime && s.nonce.Load() < rejectAfterMessages
+}
+
+// entry is what an index stands for: a session, or a handshake that waits for its answer.
+type entry struct {
+	index   uint32
+	session *session
+	peer    *peer // of the handshake
+}
+
+// indices finds what an index stands for in one load and one compare: the low bits are the slot.
+type indices struct {
+	now atomic.Pointer[[]atomic.Pointer[entry]]
+	n   int // taken; control alone
+}
+
+const indicesMin = 1 << 10
+
+func newIndices() *indices {
+	t := &indices{}
+	s := make([]atomic.Pointer[entry], indicesMin)
+	t.now.Store(&s)
+	return t
+}
+
+// find is for forwarding threads.
+func (t *indices) find(index uint32) *entry {
+	s := *t.now.Load()
+	e := s[index&uint32(len(s)-1)].Load()
+	if e == nil || e.index != index {
+		return nil
+	}
+	return e
+}
+
+var errNoRandom = errors.New("draw a random index")
+
+// add draws a free random index for e. Control alone.
+func (t *indices) add(e *entry) error {
+	s := *t.now.Load()
+	if 4*(t.n+1) > len(s) { // mostly empty, so that a random slot is free
+		grown := make([]atomic.Pointer[entry], 2*len(s))
+		for i := range s {
+			if old := s[i].Load(); old != nil { // all of one slot go to two: no two meet
+				grown[old.index&uint32(len(grown)-1)].Store(old)
+			}
+		}
+		t.now.Store(&grown)
+		s = grown
+	}
+	for {
+		var b [4]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return errNoRandom
+		}
+		e.index = binary.LittleEndian.Uint32(b[:])
+		if slot := &s[e.index&uint32(len(s)-1)]; slot.Load() == nil {
+			slot.Store(e)
+			t.n++
+			return nil
+		}
+	}
+}
+
+// remove lets go of an index. Control alone.
+func (t *indices) remove(index uint32) {
+	s := *t.now.Load()
+	slot := &s[index&uint32(len(s)-1)]
+	if e := slot.Load(); e != nil && e.index == index {
+		slot.Store(nil)
+		t.n--
+	}
+}
+
+// replace has an index stand for something else. Control alone.
+func (t *indices) replace(e *entry) {
+	s := *t.now.Load()
+	s[e.index&uint32(len(s)-1)].Store(e)
+}

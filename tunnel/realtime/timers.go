@@ -1,0 +1,115 @@
+package realtime
+
+import (
+	"time"
+)
+
+// Timers: what the paper asks for in section 6 is looked at ten times a second, from the times that forwarding threads leave
+// behind. So no packet sets a timer.
+
+func (e *Engine) watchTimers() {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.closed:
+			return
+		case <-t.C:
+		}
+		e.mu.Lock()
+		now := e.now()
+		for _, p := range e.peers {
+			e.lookLocked(p, now)
+		}
+		e.wipeRetiredLocked()
+		if e.moved.Swap(false) {
+			e.tellEndpointsLocked()
+		}
+		e.mu.Unlock()
+		if e.out.waiting.Load() {
+			e.out.ring() // what waits for a session does so for a bounded time
+		}
+	}
+}
+
+// lookLocked does what is due for a peer.
+func (e *Engine) lookLocked(p *peer, now int64) {
+	since := func(at int64) time.Duration { return time.Duration(now - at) }
+	e.takeConfirmedLocked(p)
+	s := p.current.Load()
+	sent, heard := p.sentAt.Load(), p.heardAt.Load()
+
+	// 6.4: the handshake is tried again, and given up after 90 s.
+	if p.pending != nil && now >= p.retryAt {
+		if p.attempts++; p.attempts >= maxAttempts {
+			e.dropPendingLocked(p)
+			p.attempts = 0
+			e.log.Debug("no answer to handshakes: given up until there is something to send", "peer", p.key)
+		} else {
+			e.unpin(p)
+			p.initiated = 0
+			e.initiateLocked(p)
+		}
+	}
+	if s != nil && !s.retired.Load() {
+		switch {
+		// 6.2: who initiated makes a new session when it sends on an old one …
+		case s.initiator && s.age(sent) > rekeyAfterTime && p.pending == nil:
+			e.initiateLocked(p)
+		// … and when it hears from its peer so late that silence would let the session end.
+		case s.initiator && s.age(heard) > rekeyOnReceive && p.pending == nil && !p.pressed:
+			p.pressed = true
+			e.initiateLocked(p)
+		case s.nonce.Load() > rekeyAfterMessages && p.pending == nil:
+			e.initiateLocked(p)
+		}
+	}
+	// 6.5: nothing authentic came since data was sent: the session may be gone at the other end.
+	if at := p.unanswered.Load(); at != 0 && since(at) > keepaliveTimeout+rekeyTimeout && p.pending == nil {
+		p.unanswered.Store(0)
+		e.unpin(p)
+		e.initiateLocked(p)
+	}
+	// 6.5: data came and nothing went back: an empty message says that we are here.
+	if at := p.owed.Load(); at != 0 && since(at) >= keepaliveTimeout {
+		if s.usable(now) {
+			e.keepaliveLocked(p, s)
+		} else {
+			p.owed.Store(0)
+		}
+	}
+	// Persistent keepalive (wg(8)): it also begins a session.
+	if p.keepalive > 0 && since(max(sent, heard, p.initiated)) >= p.keepalive {
+		if s.usable(now) {
+			e.keepaliveLocked(p, s)
+		} else if p.pending == nil {
+			e.initiateLocked(p)
+		}
+	}
+	// 6.3: keys of sessions that are over are wiped after three times their life.
+	if p.derived != 0 && since(p.derived) > zeroAfter {
+		e.endSessionsLocked(p)
+		p.derived = 0
+	}
+	// An old session stays for what is still on its way, not longer than its life.
+	if p.previous != nil && p.previous.age(now) > rejectAfterTime {
+		e.retireLocked(p.previous)
+		p.previous = nil
+	}
+}
+
+// unpin lets the kernel choose the source address again, in case it is the cause of the silence.
+func (e *Engine) unpin(p *peer) {
+	if to := p.endpoint.Load(); to != nil {
+		p.endpoint.CompareAndSwap(to, to.unpinned())
+	}
+}
+
+// endSessionsLocked takes all of a peer's sessions and its handshake out of use.
+func (e *Engine) endSessionsLocked(p *peer) {
+	e.dropPendingLocked(p)
+	e.retireLocked(p.active)
+	e.retireLocked(p.previous)
+	e.retireLocked(p.next)
+	p.active, p.previous, p.next = nil, nil, nil
+}
