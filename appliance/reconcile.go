@@ -92,7 +92,7 @@ func (j *journal) applyRouting(want routing.State) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := routing.Diff(want, have)
+	d := routing.Diff(want.GiveBack(j.Last, j.Routing), have)
 	if len(d) == 0 {
 		return nil, nil
 	}

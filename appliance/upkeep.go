@@ -208,6 +208,7 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 			st.Features = append(st.Features, FeatureStatus{fmt.Sprintf("%s for the %s plane", name, c), cost})
 		}
 	}
+	st.Features = append(st.Features, machineLacks()...)
 	st.addKernel(cfg, f)
 	slices.Sort(st.Problems)
 	st.Problems = slices.Compact(st.Problems)

@@ -195,6 +195,9 @@ func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Inp
 			DataValues:  []uint32{uint32(qos.MarkInner | qos.ClassMark(qos.Data)), uint32(qos.MarkInner | qos.ClassMark(qos.Background))},
 			ClassMask:   uint32(qos.MarkInner | qos.MarkClassMask),
 		}}
+	if cfg.Machine.Tune {
+		in.SoftirqBudget = softirqBudget
+	}
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.WAN)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/configs"
 	"ringway/qos"
+	"ringway/routing"
 	"ringway/tunnel"
 )
 
@@ -101,6 +103,17 @@ func TestWhatACallCostsIsPlanned(t *testing.T) {
 	assert.Equal(t, []string{"# rw-voice: outer DSCP by the inner one: CS3 CS3, AF31 CS3, CS5 CS3, EF EF, else EF; padded to 512 bytes",
 		"# a G.711 call of 20 ms on wan0: 586 bytes a packet, 234 kbit/s each way; without pad_to 282 bytes a packet, 112 kbit/s each way"},
 		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}))
+}
+
+func TestTheMachineIsTunedIfItMayBe(t *testing.T) {
+	tuned := func(change map[string]string) bool {
+		w := want(shipped(t, "branch-berlin.yaml", change), facts{queues: qos.AssumedFeatures()})
+		return slices.ContainsFunc(w.routing.Sysctls, func(s routing.Sysctl) bool {
+			return s == routing.Sysctl{Key: "net/core/netdev_budget", Value: softirqBudget, Optional: true}
+		})
+	}
+	assert.True(t, tuned(nil))
+	assert.False(t, tuned(map[string]string{"machine.tune": "false"}))
 }
 
 // A super-packet carries at most 1 ms at the WAN's rate, none where that is not even two packets.

@@ -24,6 +24,7 @@ type Config struct {
 	Sites     []tunnel.Site // in the file's order
 	Classes   []qos.Class   // in order of urgency, all four
 	Control   Control
+	Machine   Machine
 	Warnings  []Problem // what is allowed but deserves a word
 }
 
@@ -41,6 +42,11 @@ type Control struct {
 	Group     string          // members of this group may read status; empty: root alone
 	Services  []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
 	Reflector bool            // sites' probes (RFC 8762) are answered
+}
+
+// Machine says what of the machine as a whole, beyond its network, may be changed while Ringway runs.
+type Machine struct {
+	Tune bool // what makes calls wait less (appliance/machine.go)
 }
 
 // Problem is one thing wrong with the file.

@@ -48,6 +48,7 @@ type rawFile struct {
 	Sites   list[rawSite]   `yaml:"sites"`
 	Classes list[rawClass]  `yaml:"classes"`
 	Control rawControl      `yaml:"control"`
+	Machine rawMachine      `yaml:"machine"`
 }
 
 type rawWAN struct {
@@ -107,4 +108,9 @@ type rawControl struct {
 	Group     scalar  `yaml:"group"`
 	Services  scalars `yaml:"services"`
 	Reflector scalar  `yaml:"reflector"`
+}
+
+type rawMachine struct {
+	at
+	Tune scalar `yaml:"tune"`
 }

@@ -46,6 +46,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.mtus(settings, cfg, &nets)
 	c.classes(raw, cfg)
 	c.control(raw.Control, cfg)
+	cfg.Machine.Tune = c.yesNo(raw.Machine.Tune, true)
 	c.rates(raw, cfg)
 	if len(c.problems) == 0 {
 		c.notes(raw, cfg, &nets)
