@@ -53,6 +53,7 @@ type Daemon struct {
 	lookAgain chan struct{} // the config or a lease changed: look the names up
 	dirty     chan struct{} // somebody changed the network: look again
 	leases    *leases
+	reflector *reflector
 	ready     chan struct{}
 
 	mu       sync.Mutex // held over a whole reconciliation; guards what follows
@@ -88,7 +89,7 @@ func New(o Options) (*Daemon, error) {
 	for _, w := range cfg.Warnings {
 		o.Log.Warn("config", "problem", w.String())
 	}
-	return &Daemon{opts: o, log: o.Log, since: time.Now(), cfg: cfg, secrets: keys, clock: newClockFloor(o.Paths.clock()),
+	return &Daemon{opts: o, log: o.Log, since: time.Now(), cfg: cfg, secrets: keys, clock: newClockFloor(o.Paths.clock()), reflector: newReflector(o.Log),
 		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
 		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}, nil
 }
@@ -145,6 +146,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		newTask("watch of the queues", func(ctx context.Context, ready func()) error { return tc.Watch(ctx, ready, d.touch) }),
 		newTask("reconciliation", d.reconcileWhenDirty),
 		newTask("endpoint names", d.keepNames),
+		d.reflector,
 		every("endpoint memory", time.Second, d.saveEndpoints()),
 		every("clock floor", clockSaveInterval, func(context.Context) { d.saveClock() }),
 		newTask("systemd watchdog", d.feedWatchdog),
@@ -252,6 +254,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
 	if more, err = d.journal.applyRouting(w.routing); err != nil || len(more) > 0 {
 		did("network", more, err)
 	}
+	d.reflector.follow(d.cfg)
 	d.journal.Last = w.routing
 	if have, err := rtnl.Observe(routing.Scope(w.routing)); err == nil {
 		var missing error

@@ -19,18 +19,19 @@ import (
 
 // Status is what `ringway status --json` prints. Fields are added, never renamed.
 type Status struct {
-	Site     string                `json:"site"`
-	Build    string                `json:"build"`
-	Config   string                `json:"config"`
-	PID      int                   `json:"pid"`
-	Since    time.Time             `json:"since"`
-	Ready    bool                  `json:"ready"`
-	Tunnels  []tunnel.DeviceStatus `json:"tunnels"`
-	Queues   []qos.QueueStats      `json:"queues"`
-	Drops    map[string]Count      `json:"drops"`    // packets that policy dropped, by reason (named counters of table inet ringway)
-	Classes  map[string]Count      `json:"classes"`  // packets put into each class
-	Features []FeatureStatus       `json:"features"` // what the kernel lacks or denies, and what that costs
-	Problems []string              `json:"problems"` // what is wrong now
+	Site      string                `json:"site"`
+	Build     string                `json:"build"`
+	Config    string                `json:"config"`
+	PID       int                   `json:"pid"`
+	Since     time.Time             `json:"since"`
+	Ready     bool                  `json:"ready"`
+	Tunnels   []tunnel.DeviceStatus `json:"tunnels"`
+	Queues    []qos.QueueStats      `json:"queues"`
+	Drops     map[string]Count      `json:"drops"`     // packets that policy dropped, by reason (named counters of table inet ringway)
+	Classes   map[string]Count      `json:"classes"`   // packets put into each class
+	Reflector ReflectorStatus       `json:"reflector"` // probes from sites
+	Features  []FeatureStatus       `json:"features"`  // what the kernel lacks or denies, and what that costs
+	Problems  []string              `json:"problems"`  // what is wrong now
 }
 
 // Count is a counter.
@@ -92,6 +93,7 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 	if line := counts(s.Drops); line != "" {
 		fmt.Fprintf(w, "\nDropped by policy: %s\n", line)
 	}
+	fmt.Fprintf(w, "\n%s\n", s.Reflector)
 	for i, f := range s.Features {
 		if i == 0 {
 			fmt.Fprintf(w, "\nThis machine lacks:\n")
@@ -99,6 +101,19 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "  %s: %s\n", f.Name, f.Cost)
 	}
 	return nil
+}
+
+// String is one line: where probes are answered, how many were, and what was not.
+func (r ReflectorStatus) String() string {
+	if len(r.Devices) == 0 {
+		return "Probes from sites: not answered"
+	}
+	drops := map[string]uint64{}
+	for k, n := range r.Drops {
+		drops[string(k)] = n
+	}
+	return fmt.Sprintf("Probes from sites: answered on %s, UDP port %d; %d answers, %d sessions now; drops %s",
+		strings.Join(r.Devices, ", "), r.Port, r.Answered, r.Sessions, reasons(drops))
 }
 
 func ago(now, t time.Time) string {

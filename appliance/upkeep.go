@@ -210,6 +210,9 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	}
 	st.Features = append(st.Features, machineLacks()...)
 	st.addKernel(cfg, f)
+	var wrong []string
+	st.Reflector, wrong = d.reflector.status()
+	st.Problems = append(st.Problems, wrong...)
 	slices.Sort(st.Problems)
 	st.Problems = slices.Compact(st.Problems)
 	return st, nil

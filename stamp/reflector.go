@@ -40,7 +40,9 @@ type Reflector struct {
 type Listen struct {
 	Device string                  // only what comes in from here; empty: from anywhere
 	Port   uint16                  // 0: any, for tests
-	Mark   func(dscp uint8) uint32 // routing mark of the answer to a question with that code point; nil: none
+	// An answer takes the question's way back by the routing mark of the question, of which it gets the bits of MarkMask. Where
+	// the kernel does not tell marks (before Linux 5.19), Mark stands for it. Both zero: no mark.
+	MarkMask, Mark uint32
 }
 
 // Listener is a reflector's ear at one device.
@@ -147,9 +149,9 @@ func (r *Reflector) serve(c *net.UDPConn, l Listen) error {
 			continue
 		}
 		extend(buf[BaseSize:n], ctl.tos, received, sent)
-		mark := uint32(0)
-		if l.Mark != nil {
-			mark = l.Mark(ctl.tos >> 2)
+		mark := l.Mark
+		if ctl.marked {
+			mark = ctl.mark & l.MarkMask
 		}
 		reply = replyControl(reply[:0], ctl.to.Unmap(), ctl.tos&^3, mark)
 		r.finish(buf[:n], q, ctl, sent, time.Now().UnixNano())

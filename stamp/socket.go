@@ -18,6 +18,8 @@ type control struct {
 	tos, ttl uint8
 	to       netip.Addr // where it was sent to
 	overflow uint32     // packets that this socket dropped so far
+	mark     uint32     // of the packet, as the firewall left it
+	marked   bool       // the kernel says so
 }
 
 // controlSpace holds all of them, in either family.
@@ -39,6 +41,8 @@ func (c *control) parse(oob []byte) {
 			c.at = int64(int32(binary.NativeEndian.Uint32(data)))*1e9 + int64(int32(binary.NativeEndian.Uint32(data[4:])))
 		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(data) >= 4:
 			c.overflow = binary.NativeEndian.Uint32(data)
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_MARK && len(data) >= 4:
+			c.mark, c.marked = binary.NativeEndian.Uint32(data), true
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
 			c.tos = data[0]
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TTL && len(data) >= 4:
@@ -129,6 +133,8 @@ func setUp(network, device string, more ...option) func(string, string, syscall.
 					return
 				}
 			}
+			// Since Linux 5.19, and for the privileged; who has it not is told by what it does not hear.
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVMARK, 1)
 			if device != "" {
 				if err = unix.BindToDevice(int(fd), device); err != nil {
 					err = fmt.Errorf("bind to %s: %w", device, err)
