@@ -86,7 +86,7 @@ func newRealtimeFake(s Start) (Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &realtimeFake{fake: e.(*fake), outer: s.Outer}
+	f := &realtimeFake{fake: e.(*fake)}
 	named := make(chan error)
 	for _, name := range forwardingThreads {
 		go func() {
@@ -341,6 +341,9 @@ func try(what string) (err error) {
 	case "give-way": // what it may
 		a := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 		if err := unix.SchedSetAttr(0, &a, 0); err != nil {
+			return err
+		}
+		if _, err := unix.SchedGetAttr(0, 0); err != nil {
 			return err
 		}
 		var param int32

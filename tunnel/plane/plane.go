@@ -31,7 +31,6 @@ type Start struct {
 	Files  Files
 	Class  tunnel.Class
 	Bounds tunnel.Bounds
-	Outer  tunnel.Outer
 	MTU    int
 	Log    *slog.Logger
 }

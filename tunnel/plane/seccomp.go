@@ -69,6 +69,7 @@ func rules(self uint32) []rule {
 		rule{unix.SYS_PRLIMIT64, []argument{only(0, 0, self), {n: 2, high: true}}}, // reading only
 		rule{unix.SYS_PRCTL, []argument{only(0, unix.PR_SET_VMA, unix.PR_SET_NAME, unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_DUMPABLE, unix.PR_GET_SECCOMP)}},
 		// Its own thread alone, and by RLIMIT_RTPRIO no higher than it was: one that took a core for too long gives way, and comes back.
+		rule{unix.SYS_SCHED_GETATTR, []argument{only(0, 0)}},
 		rule{unix.SYS_SCHED_SETATTR, []argument{only(0, 0)}},
 		rule{unix.SYS_SCHED_SETSCHEDULER, []argument{only(0, 0)}},
 		rule{unix.SYS_FCNTL, []argument{only(1, unix.F_DUPFD_CLOEXEC, unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD)}},

@@ -400,9 +400,14 @@ func (s *server) start(r *startRequest) (err error) {
 		}
 	}
 	limitRuntime(s.class, r.Engine)
-	engine, err := create(Start{Files: f, Class: s.class, Bounds: r.Bounds, Outer: r.Outer, MTU: r.MTU, Log: slog.New(s.log.handler())})
+	engine, err := create(Start{Files: f, Class: s.class, Bounds: r.Bounds, MTU: r.MTU, Log: slog.New(s.log.handler())})
 	if err != nil {
 		return fmt.Errorf("start engine %s: %w", r.Engine, err)
+	}
+	if e, ok := engine.(marker); ok { // before it has a peer to send to
+		if err := e.SetOuter(r.Outer); err != nil {
+			return errors.Join(fmt.Errorf("configure engine %s: %w", r.Engine, err), engine.Close())
+		}
 	}
 	if err := engine.Set(strings.NewReader(r.Text)); err != nil {
 		return errors.Join(fmt.Errorf("configure engine %s: %w", r.Engine, err), engine.Close())
