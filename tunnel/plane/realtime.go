@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +56,9 @@ func realtimeThreads(pid int) (missing []string) {
 	}
 	refused := bounded(pid)
 	for _, tid := range tids {
+		if gaveWay(tid) {
+			continue
+		}
 		if refused == nil {
 			a := unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: realtimePriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 			if refused = unix.SchedSetAttr(tid, &a, 0); refused == nil {
@@ -74,6 +79,56 @@ func realtimeThreads(pid int) (missing []string) {
 	}
 	slices.Sort(missing)
 	return slices.Compact(missing)
+}
+
+// gaveWay says whether a thread is real-time no more by its own doing: it took a core for too long. It keeps what it starts from
+// being real-time, by which it is known.
+func gaveWay(tid int) bool {
+	a, err := unix.SchedGetAttr(tid, 0)
+	return err == nil && a.Policy == unix.SCHED_NORMAL && a.Flags&unix.SCHED_FLAG_RESET_ON_FORK != 0
+}
+
+// A thread that gave way is brought back when it hardly runs. To bring it back while it takes a core would be its end (RLIMIT_RTTIME):
+// it does not know that it is real-time again.
+const (
+	idleFor  = 100 * time.Millisecond
+	idleMost = 10 * time.Millisecond // of CPU in that time
+)
+
+// bringBack makes forwarding threads real-time again that gave way, and may not do so themselves.
+func bringBack(ctx context.Context, pid int) {
+	tids, _ := threadsNamed(pid, forwardingThreads) // without any there is nothing to do
+	ran := map[int]time.Duration{}
+	for _, tid := range tids {
+		if gaveWay(tid) {
+			ran[tid] = cpuTime(pid, tid)
+		}
+	}
+	if len(ran) == 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(idleFor):
+	}
+	for tid, before := range ran {
+		if cpuTime(pid, tid)-before <= idleMost {
+			a := unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: realtimePriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+			_ = unix.SchedSetAttr(tid, &a, 0) // what is wrong with it was said at its start
+		}
+	}
+}
+
+// cpuTime is how long a thread ran in its life.
+func cpuTime(pid, tid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", pid, tid))
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	ns, _ := strconv.ParseInt(first, 10, 64)
+	return time.Duration(ns)
 }
 
 // threadsNamed are the threads of pid whose name is one of names.

@@ -103,7 +103,7 @@ func TestForwardingThreadsAloneAreRealTime(t *testing.T) {
 	// A daemon that comes back gives what an earlier one could not.
 	letGo()
 	pid := status0(t, b)
-	lower(t, pid)
+	lower(t, pid, 0)
 	s, _ = realtimePlane(b)
 	require.Equal(t, pid, status(t, s).PlanePID)
 	requireRealtime(t, pid)
@@ -118,13 +118,14 @@ func status0(t *testing.T, b *bench) int {
 	return f.proc.pid
 }
 
-// lower is what a forwarding thread does that took a core for too long.
-func lower(t *testing.T, pid int) {
+// lower takes real-time from the forwarding threads. With SCHED_FLAG_RESET_ON_FORK it is what such a thread does itself, that took
+// a core for too long.
+func lower(t *testing.T, pid int, flags uint64) {
 	t.Helper()
 	tids, err := threadsNamed(pid, forwardingThreads)
 	require.NoError(t, err)
 	for _, tid := range tids {
-		require.NoError(t, unix.SchedSetAttr(tid, &unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0))
+		require.NoError(t, unix.SchedSetAttr(tid, &unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: flags}, 0))
 	}
 }
 
@@ -136,7 +137,8 @@ func TestAThreadThatCannotComeBackIsBroughtBack(t *testing.T) {
 	if !s.current().lift {
 		t.Skip("the daemon may raise RLIMIT_RTPRIO here: threads come back by themselves")
 	}
-	lower(t, pid)
+	lower(t, pid, unix.SCHED_FLAG_RESET_ON_FORK)
+	assert.Empty(t, realtimeThreads(pid), "a start of the daemon leaves it alone")
 	require.Eventually(t, func() bool {
 		forwarding, _ := scheduling(t, pid)
 		for _, a := range forwarding {
@@ -177,7 +179,7 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 		_ = os.WriteFile(filepath.Join(budgets, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
 		assert.NoError(t, os.Remove(group))
 	})
-	lower(t, pid)
+	lower(t, pid, 0)
 	require.NoError(t, os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
 
 	s, _ = realtimePlane(b)
@@ -202,7 +204,7 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 	missing = realtimeThreads(pid)
 	assert.Empty(t, missing)
 	requireRealtime(t, pid)
-	lower(t, pid)
+	lower(t, pid, 0)
 }
 
 func TestTheBudgetFileOfACPUGroup(t *testing.T) {

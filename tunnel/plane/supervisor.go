@@ -219,7 +219,7 @@ func (s *Supervisor) healthy(ctx context.Context, cur *running) error {
 		s.learn(r.m.Status.Peers)
 	}
 	if err == nil && cur.lift {
-		realtimeThreads(cur.proc.pid)
+		bringBack(ctx, cur.proc.pid)
 	}
 	return err
 }
