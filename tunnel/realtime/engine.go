@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ratelimiter"
+	"golang.zx2c4.com/wireguard/tai64n"
 
 	"ringway/tunnel"
 	"ringway/tunnel/descriptor"
@@ -57,6 +58,8 @@ type Engine struct {
 	log   *slog.Logger
 	since time.Time
 	alone bool
+	clock func() int64
+	stamp func() tai64n.Timestamp
 	name  string
 	port  uint16
 	tun   int
@@ -83,7 +86,7 @@ type Engine struct {
 	table     *routes // the next routes
 	checker   device.CookieChecker
 	limiter   ratelimiter.Ratelimiter
-	loadUntil time.Time
+	loadUntil int64 // of the engine's clock: until then cookies are asked for
 	budget    bucket
 	retired   []retired
 	mark      uint32
@@ -100,10 +103,12 @@ type Engine struct {
 	collected atomic.Uint64
 }
 
+// sinceEpoch is the engine's clock: monotonic, in ns, never 0.
+func sinceEpoch() int64 { return int64(time.Since(epoch)) + 1 }
+
 var epoch = time.Now()
 
-// now is the engine's clock: monotonic, in ns, never 0.
-func (e *Engine) now() int64 { return int64(time.Since(epoch)) + 1 }
+func (e *Engine) now() int64 { return e.clock() }
 
 // New starts an engine without key and peers.
 func New(o Options) (_ *Engine, err error) {
@@ -121,11 +126,7 @@ func New(o Options) (_ *Engine, err error) {
 	if o.UDP4 == nil && o.UDP6 == nil {
 		return nil, errors.New("no UDP socket was handed over")
 	}
-	e := &Engine{
-		class: o.Class, log: o.Log, since: time.Now(), alone: o.Alone, tun: -1, udp: [2]int{-1, -1},
-		indices: newIndices(), peers: map[tunnel.PublicKey]*peer{}, table: new(routes),
-		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 1), closed: make(chan struct{}), done: make(chan struct{}),
-	}
+	e := newEngine(o)
 	defer func() {
 		if err != nil {
 			e.release()
@@ -140,17 +141,7 @@ func New(o Options) (_ *Engine, err error) {
 	if err := e.open(o); err != nil {
 		return nil, err
 	}
-	e.routes.Store(new(routes))
-	e.limiter.Init()
-	knocks, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("make an eventfd: %w", err)
-	}
-	e.knocks, e.knockFD = os.NewFile(uintptr(knocks), "knocks"), knocks
-	if e.out, err = newOutbound(e, e.tun); err != nil {
-		return nil, err
-	}
-	if e.in, err = newInbound(e, e.tun); err != nil {
+	if err := e.equip(); err != nil {
 		return nil, err
 	}
 	if e.alone {
@@ -181,6 +172,30 @@ func New(o Options) (_ *Engine, err error) {
 		close(e.done)
 	}()
 	return e, nil
+}
+
+func newEngine(o Options) *Engine {
+	e := &Engine{
+		class: o.Class, log: o.Log, since: time.Now(), alone: o.Alone, tun: -1, udp: [2]int{-1, -1}, clock: sinceEpoch, stamp: tai64n.Now,
+		indices: newIndices(), peers: map[tunnel.PublicKey]*peer{}, table: new(routes),
+		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 1), closed: make(chan struct{}), done: make(chan struct{}),
+	}
+	e.routes.Store(new(routes))
+	e.limiter.Init()
+	return e
+}
+
+// equip makes what the open descriptors are worked on with.
+func (e *Engine) equip() (err error) {
+	if e.knockFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("make an eventfd: %w", err)
+	}
+	e.knocks = os.NewFile(uintptr(e.knockFD), "knocks")
+	if e.out, err = newOutbound(e, e.tun); err != nil {
+		return err
+	}
+	e.in, err = newInbound(e, e.tun)
+	return err
 }
 
 // aloneInProcess sets what a process needs in which threads are pinned.
@@ -247,6 +262,9 @@ func (e *Engine) release() {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
+	}
+	if e.knocks != nil {
+		e.knocks.Close() // twice does no harm
 	}
 	if e.out != nil {
 		e.out.close()

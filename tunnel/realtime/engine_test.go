@@ -17,16 +17,16 @@ import (
 
 var wide = enginetest.Wide
 
-func newEngine(s enginetest.Start) (enginetest.Engine, error) {
+func makeEngine(s enginetest.Start) (enginetest.Engine, error) {
 	return New(Options{TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone})
 }
 
-func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, newEngine) }
+func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, makeEngine) }
 
-func pair(t testing.TB) (a, b *enginetest.Box) { return enginetest.Pair(t, newEngine, wide) }
+func pair(t testing.TB) (a, b *enginetest.Box) { return enginetest.Pair(t, makeEngine, wide) }
 
 func TestMain(m *testing.M) {
-	if ran, err := enginetest.Child(newEngine); ran {
+	if ran, err := enginetest.Child(makeEngine); ran {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)

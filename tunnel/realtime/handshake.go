@@ -11,7 +11,6 @@ import (
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
-	"golang.zx2c4.com/wireguard/tai64n"
 )
 
 // The control side's answers to what forwarding threads knock for: handshake messages in the ring, a packet without a session,
@@ -41,7 +40,7 @@ func (e *Engine) answer() {
 		e.mu.Lock()
 		for range 16 { // then others get the mutex
 			if e.ring.waiting() > loadWaiting {
-				e.loadUntil = time.Now().Add(underLoadAfter)
+				e.loadUntil = e.now() + int64(underLoadAfter)
 			}
 			if !e.ring.get(&m) {
 				break
@@ -92,7 +91,7 @@ func (e *Engine) initiateLocked(p *peer) {
 		return
 	}
 	var msg [initiationSize]byte
-	i, err := e.self.initiate(&p.key, p.static, ent.index, tai64n.Now(), &msg)
+	i, err := e.self.initiate(&p.key, p.static, ent.index, e.stamp(), &msg)
 	if err != nil {
 		e.indices.remove(ent.index)
 		e.log.Warn("no handshake", "peer", p.key, "reason", err)
@@ -164,9 +163,9 @@ func (e *Engine) handshakeLocked(m *message) {
 		return
 	}
 	if !e.budget.take(e.now(), loadRate, loadRate) {
-		e.loadUntil = time.Now().Add(underLoadAfter)
+		e.loadUntil = e.now() + int64(underLoadAfter)
 	}
-	if time.Now().Before(e.loadUntil) {
+	if e.now() < e.loadUntil {
 		from := m.from.addrPort()
 		src, _ := from.MarshalBinary()
 		if !e.checker.CheckMAC2(b, src) {
