@@ -192,7 +192,7 @@ func heading(c draw.Canvas, r Report) {
 	top.Y -= vg.Points(20)
 	c.FillText(style, top, scenarioLine(r.Scenario))
 	top.Y -= vg.Points(13)
-	c.FillText(style, top, machineLine(r.Machine))
+	c.FillText(style, top, MachineLine(r.Machine))
 }
 
 func colourOf(path string, r Report) color.RGBA {
@@ -324,23 +324,25 @@ func percentileTicks(_, high float64) []plot.Tick {
 
 // percentiles is the curve of a series: its steps where the eye can still see them.
 func percentiles(s Series) plotter.XYs {
-	delays := make([]float64, 0, len(s.Points))
+	delays := make([]time.Duration, 0, len(s.Points))
 	for _, p := range s.Points {
 		if !p.Lost {
-			delays = append(delays, micros(p.Delay))
+			delays = append(delays, p.Delay)
 		}
 	}
-	if len(delays) == 0 {
-		return nil
-	}
 	slices.Sort(delays)
-	n := float64(len(delays))
+	return percentileCurve(delays)
+}
+
+// percentileCurve draws sorted delays over the nines.
+func percentileCurve(sorted []time.Duration) plotter.XYs {
+	n := float64(len(sorted))
 	var curve plotter.XYs
 	lastX := math.Inf(-1)
-	for i, d := range delays {
+	for i, d := range sorted {
 		x := nines(float64(i) / n)
-		if x-lastX >= 0.005 || i == len(delays)-1 {
-			curve = append(curve, plotter.XY{X: x, Y: d})
+		if x-lastX >= 0.005 || i == len(sorted)-1 {
+			curve = append(curve, plotter.XY{X: x, Y: micros(d)})
 			lastX = x
 		}
 	}

@@ -31,16 +31,16 @@ type row struct {
 }
 
 var rows = []row{
-	{"One-way delay, p50 (median)", func(p Path) string { return duration(p.Voice.Delay.P50) }},
-	{"               p99", func(p Path) string { return duration(p.Voice.Delay.P99) }},
-	{"               p99.9", func(p Path) string { return duration(p.Voice.Delay.P999) }},
-	{"               worst packet", func(p Path) string { return duration(p.Voice.Delay.Max) }},
-	{"Delay variation (RFC 8219)", func(p Path) string { return duration(p.Voice.PDV) }},
-	{"Jitter (RFC 3550)", func(p Path) string { return duration(p.Voice.Jitter) }},
+	{"One-way delay, p50 (median)", func(p Path) string { return Duration(p.Voice.Delay.P50) }},
+	{"               p99", func(p Path) string { return Duration(p.Voice.Delay.P99) }},
+	{"               p99.9", func(p Path) string { return Duration(p.Voice.Delay.P999) }},
+	{"               worst packet", func(p Path) string { return Duration(p.Voice.Delay.Max) }},
+	{"Delay variation (RFC 8219)", func(p Path) string { return Duration(p.Voice.PDV) }},
+	{"Jitter (RFC 3550)", func(p Path) string { return Duration(p.Voice.Jitter) }},
 	{"Voice packets lost", func(p Path) string {
 		return fmt.Sprintf("%s of %s (%s)", thousands(p.Voice.Sent-p.Voice.Received), thousands(p.Voice.Sent), percent(p.Voice.Loss))
 	}},
-	{"Mouth to ear", func(p Path) string { return duration(p.Voice.MouthToEar) }},
+	{"Mouth to ear", func(p Path) string { return Duration(p.Voice.MouthToEar) }},
 	{"MOS, R (ITU-T G.107)", func(p Path) string {
 		return fmt.Sprintf("%.2f, %.0f: %s", p.Voice.MOS, p.Voice.R, satisfaction(p.Voice.R))
 	}},
@@ -60,7 +60,7 @@ func Table(w io.Writer, r Report) error {
 	var b strings.Builder
 	s, m := r.Scenario, r.Machine
 	fmt.Fprintf(&b, "%s\n", scenarioLine(s))
-	fmt.Fprintf(&b, "%s\n\n", machineLine(m))
+	fmt.Fprintf(&b, "%s\n\n", MachineLine(m))
 
 	width := 0
 	for _, x := range rows {
@@ -125,7 +125,7 @@ func scenarioLine(s Scenario) string {
 	}
 	line := fmt.Sprintf("%s (%s) and %s over %s", calls, s.Codec, bulk, wan)
 	if s.DelayUS > 0 {
-		line += ", +" + duration(s.DelayUS)
+		line += ", +" + Duration(s.DelayUS)
 	}
 	if s.Loss > 0 {
 		line += ", " + percent(s.Loss) + " loss"
@@ -136,7 +136,8 @@ func scenarioLine(s Scenario) string {
 	return line
 }
 
-func machineLine(m Machine) string {
+// MachineLine is a machine in one line.
+func MachineLine(m Machine) string {
 	virtual := ""
 	if m.Virtual {
 		virtual = " (virtual machine)"
@@ -174,10 +175,10 @@ func verdict(p Path) string {
 		why = append(why, percent(v.Late)+" too late to be played")
 	}
 	if v.MouthToEar >= 150e3 {
-		why = append(why, duration(v.MouthToEar)+" from mouth to ear")
+		why = append(why, Duration(v.MouthToEar)+" from mouth to ear")
 	}
 	if len(why) == 0 {
-		why = append(why, "delay varies by "+duration(v.PDV))
+		why = append(why, "delay varies by "+Duration(v.PDV))
 	}
 	return ends + fmt.Sprintf("voice is %s (MOS %.1f): %s.", satisfaction(v.R), v.MOS, strings.Join(why, ", "))
 }
@@ -227,8 +228,8 @@ func allCalls(n int) string {
 	return fmt.Sprintf("all %d calls", n)
 }
 
-// duration prints microseconds with three digits and the unit that suits them.
-func duration(us float64) string {
+// Duration prints microseconds with three digits and the unit that suits them.
+func Duration(us float64) string {
 	switch {
 	case us < 1000:
 		return fmt.Sprintf("%.0f µs", us)

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"ringway/test/bench"
+)
+
+func benchCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "bench", Short: "Measure Ringway beside what people know, on this machine", Args: cobra.NoArgs,
+		Long: `Benchmarks that a network engineer can repeat on any machine. They need root, make their own network namespaces, send
+traffic nowhere else, and leave nothing behind.`,
+		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out`,
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand())
+	return c
+}
+
+// benchError tells wrong usage from a benchmark that failed, and both from an interruption.
+func benchError(c *cobra.Command, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, bench.ErrUsage):
+		return usageError{err}
+	case c.Context().Err() != nil:
+		return errors.New("interrupted; nothing of the benchmark is left")
+	}
+	return err
+}

@@ -1,0 +1,120 @@
+package report
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	lab "ringway/test/lab/report"
+)
+
+// Save writes the plots of every load (PNG and SVG), and one page that holds them, the tables and how to repeat the run, into dir. It
+// returns the page's path.
+func Save(dir string, j Jitter, delays []Delays) (page string, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make a folder for the plots: %w", err)
+	}
+	pictures := map[string]template.HTML{}
+	for _, l := range j.Loads {
+		for _, kind := range []lab.CurveKind{lab.ByPercentile, lab.Cumulative} {
+			c := curves(j, l, kind, delays)
+			name := fmt.Sprintf("load-%d-%s", l.LoadPercent, kind)
+			for _, ext := range []string{".png", ".svg"} {
+				if err := c.Save(filepath.Join(dir, name+ext)); err != nil {
+					return "", err
+				}
+			}
+			var b bytes.Buffer
+			if err := c.Write(&b, "svg"); err != nil {
+				return "", err
+			}
+			pictures[name] = inline(b.String())
+		}
+	}
+	page = filepath.Join(dir, "jitter.html")
+	text, err := Page(j, pictures)
+	if err != nil {
+		return "", err
+	}
+	return page, os.WriteFile(page, text, 0o644)
+}
+
+// curves are all paths under one load; of each the direction with the greater p99.9, as in the table.
+func curves(j Jitter, l Load, kind lab.CurveKind, delays []Delays) lab.Curves {
+	c := lab.Curves{Kind: kind, Title: fmt.Sprintf("Voice beside a load of %d %%", l.LoadPercent),
+		Below: []string{settingsLine(j.Settings), lab.MachineLine(j.Machine.Machine)}}
+	for _, p := range l.Paths {
+		worse := slices.MaxFunc(p.Voice.Directions, func(a, b lab.Direction) int {
+			switch {
+			case a.Delay.P999 < b.Delay.P999:
+				return -1
+			case a.Delay.P999 > b.Delay.P999:
+				return 1
+			}
+			return 0
+		})
+		for _, d := range delays {
+			if d.LoadPercent == l.LoadPercent && d.Path == p.Name && d.Direction == worse.Name {
+				c.Curves = append(c.Curves, lab.Curve{Name: p.Name, Delays: d.Delays})
+			}
+		}
+	}
+	return c
+}
+
+// inline is an SVG as it may stand in a page: without what belongs to a file.
+func inline(svg string) template.HTML {
+	if i := strings.Index(svg, "<svg"); i >= 0 {
+		svg = svg[i:]
+	}
+	return template.HTML(svg) // our own drawing; names in it are escaped by the canvas
+}
+
+//go:embed page.html
+var pageText string
+
+var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
+	"us": lab.Duration, "against": func(p Path, what string) string {
+		return against(p, func(r Ratio) float64 {
+			if what == "p50" {
+				return r.P50
+			}
+			return r.PDV
+		})
+	},
+	"lost": lost, "mos": func(v float64) string { return fmt.Sprintf("%.2f", v) },
+	"mbit": func(v float64) string { return fmt.Sprintf("%.0f", v) }, "percent": func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) },
+}).Parse(pageText))
+
+// Page is the whole report as one HTML page that refers to nothing outside itself.
+func Page(j Jitter, pictures map[string]template.HTML) ([]byte, error) {
+	type load struct {
+		Load
+		Line             string
+		Percentiles, CDF template.HTML
+	}
+	data := struct {
+		Jitter
+		Machine  string
+		What     string
+		Wake     [][]string
+		Programs []string
+		Warnings []string
+		Legend   string
+		Loads    []load
+	}{Jitter: j, Machine: lab.MachineLine(j.Machine.Machine), What: settingsLine(j.Settings), Wake: wakeRows(j), Programs: programs(j), Warnings: Warnings(j), Legend: legend}
+	for _, l := range j.Loads {
+		name := fmt.Sprintf("load-%d-", l.LoadPercent)
+		data.Loads = append(data.Loads, load{l, loadLine(j, l), pictures[name+string(lab.ByPercentile)], pictures[name+string(lab.Cumulative)]})
+	}
+	var b bytes.Buffer
+	if err := pageTemplate.Execute(&b, data); err != nil {
+		return nil, fmt.Errorf("write the page: %w", err)
+	}
+	return b.Bytes(), nil
+}

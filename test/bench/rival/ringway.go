@@ -1,0 +1,155 @@
+package rival
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"ringway/qos"
+	"ringway/test/lab/host"
+	"ringway/tunnel"
+	"ringway/tunnel/descriptor"
+	"ringway/tunnel/plane"
+)
+
+// edgeConfig is what EdgeMain is told. The key is a throwaway one, in a file that the host alone sees.
+type edgeConfig struct {
+	PrivateKey string           `json:"private_key"`
+	Peer       tunnel.PublicKey `json:"peer"`
+	Endpoint   netip.AddrPort   `json:"endpoint"`
+	Networks   []netip.Prefix   `json:"networks"`
+	Port       int              `json:"port"`
+	Device     string           `json:"device"`
+	Engine     string           `json:"engine"`
+	Denied     string           `json:"denied"` // file for what the machine did not allow
+}
+
+const outerTOS = 0xb8 // EF, as the appliance marks its voice tunnel
+
+// ringway runs Ringway's voice plane on each edge: the daemon's own supervisor starts it in its sandbox, with its priorities.
+func (w way) ringway(ctx context.Context) (*Tunnel, error) {
+	keys, err := w.keys()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tunnel{Program: "ringway plane, engine " + w.engine}
+	for i, e := range w.ends() {
+		h := e.near.Host
+		c := edgeConfig{PrivateKey: keys[i].Base64(), Peer: keys[1-i].Public(), Port: w.port, Device: w.device, Engine: w.engine, Denied: deniedFile}
+		if c.Endpoint, err = netip.ParseAddrPort(fmt.Sprintf("%s:%d", e.far.WAN, w.port)); err != nil {
+			return nil, err
+		}
+		for _, n := range e.farther {
+			prefix, err := netip.ParsePrefix(n)
+			if err != nil {
+				return nil, err
+			}
+			c.Networks = append(c.Networks, prefix)
+		}
+		text, err := json.Marshal(c)
+		if err != nil {
+			return nil, err
+		}
+		const file = host.Dir + "/edge.json"
+		if err := os.WriteFile(h.Path(file), text, 0o600); err != nil {
+			return nil, fmt.Errorf("configure the plane on %s: %w", h.Name, err)
+		}
+		cmd := h.Command(w.programs.Ringway, "bench", "edge", file)
+		var p *host.Process
+		if err := host.StartHolder(cmd, func() (err error) {
+			p, err = h.Spawn(string(w.kind), cmd)
+			return err
+		}); err != nil {
+			words := ""
+			if p != nil {
+				words = "\n" + p.LastWords()
+			}
+			return nil, fmt.Errorf("%s: start Ringway's plane: %w%s", h.Name, err, words)
+		}
+		t.processes = append(t.processes, p)
+		if err := w.routeIn(ctx, e, "link set "+w.device+" up"); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// deniedFile is where EdgeMain lists what the machine denied the plane, on its host.
+const deniedFile = host.Dir + "/denied.json"
+
+// Denied is what this machine did not allow Ringway's planes on the edges.
+func Denied(edges ...Edge) []string {
+	var all []string
+	for _, e := range edges {
+		var some []string
+		if text, err := os.ReadFile(e.Host.Path(deniedFile)); err == nil && json.Unmarshal(text, &some) == nil {
+			all = append(all, some...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// EdgeMain supervises one plane as the daemon does, until ctx ends.
+func EdgeMain(ctx context.Context, file string, stdout, stderr io.Writer) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read the edge's configuration: %w (it is started by `ringway bench`)", err)
+	}
+	var c edgeConfig
+	if err := json.Unmarshal(text, &c); err != nil {
+		return fmt.Errorf("read the edge's configuration: %w", err)
+	}
+	key, err := tunnel.ParsePrivateKey(strings.TrimSpace(c.PrivateKey))
+	if err != nil {
+		return err
+	}
+	s, err := plane.NewSupervisor(plane.Config{
+		Class: tunnel.Voice, RunDir: "/run/ringway/planes", UAPIDir: "/var/run/wireguard",
+		OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP,
+		Log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return err
+	}
+	watched := make(chan error, 1)
+	go func() { watched <- s.Run(context.WithoutCancel(ctx)) }()
+	p := qos.PathBounds(0, qos.Class{Name: qos.Media}, 1500) // an uplink that nothing bounds
+	if err := s.Configure(ctx, tunnel.Device{
+		Class: tunnel.Voice, PrivateKey: key,
+		Outer:    tunnel.Outer{TOS: outerTOS, Marks: []tunnel.OuterMark{{Inner: outerTOS >> 2, Outer: outerTOS >> 2}}},
+		Settings: tunnel.Settings{Interface: c.Device, ListenPort: uint16(c.Port), Engine: tunnel.EngineName(c.Engine), MTU: wireguardMTU},
+		Peers:    []tunnel.Peer{{Site: "far", PublicKey: c.Peer, Endpoint: c.Endpoint, AllowedIPs: c.Networks}},
+		Bounds: tunnel.Bounds{TxQueueLen: p.TUNPackets, InFlight: inFlight, SendBuffer: p.SendBuffer, ReceiveBuffer: receiveBuffer,
+			DeviceGSO: p.TUNGSOBytes, SuperPacket: maxSuperPacket},
+	}); err != nil {
+		return fmt.Errorf("start the plane: %w", err)
+	}
+	_, missing := s.Sandbox()
+	if denied, err := json.Marshal(missing); err == nil {
+		_ = os.WriteFile(c.Denied, denied, 0o644) // that it is lacking is all that is lost
+	}
+	if _, err := fmt.Fprintln(stdout, host.Ready); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err := <-watched:
+		return errors.Join(errors.New("the plane's supervision ended"), err)
+	}
+	return s.Stop(context.WithoutCancel(ctx))
+}
+
+// What the appliance takes where nothing bounds the uplink.
+const (
+	inFlight       = 128
+	receiveBuffer  = 7 << 20
+	maxSuperPacket = 65000
+)

@@ -1,0 +1,162 @@
+// Package rival brings tunnels of every kind up between two edges, side by side: Ringway's plane, stock wireguard-go, Nebula,
+// OpenVPN and no tunnel at all. Each has its own networks behind the edges, so that a packet's address chooses its way. What is
+// stock runs as its manual says, without tuning: that is what people use.
+//
+// test/bench imports it, and cmd/ringway for EdgeMain. Needs root.
+package rival
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"ringway/test/lab/host"
+)
+
+// Kind is what joins the edges on a path; the names stand in the JSON of the benchmarks.
+type Kind string
+
+// The kinds.
+const (
+	Ringway           Kind = "ringway"
+	WireGuardGoShared Kind = "wireguard-go-shared" // carries the bulk traffic as well
+	WireGuardGo       Kind = "wireguard-go"
+	Nebula            Kind = "nebula"
+	OpenVPN           Kind = "openvpn"
+	Kernel            Kind = "kernel" // plain forwarding, nothing is encrypted: the floor
+)
+
+// Kinds lists them in the order of reports.
+var Kinds = []Kind{Ringway, WireGuardGoShared, WireGuardGo, Nebula, OpenVPN, Kernel}
+
+// Edge is one end of every tunnel.
+type Edge struct {
+	Host *host.Host
+	WAN  string // its address towards the other edge
+}
+
+// Networks are the prefixes that lie behind each edge on one path.
+type Networks struct{ A, B []string }
+
+// Tunnel is a path that is up.
+type Tunnel struct {
+	Kind    Kind
+	Program string // what carries the packets, with its version
+
+	processes []*host.Process
+}
+
+// Alive says which program of the tunnel has ended, if one has.
+func (t *Tunnel) Alive() error {
+	for _, p := range t.processes {
+		select {
+		case <-p.Ended:
+			return fmt.Errorf("%s: a program of the tunnel ended (%v):\n%s", t.Kind, p.Err(), p.LastWords())
+		default:
+		}
+	}
+	return nil
+}
+
+// upTime is the longest that a tunnel may take to come up.
+const upTime = 30 * time.Second
+
+// Up brings a tunnel up; when it returns, devices and routes are there. Whether packets come through, the caller finds
+// out: some shake hands with the first packet only.
+func Up(ctx context.Context, kind Kind, a, b Edge, n Networks, p Programs, engine string) (*Tunnel, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, upTime, fmt.Errorf("not up after %s", upTime))
+	defer cancel()
+	i := slices.Index(Kinds, kind)
+	if i < 0 {
+		return nil, fmt.Errorf("no path is called %q", kind)
+	}
+	w := way{kind: kind, a: a, b: b, nets: n, port: 51820 + i, device: fmt.Sprintf("tun-%d", i), programs: p, engine: engine}
+	var t *Tunnel
+	var err error
+	switch kind {
+	case Ringway:
+		t, err = w.ringway(ctx)
+	case WireGuardGoShared, WireGuardGo:
+		t, err = w.wireguardGo(ctx)
+	case Nebula:
+		t, err = w.nebula(ctx)
+	case OpenVPN:
+		t, err = w.openVPN(ctx)
+	case Kernel:
+		t, err = w.kernel(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bring up the path %s: %w", kind, err)
+	}
+	t.Kind = kind
+	return t, nil
+}
+
+// way is a tunnel in the making.
+type way struct {
+	kind     Kind
+	a, b     Edge
+	nets     Networks
+	port     int    // of UDP, on both edges
+	device   string // on both edges
+	programs Programs
+	engine   string
+}
+
+// end is one edge as a tunnel sees it.
+type end struct {
+	near, far       Edge
+	behind, farther []string // networks behind the near and the far edge
+	first           bool     // a: where a protocol wants to know who serves and who calls
+}
+
+func (w way) ends() []end {
+	return []end{{w.a, w.b, w.nets.A, w.nets.B, true}, {w.b, w.a, w.nets.B, w.nets.A, false}}
+}
+
+func (w way) kernel(ctx context.Context) (*Tunnel, error) {
+	for _, e := range w.ends() {
+		var lines []string
+		for _, n := range e.farther {
+			lines = append(lines, "route add "+n+" via "+e.far.WAN)
+		}
+		if err := e.near.Host.IP(ctx, nil, lines...); err != nil {
+			return nil, err
+		}
+	}
+	return &Tunnel{Program: "Linux forwarding, no tunnel"}, nil
+}
+
+// routeIn leads the far networks into the tunnel's device.
+func (w way) routeIn(ctx context.Context, e end, lines ...string) error {
+	for _, n := range e.farther {
+		lines = append(lines, "route add "+n+" dev "+w.device)
+	}
+	return e.near.Host.IP(ctx, nil, lines...)
+}
+
+// waitDevice waits until the tunnel's device is there, and up where that is asked for.
+func (w way) waitDevice(ctx context.Context, h *host.Host, p *host.Process, up bool) error {
+	for {
+		there := false
+		err := h.Do(func() error {
+			d, err := net.InterfaceByName(w.device)
+			there = err == nil && (!up || d.Flags&net.FlagUp != 0)
+			return nil
+		})
+		if err != nil || there {
+			return err
+		}
+		select {
+		case <-p.Ended:
+			return fmt.Errorf("%s: the program ended (%v):\n%s", h.Name, p.Err(), p.LastWords())
+		default:
+		}
+		if err := host.Pause(ctx, 20*time.Millisecond); err != nil {
+			return errors.Join(fmt.Errorf("%s: wait for device %s: %w", h.Name, w.device, err), errors.New(p.LastWords()))
+		}
+	}
+}
