@@ -34,10 +34,9 @@ const (
 	defaultTimeout = 4 * time.Second
 )
 
-func (p Probe) validate() error {
+// Validate says what is out of range. Whom to ask may be still open.
+func (p Probe) Validate() error {
 	switch {
-	case !p.To.IsValid() || p.To.Port() == 0:
-		return errors.New("ask whom? (an address and a port are needed)")
 	case p.Streams < 1 || p.Streams > maxPerSource:
 		return fmt.Errorf("%d streams are out of range (allowed: 1 to %d)", p.Streams, maxPerSource)
 	case p.Interval < time.Millisecond || p.Interval > 10*time.Second:
@@ -114,12 +113,15 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 	if p.Timeout == 0 {
 		p.Timeout = defaultTimeout
 	}
-	if err := p.validate(); err != nil {
+	if err := p.Validate(); err != nil {
 		return nil, err
 	}
 	lay, err := layoutOf(p.Size)
 	if err != nil {
 		return nil, err
+	}
+	if !p.To.IsValid() || p.To.Port() == 0 {
+		return nil, errors.New("send probes: to whom is not said (needed: an address and a port)")
 	}
 	r := &Result{Probe: p, Began: time.Now()}
 	if r.Before, err = ReadClock(); err != nil {

@@ -16,7 +16,7 @@ traffic nowhere else, and leave nothing behind.`,
 		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out`,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand())
+	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand())
 	return c
 }
 
