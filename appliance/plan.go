@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -128,16 +129,19 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 
 // outerWords says in an operator's words how a device's packets look from outside, packet by packet.
 func outerWords(d tunnel.Device) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "# %s: outer DSCP by the inner one:", d.Settings.Interface)
+	var marks []string
+	inner := map[uint8][]string{}
 	for _, m := range d.Outer.Marks {
-		fmt.Fprintf(&b, " %s %s,", qos.DSCP(m.Inner), qos.DSCP(m.Outer))
+		inner[m.Outer] = append(inner[m.Outer], qos.DSCP(m.Inner).String())
 	}
-	fmt.Fprintf(&b, " else %s", qos.DSCP(d.Outer.TOS>>2))
+	for _, o := range slices.Sorted(maps.Keys(inner)) {
+		marks = append(marks, fmt.Sprintf("%s for inner %s", qos.DSCP(o), strings.Join(inner[o], ", ")))
+	}
+	marks = append(marks, fmt.Sprintf("%s for what else there is", qos.DSCP(d.Outer.TOS>>2)))
 	if d.Outer.PadTo > 0 {
-		fmt.Fprintf(&b, "; padded to %d bytes", d.Outer.PadTo)
+		marks = append(marks, fmt.Sprintf("padded to %d bytes", d.Outer.PadTo))
 	}
-	return b.String()
+	return fmt.Sprintf("# %s: outer DSCP %s", d.Settings.Interface, strings.Join(marks, "; "))
 }
 
 // tunnelRemarks is what wg(8) has no words for: marks, and what a call costs on each WAN.

@@ -100,7 +100,7 @@ func TestWhatACallCostsIsPlanned(t *testing.T) {
 		return tunnelRemarks(cfg, want(cfg, facts{queues: qos.AssumedFeatures()}).devices)
 	}
 	assert.Equal(t, []string{"# a G.711 call of 20 ms on wan0: 282 bytes a packet, 112 kbit/s each way"}, remarks(map[string]string{"tunnels[voice].engine": "wireguard-go"}))
-	assert.Equal(t, []string{"# rw-voice: outer DSCP by the inner one: CS3 CS3, AF31 CS3, CS5 CS3, EF EF, else EF; padded to 512 bytes",
+	assert.Equal(t, []string{"# rw-voice: outer DSCP CS3 for inner CS3, AF31, CS5; EF for inner EF; EF for what else there is; padded to 512 bytes",
 		"# a G.711 call of 20 ms on wan0: 586 bytes a packet, 234 kbit/s each way; without pad_to 282 bytes a packet, 112 kbit/s each way"},
 		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}))
 }
