@@ -144,5 +144,7 @@ type ReflectorStatus struct {
 func (r *reflector) status() (ReflectorStatus, []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return ReflectorStatus{Devices: slices.Sorted(maps.Keys(r.ears)), Port: r.port, Stats: r.stamp.Stats()}, slices.Collect(maps.Values(r.problems))
+	devices := slices.AppendSeq([]string{}, maps.Keys(r.ears)) // in JSON a list, also when there is none
+	slices.Sort(devices)
+	return ReflectorStatus{Devices: devices, Port: r.port, Stats: r.stamp.Stats()}, slices.Collect(maps.Values(r.problems))
 }

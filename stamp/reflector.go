@@ -38,8 +38,8 @@ type Reflector struct {
 
 // Listen says where to answer.
 type Listen struct {
-	Device string                  // only what comes in from here; empty: from anywhere
-	Port   uint16                  // 0: any, for tests
+	Device string // only what comes in from here; empty: from anywhere
+	Port   uint16 // 0: any, for tests
 	// An answer takes the question's way back by the routing mark of the question, of which it gets the bits of MarkMask. Where
 	// the kernel does not tell marks (before Linux 5.19), Mark stands for it. Both zero: no mark.
 	MarkMask, Mark uint32

@@ -41,11 +41,11 @@ func (p Probe) Validate() error {
 		return fmt.Errorf("%d streams are out of range (allowed: 1 to %d)", p.Streams, maxPerSource)
 	case p.Interval < time.Millisecond || p.Interval > 10*time.Second:
 		return fmt.Errorf("an interval of %s is out of range (allowed: 1ms to 10s)", p.Interval)
-	case p.Count < 1 || p.Count > maxPackets/p.Streams:
-		return fmt.Errorf("%d packets in each of %d streams are out of range (allowed: 1 to %d together)", p.Count, p.Streams, maxPackets)
 	case float64(p.Streams)/p.Interval.Seconds() > sourceRate:
 		return fmt.Errorf("%d streams every %s are %.0f packets a second (allowed: %d, more the far end does not answer)",
 			p.Streams, p.Interval, float64(p.Streams)/p.Interval.Seconds(), sourceRate)
+	case p.Count < 1 || p.Count > maxPackets/p.Streams:
+		return fmt.Errorf("%d packets in each of %d streams are out of range (allowed: 1 to %d together)", p.Count, p.Streams, maxPackets)
 	case p.Size > MaxSize || p.DSCP > 63:
 		return fmt.Errorf("a test packet of %d bytes cannot be made (allowed: %d, or %d to %d)", p.Size, BaseSize, BaseSize+tlvHeader, MaxSize)
 	}
@@ -90,6 +90,7 @@ type Result struct {
 	ClockMoved  time.Duration // what the clock was set by meanwhile, against the monotonic one
 	Late        time.Duration // longest that a packet left after its time: this machine's own pauses
 	Strange     int           // packets that answer nothing that was asked
+	Overflow    int           // answers that this program did not read in time
 	Refused     int           // ICMP errors: the address is there, and nothing answers
 	SendErrors  int
 	SendError   error // the first
@@ -106,6 +107,7 @@ type sending struct {
 	highest int
 	strange int
 	refused int
+	over    uint32 // the kernel's count of what was not read in time
 }
 
 // Measure asks, and waits for the answers. Where ctx ends it, the result is that of what was sent, with Interrupted set.
@@ -173,6 +175,7 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 		r.Streams = append(r.Streams, s.stream)
 		r.Strange += s.strange
 		r.Refused += s.refused
+		r.Overflow += int(s.over)
 	}
 	return r, nil
 }
@@ -257,6 +260,7 @@ func (s *sending) take(b []byte, ctl control, p Probe, tai time.Duration) bool {
 	a, err := ParseAnswer(b)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.over = ctl.overflow
 	// An answer is as long as its question, brings back what was in it, and a number that was asked. An identifier comes
 	// back from who knows RFC 8972; others leave zeros.
 	if err != nil || len(b) != p.Size || uint64(a.SenderSeq) >= uint64(len(s.stream.Packets)) || a.SSID != s.ssid && a.SSID != 0 {

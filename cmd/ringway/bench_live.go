@@ -302,6 +302,7 @@ func liveReport(t report.LiveTarget, res *stamp.Result, g stamp.Figures) report.
 	warn(res.Late > p.Interval, "this machine itself was late by up to %s with sending: it is too busy for this pace, and part of the variation is its own.", res.Late.Round(time.Microsecond))
 	warn(res.SendErrors > 0, "%d probes could not be sent (%v): they count nowhere.", res.SendErrors, res.SendError)
 	warn(res.Strange > 0, "%d packets came that answer nothing that was asked.", res.Strange)
+	warn(res.Overflow > 0, "%d answers were not read in time by this machine: they are lost on it, not on the way.", res.Overflow)
 	warn(g.BadReply > 0, "%d answers have extensions that are malformed.", g.BadReply)
 	warn(g.Lost.Sent < 1000, "with %d packets a direction, p99.9 is the worst packet.", g.Lost.Sent)
 	return l
