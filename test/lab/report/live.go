@@ -139,7 +139,7 @@ func LiveTable(w io.Writer, l Live) error {
 	if l.Target.Site != "" {
 		who = l.Target.Site + " (" + who + ")"
 	}
-	fmt.Fprintf(&b, "%s from %s, class %s (DSCP %s): %d streams of %d bytes every %s, %.0f s\n", who, l.Target.Source, l.Target.Class, l.Target.DSCP,
+	fmt.Fprintf(&b, "%s from %s, class %s (DSCP %s): %d streams of %d bytes every %s, %.3g s\n", who, l.Target.Source, l.Target.Class, l.Target.DSCP,
 		l.Probe.Streams, l.Probe.Size, Duration(l.Probe.IntervalUS), l.Probe.Seconds)
 	fmt.Fprintf(&b, "%s\n\n", MachineLine(l.Machine))
 
