@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -11,14 +12,42 @@ import (
 
 // ticks are the counters of the first line of /proc/stat (proc_stat(5)): time of all cores by what they did.
 // How busy the cores were is not among them: the spinners that keep them awake make that 100 %.
-type ticks struct{ softirq, stolen, all uint64 }
+type ticks struct {
+	softirq, stolen, all uint64
+	others               map[int]uint64 // by process: time of programs that are not the benchmark's
+}
 
-func readTicks() (ticks, error) {
+// readTicks looks at the machine; namespace is the PID namespace of what belongs to the benchmark.
+func readTicks(namespace string) (ticks, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return ticks{}, fmt.Errorf("read what the cores did: %w", err)
 	}
-	return parseTicks(string(text))
+	t, err := parseTicks(string(text))
+	if err != nil {
+		return t, err
+	}
+	own, err := os.Readlink(namespace)
+	if err != nil {
+		return t, fmt.Errorf("read what the cores did: %w", err)
+	}
+	t.others = map[int]uint64{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		text, err := os.ReadFile(d + "/stat")
+		if err != nil || pid == os.Getpid() {
+			continue // it has ended meanwhile, or is this program, which waits
+		}
+		used, kernel, err := parseProcess(string(text))
+		if err != nil || kernel { // the kernel's threads work for us, too
+			continue
+		}
+		if ns, err := os.Readlink(d + "/ns/pid"); err == nil && ns != own {
+			t.others[pid] = used
+		}
+	}
+	return t, nil
 }
 
 func parseTicks(text string) (t ticks, err error) {
@@ -38,13 +67,37 @@ func parseTicks(text string) (t ticks, err error) {
 	return t, nil
 }
 
+// parseProcess reads a process's time, and that of its children that have ended, out of proc_pid_stat(5).
+func parseProcess(text string) (used uint64, kernel bool, err error) {
+	// The name, in parentheses, may hold anything.
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(fields) < 15 {
+		return 0, false, fmt.Errorf("read what a process did: %q is no line of /proc/PID/stat", text)
+	}
+	const kthread = 0x00200000 // PF_KTHREAD in flags
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	for _, f := range fields[11:15] { // utime stime cutime cstime
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return 0, false, fmt.Errorf("read what a process did: %w", err)
+		}
+		used += n
+	}
+	return used, flags&kthread != 0, err
+}
+
 // since is the shares of what happened between two looks.
 func (t ticks) since(before ticks) report.CPU {
 	all := float64(t.all - before.all)
 	if all == 0 {
 		return report.CPU{}
 	}
+	var others uint64
+	for pid, used := range t.others {
+		// One that is new counts whole. One whose number was given to another in between may show less than before.
+		others += max(used, before.others[pid]) - before.others[pid]
+	}
 	return report.CPU{
-		SoftIRQ: float64(t.softirq-before.softirq) / all, Stolen: float64(t.stolen-before.stolen) / all,
+		SoftIRQ: float64(t.softirq-before.softirq) / all, Stolen: float64(t.stolen-before.stolen) / all, Others: float64(others) / all,
 	}
 }

@@ -161,7 +161,7 @@ func MeasureJitter(ctx context.Context, o JitterOptions) (Jitter, error) {
 		return Jitter{}, err
 	}
 	r.out.Report = report.Jitter{
-		Machine: report.Machine{Machine: lab.ThisMachine()},
+		Machine: report.Machine{Machine: lab.ThisMachine(), Denied: []string{}},
 		Settings: report.Settings{Build: o.Build, Engine: o.Engine, Streams: o.Streams, Interval: micros(o.Interval), Size: o.Size, Seconds: o.Duration.Seconds(),
 			Rounds: o.Rounds, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 	}
@@ -187,7 +187,7 @@ func (r *jitterRun) measure(ctx context.Context) error {
 	}
 	defer stop()
 	a, b := r.stand.edges()
-	r.out.Report.Machine.Denied = rival.Denied(a, b)
+	r.out.Report.Machine.Denied = append(r.out.Report.Machine.Denied, rival.Denied(a, b)...)
 	r.say("measuring the machine itself")
 	if err := r.wake(ctx, nil, 0); err != nil {
 		return err
@@ -243,17 +243,17 @@ func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacit
 	if err := r.wake(ctx, &percent, round); err != nil {
 		return err
 	}
-	before, err := readTicks()
+	before, err := readTicks(r.stand.world.Namespace())
 	if err != nil {
 		return err
 	}
 	from := time.Now()
-	seen, err := r.voice(ctx)
+	seen, err := r.voiceOn(ctx, r.o.measured())
 	until := time.Now()
 	if err != nil {
 		return err
 	}
-	after, err := readTicks()
+	after, err := readTicks(r.stand.world.Namespace())
 	if err != nil {
 		return err
 	}
@@ -276,7 +276,7 @@ func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacit
 		}
 	}
 	out.Late = lateness(seen)
-	out.Paths = r.figures(seen, l.LoadPercent, out.Bulk.MbitPerS)
+	out.Paths = r.figures(r.o.measured(), seen, l.LoadPercent, out.Bulk.MbitPerS)
 	report.Compare(out.Paths)
 	l.Rounds = append(l.Rounds, out)
 	return nil
@@ -306,16 +306,16 @@ type heard struct {
 	far       probe.Result // of the receiving end
 }
 
-// voice sends voice both ways on all paths and gives what both ends saw.
-func (r *jitterRun) voice(ctx context.Context) ([]heard, error) {
+// voiceOn sends voice both ways on these paths and gives what both ends saw.
+func (r *jitterRun) voiceOn(ctx context.Context, kinds []rival.Kind) ([]heard, error) {
 	r.run++
 	shape := r.o.shape()
 	shape.Seed = uint64(r.run)
-	gap := shape.Interval / time.Duration(shape.Streams*len(r.o.measured()))
+	gap := shape.Interval / time.Duration(shape.Streams*len(kinds))
 	var clients []*probe.Client
 	for i, phone := range []string{phoneA, phoneB} {
 		h := r.stand.hosts[phone]
-		c := probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.voicePaths(phone)}
+		c := probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.voicePaths(phone, kinds)}
 		p, err := startProbe(h, r.o.Programs.Ringway, c)
 		if err != nil {
 			return nil, err
@@ -335,34 +335,34 @@ func (r *jitterRun) voice(ctx context.Context) ([]heard, error) {
 	limit := lead + r.o.Duration + stragglers
 	patient, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var g errgroup.Group
+	var waiting, taking errgroup.Group
 	for _, p := range clients {
-		g.Go(func() error { return p.Complete(patient) })
+		waiting.Go(func() error { return p.Complete(patient) })
 	}
 	// What never comes is lost, and no error; the probes are then told to stop in the middle of their waiting.
-	if err := g.Wait(); err != nil && !errors.Is(err, probe.ErrWaiting) {
+	if err := waiting.Wait(); err != nil && !errors.Is(err, probe.ErrWaiting) {
 		return nil, err
 	}
 	results := make([]probe.Result, len(clients))
 	stopping, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("the probes do not end"))
 	defer cancel()
 	for i, p := range clients {
-		g.Go(func() (err error) {
+		taking.Go(func() (err error) {
 			results[i], err = p.Stop(stopping)
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := taking.Wait(); err != nil {
 		return nil, err
 	}
 	return []heard{{lab.AToB, results[0], results[1]}, {lab.BToA, results[1], results[0]}}, nil
 }
 
 // voicePaths are the ends of the measured paths on a phone.
-func (r *jitterRun) voicePaths(phone string) []probe.Ends {
+func (r *jitterRun) voicePaths(phone string, kinds []rival.Kind) []probe.Ends {
 	var out []probe.Ends
 	for i, e := range r.stand.ends(phone) {
-		if slices.Contains(r.o.measured(), r.kinds[i]) {
+		if slices.Contains(kinds, r.kinds[i]) {
 			out = append(out, e)
 		}
 	}
@@ -416,8 +416,7 @@ func (p *process) explain(err error) error {
 }
 
 // figures matches what was sent with what came, path by path, and keeps the delays for the plots.
-func (r *jitterRun) figures(seen []heard, percent int, bulkRate float64) []report.Path {
-	kinds := r.o.measured()
+func (r *jitterRun) figures(kinds []rival.Kind, seen []heard, percent int, bulkRate float64) []report.Path {
 	paths := make([]report.Path, len(kinds))
 	directions := make([][]lab.Direction, len(kinds))
 	for _, d := range seen {

@@ -78,7 +78,8 @@ type Bulk struct {
 // CPU are shares of all cores' time while voice was measured.
 type CPU struct {
 	SoftIRQ float64 `json:"softirq"`
-	Stolen  float64 `json:"stolen"` // by the hypervisor, for others
+	Stolen  float64 `json:"stolen"` // by the hypervisor, for other machines
+	Others  float64 `json:"others"` // by programs of this machine that do not belong to the benchmark
 }
 
 // Late is how late the sender itself was: the machine's noise as the voice met it. It is in no delay, since a packet's clock is
@@ -134,7 +135,8 @@ func (l *Load) Summarize() {
 	}
 	l.Bulk.Asked = l.Rounds[0].Bulk.Asked
 	l.Bulk.MbitPerS = collect(func(r Round) float64 { return r.Bulk.MbitPerS })
-	l.CPU = CPU{SoftIRQ: collect(func(r Round) float64 { return r.CPU.SoftIRQ }), Stolen: collect(func(r Round) float64 { return r.CPU.Stolen })}
+	l.CPU = CPU{SoftIRQ: collect(func(r Round) float64 { return r.CPU.SoftIRQ }), Stolen: collect(func(r Round) float64 { return r.CPU.Stolen }),
+		Others: collect(func(r Round) float64 { return r.CPU.Others })}
 	l.Late = Late{P50: collect(func(r Round) float64 { return r.Late.P50 }), P999: collect(func(r Round) float64 { return r.Late.P999 })}
 	for _, r := range l.Rounds {
 		l.Late.Max = max(l.Late.Max, r.Late.Max)

@@ -47,8 +47,12 @@ func ratio(r float64) string {
 		return fmt.Sprintf("%.0f", r)
 	case r >= 9.95:
 		return fmt.Sprintf("%.1f", r)
+	case r >= 0.1:
+		return fmt.Sprintf("%.2f", r)
+	case r >= 0.001:
+		return fmt.Sprintf("%.3f", r)
 	}
-	return fmt.Sprintf("%.2f", r)
+	return "<0.001"
 }
 
 // Table prints the run for people: what was run and where, how the machine itself is, one block a load, and what makes the figures
@@ -135,7 +139,7 @@ func loadLine(j Jitter, l Load) string {
 	default:
 		what = fmt.Sprintf("Load %d %%: TCP held to %.0f Mbit/s, %.0f through wireguard-go-shared", l.LoadPercent, l.Bulk.Asked, l.Bulk.MbitPerS)
 	}
-	what += fmt.Sprintf("; %.1f %% of the processor stolen", 100*l.CPU.Stolen)
+	what += fmt.Sprintf("; other programs took %.1f %% of the processor, the hypervisor %.1f %%", 100*l.CPU.Others, 100*l.CPU.Stolen)
 	if n := len(l.Rounds); n > 1 {
 		what += fmt.Sprintf("; median of %d rounds", n)
 	}
@@ -206,6 +210,7 @@ func programs(j Jitter) []string {
 // Bounds beyond which the machine is named as part of the figures.
 const (
 	stolenIsMuch = 0.01 // share of the processor
+	othersIsMuch = 0.03 // same
 	lateIsMuch   = 2000 // µs at the sender's p99.9
 )
 
@@ -220,6 +225,11 @@ func Warnings(j Jitter) []string {
 		for _, r := range l.Rounds {
 			if r.CPU.Stolen > stolenIsMuch {
 				out = append(out, fmt.Sprintf("%s, round %d: the hypervisor took %.1f %% of the processor away; take a quieter machine.", at, r.Round, 100*r.CPU.Stolen))
+			}
+		}
+		for _, r := range l.Rounds {
+			if r.CPU.Others > othersIsMuch {
+				out = append(out, fmt.Sprintf("%s, round %d: programs outside the benchmark took %.1f %% of the processor; end them and measure again.", at, r.Round, 100*r.CPU.Others))
 			}
 		}
 		if l.Late.P999 > lateIsMuch {

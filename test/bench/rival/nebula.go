@@ -73,7 +73,7 @@ tun:
   mtu: 1300
   unsafe_routes:
 %[8]sfirewall:
-  outbound: [{port: any, proto: any, host: any}]
+  outbound: [{port: any, proto: any, host: any, local_cidr: 0.0.0.0/0}]
   inbound: [{port: any, proto: any, host: any, local_cidr: 0.0.0.0/0}]
 logging: {level: error}
 `, host.Dir, e.near.Host.Name, nebulaAddresses[1-i], e.far.WAN, w.port, e.near.WAN, w.device, routes.String())

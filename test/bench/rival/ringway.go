@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -84,13 +85,17 @@ func (w way) ringway(ctx context.Context) (*Tunnel, error) {
 // deniedFile is where EdgeMain lists what the machine denied the plane, on its host.
 const deniedFile = host.Dir + "/denied.json"
 
+var processPath = regexp.MustCompile(`/proc/[0-9]+/`)
+
 // Denied is what this machine did not allow Ringway's planes on the edges.
 func Denied(edges ...Edge) []string {
 	var all []string
 	for _, e := range edges {
 		var some []string
 		if text, err := os.ReadFile(e.Host.Path(deniedFile)); err == nil && json.Unmarshal(text, &some) == nil {
-			all = append(all, some...)
+			for _, d := range some {
+				all = append(all, processPath.ReplaceAllString(d, "/proc/PID/")) // the two planes are denied the same
+			}
 		}
 	}
 	slices.Sort(all)

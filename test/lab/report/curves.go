@@ -48,8 +48,9 @@ type Curves struct {
 var curveColours = []color.RGBA{ringwayColour, baselineColour, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79, 0xa7, 0xff}, {0x56, 0xb4, 0xe9, 0xff}, {0x33, 0x33, 0x33, 0xff}, {0xe6, 0x9f, 0x00, 0xff}}
 
 const (
-	curveWidth, curveHeight = 19 * vg.Centimeter, 12 * vg.Centimeter
-	curveHead               = 2.2 * vg.Centimeter
+	curveWidth, curveHeight = 22 * vg.Centimeter, 12 * vg.Centimeter
+	curveHead               = 1.9 * vg.Centimeter
+	curveNames              = 4.6 * vg.Centimeter // beside the panel: inside they would hide a curve
 )
 
 // Save draws into a file whose name ends in .png or .svg.
@@ -92,7 +93,6 @@ func (c Curves) draw(canvas draw.Canvas) error {
 	canvas.SetColor(color.White)
 	canvas.Fill(canvas.Rectangle.Path())
 	p, names := panel(), legendStyle()
-	names.Left, names.YOffs = true, -vg.Points(4)
 	low, high, far := math.Inf(1), 0.0, 0.0
 	lines := make([]plotter.XYs, len(c.Curves))
 	for i, curve := range c.Curves {
@@ -143,11 +143,9 @@ func (c Curves) draw(canvas draw.Canvas) error {
 		canvas.FillText(style, at, l)
 		at.Y -= vg.Points(12)
 	}
-	below := draw.Crop(canvas, vg.Points(8), -vg.Points(14), vg.Points(6), -curveHead)
+	below := draw.Crop(canvas, vg.Points(8), -curveNames, vg.Points(6), -curveHead)
 	p.Draw(below)
-	// In the corner that an S-shaped curve leaves free, in both kinds.
-	area := p.DataCanvas(below)
-	names.Draw(draw.Crop(area, vg.Points(8), 0, 0, -vg.Points(4)))
+	names.Draw(draw.Crop(canvas, curveWidth-curveNames+vg.Points(10), 0, 0, -curveHead))
 	return nil
 }
 
