@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"ringway/appliance/config"
 	"ringway/test/netnstest"
@@ -48,6 +50,20 @@ func TestReflectorFollows(t *testing.T) {
 		assert.Contains(t, sockets, fmt.Sprintf("0.0.0.0%%%s:862", d))
 		assert.Contains(t, sockets, fmt.Sprintf("[::]%%%s:862", d))
 	}
+
+	// With no ruleset at all: who comes in from another device finds nobody.
+	require.NoError(t, ns.Do(func() error {
+		c, err := net.Dial("udp4", "127.0.0.1:862")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err = c.Write(make([]byte, 44)); err == nil {
+			_, err = c.Read(make([]byte, 44))
+		}
+		assert.ErrorIs(t, err, unix.ECONNREFUSED)
+		return nil
+	}))
 
 	before := r.ears["rw-voice"]
 	look()

@@ -44,8 +44,9 @@ type Lost struct {
 type Clocks struct {
 	OneWay    bool          // both clocks say that they are synchronized
 	Error     time.Duration // then: the most that both together may be off
-	DriftPPM  float64       // else: how fast they ran apart, which was taken out
-	Drift     bool          // it could be measured
+	DriftPPM  float64       // else: how fast they ran apart
+	DriftFuzz float64       // how far that may be off, ppm
+	Drift     bool          // it shows above that, and was taken out
 	Negative  int64         // packets that arrived before they were sent, by synchronized clocks
 	NoTAI     bool          // the far end stamps in TAI, and this kernel does not know how far that is from UTC
 	Statement string        // all of this in words
@@ -289,10 +290,21 @@ func (r *Result) clocks(f *Figures) (ahead func(Packet) time.Duration) {
 				}
 			}
 		}
+		// What the fastest of a window waited more than the fastest of all, it may have waited one way alone.
+		var waits []float64
+		for _, p := range best {
+			if p != nil {
+				waits = append(waits, float64(p.RoundTrip()-fastest.RoundTrip())/2)
+			}
+		}
 		if len(slopes) > 0 {
 			slices.Sort(slopes)
-			slope, c.Drift = slopes[len(slopes)/2], true
-			c.DriftPPM = slope * 1e6
+			slices.Sort(waits)
+			slope = slopes[len(slopes)/2]
+			c.DriftPPM, c.DriftFuzz = slope*1e6, waits[len(waits)/2]/float64(span)*1e6
+			if c.Drift = math.Abs(c.DriftPPM) > c.DriftFuzz; !c.Drift {
+				slope = 0
+			}
 		}
 	}
 	base, at := offset(fastest), fastest.Sent
@@ -331,7 +343,9 @@ func (c Clocks) words(r *Result) string {
 	}
 	drift := "too short a run to see how they drift"
 	if c.Drift {
-		drift = fmt.Sprintf("they drift by %.2f ppm, which is taken out", c.DriftPPM)
+		drift = fmt.Sprintf("they drift by %.2f ± %.2f ppm, which is taken out", c.DriftPPM, c.DriftFuzz)
+	} else if c.DriftFuzz > 0 {
+		drift = fmt.Sprintf("no drift shows above ± %.2f ppm", c.DriftFuzz)
 	}
 	return fmt.Sprintf("%s: no one-way delay, only its variation, which needs no common clock (%s). MOS takes each way's least delay as half of the least round trip.", who, drift)
 }

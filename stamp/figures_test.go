@@ -44,6 +44,17 @@ func TestVariationNeedsNoCommonClock(t *testing.T) {
 	assert.Contains(t, g.Clocks.Statement, "ppm, which is taken out")
 }
 
+// Noise is not drift: one clock, and queues that come and go.
+func TestNoiseIsNotTakenForDrift(t *testing.T) {
+	noise := rand.New(rand.NewPCG(3, 4))
+	queue := func(n int) time.Duration {
+		return 5*time.Millisecond + time.Duration(noise.ExpFloat64()*float64(20*time.Millisecond)) + time.Duration(n/50%7)*3*time.Millisecond
+	}
+	g := simulated(500, time.Hour, 0, queue, queue, false).Figures()
+	assert.False(t, g.Clocks.Drift, "%v ± %v ppm", g.Clocks.DriftPPM, g.Clocks.DriftFuzz)
+	assert.Contains(t, g.Clocks.Statement, "no drift shows above ± ")
+}
+
 func TestOneWayWhereBothClocksAreSynchronized(t *testing.T) {
 	five, nine := func(int) time.Duration { return 5 * time.Millisecond }, func(int) time.Duration { return 9 * time.Millisecond }
 	r := simulated(200, 0, 0, five, nine, true)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
@@ -32,6 +33,7 @@ type Probe struct {
 const (
 	maxPackets     = 2_000_000
 	defaultTimeout = 4 * time.Second
+	senderNice     = -10
 )
 
 // Validate says what is out of range. Whom to ask may be still open.
@@ -151,7 +153,16 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 		receivers.Go(func() { s.receive(p, r.Before.TAI, &missing, all) })
 	}
 	offset := clockOffset()
-	r.send(ctx, streams, lay, &missing)
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		// One thread sleeps and sends: no hand-over between the clock's word and the packet. It goes before ordinary programs, where
+		// it may, and after the planes. It is never unlocked: thread and priority end with the goroutine.
+		runtime.LockOSThread()
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, senderNice)
+		r.send(ctx, streams, lay, &missing)
+	}()
+	<-sent
 	r.ClockMoved = clockOffset() - offset
 
 	wait := time.NewTimer(p.Timeout)
@@ -182,8 +193,6 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 
 // send keeps to an absolute schedule: a packet that is late does not move those after it (RFC 3432, section 4).
 func (r *Result) send(ctx context.Context, streams []*sending, lay layout, missing *atomic.Int64) {
-	runtime.LockOSThread() // one thread sleeps and sends: no hand-over between the clock's word and the packet
-	defer runtime.UnlockOSThread()
 	missing.Add(1)
 	p := r.Probe
 	clock := clockCache{read: ReadClock}
@@ -303,11 +312,18 @@ func monotonic() monotime {
 	return monotime(ts.Nano())
 }
 
-// clockOffset is CLOCK_REALTIME less CLOCK_MONOTONIC: it changes when somebody sets the clock.
-func clockOffset() time.Duration {
-	m := monotonic()
-	now := time.Now().UnixNano()
-	return time.Duration(now-int64(m)+now-int64(monotonic())) / 2
+// clockOffset is CLOCK_REALTIME less CLOCK_MONOTONIC: it changes when somebody sets the clock. Of several readings the one that was
+// least interrupted counts.
+func clockOffset() (offset time.Duration) {
+	best := time.Duration(math.MaxInt64)
+	for range 10 {
+		before := monotonic()
+		now := time.Now().UnixNano()
+		if took := monotonic().Sub(before); took < best {
+			best, offset = took, time.Duration(now-int64(before))-took/2
+		}
+	}
+	return offset
 }
 
 // sleepUntil sleeps in the kernel, to a point of time and not for a while: what came between is not added.

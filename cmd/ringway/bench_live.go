@@ -172,23 +172,25 @@ func findSite(ctx context.Context, p stamp.Probe, paths appliance.Paths, site st
 	if len(networks) == 0 {
 		return netip.AddrPort{}, usageError{fmt.Errorf("%q is no site of this box and no address (allowed: %s, or an address)", site, strings.Join(sites, ", "))}
 	}
-	hosts := likelyBoxes(networks)
-	if to := firstAnswer(ctx, p, hosts); to.IsValid() {
-		return to, nil
-	}
 	var names []string
-	for _, h := range hosts {
-		names = append(names, h.Addr().String())
+	for _, hosts := range likelyBoxes(networks) {
+		if to := firstAnswer(ctx, p, hosts); to.IsValid() {
+			return to, nil
+		}
+		for _, h := range hosts {
+			names = append(names, h.Addr().String())
+		}
 	}
 	return netip.AddrPort{}, unlessInterrupted(ctx, fmt.Errorf("%s: none of %s answers probes (is the tunnel up: `ringway status`? does the far end run Ringway with control.reflector: true? if its box has another address: ringway bench live ADDRESS)",
 		site, strings.Join(names, ", ")))
 }
 
-// maxBoxes bounds whom a look-up asks.
+// maxBoxes bounds whom a look-up asks at once.
 const maxBoxes = 16
 
-// likelyBoxes are the addresses that a network's router usually has: the first host, then the last. IPv4 goes first.
-func likelyBoxes(networks []netip.Prefix) []netip.AddrPort {
+// likelyBoxes are the addresses that a network's router usually has: the first host, IPv4 before IPv6; and, to be asked when none of
+// them answers, since it may well be a phone, the last.
+func likelyBoxes(networks []netip.Prefix) [2][]netip.AddrPort {
 	var first4, first6, last4 []netip.AddrPort
 	add := func(to *[]netip.AddrPort, a netip.Addr) { *to = append(*to, netip.AddrPortFrom(a, stamp.Port)) }
 	for _, n := range networks {
@@ -210,10 +212,12 @@ func likelyBoxes(networks []netip.Prefix) []netip.AddrPort {
 			add(&last4, netip.AddrFrom4(a))
 		}
 	}
-	var out []netip.AddrPort
-	for _, a := range slices.Concat(first4, first6, last4) {
-		if !slices.Contains(out, a) && len(out) < maxBoxes {
-			out = append(out, a)
+	var out [2][]netip.AddrPort
+	for i, hosts := range [][]netip.AddrPort{append(first4, first6...), last4} {
+		for _, a := range hosts {
+			if !slices.Contains(out[i], a) && len(out[i]) < maxBoxes {
+				out[i] = append(out[i], a)
+			}
 		}
 	}
 	return out

@@ -18,19 +18,23 @@ func TestLikelyBoxes(t *testing.T) {
 	for _, n := range []string{"2001:db8:2:10::/64", "10.2.10.0/24", "10.2.10.0/24", "10.3.0.0/16", "10.4.0.7/32", "10.5.0.6/31", "10.6.0.8/30"} {
 		networks = append(networks, netip.MustParsePrefix(n))
 	}
-	var got []string
-	for _, a := range likelyBoxes(networks) {
-		assert.Equal(t, uint16(862), a.Port())
-		got = append(got, a.Addr().String())
+	var got [2][]string
+	for i, hosts := range likelyBoxes(networks) {
+		for _, a := range hosts {
+			assert.Equal(t, uint16(862), a.Port())
+			got[i] = append(got[i], a.Addr().String())
+		}
 	}
-	assert.Equal(t, []string{"10.2.10.1", "10.3.0.1", "10.4.0.7", "10.5.0.6", "10.6.0.9", "2001:db8:2:10::1",
-		"10.2.10.254", "10.3.255.254", "10.6.0.10"}, got)
+	assert.Equal(t, [2][]string{{"10.2.10.1", "10.3.0.1", "10.4.0.7", "10.5.0.6", "10.6.0.9", "2001:db8:2:10::1"},
+		{"10.2.10.254", "10.3.255.254", "10.6.0.10"}}, got)
 
 	networks = nil
 	for i := range 100 {
 		networks = append(networks, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 24))
 	}
-	assert.Len(t, likelyBoxes(networks), maxBoxes)
+	for _, hosts := range likelyBoxes(networks) {
+		assert.Len(t, hosts, maxBoxes)
+	}
 }
 
 func TestTargets(t *testing.T) {
