@@ -10,6 +10,7 @@ export CGO_ENABLED := 0
 
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
 TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl
+BENCH_PACKAGES := $(TEST_PACKAGES) openvpn
 VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iputils-ping util-linux procps
 SYSTEMD_PACKAGES := systemd-container debootstrap
 
@@ -43,9 +44,11 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	  echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./$$dir || exit 1; done
 
 .PHONY: bench
-bench: test-packages build ## every benchmark, and the lab's comparison as three interleaved pairs (root, quiet machine)
+bench: bench-packages build ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 ./...
 	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
+	$(BIN)/ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --loads 0,50,100 \
+	  --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) --plot bench-out
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)
@@ -69,7 +72,7 @@ install: build ## into DESTDIR and PREFIX (default /usr)
 
 .PHONY: clean
 clean: ## remove what the targets made
-	rm -rf $(BIN) dist lab-out
+	rm -rf $(BIN) dist lab-out bench-out
 
 # install-packages installs what is missing of a list and says so; a machine that has all is not touched.
 define install-packages
@@ -80,8 +83,9 @@ define install-packages
 	fi
 endef
 
-.PHONY: demo-packages test-packages vm-packages systemd-packages
+.PHONY: demo-packages test-packages bench-packages vm-packages systemd-packages
 demo-packages: ; $(call install-packages,$(DEMO_PACKAGES))
 test-packages: ; $(call install-packages,$(TEST_PACKAGES))
+bench-packages: ; $(call install-packages,$(BENCH_PACKAGES))
 vm-packages: ; $(call install-packages,$(VM_PACKAGES))
 systemd-packages: ; $(call install-packages,$(SYSTEMD_PACKAGES))

@@ -10,11 +10,12 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "bench", Short: "Measure Ringway beside what people know, on this machine", Args: cobra.NoArgs,
-		Long: `Benchmarks that a network engineer can repeat on any machine. They need root, make their own network namespaces, send
-traffic nowhere else, and leave nothing behind.`,
-		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out`,
-		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
+		Use: "bench", Short: "Measure Ringway: beside what people know on this machine, or between live boxes", Args: cobra.NoArgs,
+		Long: `Benchmarks that a network engineer can repeat. But for live, which asks another box, they run on one machine: they need
+root, make their own network namespaces, send traffic nowhere else, and leave nothing behind.`,
+		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out
+  ringway bench live munich`,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand())
 	return c

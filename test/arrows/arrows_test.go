@@ -64,7 +64,7 @@ var mayImport = map[string][]string{
 	"tunnel/uapi":        {"tunnel"},
 	"tunnel/wireguardgo": {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
 	"tunnel/realtime":    {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
-	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/lab/bulk", "test/lab/host", "test/lab/report"},
+	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
 	"test/bench/probe":   {"quality"},
 	"test/bench/report":  {"test/bench/probe", "test/lab/report"},
 	"test/bench/rival":   {"qos", "test/lab/host", "tunnel", "tunnel/descriptor", "tunnel/plane"},

@@ -86,6 +86,17 @@ func parseProcess(text string) (used uint64, kernel bool, err error) {
 	return used, flags&kthread != 0, err
 }
 
+// netdevBudget is how many packets the kernel takes from its network cards at once (net.core.netdev_budget): what a woken real-time
+// thread may have to wait for where the kernel is not preemptible. 0: cannot be read.
+func netdevBudget() int {
+	text, err := os.ReadFile("/proc/sys/net/core/netdev_budget")
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return n
+}
+
 // since is the shares of what happened between two looks.
 func (t ticks) since(before ticks) report.CPU {
 	all := float64(t.all - before.all)

@@ -22,6 +22,7 @@ import (
 	"ringway/test/lab/bulk"
 	"ringway/test/lab/host"
 	lab "ringway/test/lab/report"
+	"ringway/tunnel"
 )
 
 // JitterOptions say what `ringway bench jitter` measures.
@@ -42,7 +43,7 @@ type JitterOptions struct {
 // DefaultJitter is voice as most phones send it.
 func DefaultJitter() JitterOptions {
 	return JitterOptions{
-		Engine:  "realtime",
+		Engine:  string(tunnel.EngineRealtime),
 		Against: []rival.Kind{rival.WireGuardGoShared, rival.WireGuardGo, rival.Kernel},
 		Loads:   []int{0, 10, 50, 90, 100},
 		Streams: 10, Interval: 20 * time.Millisecond, Size: 172, // a packet of G.711: 12 bytes of RTP, 160 samples
@@ -62,6 +63,9 @@ const (
 	shortestTime = time.Second
 )
 
+// engines are those that run in a plane.
+var engines = []string{string(tunnel.EngineRealtime), string(tunnel.EngineWireGuardGo)}
+
 func (o *JitterOptions) check() error {
 	switch {
 	case o.Duration < shortestTime || o.Duration > time.Hour:
@@ -75,6 +79,9 @@ func (o *JitterOptions) check() error {
 		if l < 0 || l > 100 || slices.Contains(o.Loads[:i], l) {
 			return fmt.Errorf("%w: --loads: %d (allowed: percents of the capacity, 0-100, each once)", ErrUsage, l)
 		}
+	}
+	if !slices.Contains(engines, o.Engine) {
+		return fmt.Errorf("%w: --engine: %q (allowed: %s)", ErrUsage, o.Engine, strings.Join(engines, ", "))
 	}
 	for i, k := range o.Against {
 		if !slices.Contains(rival.Kinds, k) || slices.Contains(o.Against[:i], k) {
@@ -161,7 +168,7 @@ func MeasureJitter(ctx context.Context, o JitterOptions) (Jitter, error) {
 		return Jitter{}, err
 	}
 	r.out.Report = report.Jitter{
-		Machine: report.Machine{Machine: lab.ThisMachine(), Denied: []string{}},
+		Machine: report.Machine{Machine: lab.ThisMachine(), Denied: []string{}, NetdevBudget: netdevBudget()},
 		Settings: report.Settings{Build: o.Build, Engine: o.Engine, Streams: o.Streams, Interval: micros(o.Interval), Size: o.Size, Seconds: o.Duration.Seconds(),
 			Rounds: o.Rounds, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 	}

@@ -25,7 +25,9 @@ type Jitter struct {
 type Machine struct {
 	lab.Machine
 	Wakeup []Wakeup `json:"wakeup"`
-	Denied []string `json:"denied"` // what the machine did not allow the probes and Ringway's planes
+	// net.core.netdev_budget: packets that the kernel takes from network cards at once; 0 where it cannot be read
+	NetdevBudget int      `json:"netdev_budget"`
+	Denied       []string `json:"denied"` // what the machine did not allow the probes and Ringway's planes
 }
 
 // Wakeup is how late the machine woke threads under one load of one round, just before voice was measured there.
