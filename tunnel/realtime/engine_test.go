@@ -55,39 +55,8 @@ func TestPairTalks(t *testing.T) {
 	assert.Empty(t, s.Drops)
 }
 
-func TestStockFarEnd(t *testing.T) {
-	for _, c := range []struct{ name, ours, theirs string }{
-		{"IPv4", "192.0.2.1:51820", "192.0.2.2:51820"},
-		{"IPv6", "[2001:db8::1]:51820", "[2001:db8::2]:51820"},
-	} {
-		for _, initiator := range []string{"ours", "theirs"} {
-			t.Run(c.name+" "+initiator+" initiates", func(t *testing.T) {
-				a, b := wire(t)
-				a.Open(0, 0, wide)
-				a.Start(wide)
-				ours, theirs := "", ""
-				if initiator == "ours" {
-					theirs = c.theirs
-				} else {
-					ours = c.ours
-				}
-				a.Set(a.Peer(b, theirs))
-				wg := b.Stock(b.Conf(a, ours))
-				if initiator == "ours" {
-					require.NoError(t, a.Ping("10.66.0.2"))
-				}
-				require.NoError(t, b.Ping("10.66.0.1"))
-				require.NoError(t, a.Ping("fd66::2", "-s", "1372", "-M", "do"))
-				require.Greater(t, a.Iperf(b, 1), 10.0)
-				require.Greater(t, a.Iperf(b, 1, "-R"), 10.0)
-				require.Greater(t, a.Iperf(b, 1, "-u", "-b", "20M", "-l", "200"), 5.0)
-				out, err := wg("wg", "show", "rw0", "latest-handshakes")
-				require.NoError(t, err)
-				assert.Contains(t, out, a.Key.Public().String())
-				assert.NotContains(t, out, "\t0\n")
-			})
-		}
-	}
+func TestSuite(t *testing.T) {
+	enginetest.Suite(t, makeEngine, enginetest.Options{CopiesECN: true})
 }
 
 // Both engines are processes of their own, whose forwarding threads are pinned.

@@ -118,7 +118,7 @@ func (e *Engine) sendLocked(p *peer, b []byte) {
 		return
 	}
 	errno := e.transmit(to, b)
-	if errno == unix.EINVAL && to.controls > 0 { // the source address went
+	if to.controls > 0 && staleSource(errno) { // the source address went
 		to = to.unpinned()
 		p.endpoint.Store(to)
 		errno = e.transmit(to, b)

@@ -242,9 +242,9 @@ func (o *outbound) unstage(now int64) {
 }
 
 // group makes messages of the packets from at on, all of one address family, and returns how many.
-func (o *outbound) group(at int) (n int) {
+func (o *outbound) group(at int, single bool) (n int) {
 	most := int(o.e.superPacket.Load())
-	if o.noGSO {
+	if single {
 		most = 0
 	}
 	v6 := o.packets[at].to.raw.v6()
@@ -293,9 +293,9 @@ func (o *outbound) group(at int) (n int) {
 
 // send sends the batch. A message that the kernel refuses is dropped alone.
 func (o *outbound) send(now int64) {
-	waited := 0
+	waited, single := 0, o.noGSO
 	for at := 0; at < o.n; {
-		count := o.group(at)
+		count := o.group(at, single)
 		fd := o.e.udp[0]
 		if o.packets[at].to.raw.v6() {
 			fd = o.e.udp[1]
@@ -326,21 +326,22 @@ func (o *outbound) send(now int64) {
 				o.waitWritable(&o.poll, &o.timeout, fd, 10)
 				continue
 			}
-		case unix.EIO, unix.EINVAL, unix.EOPNOTSUPP:
-			if o.first[1]-at > 1 { // cannot cut, or not here
-				o.noGSO = true
-				continue
-			}
-			if p := &o.packets[at]; p.to.controls > 0 { // the source address went
-				bare := p.to.unpinned()
-				p.peer.endpoint.CompareAndSwap(p.to, bare)
-				for i, was := at, p.to; i < o.n; i++ {
-					if o.packets[i].to == was {
-						o.packets[i].to = bare
-					}
+		}
+		if p := &o.packets[at]; p.to.controls > 0 && staleSource(errno) {
+			bare := p.to.unpinned()
+			p.peer.endpoint.CompareAndSwap(p.to, bare)
+			for i, was := at, p.to; i < o.n; i++ {
+				if o.packets[i].to == was {
+					o.packets[i].to = bare
 				}
-				continue
 			}
+			continue
+		}
+		if o.first[1]-at > 1 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EOPNOTSUPP || errno == unix.EMSGSIZE) {
+			// The kernel or the network card cannot cut, or not here: one by one, this time, or for good.
+			o.noGSO = o.noGSO || errno == unix.EIO || errno == unix.EOPNOTSUPP
+			single = true
+			continue
 		}
 		o.e.drops[sendReason(errno)].Add(uint64(o.first[1] - at))
 		at = o.first[1]
@@ -357,6 +358,15 @@ func (o *outbound) familyEnd(at int) int {
 		}
 	}
 	return o.n
+}
+
+// staleSource says whether an error may come from a source address that went.
+func staleSource(errno unix.Errno) bool {
+	switch errno {
+	case unix.EINVAL, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EADDRNOTAVAIL, unix.ENODEV:
+		return true
+	}
+	return false
 }
 
 func sendReason(errno unix.Errno) reason {

@@ -1,39 +1,15 @@
 package wireguardgo
 
 import (
-	"encoding/json"
-	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-)
 
-// iperf runs one TCP flow from b to far for some seconds and returns Mbit/s.
-func (b *box) iperf(far *box, seconds int, args ...string) float64 {
-	b.t.Helper()
-	server := far.ns.Command("iperf3", "-s", "-1", "-B", fmt.Sprintf("10.66.0.%d", far.n))
-	require.NoError(b.t, server.Start())
-	defer func() { server.Process.Kill(); server.Wait() }()
-	require.Eventually(b.t, func() bool {
-		out, _ := far.ns.Try("ss", "-Hltn", "sport", "=", ":5201")
-		return out != ""
-	}, 5*time.Second, 20*time.Millisecond)
-	out, err := b.ns.Try("timeout", append([]string{"20", "iperf3", "-J", "-c", fmt.Sprintf("10.66.0.%d", far.n), "-t", strconv.Itoa(seconds)}, args...)...)
-	require.NoError(b.t, err, out)
-	var result struct {
-		End struct {
-			Received struct {
-				Rate float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-		}
-	}
-	require.NoError(b.t, json.Unmarshal([]byte(out), &result))
-	return result.End.Received.Rate / 1e6
-}
+	"ringway/test/enginetest"
+)
 
 // BenchmarkAgainstStock fills a tunnel of ours and one of stock wireguard-go with a TCP flow, in
 // turns, and reports the throughput of both and the median of the ratios. Both cores are
@@ -53,16 +29,16 @@ func BenchmarkAgainstStock(b *testing.B) {
 	bounds.ReceiveBuffer, bounds.SendBuffer = 7<<20, 7<<20 // as stock
 
 	oursA, oursB := wire(b)
-	for _, x := range []*box{oursA, oursB} {
-		x.open(0, 0, bounds)
+	for _, x := range []*enginetest.Box{oursA, oursB} {
+		x.Open(0, 0, bounds)
 	}
-	oursA.spawn(bounds, oursA.peer(oursB, "192.0.2.2:51820"))
-	oursB.spawn(bounds, oursB.peer(oursA, "192.0.2.1:51820"))
+	oursA.Spawn(bounds, oursA.Peer(oursB, "192.0.2.2:51820"))
+	oursB.Spawn(bounds, oursB.Peer(oursA, "192.0.2.1:51820"))
 	stockA, stockB := wire(b)
-	stockA.stock(stockA.wgConf(stockB, "192.0.2.2:51820"))
-	stockB.stock(stockB.wgConf(stockA, "192.0.2.1:51820"))
-	require.NoError(b, oursA.ping("10.66.0.2"))
-	require.NoError(b, stockA.ping("10.66.0.2"))
+	stockA.Stock(stockA.Conf(stockB, "192.0.2.2:51820"))
+	stockB.Stock(stockB.Conf(stockA, "192.0.2.1:51820"))
+	require.NoError(b, oursA.Ping("10.66.0.2"))
+	require.NoError(b, stockA.Ping("10.66.0.2"))
 
 	var ratios, ours, theirs []float64
 	b.ResetTimer()
@@ -70,9 +46,9 @@ func BenchmarkAgainstStock(b *testing.B) {
 		for i := range pairs {
 			var o, s float64
 			if i%2 == 0 {
-				o, s = oursA.iperf(oursB, seconds), stockA.iperf(stockB, seconds)
+				o, s = oursA.Iperf(oursB, seconds), stockA.Iperf(stockB, seconds)
 			} else {
-				s, o = stockA.iperf(stockB, seconds), oursA.iperf(oursB, seconds)
+				s, o = stockA.Iperf(stockB, seconds), oursA.Iperf(oursB, seconds)
 			}
 			b.Logf("ours %.0f Mbit/s, stock %.0f Mbit/s, ratio %.3f", o, s, o/s)
 			ours, theirs, ratios = append(ours, o), append(theirs, s), append(ratios, o/s)

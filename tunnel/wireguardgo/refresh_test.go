@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 
+	"ringway/test/enginetest"
 	"ringway/tunnel"
 )
 
@@ -38,13 +39,13 @@ func cpu(t testing.TB) time.Duration {
 }
 
 // strange sends datagrams to address, each from a port of its own, in the box's namespace.
-func (b *box) strange(address string, n, rate int, next func() []byte) {
-	b.t.Helper()
+func strange(b *enginetest.Box, address string, n, rate int, next func() []byte) {
+	b.T.Helper()
 	tick := time.NewTicker(time.Second / time.Duration(rate))
 	defer tick.Stop()
 	for range n {
 		<-tick.C
-		require.NoError(b.t, b.ns.Do(func() error {
+		require.NoError(b.T, b.NS.Do(func() error {
 			c, err := net.Dial("udp", address)
 			if err != nil {
 				return err
@@ -58,20 +59,20 @@ func (b *box) strange(address string, n, rate int, next func() []byte) {
 
 func BenchmarkRefreshOfManySites(b *testing.B) {
 	a, _ := wire(b)
-	a.open(0, 0, wide)
-	a.start(wide)
-	a.set(fmt.Sprintf("private_key=%s\n", a.key.Hex()) + sites(b, manySites))
+	a.Open(0, 0, wide)
+	a.Start(wide)
+	a.Set(fmt.Sprintf("private_key=%s\n", a.Key.Hex()) + sites(b, manySites))
 	for b.Loop() {
-		a.e.refresh()
+		engine(a).refresh()
 	}
 }
 
 // What nobody has authenticated makes no work that grows with the number of sites, from however many addresses it comes.
 func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	a, b := wire(t)
-	a.open(0, 0, wide)
-	a.start(wide)
-	a.set(fmt.Sprintf("private_key=%s\n", a.key.Hex()) + sites(t, manySites))
+	a.Open(0, 0, wide)
+	a.Start(wide)
+	a.Set(fmt.Sprintf("private_key=%s\n", a.Key.Hex()) + sites(t, manySites))
 	junk := map[string]func() []byte{
 		"noise": func() []byte { return []byte(strings.Repeat("x", 100)) },
 		"unknown session": func() []byte {
@@ -89,28 +90,28 @@ func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	share := func(port int) float64 {
 		began, used := time.Now(), cpu(t)
 		for _, next := range junk {
-			b.strange(fmt.Sprintf("192.0.2.1:%d", port), 100, 100, next)
+			strange(b, fmt.Sprintf("192.0.2.1:%d", port), 100, 100, next)
 		}
 		return float64(cpu(t)-used) / float64(time.Since(began))
 	}
 	sending := share(9) // where nobody listens
 	all := share(51820)
 	t.Logf("%d sites, 100 datagrams a second, each from a new address: %.1f %% of a core, of which %.1f %% are this test's own; drops %v",
-		manySites, 100*all, 100*sending, a.e.Status().Drops)
+		manySites, 100*all, 100*sending, a.E.Status().Drops)
 	assert.Less(t, all-sending, 0.1)
 
 	// While the peers are being looked at already, who asks for it leaves a mark.
-	p := a.e.hub.peers
+	p := engine(a).hub.peers
 	p.refreshing.Lock()
 	defer p.refreshing.Unlock()
 	select {
 	case <-p.kicks:
 	default:
 	}
-	seen := a.e.hub.drops[dropGarbage].Load() + 5
+	seen := engine(a).hub.drops[dropGarbage].Load() + 5
 	for _, kind := range []string{"unknown session", "handshakes of a stranger", "noise"} {
-		b.strange("192.0.2.1:51820", 5, 1000, junk[kind])
+		strange(b, "192.0.2.1:51820", 5, 1000, junk[kind])
 	}
-	require.Eventually(t, func() bool { return a.e.hub.drops[dropGarbage].Load() >= seen }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return engine(a).hub.drops[dropGarbage].Load() >= seen }, 5*time.Second, time.Millisecond)
 	assert.Empty(t, p.kicks)
 }
