@@ -117,8 +117,12 @@ func (o *JitterOptions) command() string {
 	for _, l := range o.Loads {
 		loads = append(loads, strconv.Itoa(l))
 	}
+	against := strings.ReplaceAll(kindNames(o.Against), ", ", ",")
+	if against == "" {
+		against = `""`
+	}
 	return fmt.Sprintf("ringway bench jitter --engine %s --vs %s --loads %s --streams %d --interval %s --size %d --duration %s --rounds %d",
-		o.Engine, strings.ReplaceAll(kindNames(o.Against), ", ", ","), strings.Join(loads, ","), o.Streams, o.Interval, o.Size, o.Duration, o.Rounds)
+		o.Engine, against, strings.Join(loads, ","), o.Streams, o.Interval, o.Size, o.Duration, o.Rounds)
 }
 
 // Jitter is a finished run: the report, and every delay for the plots.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"ringway/test/lab/host"
 )
@@ -140,15 +141,20 @@ func (p *Programs) buildNebula(ctx context.Context, say func(format string, args
 		cmd := exec.CommandContext(ctx, goTool, "install", "-trimpath", nebulaModule+"/cmd/nebula@"+v, nebulaModule+"/cmd/nebula-cert@"+v)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOTOOLCHAIN=local", "GOFLAGS=", "GOWORK=off")
+		// Asked to end, go takes away what it has half built; killed, it would not.
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		cmd.WaitDelay = 20 * time.Second
 		out, err := cmd.CombinedOutput()
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		if err == nil && p.haveNebula(cache, v) {
 			return nil
 		}
-		_ = os.Remove(dir) // it is empty
-		tried = append(tried, fmt.Sprintf("%s: %s", v, lastLine(string(out), err)))
+		_ = os.Remove(dir) // fails where it is not empty
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		why := lastLine(string(out), err)
+		say("Nebula %s cannot be built here: %s", v, why)
+		tried = append(tried, v+": "+why)
 	}
 	return fmt.Errorf("build Nebula (module %s) with %s: none of these could be built (say --nebula PROGRAM where you have one, or leave nebula out of --vs):\n  %s", nebulaModule, goTool, strings.Join(tried, "\n  "))
 }
@@ -180,12 +186,14 @@ func (p *Programs) UseNebula(path string) error {
 	return nil
 }
 
+// lastLine is where go says what went wrong.
 func lastLine(out string, err error) string {
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	for _, l := range slices.Backward(lines) {
-		if l = strings.TrimSpace(l); l != "" {
-			return l
-		}
+	if last := strings.TrimSpace(lines[len(lines)-1]); last != "" {
+		return last
+	}
+	if err == nil {
+		return "the programs are not where they were to be built"
 	}
 	return err.Error()
 }
