@@ -2,6 +2,7 @@ package stamp
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -47,6 +48,13 @@ func TestMeasureOverLoopback(t *testing.T) {
 				assert.Equal(t, 200, g.Forward.Received)
 				assert.Greater(t, g.Forward.Voice.MOS, 4.0)
 				assert.NotEmpty(t, g.Clocks.Statement)
+				low, high := time.Duration(math.MaxInt64), time.Duration(math.MinInt64)
+				for _, s := range res.Streams {
+					for _, p := range s.Packets {
+						low, high = min(low, time.Duration(p.ThereIn-p.Sent)), max(high, time.Duration(p.ThereIn-p.Sent))
+					}
+				}
+				assert.Equal(t, high-low, g.Forward.Delay.Max()-g.Forward.Delay.Min(), "one clock: the truth is known")
 				for _, s := range res.Streams {
 					for n, p := range s.Packets {
 						assert.Equal(t, uint32(n), p.FarSeq)

@@ -45,7 +45,9 @@ are asked, and the first that answers is taken. Give ADDRESS where the box has a
 The round trip is exact to the kernels' timestamps, whatever the clocks are; what the far end holds a packet for is not
 in it. One-way delay is shown only where both clocks say that they are synchronized, with how far they may be off. Its
 variation, jitter and loss are shown for each direction always: they need no common clock. Counts of the far end's own
-tell loss on the way there from loss on the way back. A packet that is not back within 4 s is lost.`,
+tell loss on the way there from loss on the way back. A packet that is not back within 4 s is lost.
+
+Probes of class voice share the voice budget with the calls that are up: ten streams take what ten calls take.`,
 		Example: `  ringway bench live munich
   ringway bench live munich --class data --streams 1 --size 1372
   ringway bench live 10.2.10.1 --streams 50 --duration 5m --json`,
@@ -172,6 +174,9 @@ func findSite(ctx context.Context, p stamp.Probe, paths appliance.Paths, site st
 	if len(networks) == 0 {
 		return netip.AddrPort{}, usageError{fmt.Errorf("%q is no site of this box and no address (allowed: %s, or an address)", site, strings.Join(sites, ", "))}
 	}
+	if err := fitsBudget(p, st); err != nil {
+		return netip.AddrPort{}, usageError{err}
+	}
 	var names []string
 	for _, hosts := range likelyBoxes(networks) {
 		if to := firstAnswer(ctx, p, hosts); to.IsValid() {
@@ -184,6 +189,25 @@ func findSite(ctx context.Context, p stamp.Probe, paths appliance.Paths, site st
 	return netip.AddrPort{}, unlessInterrupted(ctx, fmt.Errorf("%s: none of %s answers probes (is the tunnel up: `ringway status`? does the far end run Ringway with control.reflector: true? if its box has another address: ringway bench live ADDRESS)",
 		site, strings.Join(names, ", ")))
 }
+
+// fitsBudget refuses what would push calls out of the voice budget by itself. What calls that are up take of it is not known here.
+func fitsBudget(p stamp.Probe, st appliance.Status) error {
+	if p.DSCP != dscpOf[string(tunnel.Voice)] {
+		return nil
+	}
+	for _, q := range st.Queues {
+		rate := float64(p.Streams) / p.Interval.Seconds() * 8 * float64(p.Size+wireOverhead)
+		if q.Class == "media" && q.Ceil > 0 && rate > float64(q.Ceil) {
+			return fmt.Errorf("%d streams of %d bytes every %s take %.1f Mbit/s, more than the voice budget of %s, %s: calls would be lost (allowed: up to %d streams)",
+				p.Streams, p.Size, p.Interval, rate/1e6, q.WAN, q.Ceil, int(float64(p.Streams)*float64(q.Ceil)/rate))
+		}
+	}
+	return nil
+}
+
+// wireOverhead is what a probe's payload gains until the WAN: IPv4 and UDP inside, WireGuard, UDP, IPv4 and Ethernet outside,
+// and padding to 16 bytes at its mean.
+const wireOverhead = 28 + 8 + 32 + 28 + 14
 
 // maxBoxes bounds whom a look-up asks at once.
 const maxBoxes = 16
