@@ -20,6 +20,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +30,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"ringway/test/netnstest"
 	"ringway/tunnel"
@@ -288,7 +291,6 @@ func (b *Box) Spawn(bounds tunnel.Bounds, set string, env ...string) *Process {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), f.Name()))
 	}
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
 	require.NoError(b.T, err)
 	out, err := cmd.StdoutPipe()
@@ -311,6 +313,23 @@ func (p *Process) ask(s string) (answer json.RawMessage) {
 	require.NoError(p.t, err)
 	require.NoError(p.t, p.out.Decode(&answer))
 	return answer
+}
+
+// RealTime puts the threads of the process that have one of these names under SCHED_FIFO, as the daemon does.
+func (p *Process) RealTime(names ...string) {
+	p.t.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.Process.Pid))
+	require.NoError(p.t, err)
+	n := 0
+	for _, task := range tasks {
+		tid, _ := strconv.Atoi(task.Name())
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/comm", p.Process.Pid, tid))
+		if slices.Contains(names, strings.TrimSpace(string(comm))) {
+			require.NoError(p.t, unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}, 0))
+			n++
+		}
+	}
+	require.Equal(p.t, len(names), n)
 }
 
 // Set carries out a set operation.
@@ -355,8 +374,9 @@ func (b *Box) Stock(config string) (run func(name string, args ...string) (strin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "LOG_LEVEL=error")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	require.NoError(b.T, cmd.Start())
-	b.T.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	ended, err := startOnThread(cmd)
+	require.NoError(b.T, err)
+	b.T.Cleanup(func() { cmd.Process.Kill(); <-ended })
 	run = func(name string, args ...string) (string, error) {
 		c := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(cmd.Process.Pid), "-m", "-n", name}, args...)...)
 		c.Stdin = strings.NewReader(config)
@@ -374,6 +394,24 @@ func (b *Box) Stock(config string) (run func(name string, args ...string) (strin
 	require.NoError(b.T, err)
 	b.address()
 	return run
+}
+
+// startOnThread starts a program that has a parent death signal, which the end of the thread sends that started it: that thread
+// is kept until the program has ended.
+func startOnThread(cmd *exec.Cmd) (ended chan struct{}, err error) {
+	started := make(chan error)
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	return ended, <-started
 }
 
 // Conf is a wg(8) configuration that makes far a peer of b.

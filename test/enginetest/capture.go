@@ -2,11 +2,12 @@ package enginetest
 
 import (
 	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"net"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -93,4 +94,106 @@ func (b *Box) Flood(address string, rate int, next func() []byte) (stop func() i
 		}
 	})
 	return func() int { close(done); wg.Wait(); c.Close(); return int(n.Load()) }
+}
+
+// FloodFromAnywhere is Flood with a source address of its own for each datagram, as if from 10.0.0.0/8.
+func (b *Box) FloodFromAnywhere(to netip.AddrPort, rate int, next func() []byte) (stop func() int) {
+	b.T.Helper()
+	var fd int
+	require.NoError(b.T, b.NS.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return err
+	}))
+	done := make(chan struct{})
+	n := 0
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		dst := to.Addr().As4()
+		for i := uint32(1); ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if int(i)%rate == 0 {
+				<-tick.C
+			}
+			m := next()
+			p := make([]byte, 28+len(m)) // the kernel fills in length, identification and checksum (raw(7)); UDP's may be 0
+			p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
+			binary.BigEndian.PutUint32(p[12:], 10<<24|i*2654435761&0xffffff)
+			copy(p[16:], dst[:])
+			binary.BigEndian.PutUint16(p[20:], uint16(1024+i%50000))
+			binary.BigEndian.PutUint16(p[22:], to.Port())
+			binary.BigEndian.PutUint16(p[24:], uint16(8+len(m)))
+			copy(p[28:], m)
+			if unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst}) == nil {
+				n++
+			}
+		}
+	})
+	return func() int { close(done); wg.Wait(); unix.Close(fd); return n }
+}
+
+// Call sends n packets of voice (172 bytes) from b to far's inner address, one in every, and returns how many arrived and how long
+// each took, by the kernel's time at its arrival.
+func (b *Box) Call(far *Box, n int, every time.Duration) (arrived int, delays []time.Duration) {
+	b.T.Helper()
+	var in, out int
+	at := unix.SockaddrInet4{Port: 20000, Addr: [4]byte{10, 66, 0, byte(far.N)}}
+	require.NoError(b.T, far.NS.Do(func() (err error) {
+		if in, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(in, &at)
+	}))
+	defer unix.Close(in)
+	require.NoError(b.T, b.NS.Do(func() (err error) {
+		if out, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Connect(out, &at)
+	}))
+	defer unix.Close(out)
+	require.NoError(b.T, unix.SetsockoptInt(in, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
+	_ = unix.SetsockoptInt(in, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
+	tv := unix.NsecToTimeval(int64(2 * time.Second))
+	require.NoError(b.T, unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf, oob := make([]byte, 2048), make([]byte, 256)
+		seen := make([]bool, n)
+		for arrived < n {
+			_, k, _, _, err := unix.Recvmsg(in, buf, oob, 0)
+			if err != nil {
+				return // two seconds of silence
+			}
+			i := binary.BigEndian.Uint64(buf)
+			if i >= uint64(n) || seen[i] {
+				continue
+			}
+			seen[i] = true
+			arrived++
+			messages, err := unix.ParseSocketControlMessage(oob[:k])
+			if err != nil || len(messages) == 0 || len(messages[0].Data) < 16 {
+				continue
+			}
+			got := int64(binary.NativeEndian.Uint64(messages[0].Data))*1e9 + int64(binary.NativeEndian.Uint64(messages[0].Data[8:]))
+			delays = append(delays, time.Duration(got-int64(binary.BigEndian.Uint64(buf[8:]))))
+		}
+	})
+	packet := make([]byte, 172)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for i := range n {
+		<-tick.C
+		binary.BigEndian.PutUint64(packet, uint64(i))
+		binary.BigEndian.PutUint64(packet[8:], uint64(time.Now().UnixNano()))
+		_, _ = unix.Write(out, packet)
+	}
+	wg.Wait()
+	slices.Sort(delays)
+	return arrived, delays
 }

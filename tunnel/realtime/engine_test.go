@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/test/enginetest"
 	"ringway/tunnel"
@@ -74,4 +76,46 @@ func TestPinnedPairTalks(t *testing.T) {
 	}
 	assert.Equal(t, 200, a.Pings("10.66.0.2", 200))
 	assert.False(t, pa.Status().Peers[0].LastHandshake.IsZero())
+}
+
+// A call goes on while strangers who know our public key send 50,000 handshake initiations a second.
+func TestCallInAFloodOfHandshakes(t *testing.T) {
+	for _, many := range []bool{false, true} {
+		name := map[bool]string{false: "one source", true: "many sources"}[many]
+		t.Run(name, func(t *testing.T) {
+			a, b := wire(t)
+			a.Open(0, 0, wide)
+			b.Open(0, 0, wide)
+			pa := a.Spawn(wide, a.Peer(b, "192.0.2.2:51820"))
+			pb := b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
+			pa.RealTime(threadIn, threadOut)
+			pb.RealTime(threadIn, threadOut)
+			require.NoError(t, a.Ping("10.66.0.2"))
+			var macs device.CookieGenerator
+			macs.Init(device.NoisePublicKey(a.Key.Public()))
+			m := make([]byte, initiationSize)
+			binary.LittleEndian.PutUint32(m, typeInitiation)
+			next := func() []byte {
+				binary.LittleEndian.PutUint64(m[8:], binary.LittleEndian.Uint64(m[8:])+1)
+				macs.AddMacs(m)
+				return m
+			}
+			var stop func() int
+			if many {
+				stop = b.FloodFromAnywhere(netip.MustParseAddrPort("192.0.2.1:51820"), 50, next)
+			} else {
+				stop = b.Flood("192.0.2.1:51820", 50, next)
+			}
+			const packets = 1500
+			began := time.Now()
+			got, delays := b.Call(a, packets, 2*time.Millisecond)
+			sent := float64(stop()) / time.Since(began).Seconds()
+			d := pa.Status().Drops
+			t.Logf("%.0f initiations/s: voice min %v p50 %v p99.9 %v max %v; drops %v", sent, delays[0], delays[len(delays)/2], delays[len(delays)*999/1000], delays[len(delays)-1], d)
+			assert.Equal(t, packets, got, "no packet of the call is lost")
+			assert.Greater(t, sent, 5000.0, "it was no flood")
+			assert.Positive(t, d["handshake_rate"])
+			assert.Zero(t, d["socket_overflow"])
+		})
+	}
 }
