@@ -75,8 +75,8 @@ func TestEngines(t *testing.T) {
 		w := want(shipped(t, "branch-berlin.yaml", change), facts{kernelWireGuard: kernel, queues: qos.AssumedFeatures()})
 		return fmt.Sprint(device(t, w, tunnel.Voice).Settings.Engine, " ", device(t, w, tunnel.Data).Settings.Engine)
 	}
-	assert.Equal(t, "wireguard-go wireguard-go", engines(false, nil))
-	assert.Equal(t, "wireguard-go kernel", engines(true, nil))
+	assert.Equal(t, "realtime wireguard-go", engines(false, nil))
+	assert.Equal(t, "realtime kernel", engines(true, nil))
 	assert.Equal(t, "kernel wireguard-go", engines(true, map[string]string{"tunnels[voice].engine": "kernel", "tunnels[data].engine": "wireguard-go"}))
 }
 

@@ -30,7 +30,7 @@ type EngineName string
 
 // The engines. All are plain WireGuard on the wire.
 const (
-	EngineAuto        EngineName = "auto"         // voice: wireguard-go; data: kernel where the kernel has WireGuard, else wireguard-go
+	EngineAuto        EngineName = "auto"         // voice: realtime; data: kernel where the kernel has WireGuard, else wireguard-go
 	EngineKernel      EngineName = "kernel"       // WireGuard in the kernel
 	EngineWireGuardGo EngineName = "wireguard-go" // the device package of wireguard-go in a plane process
 	EngineRealtime    EngineName = "realtime"     // Ringway's own forwarding core in a plane process: a locked thread a direction, run to completion
@@ -41,7 +41,7 @@ const (
 func Auto(c Class, kernelHasWireGuard bool) EngineName {
 	switch {
 	case c == Voice:
-		return EngineWireGuardGo
+		return EngineRealtime
 	case kernelHasWireGuard:
 		return EngineKernel
 	}

@@ -20,8 +20,9 @@ import (
 
 // Code points of the outer packets (RFC 3246, RFC 2474), and the ports of the two tunnels.
 const (
-	expedited = 46
-	byDefault = 0
+	expedited  = 46
+	signalling = 24 // CS3
+	byDefault  = 0
 
 	edgeA, edgeB = "198.51.100.2", "203.0.113.2"
 
@@ -120,7 +121,7 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 		}
 	}
 	assert.ElementsMatch(t, []uint16{voicePort, dataPort}, slices.Collect(maps.Keys(marks)))
-	assert.Equal(t, []uint8{expedited}, slices.Collect(maps.Keys(marks[voicePort])), "outer DSCP of voice")
+	assert.ElementsMatch(t, []uint8{signalling, expedited}, slices.Collect(maps.Keys(marks[voicePort])), "outer DSCP of voice")
 	assert.Equal(t, []uint8{byDefault}, slices.Collect(maps.Keys(marks[dataPort])), "outer DSCP of data")
 
 	// The watch sees what is in clear: what pc-a sends to the world goes there without a tunnel.
@@ -135,7 +136,7 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 	slices.Sort(lines)
 	for _, line := range slices.Compact(lines) {
 		switch line {
-		case "WireGuard,51820,46", "WireGuard,51821,0", "ARP,,", "ICMPv6,,":
+		case "WireGuard,51820,46", "WireGuard,51820,24", "WireGuard,51821,0", "ARP,,", "ICMPv6,,":
 		default:
 			t.Errorf("tshark sees %q", line)
 		}

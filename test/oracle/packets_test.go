@@ -27,8 +27,8 @@ const burst = 20
 var dscp = map[string]int{"DF": 0, "CS1": 8, "AF31": 26, "CS3": 24, "CS5": 40, "EF": 46}
 
 // A packet's class decides its queue on the WAN and the mark that the provider sees. Which class it has is decided by where
-// it comes from, its DSCP (believed from phones alone) and its port. Into a tunnel all goes marked as the tunnel is, for its
-// engine sees whole devices (design, section 4): voice EF, data DF.
+// it comes from, its DSCP (believed from phones alone) and its port. The voice tunnel's engine, realtime, marks what it encrypts by
+// the class inside; what is in the data tunnel is marked as the tunnel is, for its engine sees whole devices.
 var classes = []struct {
 	from           string
 	dscp           string
@@ -37,9 +37,9 @@ var classes = []struct {
 	siteMark, mark string        // the DSCP on the wire
 }{
 	{lab.PhoneA, "EF", 20000, qos.Media, qos.Media, "EF", "EF"},
-	{lab.PhoneA, "CS3", 20002, qos.Media, qos.Signalling, "EF", "CS3"},
-	{lab.PhoneA, "AF31", 20004, qos.Media, qos.Signalling, "EF", "CS3"},
-	{lab.PhoneA, "DF", 5060, qos.Media, qos.Signalling, "EF", "CS3"},
+	{lab.PhoneA, "CS3", 20002, qos.Signalling, qos.Signalling, "CS3", "CS3"},
+	{lab.PhoneA, "AF31", 20004, qos.Signalling, qos.Signalling, "CS3", "CS3"},
+	{lab.PhoneA, "DF", 5060, qos.Signalling, qos.Signalling, "CS3", "CS3"},
 	{lab.PhoneA, "DF", 20006, qos.Data, qos.Data, "DF", "DF"},
 	{lab.PhoneA, "EF", 123, qos.Data, qos.Data, "DF", "DF"}, // NTP is data, whatever the phone says
 	{lab.PhoneA, "CS1", 20008, qos.Data, qos.Background, "DF", "CS1"},

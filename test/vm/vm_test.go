@@ -66,7 +66,7 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 	b.munich.start()
 	b.berlin.start()
 	voice, data := b.berlin.tunnel(tunnel.Voice), b.berlin.tunnel(tunnel.Data)
-	assert.Equal(t, tunnel.EngineWireGuardGo, voice.Engine)
+	assert.Equal(t, tunnel.EngineRealtime, voice.Engine)
 	assert.NotZero(t, voice.PlanePID)
 	assert.Equal(t, tunnel.EngineKernel, data.Engine)
 	assert.Zero(t, data.PlanePID)
@@ -144,16 +144,17 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 func TestEnginesInteroperate(t *testing.T) {
 	inGuest(t)
 	b := newBranches(t, map[string]string{"tunnels": "[{name: voice, engine: kernel}, {name: data, engine: kernel}]"},
-		map[string]string{"tunnels": "[{name: voice, engine: wireguard-go}, {name: data, engine: wireguard-go}]"})
+		map[string]string{"tunnels": "[{name: voice, engine: realtime}, {name: data, engine: wireguard-go}]"})
 	b.munich.start()
 	b.berlin.start()
 	for _, c := range tunnel.Classes {
 		assert.Equal(t, tunnel.EngineKernel, b.berlin.tunnel(c).Engine)
-		assert.Equal(t, tunnel.EngineWireGuardGo, b.munich.tunnel(c).Engine)
+		want := map[tunnel.Class]tunnel.EngineName{tunnel.Voice: tunnel.EngineRealtime, tunnel.Data: tunnel.EngineWireGuardGo}[c]
+		assert.Equal(t, want, b.munich.tunnel(c).Engine)
 	}
 	streams := b.streams()
-	lossless(t, "kernel and wireguard-go", streams, func() {})
-	for at, e := range map[string]*edge{"from the kernel": b.berlin, "from wireguard-go": b.munich} {
+	lossless(t, "kernel, and realtime and wireguard-go", streams, func() {})
+	for at, e := range map[string]*edge{"from the kernel": b.berlin, "from the planes": b.munich} {
 		far := map[*edge]*edge{b.berlin: b.munich, b.munich: b.berlin}[e]
 		got := capture(t, far.NS, "wan0", 60)
 		for port, want := range map[uint16]uint8{51820: ef, 51821: 0} {
@@ -231,7 +232,7 @@ func TestLANsOnVLANs(t *testing.T) {
 }
 
 // TestClockInThePast: a box without a clock battery starts in 2020, and its far end remembers a later handshake. On both
-// boxes voice is wireguard-go and data the kernel, so both engines are held to it.
+// boxes voice is realtime and data the kernel, so both engines are held to it.
 func TestClockInThePast(t *testing.T) {
 	inGuest(t)
 	// Munich never calls by itself: berlin, which forgets all when it stops, would take munich's word.
