@@ -280,6 +280,9 @@ func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacit
 		return err
 	}
 	for _, s := range seen {
+		if s.result.Unsent > 0 {
+			out.Unsent, out.UnsentWhy = out.Unsent+s.result.Unsent, s.result.SendError
+		}
 		for _, d := range s.result.Denied {
 			if d = "the probes " + d; !slices.Contains(r.out.Report.Machine.Denied, d) {
 				r.out.Report.Machine.Denied = append(r.out.Report.Machine.Denied, d)

@@ -45,6 +45,7 @@ func everyPacketCounts(t *testing.T, j report.Jitter, kinds ...rival.Kind) {
 	for _, l := range j.Loads {
 		require.Len(t, l.Rounds, j.Settings.Rounds)
 		for _, r := range l.Rounds {
+			assert.Zero(t, r.Unsent, r.UnsentWhy)
 			var names []rival.Kind
 			for _, p := range r.Paths {
 				names = append(names, rival.Kind(p.Name))

@@ -64,11 +64,14 @@ type Load struct {
 
 // Round is one run under one load.
 type Round struct {
-	Round int    `json:"round"`
-	Bulk  Bulk   `json:"bulk"`
-	CPU   CPU    `json:"cpu"`
-	Late  Late   `json:"sender_late_us"`
-	Paths []Path `json:"paths"`
+	Round int `json:"round"`
+	// Packets that the phones' own kernel refused to send: they are in no path's figures. Should be 0.
+	Unsent    int    `json:"unsent"`
+	UnsentWhy string `json:"unsent_why,omitempty"`
+	Bulk      Bulk   `json:"bulk"`
+	CPU       CPU    `json:"cpu"`
+	Late      Late   `json:"sender_late_us"`
+	Paths     []Path `json:"paths"`
 }
 
 // Bulk is the TCP flow through the path wireguard-go-shared.

@@ -60,7 +60,7 @@ func example() Jitter {
 		Compare(paths)
 		r := Round{Round: i + 1, Bulk: Bulk{Asked: 1485, MbitPerS: 1480}, CPU: CPU{SoftIRQ: 0.05}, Late: Late{P50: 20, P999: 300, Max: 900}, Paths: paths}
 		if i == 1 {
-			r.CPU.Stolen, r.CPU.Others = 0.12, 0.25
+			r.CPU.Stolen, r.CPU.Others, r.Unsent, r.UnsentWhy = 0.12, 0.25, 3, "no buffer space available"
 		}
 		j.Loads[0].Rounds = append(j.Loads[0].Rounds, r)
 	}

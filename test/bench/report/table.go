@@ -228,6 +228,9 @@ func Warnings(j Jitter) []string {
 			}
 		}
 		for _, r := range l.Rounds {
+			if r.Unsent > 0 {
+				out = append(out, fmt.Sprintf("%s, round %d: the phones could not send %d packets (%s): they are in no figure.", at, r.Round, r.Unsent, r.UnsentWhy))
+			}
 			if r.CPU.Others > othersIsMuch {
 				out = append(out, fmt.Sprintf("%s, round %d: programs outside the benchmark took %.1f %% of the processor; end them and measure again.", at, r.Round, 100*r.CPU.Others))
 			}
