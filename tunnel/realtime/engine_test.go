@@ -20,7 +20,7 @@ import (
 var wide = enginetest.Wide
 
 func makeEngine(s enginetest.Start) (enginetest.Engine, error) {
-	return New(Options{TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone})
+	return New(Options{TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone && os.Getenv(envUnpinned) == ""})
 }
 
 func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, makeEngine) }
