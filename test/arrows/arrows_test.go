@@ -44,7 +44,7 @@ func packages(t *testing.T) map[string]pkg {
 // mayImport lists, for every room, which other rooms of Ringway it may import. A room that is not listed is an
 // error: a new room says here where it stands.
 var mayImport = map[string][]string{
-	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/realtime", "tunnel/wireguardgo", "stamp", "test/bench", "test/bench/probe", "test/bench/rival", "test/lab", "test/lab/report"},
+	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/realtime", "tunnel/wireguardgo", "stamp", "test/bench", "test/bench/probe", "test/bench/rival", "test/bench/tester", "test/lab", "test/lab/report"},
 	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "stamp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/descriptor"},
 	"appliance/config":   {"qos", "routing", "tunnel"},
 	"configs":            {"appliance/config"}, // a shipped file with values set
@@ -64,10 +64,11 @@ var mayImport = map[string][]string{
 	"tunnel/uapi":        {"tunnel"},
 	"tunnel/wireguardgo": {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
 	"tunnel/realtime":    {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
-	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
+	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/bench/tester", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
 	"test/bench/probe":   {"quality"},
 	"test/bench/report":  {"test/bench/probe", "test/lab/report"},
 	"test/bench/rival":   {"qos", "test/lab/host", "tunnel", "tunnel/descriptor", "tunnel/plane"},
+	"test/bench/tester":  {},
 	"test/lab":           {"appliance", "appliance/config", "configs", "quality", "qos", "tunnel", "test/lab/bulk", "test/lab/capture", "test/lab/host", "test/lab/inside", "test/lab/provider", "test/lab/report"},
 	"test/lab/bulk":      {"qos", "test/lab/host"},
 	"test/lab/host":      {},

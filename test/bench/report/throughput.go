@@ -232,7 +232,7 @@ func ThroughputWarnings(t Throughput) (out []string) {
 				for _, trial := range r.Trials {
 					overflow += trial.Overflow
 					refused += trial.Refused
-					if trial.Late > testerLateIsMuch {
+					if trial.Late > testerLateIsMuch && trial.Verdict != Unsent {
 						late++
 					}
 				}

@@ -46,7 +46,9 @@ type Tunnel struct {
 	Kind    Kind
 	Program string // what carries the packets, with its version
 
-	processes []*host.Process
+	processes []*host.Process // a's end first
+	device    string
+	port      int
 }
 
 // Alive says which program of the tunnel has ended, if one has.
@@ -91,7 +93,7 @@ func Up(ctx context.Context, kind Kind, a, b Edge, n Networks, p Programs, engin
 	if err != nil {
 		return nil, fmt.Errorf("bring up the path %s: %w", kind, err)
 	}
-	t.Kind = kind
+	t.Kind, t.device, t.port = kind, w.device, w.port
 	return t, nil
 }
 

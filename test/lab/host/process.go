@@ -44,6 +44,9 @@ func (h *Host) Spawn(name string, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
+// PID is the process as the machine's own namespace counts.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Signal sends s and does not wait.
 func (p *Process) Signal(s unix.Signal) { _ = p.cmd.Process.Signal(s) }
 

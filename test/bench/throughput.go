@@ -1,0 +1,606 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/test/bench/report"
+	"ringway/test/bench/rival"
+	"ringway/test/bench/tester"
+	"ringway/test/lab/host"
+	lab "ringway/test/lab/report"
+)
+
+// Engine is what carries packets in `ringway bench throughput`: the kinds of `bench jitter` under their names there, and one that only
+// here makes sense, since it is no other path but another engine of Ringway's plane.
+type Engine string
+
+// RingwayWireGuardGo is Ringway's plane with the engine wireguard-go.
+const RingwayWireGuardGo Engine = "ringway-wireguard-go"
+
+// Stock is the engine that others are compared with.
+const Stock = Engine(rival.WireGuardGo)
+
+// Engines lists them in the order of reports.
+var Engines = []Engine{Engine(rival.Ringway), RingwayWireGuardGo, Stock, Engine(rival.Nebula), Engine(rival.OpenVPN), Engine(rival.Kernel)}
+
+// way is the path to bring up, and the engine of its planes.
+func (e Engine) way() (rival.Kind, string) {
+	if e == RingwayWireGuardGo {
+		return rival.Ringway, "wireguard-go"
+	}
+	return rival.Kind(e), "realtime"
+}
+
+// IMIX stands for the mix among the sizes.
+const IMIX = 0
+
+// imix is the simple IMIX: of Ethernet frames seven of 64 bytes, four of 570, one of 1518. These are its IP packets (18 bytes less),
+// the long one cut to the tunnel's MTU, in an order that spreads them.
+var imix = []int{46, 552, 46, 46, 552, 46, tunnelMTU, 46, 552, 46, 46, 552}
+
+const tunnelMTU = 1420
+
+// ThroughputOptions say what `ringway bench throughput` measures.
+type ThroughputOptions struct {
+	Programs   rival.Programs
+	Engines    []Engine
+	Sizes      []int // of IP packets; IMIX for the mix
+	Trial      time.Duration
+	Resolution float64 // share
+	OneCore    bool
+	Rounds     int
+	Build      string    // of this program, for the report
+	Progress   io.Writer // nil: silent
+}
+
+// DefaultThroughput is RFC 2544's series, cut to a tunnel's MTU and with the packet of G.711 in it: 172 bytes of UDP payload.
+func DefaultThroughput() ThroughputOptions {
+	return ThroughputOptions{
+		Engines: []Engine{Engine(rival.Ringway), Stock, Engine(rival.Kernel)},
+		Sizes:   []int{64, 128, 200, 512, 1024, 1280, 1420, IMIX},
+		Trial:   2 * time.Second, Resolution: 0.02, Rounds: 1,
+	}
+}
+
+// Limits of a search.
+const (
+	shortestTrial = 100 * time.Millisecond
+	longestTrial  = time.Minute // RFC 2544, section 24
+	leastRate     = 500
+	mostRate      = 4e6
+	firstRate     = 20e3
+	growth        = 1.3
+	testerPort    = 20100
+	nearA         = "10.16.1.1" // edge-a towards its phone
+	sentEnough    = 0.995       // of a trial's packets: below, the tester could not send at this rate
+)
+
+func (o *ThroughputOptions) check() error {
+	switch {
+	case o.Trial < shortestTrial || o.Trial > longestTrial:
+		return fmt.Errorf("%w: --trial: %s (allowed: %s-%s)", ErrUsage, o.Trial, shortestTrial, longestTrial)
+	case o.Resolution < 0.001 || o.Resolution > 0.5:
+		return fmt.Errorf("%w: --resolution: %.2f %% (allowed: 0.1-50)", ErrUsage, 100*o.Resolution)
+	case o.Rounds < 1 || o.Rounds > 100:
+		return fmt.Errorf("%w: --rounds: %d (allowed: 1-100)", ErrUsage, o.Rounds)
+	case len(o.Engines) == 0:
+		return fmt.Errorf("%w: --engines: none is given (allowed: %s)", ErrUsage, engineNames(Engines))
+	case len(o.Sizes) == 0:
+		return fmt.Errorf("%w: --sizes: none is given (allowed: bytes of an IP packet, %d-%d, and imix)", ErrUsage, tester.MinSize, tunnelMTU)
+	}
+	for i, e := range o.Engines {
+		if !slices.Contains(Engines, e) || slices.Contains(o.Engines[:i], e) {
+			return fmt.Errorf("%w: --engines: %q (allowed: %s, each once)", ErrUsage, e, engineNames(Engines))
+		}
+		if o.OneCore && e == Engine(rival.Kernel) {
+			return fmt.Errorf("%w: --one-core: the kernel's forwarding is no process that could be bound to a core (leave %s out of --engines)", ErrUsage, e)
+		}
+	}
+	for i, s := range o.Sizes {
+		if s != IMIX && (s < tester.MinSize || s > tunnelMTU) || slices.Contains(o.Sizes[:i], s) {
+			return fmt.Errorf("%w: --sizes: %d (allowed: bytes of an IP packet, %d-%d, and imix, each once)", ErrUsage, s, tester.MinSize, tunnelMTU)
+		}
+	}
+	if o.OneCore && runtime.NumCPU() < 2 {
+		return fmt.Errorf("%w: --one-core: this machine has one core, and the tester needs another", ErrUsage)
+	}
+	return nil
+}
+
+func engineNames(engines []Engine) string {
+	var names []string
+	for _, e := range engines {
+		names = append(names, string(e))
+	}
+	return strings.Join(names, ", ")
+}
+
+func sizeName(size int) string {
+	if size == IMIX {
+		return "imix"
+	}
+	return strconv.Itoa(size)
+}
+
+func sizesOf(size int) []int {
+	if size == IMIX {
+		return imix
+	}
+	return []int{size}
+}
+
+func meanSize(size int) float64 {
+	sum := 0
+	all := sizesOf(size)
+	for _, s := range all {
+		sum += s
+	}
+	return float64(sum) / float64(len(all))
+}
+
+// command is the command line that repeats the run.
+func (o *ThroughputOptions) command() string {
+	var sizes []string
+	for _, s := range o.Sizes {
+		sizes = append(sizes, sizeName(s))
+	}
+	c := fmt.Sprintf("ringway bench throughput --engines %s --sizes %s --trial %s --resolution %g --rounds %d",
+		strings.ReplaceAll(engineNames(o.Engines), ", ", ","), strings.Join(sizes, ","), o.Trial, 100*o.Resolution, o.Rounds)
+	if o.OneCore {
+		c += " --one-core"
+	}
+	return c
+}
+
+// Throughput is a finished run.
+type Throughput struct{ Report report.Throughput }
+
+// JSON writes the report for machines; the shape stays.
+func (t Throughput) JSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(t.Report)
+}
+
+// Table writes the report for people.
+func (t Throughput) Table(w io.Writer) error { return report.ThroughputTable(w, t.Report) }
+
+// throughputRun is a run under way.
+type throughputRun struct {
+	o     ThroughputOptions
+	say   func(format string, args ...any)
+	out   report.Throughput
+	trial uint32
+	guess map[string]float64 // where the next search for an engine and size begins
+}
+
+// MeasureThroughput searches the highest rate without loss for each engine in turn: while one is measured, no other runs. Nothing is
+// left when it returns. It needs root.
+func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, error) {
+	if err := o.check(); err != nil {
+		return Throughput{}, err
+	}
+	begin := time.Now()
+	r := &throughputRun{o: o, say: progress(o.Progress), guess: map[string]float64{}}
+	var kinds []rival.Kind
+	for _, e := range o.Engines {
+		kind, _ := e.way()
+		kinds = append(kinds, kind)
+	}
+	if err := r.o.Programs.Find(ctx, kinds, r.say); err != nil {
+		return Throughput{}, err
+	}
+	if o.OneCore {
+		if _, err := host.LookPath("nft"); err != nil {
+			return Throughput{}, errors.New("--one-core needs nft, to hold back what the far end would do (on Debian: apt-get install nftables)")
+		}
+	}
+	r.out = report.Throughput{
+		Machine: lab.ThisMachine(),
+		Settings: report.ThroughputSettings{Build: o.Build, TrialSeconds: o.Trial.Seconds(), Resolution: o.Resolution, OneCore: o.OneCore, Rounds: o.Rounds,
+			IMIX: imix, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
+		Denied: []string{},
+	}
+	for _, s := range o.Sizes {
+		row := report.ThroughputSize{Size: sizeName(s), IPBytes: meanSize(s)}
+		for _, e := range o.Engines {
+			row.Engines = append(row.Engines, report.ThroughputEngine{Name: string(e)})
+		}
+		r.out.Sizes = append(r.out.Sizes, row)
+	}
+	for round := 1; round <= o.Rounds; round++ {
+		for i, e := range o.Engines {
+			if err := r.engine(ctx, i, round); err != nil {
+				return Throughput{}, fmt.Errorf("engine %s, round %d: %w", e, round, err)
+			}
+		}
+	}
+	r.out.Summarize(string(Stock))
+	return Throughput{r.out}, nil
+}
+
+// progress writes what happens, with the time since it was made.
+func progress(w io.Writer) func(format string, args ...any) {
+	begin := time.Now()
+	return func(format string, args ...any) {
+		if w != nil {
+			fmt.Fprintf(w, "%6.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+		}
+	}
+}
+
+// course is a tunnel that stands alone between two testers.
+type course struct {
+	stand    *stand
+	sender   *tester.Client
+	receiver *tester.Client
+	a, b     []int // what carries packets at the sender's and at the receiver's edge
+	left     func() (left, error)
+	explain  func(error) error
+}
+
+// engine measures all sizes of one engine, on a stand of its own.
+func (r *throughputRun) engine(ctx context.Context, index, round int) error {
+	e := r.o.Engines[index]
+	kind, planeEngine := e.way()
+	r.say("round %d of %d: %s", round, r.o.Rounds, e)
+	s, err := newStand(ctx, r.o.Programs.Ringway, 1)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if err := s.join(ctx, []rival.Kind{kind}, r.o.Programs, planeEngine, func(string, ...any) {}); err != nil {
+		return err
+	}
+	c := &course{stand: s}
+	if c.a, c.b, err = s.paths[0].tunnel.Engines(); err != nil {
+		return err
+	}
+	a, b := s.edges()
+	r.deny(rival.Denied(a, b)...)
+	var processes [2]*host.Process
+	for i, phone := range []string{phoneA, phoneB} {
+		on, path := phone, s.ends(phone)[0]
+		if r.o.OneCore && phone == phoneA {
+			// From the edge itself: a cable and a forwarded packet less, and the tester has more breath than the engine.
+			on, path.Local = edgeA, nearA
+		}
+		p, client, err := startTester(s.hosts[on], r.o.Programs.Ringway, tester.Config{
+			Receive: phone == phoneB, Local: path.Local, Remote: path.Remote, Port: testerPort, TOS: expedited})
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		processes[i] = p
+		if err := client.Ready(ctx); err != nil {
+			return fmt.Errorf("%w: %s", err, p.LastWords())
+		}
+		if phone == phoneA {
+			c.sender = client
+		} else {
+			c.receiver = client
+		}
+	}
+	c.explain = func(err error) error {
+		return errors.Join(err, s.alive(), fmt.Errorf("the testers said: %s %s", processes[0].LastWords(), processes[1].LastWords()))
+	}
+	if r.o.OneCore {
+		if err := r.isolate(ctx, c, processes[0].PID(), processes[1].PID()); err != nil {
+			return err
+		}
+	}
+	for i, size := range r.o.Sizes {
+		row := &r.out.Sizes[i].Engines[index]
+		row.Program = s.paths[0].tunnel.Program
+		done, err := r.size(ctx, c, e, size)
+		if err != nil {
+			return fmt.Errorf("%s bytes: %w", sizeName(size), c.explain(err))
+		}
+		done.Round = round
+		row.Rounds = append(row.Rounds, done)
+		r.say("  %s bytes: %.0f packets/s", sizeName(size), done.PacketsPerS)
+	}
+	return s.alive()
+}
+
+func (r *throughputRun) deny(words ...string) {
+	for _, w := range words {
+		if w != "" && !slices.Contains(r.out.Denied, w) {
+			r.out.Denied = append(r.out.Denied, w)
+		}
+	}
+}
+
+func startTester(h *host.Host, binary string, config tester.Config) (*host.Process, *tester.Client, error) {
+	cmd := h.Command(binary, "bench", "tester")
+	in, inNear, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer in.Close()
+	outNear, out, err := os.Pipe()
+	if err != nil {
+		inNear.Close()
+		return nil, nil, err
+	}
+	defer out.Close()
+	cmd.Stdin, cmd.Stdout = in, out
+	// The runtime's monitor may interrupt a thread that runs for long; ours does so on purpose.
+	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1")
+	p, err := h.Spawn("tester", cmd)
+	if err == nil {
+		var c *tester.Client
+		if c, err = tester.NewClient(h.Name, inNear, outNear, config); err == nil {
+			return p, c, nil
+		}
+	}
+	inNear.Close()
+	outNear.Close()
+	return nil, nil, err
+}
+
+// isolate gives the sender's engine a core of its own, everything else the others, and takes the far end out of what is measured: with
+// few cores it would be the bottleneck. It still shakes hands, but what is sealed for it is dropped at its door; what
+// counts is what the near engine says that it sent.
+func (r *throughputRun) isolate(ctx context.Context, c *course, others ...int) error {
+	var allowed, one, rest unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		return fmt.Errorf("ask which cores there are: %w", err)
+	}
+	core := -1
+	for i := range runtime.NumCPU() * 64 { // numbers may have gaps
+		if allowed.IsSet(i) {
+			core = i // the last: interrupts like the first
+		}
+	}
+	rest = allowed
+	rest.Clear(core)
+	one.Set(core)
+	if rest.Count() == 0 {
+		return fmt.Errorf("%w: --one-core: this program may use one core, and the tester needs another", ErrUsage)
+	}
+	if err := rival.Pin(c.a, &one); err != nil {
+		return err
+	}
+	if err := rival.Pin(append(others, c.b...), &rest); err != nil {
+		return err
+	}
+	t := c.stand.paths[0].tunnel
+	if _, err := c.stand.hosts[edgeB].RunInput(ctx, t.DropData(), "nft", "-f", "-"); err != nil {
+		return fmt.Errorf("hold the far end back: %w", err)
+	}
+	edge := c.stand.hosts[edgeA]
+	c.left = func() (l left, err error) {
+		if l.bytes, err = t.SentBytes(edge); err == nil {
+			l.dropped, err = t.DeviceDrops(edge)
+		}
+		return l, err
+	}
+	return nil
+}
+
+// size searches one size's rate.
+func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int) (report.ThroughputRound, error) {
+	key := string(e) + " " + sizeName(size)
+	first := r.guess[key]
+	if first == 0 {
+		first = r.guess[string(e)]
+	}
+	if first == 0 {
+		first = firstRate
+	}
+	var out report.ThroughputRound
+	best := report.Trial{}
+	f, err := search{first: first, least: leastRate, most: mostRate, growth: growth, resolution: r.o.Resolution}.run(func(rate float64) (verdict, error) {
+		// A machine that others share loses for reasons of its own: one that lost has a second try.
+		for try := 1; ; try++ {
+			t, err := r.try(ctx, c, size, rate)
+			if err != nil {
+				return lossy, err
+			}
+			out.Trials = append(out.Trials, t)
+			switch {
+			case t.Verdict == report.Held:
+				if t.Offered > best.Offered {
+					best = t
+				}
+				return held, nil
+			case t.Verdict == report.Unsent:
+				return unsent, nil
+			case try == 2:
+				return lossy, nil
+			}
+		}
+	})
+	if err != nil {
+		return out, err
+	}
+	if f.rate > 0 {
+		r.guess[key], r.guess[string(e)] = f.rate, f.rate
+	}
+	out.Trial, out.LimitedBy = best, ""
+	out.PacketsPerS = best.Offered
+	out.BitsPerS = best.Offered * 8 * meanSize(size)
+	switch f.above {
+	case lossy:
+		out.LimitedBy = report.ByLoss
+	case unsent:
+		out.LimitedBy = report.ByTester
+	case unknown:
+		out.LimitedBy = report.ByLimit
+	}
+	return out, nil
+}
+
+// try makes one trial.
+func (r *throughputRun) try(ctx context.Context, c *course, size int, rate float64) (report.Trial, error) {
+	r.trial++
+	t := tester.Trial{Number: r.trial, Sizes: sizesOf(size), Rate: rate, Length: r.o.Trial}
+	patient, cancel := context.WithTimeoutCause(ctx, 2*r.o.Trial+20*time.Second, errors.New("the testers do not answer"))
+	defer cancel()
+	if err := c.receiver.Prepare(patient, t); err != nil {
+		return report.Trial{}, err
+	}
+	before, err := c.look()
+	if err != nil {
+		return report.Trial{}, err
+	}
+	sent, err := c.sender.Send(patient, t)
+	if err != nil {
+		return report.Trial{}, err
+	}
+	var arrived int
+	out := report.Trial{Asked: rate, Sent: sent.Packets, Refused: sent.Refused, Late: micros(sent.Late)}
+	var after look
+	if c.left == nil {
+		got, err := c.receiver.Collect(patient, t, sent.Packets)
+		if err != nil {
+			return report.Trial{}, err
+		}
+		arrived = got.Packets
+		out.Duplicates, out.Overflow = got.Duplicates, int(got.Overflow)
+		r.deny(got.Denied)
+		if after, err = c.look(); err != nil {
+			return report.Trial{}, err
+		}
+	} else if arrived, after, err = c.collectLeft(patient, t, sent.Packets, before); err != nil {
+		return report.Trial{}, err
+	}
+	r.deny(sent.Denied)
+	out.Received = arrived
+	if s := sent.Took.Seconds(); s > 0 {
+		// What was offered, by the sender's own clock; a trial's length is its last packet's turn.
+		out.Offered = min(rate, float64(sent.Packets)/s)
+	}
+	if arrived > 0 {
+		perPacket := func(d time.Duration) float64 { return micros(d) / float64(arrived) }
+		if len(c.a) > 0 {
+			out.CPU.SenderEdge = perPacket(after.a - before.a)
+			if c.left == nil {
+				out.CPU.ReceiverEdge = perPacket(after.b - before.b)
+			}
+		}
+		out.CPU.Machine = perPacket(after.busy - before.busy)
+	}
+	if took := after.at.Sub(before.at); took > 0 && len(c.a) > 0 {
+		out.CPU.SenderEdgeShare = float64(after.a-before.a) / float64(min(took, max(sent.Took, time.Millisecond)))
+	}
+	switch {
+	case float64(sent.Packets) < sentEnough*float64(t.Packets()):
+		out.Verdict = report.Unsent
+	case arrived+out.Overflow >= sent.Packets: // what our own buffer had no room for is none of the path's
+		out.Verdict = report.Held
+	default:
+		out.Verdict = report.Lossy
+	}
+	return out, nil
+}
+
+// look is what had been used at a moment.
+type look struct {
+	at         time.Time
+	a, b, busy time.Duration
+	left       left
+}
+
+// left is what a near engine has sent, and what it was too slow to take.
+type left struct{ bytes, dropped uint64 }
+
+func (c *course) look() (l look, err error) {
+	l.at = time.Now()
+	if l.a, err = rival.CPUTime(c.a); err != nil {
+		return l, err
+	}
+	if l.b, err = rival.CPUTime(c.b); err != nil {
+		return l, err
+	}
+	if c.left != nil {
+		if l.left, err = c.left(); err != nil {
+			return l, err
+		}
+	}
+	l.busy, err = busyTime()
+	return l, err
+}
+
+// collectLeft waits until the near engine has sent everything, or sends no more.
+func (c *course) collectLeft(ctx context.Context, t tester.Trial, sent int, before look) (int, look, error) {
+	// Bytes of the tunnel's messages say how many there were. A handshake beside them hides a packet that is missing; one that
+	// the device had no room for does not hide.
+	bytes := messageBytes(t.Sizes, sent)
+	count := func(l look) int {
+		n := sent
+		if got := l.left.bytes - before.left.bytes; got < bytes {
+			n = int(float64(sent) * float64(got) / float64(bytes))
+		}
+		return max(0, min(n, sent-int(l.left.dropped-before.left.dropped)))
+	}
+	last, lastAt := before, time.Now()
+	for {
+		now, err := c.look()
+		if err != nil {
+			return 0, now, err
+		}
+		if now.left.bytes > last.left.bytes {
+			last, lastAt = now, now.at
+		}
+		if count(now) >= sent || now.at.Sub(lastAt) > quietFor {
+			return count(now), now, nil
+		}
+		if err := host.Pause(ctx, 5*time.Millisecond); err != nil {
+			return 0, now, err
+		}
+	}
+}
+
+// messageBytes is how long the messages of n packets are together.
+func messageBytes(sizes []int, n int) (sum uint64) {
+	for i, s := range sizes {
+		times := n / len(sizes)
+		if i < n%len(sizes) {
+			times++
+		}
+		sum += uint64(times) * rival.MessageSize(s)
+	}
+	return sum
+}
+
+// quietFor is how long nothing may leave until nothing more is waited for.
+const quietFor = 200 * time.Millisecond
+
+// busyTime is what all cores have spent on anything, the kernel's own work included.
+func busyTime() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read what the cores did: %w", err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("read what the cores did: %q is no first line of /proc/stat", line)
+	}
+	var sum uint64
+	for i, f := range fields[1:9] { // user nice system idle iowait irq softirq steal
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read what the cores did: %w", err)
+		}
+		if i != 3 && i != 4 && i != 7 {
+			sum += n
+		}
+	}
+	const perSecond = 100 // USER_HZ, the same on every architecture that Go runs on
+	return time.Duration(sum) * time.Second / perSecond, nil
+}
