@@ -47,7 +47,7 @@ func Save(dir string, j Jitter, delays []Delays) (page string, err error) {
 // curves are all paths under one load; of each the direction with the greater p99.9, as in the table.
 func curves(j Jitter, l Load, kind lab.CurveKind, delays []Delays) lab.Curves {
 	c := lab.Curves{Kind: kind, Title: fmt.Sprintf("Voice beside a load of %d %%", l.LoadPercent),
-		Below: []string{settingsLine(j.Settings), lab.MachineLine(j.Machine.Machine)}}
+		Below: []string{settingsLine(j.Settings), machineLine(j.Machine)}}
 	for _, p := range l.Paths {
 		worse := slices.MaxFunc(p.Voice.Directions, func(a, b lab.Direction) int {
 			switch {
@@ -107,7 +107,7 @@ func Page(j Jitter, pictures map[string]template.HTML) ([]byte, error) {
 		Warnings []string
 		Legend   string
 		Loads    []load
-	}{Jitter: j, Machine: lab.MachineLine(j.Machine.Machine), What: settingsLine(j.Settings), Wake: wakeRows(j), Programs: programs(j), Warnings: Warnings(j), Legend: legend}
+	}{Jitter: j, Machine: machineLine(j.Machine), What: settingsLine(j.Settings), Wake: wakeRows(j), Programs: programs(j), Warnings: Warnings(j), Legend: legend}
 	for _, l := range j.Loads {
 		name := fmt.Sprintf("load-%d-", l.LoadPercent)
 		data.Loads = append(data.Loads, load{l, loadLine(j, l), pictures[name+string(lab.ByPercentile)], pictures[name+string(lab.Cumulative)]})

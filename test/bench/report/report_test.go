@@ -41,7 +41,7 @@ func example() Jitter {
 	ninety := 90
 	j := Jitter{
 		Machine: Machine{Machine: lab.Machine{CPU: "Example CPU", Cores: 2, MemoryMB: 4096, Kernel: "6.12.0", Arch: "amd64", Preemption: "full", Virtual: true, Go: "go1.26"},
-			Denied: []string{"real-time scheduling (SCHED_FIFO): operation not permitted"},
+			NetdevBudget: 300, Denied: []string{"real-time scheduling (SCHED_FIFO): operation not permitted"},
 			Wakeup: []Wakeup{
 				{Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 60, P99: 120, P999: 900, Max: 1500}},
 				{Wake: probe.Wake{Policy: "fifo", Denied: "operation not permitted"}},

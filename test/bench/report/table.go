@@ -59,7 +59,7 @@ func ratio(r float64) string {
 // worth less than they look.
 func Table(w io.Writer, j Jitter) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n\n", settingsLine(j.Settings), lab.MachineLine(j.Machine.Machine))
+	fmt.Fprintf(&b, "%s\n%s\n\n", settingsLine(j.Settings), machineLine(j.Machine))
 	b.WriteString("This machine alone: how late it wakes a thread that slept to a point in time (cyclictest's measure)\n")
 	grid(&b, wakeRows(j))
 	for _, l := range j.Loads {
@@ -127,6 +127,15 @@ func settingsLine(s Settings) string {
 	}
 	return fmt.Sprintf("%d voice streams each way on each path, %d bytes every %s, %.0f s a load%s; TCP bulk beside them, capacity %.0f Mbit/s",
 		s.Streams, s.Size, lab.Duration(s.Interval), s.Seconds, rounds, s.Capacity)
+}
+
+// machineLine is the machine, and the setting that decides about tails where the kernel is not preemptible.
+func machineLine(m Machine) string {
+	line := lab.MachineLine(m.Machine)
+	if m.NetdevBudget > 0 {
+		line += fmt.Sprintf(", net.core.netdev_budget %d", m.NetdevBudget)
+	}
+	return line
 }
 
 func loadLine(j Jitter, l Load) string {
