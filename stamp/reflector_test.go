@@ -119,7 +119,7 @@ func TestLossIsToldApart(t *testing.T) {
 	_, four, _ := reflector(t)
 	// Every tenth is lost there, every ninth of what arrives is lost back.
 	to := relay(t, four, func(n int) bool { return n%10 == 3 }, func(n int) bool { return n%9 == 5 })
-	res, err := Measure(t.Context(), Probe{To: to, Streams: 1, Interval: time.Millisecond, Count: 100, Size: 100, Timeout: 300 * time.Millisecond})
+	res, err := Measure(t.Context(), Probe{To: to, Streams: 1, Interval: time.Millisecond, Count: 100, Size: 100, Timeout: time.Second})
 	require.NoError(t, err)
 	g := res.Figures()
 	assert.Equal(t, Lost{Sent: 100, Total: 20, Forward: 10, Backward: 10, Stateful: true}, g.Lost)
