@@ -3,6 +3,7 @@ package appliance
 import (
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,8 +48,9 @@ func preemption(version, debug, command string) string {
 	return "none" // or voluntary: uname does not tell them apart
 }
 
-// machineLacks is what of the machine itself stands in the way of calls, and what to do.
-func machineLacks() []FeatureStatus {
+// machineLacks is what of the machine itself stands in the way of calls, and what to do. It is looked at once: a kernel that is
+// locked down (secure boot) notes in its log whoever asks its debugging files.
+var machineLacks = sync.OnceValue(func() []FeatureStatus {
 	var u unix.Utsname
 	version := ""
 	if unix.Uname(&u) == nil {
@@ -59,7 +61,7 @@ func machineLacks() []FeatureStatus {
 		return string(b)
 	}
 	return preemptionLacks(preemption(version, read("/sys/kernel/debug/sched/preempt"), read("/proc/cmdline")))
-}
+})
 
 func preemptionLacks(model string) []FeatureStatus {
 	switch model {
