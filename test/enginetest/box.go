@@ -396,6 +396,19 @@ func (b *Box) Stock(config string) (run func(name string, args ...string) (strin
 	return run
 }
 
+// Kernel has the kernel's WireGuard on the box; ok is false where it has none.
+func (b *Box) Kernel(config string) (ok bool) {
+	b.T.Helper()
+	if _, err := b.NS.Try("ip", "link", "add", "rw0", "type", "wireguard"); err != nil {
+		return false
+	}
+	file := filepath.Join(b.T.TempDir(), "conf")
+	require.NoError(b.T, os.WriteFile(file, []byte(config), 0o600))
+	b.NS.Run("wg", "setconf", "rw0", file)
+	b.address()
+	return true
+}
+
 // startOnThread starts a program that has a parent death signal, which the end of the thread sends that started it: that thread
 // is kept until the program has ended.
 func startOnThread(cmd *exec.Cmd) (ended chan struct{}, err error) {

@@ -32,6 +32,7 @@ func TestRekeyLosesNothing(t *testing.T) {
 	}
 	for _, c := range []struct{ class, initiator, near, far, nearAddr, farAddr string }{
 		{"data", "ringway", lab.PCA, lab.PCB, "10.1.20.10", "10.2.20.10"},
+		{"voice", "ringway", lab.PhoneA, lab.PhoneB, "10.1.10.10", "10.2.10.10"},
 		{"voice", "stock", lab.PhoneA, lab.PhoneB, "10.1.10.10", "10.2.10.10"},
 	} {
 		t.Run(c.initiator+" initiates, tunnel "+c.class, func(t *testing.T) {

@@ -49,6 +49,7 @@ cp -r configs "$root/test/configs"
 export CGO_ENABLED=0
 go test -c -o "$root/test/vm.test" ./test/vm
 go test -c -o "$root/test/kernel.test" ./tunnel/kernel
+go test -c -o "$root/test/realtime.test" ./tunnel/realtime
 cat > "$root/etc/passwd" <<'P'
 root:x:0:0:root:/:/bin/sh
 P
@@ -65,6 +66,7 @@ cd /test
 rc=0
 ip link set lo up
 ./kernel.test -test.v -test.timeout 2m $(cat flags) || rc=1
+./realtime.test -test.v -test.timeout 5m -test.run Kernel || rc=1
 ./vm.test -test.v -test.timeout 8m $(cat flags) || rc=1
 echo "guest exit: $rc"
 poweroff -f
