@@ -17,7 +17,7 @@ root, make their own network namespaces, send traffic nowhere else, and leave no
   ringway bench live munich`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand(), benchThroughputCommand(), benchTesterCommand())
+	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand(), benchThroughputCommand(), benchTesterCommand(), benchRekeyCommand())
 	return c
 }
 

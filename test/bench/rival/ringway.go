@@ -42,44 +42,49 @@ func (w way) ringway(ctx context.Context) (*Tunnel, error) {
 	}
 	t := &Tunnel{Program: "ringway plane, engine " + w.engine}
 	for i, e := range w.ends() {
-		h := e.near.Host
-		c := edgeConfig{PrivateKey: keys[i].Base64(), Peer: keys[1-i].Public(), Port: w.port, Device: w.device, Engine: w.engine, Denied: deniedFile}
-		if c.Endpoint, err = netip.ParseAddrPort(fmt.Sprintf("%s:%d", e.far.WAN, w.port)); err != nil {
-			return nil, err
-		}
-		for _, n := range e.farther {
-			prefix, err := netip.ParsePrefix(n)
-			if err != nil {
-				return nil, err
-			}
-			c.Networks = append(c.Networks, prefix)
-		}
-		text, err := json.Marshal(c)
+		p, err := w.ringwayEnd(ctx, e, keys[i], keys[1-i].Public())
 		if err != nil {
 			return nil, err
 		}
-		const file = host.Dir + "/edge.json"
-		if err := os.WriteFile(h.Path(file), text, 0o600); err != nil {
-			return nil, fmt.Errorf("configure the plane on %s: %w", h.Name, err)
-		}
-		cmd := h.Command(w.programs.Ringway, "bench", "edge", file)
-		var p *host.Process
-		if err := host.StartHolder(cmd, func() (err error) {
-			p, err = h.Spawn(string(w.kind), cmd)
-			return err
-		}); err != nil {
-			words := ""
-			if p != nil {
-				words = "\n" + p.LastWords()
-			}
-			return nil, fmt.Errorf("%s: start Ringway's plane: %w%s", h.Name, err, words)
-		}
 		t.processes = append(t.processes, p)
-		if err := w.routeIn(ctx, e, "link set "+w.device+" up"); err != nil {
-			return nil, err
-		}
 	}
 	return t, nil
+}
+
+// ringwayEnd runs one end's plane.
+func (w way) ringwayEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (p *host.Process, err error) {
+	h := e.near.Host
+	c := edgeConfig{PrivateKey: key.Base64(), Peer: peer, Port: w.port, Device: w.device, Engine: w.engine, Denied: deniedFile}
+	if c.Endpoint, err = netip.ParseAddrPort(fmt.Sprintf("%s:%d", e.far.WAN, w.port)); err != nil {
+		return nil, err
+	}
+	for _, n := range e.farther {
+		prefix, err := netip.ParsePrefix(n)
+		if err != nil {
+			return nil, err
+		}
+		c.Networks = append(c.Networks, prefix)
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	const file = host.Dir + "/edge.json"
+	if err := os.WriteFile(h.Path(file), text, 0o600); err != nil {
+		return nil, fmt.Errorf("configure the plane on %s: %w", h.Name, err)
+	}
+	cmd := h.Command(w.programs.Ringway, "bench", "edge", file)
+	if err := host.StartHolder(cmd, func() (err error) {
+		p, err = h.Spawn(string(w.kind), cmd)
+		return err
+	}); err != nil {
+		words := ""
+		if p != nil {
+			words = "\n" + p.LastWords()
+		}
+		return nil, fmt.Errorf("%s: start Ringway's plane: %w%s", h.Name, err, words)
+	}
+	return p, w.routeIn(ctx, e, "link set "+w.device+" up")
 }
 
 // deniedFile is where EdgeMain lists what the machine denied the plane, on its host.

@@ -32,30 +32,36 @@ func (w way) wireguardGo(ctx context.Context) (*Tunnel, error) {
 	}
 	t := &Tunnel{Program: "wireguard-go " + w.programs.wireguardGoVersion(ctx)}
 	for i, e := range w.ends() {
-		h := e.near.Host
-		cmd := h.Command(w.programs.WireGuardGo, "--foreground", w.device)
-		cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
-		p, err := h.Spawn(string(w.kind), cmd)
+		p, err := w.wireguardGoEnd(ctx, e, keys[i], keys[1-i].Public())
 		if err != nil {
 			return nil, err
 		}
 		t.processes = append(t.processes, p)
-		if err := waitSocket(ctx, h, p, "/run/wireguard/"+w.device+".sock"); err != nil {
-			return nil, err
-		}
-		keyFile := host.Dir + "/" + string(w.kind) + ".key"
-		if err := os.WriteFile(h.Path(keyFile), []byte(keys[i].Base64()+"\n"), 0o600); err != nil {
-			return nil, fmt.Errorf("write a throwaway key on %s: %w", h.Name, err)
-		}
-		if _, err := h.Run(ctx, "wg", "set", w.device, "listen-port", strconv.Itoa(w.port), "private-key", keyFile,
-			"peer", keys[1-i].Public().String(), "endpoint", e.far.WAN+":"+strconv.Itoa(w.port), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
-			return nil, err
-		}
-		if err := w.routeIn(ctx, e, fmt.Sprintf("link set %s mtu %d up", w.device, wireguardMTU)); err != nil {
-			return nil, err
-		}
 	}
 	return t, nil
+}
+
+// wireguardGoEnd runs one end's stock wireguard-go.
+func (w way) wireguardGoEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (*host.Process, error) {
+	h := e.near.Host
+	cmd := h.Command(w.programs.WireGuardGo, "--foreground", w.device)
+	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
+	p, err := h.Spawn(string(w.kind), cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := waitSocket(ctx, h, p, "/run/wireguard/"+w.device+".sock"); err != nil {
+		return nil, err
+	}
+	keyFile := host.Dir + "/" + string(w.kind) + ".key"
+	if err := os.WriteFile(h.Path(keyFile), []byte(key.Base64()+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("write a throwaway key on %s: %w", h.Name, err)
+	}
+	if _, err := h.Run(ctx, "wg", "set", w.device, "listen-port", strconv.Itoa(w.port), "private-key", keyFile,
+		"peer", peer.String(), "endpoint", e.far.WAN+":"+strconv.Itoa(w.port), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
+		return nil, err
+	}
+	return p, w.routeIn(ctx, e, fmt.Sprintf("link set %s mtu %d up", w.device, wireguardMTU))
 }
 
 func waitSocket(ctx context.Context, h *host.Host, p *host.Process, path string) error {

@@ -1,0 +1,266 @@
+package rival
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/test/lab/host"
+	"ringway/tunnel"
+	"ringway/tunnel/plane"
+)
+
+// Link is one WireGuard tunnel whose ends may differ and may be made to do what a tunnel of weeks goes through: re-keys, restarts,
+// new addresses. Its ends are numbered: 0 is a's, 1 is b's.
+type Link struct {
+	*Tunnel
+	way  way
+	keys [2]tunnel.PrivateKey
+	ends [2]LinkEnd
+	at   [2]netip.Addr // each edge's present address on the WAN
+	next [2]int        // last octet of its next one
+}
+
+// LinkEnd is what runs at one end.
+type LinkEnd struct {
+	Kind   Kind   // Ringway or WireGuardGo
+	Engine string // of Ringway's plane
+}
+
+func (e LinkEnd) String() string {
+	if e.Kind == Ringway {
+		return "ringway plane, engine " + e.Engine
+	}
+	return "stock wireguard-go"
+}
+
+// Connect brings a link up.
+func Connect(ctx context.Context, a, b Edge, n Networks, p Programs, ends [2]LinkEnd) (*Link, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, upTime, fmt.Errorf("not up after %s", upTime))
+	defer cancel()
+	w := way{kind: Ringway, a: a, b: b, nets: n, port: 51820, device: "tun-0", programs: p}
+	l := &Link{way: w, ends: ends, next: [2]int{firstAddress, firstAddress + 100}}
+	l.Tunnel = &Tunnel{Kind: Ringway, Program: ends[0].String() + " – " + ends[1].String(), device: w.device, port: w.port}
+	var err error
+	if l.keys, err = w.keys(); err != nil {
+		return nil, err
+	}
+	for i, e := range w.ends() {
+		if l.at[i], err = netip.ParseAddr(e.near.WAN); err != nil {
+			return nil, err
+		}
+	}
+	for i := range ends {
+		p, err := l.start(ctx, i)
+		if err != nil {
+			return nil, fmt.Errorf("bring up the link: %w", err)
+		}
+		l.processes = append(l.processes, p)
+	}
+	return l, nil
+}
+
+// firstAddress is the last octet of the first address that a's edge roams to; b's are a hundred above.
+const firstAddress = 11
+
+// start runs the program of one end.
+func (l *Link) start(ctx context.Context, i int) (*host.Process, error) {
+	w := l.way
+	w.a.WAN, w.b.WAN = l.at[0].String(), l.at[1].String()
+	w.kind, w.engine = l.ends[i].Kind, l.ends[i].Engine
+	e := w.ends()[i]
+	if w.kind == WireGuardGo {
+		return w.wireguardGoEnd(ctx, e, l.keys[i], l.keys[1-i].Public())
+	}
+	return w.ringwayEnd(ctx, e, l.keys[i], l.keys[1-i].Public())
+}
+
+func (l *Link) host(i int) *host.Host { return l.way.ends()[i].near.Host }
+
+// Handshaken is when one end's present session was agreed on.
+func (l *Link) Handshaken(i int) (time.Time, error) {
+	text, err := l.uapi(l.host(i), "get=1\n\n")
+	if err != nil {
+		return time.Time{}, err
+	}
+	sec, err := field(text, "last_handshake_time_sec")
+	if err != nil {
+		return time.Time{}, err
+	}
+	nsec, err := field(text, "last_handshake_time_nsec")
+	return time.Unix(int64(sec), int64(nsec)), err
+}
+
+// Rekey has one end begin a new session now, and waits until that end has it. asked is when it was told to: the protocol has an end
+// begin one in five seconds, and an end that began one a moment ago, of itself, is asked again.
+func (l *Link) Rekey(ctx context.Context, i int) (asked time.Time, err error) {
+	before, err := l.Handshaken(i)
+	if err != nil {
+		return asked, err
+	}
+	err = l.wait(ctx, rekeyTime, fmt.Sprintf("%s has no new session", l.host(i).Name), func() (bool, error) {
+		now, err := l.Handshaken(i)
+		switch {
+		case err != nil:
+			return false, err
+		case now.After(before) && !asked.IsZero():
+			return true, nil
+		case now.After(before): // the other end's
+			before = now
+		}
+		switch {
+		case time.Since(asked) < askAgain:
+		case l.ends[i].Kind == Ringway:
+			asked = time.Now()
+			err = plane.Handshake(ctx, l.host(i).Path("/run/ringway/planes"), tunnel.Voice)
+		case asked.IsZero():
+			asked = time.Now()
+			err = l.expire(i)
+		}
+		return false, err
+	})
+	return asked, err
+}
+
+// expire makes stock wireguard-go shake hands with its next packet. It knows no command for that; but when its own key changes, to
+// another and back at once, it ceases to send in the sessions that it has (it still receives in them), and has packets wait for the next.
+func (l *Link) expire(i int) error {
+	other, err := tunnel.NewPrivateKey()
+	if err != nil {
+		return err
+	}
+	_, err = l.uapi(l.host(i), "set=1\nprivate_key="+other.Hex()+"\nprivate_key="+l.keys[i].Hex()+"\n\n")
+	return err
+}
+
+// Times that something may take.
+const (
+	rekeyTime   = 8 * time.Second // more than the protocol's five
+	askAgain    = 200 * time.Millisecond
+	restartTime = 20 * time.Second
+	roamTime    = 5 * time.Second
+	look        = 5 * time.Millisecond
+)
+
+// wait looks until done says so.
+func (l *Link) wait(ctx context.Context, limit time.Duration, what string, done func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s after %s", what, limit))
+	defer cancel()
+	for {
+		ok, err := done()
+		if ok && err == nil {
+			return nil
+		}
+		if cause := host.Pause(ctx, look); cause != nil {
+			return errors.Join(cause, err)
+		}
+	}
+}
+
+// Restart kills what runs at one end and waits until another has taken its place and shaken hands: Ringway's plane is brought back by
+// its supervisor, stock wireguard-go by us.
+func (l *Link) Restart(ctx context.Context, i int) error {
+	before := time.Now()
+	if l.ends[i].Kind == Ringway {
+		pids, err := withChildren(l.processes[i].PID())
+		if err != nil {
+			return err
+		}
+		if len(pids) != 2 {
+			return fmt.Errorf("restart the plane on %s: %d processes are there in place of a supervisor and a plane", l.host(i).Name, len(pids))
+		}
+		if err := unix.Kill(pids[1], unix.SIGKILL); err != nil {
+			return fmt.Errorf("kill the plane on %s: %w", l.host(i).Name, err)
+		}
+	} else {
+		l.processes[i].Signal(unix.SIGKILL)
+		limit, cancel := context.WithTimeout(ctx, restartTime)
+		_ = l.processes[i].Wait(limit) // how it ended is known
+		cancel()
+		_ = os.Remove(l.host(i).Path("/run/wireguard/" + l.device + ".sock"))
+		p, err := l.start(ctx, i)
+		if err != nil {
+			return err
+		}
+		l.processes[i] = p
+	}
+	return l.wait(ctx, restartTime, fmt.Sprintf("no session with the restarted %s", l.host(i).Name), func() (bool, error) {
+		now, err := l.Handshaken(i)
+		return now.After(before), err
+	})
+}
+
+// hears says whether the far end of i sends to where i is.
+func (l *Link) hears(i int) (bool, error) {
+	text, err := l.uapi(l.host(1-i), "get=1\n\n")
+	return err == nil && slices.Contains(strings.Split(text, "\n"), fmt.Sprintf("endpoint=%s:%d", l.at[i], l.port)), err
+}
+
+// Roam moves one end to another address while the old one still receives, as a provider's NAT or a second uplink does: from one moment on
+// its packets come from the new address. Once the far end sends there, the old address goes. moved is called at that one moment.
+func (l *Link) Roam(ctx context.Context, i int, moved func()) error {
+	h, old := l.host(i), l.at[i]
+	if err := l.advance(ctx, i, "addr add %s/24 dev wan0"); err != nil {
+		return err
+	}
+	// The engine knows nothing of it: its packets are rewritten on their way out.
+	rules := fmt.Sprintf("add table ip bench-roam\nadd chain ip bench-roam out { type filter hook postrouting priority 0; }\n"+
+		"add rule ip bench-roam out oifname \"wan0\" udp sport %d ip saddr set %s\n", l.port, l.at[i])
+	moved()
+	if _, err := h.RunInput(ctx, rules, "nft", "-f", "-"); err != nil {
+		return fmt.Errorf("move %s to %s: %w", h.Name, l.at[i], err)
+	}
+	if err := l.wait(ctx, roamTime, fmt.Sprintf("the far end of %s does not send to %s", h.Name, l.at[i]), func() (bool, error) { return l.hears(i) }); err != nil {
+		return err
+	}
+	// What was sent to the old address is still on its way, and the near engine learns its new address from what comes in.
+	if err := host.Pause(ctx, overlap); err != nil {
+		return err
+	}
+	if err := h.IP(ctx, nil, fmt.Sprintf("addr del %s/24 dev wan0", old)); err != nil {
+		return err
+	}
+	_, err := h.Run(ctx, "nft", "delete", "table", "ip", "bench-roam")
+	return err
+}
+
+const overlap = 500 * time.Millisecond
+
+// Readdress takes one end's address away and gives it another in the same moment. What the far end sends to the old one until it hears
+// from the new one is lost, whatever a tunnel does. moved is called just before.
+func (l *Link) Readdress(ctx context.Context, i int, moved func()) error {
+	old := l.at[i]
+	moved()
+	if err := l.advance(ctx, i, "addr add %s/24 dev wan0", fmt.Sprintf("addr del %s/24 dev wan0", old)); err != nil {
+		return err
+	}
+	return l.wait(ctx, roamTime, fmt.Sprintf("the far end of %s does not send to %s", l.host(i).Name, l.at[i]), func() (bool, error) { return l.hears(i) })
+}
+
+// advance takes the next address of an edge; add is the line of ip(8) that adds it, then follow the others.
+func (l *Link) advance(ctx context.Context, i int, add string, then ...string) error {
+	b := l.at[i].As4()
+	b[3] = byte(l.next[i])
+	l.next[i]++
+	l.at[i] = netip.AddrFrom4(b)
+	return l.host(i).IP(ctx, nil, append([]string{fmt.Sprintf(add, l.at[i])}, then...)...)
+}
+
+// KeepAddresses has the edges keep the second address of a network when the first is deleted.
+func (l *Link) KeepAddresses() error {
+	for i := range l.ends {
+		if err := l.host(i).Do(func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/conf/all/promote_secondaries", []byte("1"), 0)
+		}); err != nil {
+			return fmt.Errorf("%s: keep second addresses: %w", l.host(i).Name, err)
+		}
+	}
+	return nil
+}
