@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -315,21 +314,36 @@ func (p *Process) ask(s string) (answer json.RawMessage) {
 	return answer
 }
 
-// RealTime puts the threads of the process that have one of these names under SCHED_FIFO, as the daemon does.
-func (p *Process) RealTime(names ...string) {
+// thread finds the process's thread of a name.
+func (p *Process) thread(name string) (tid int) {
 	p.t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.Process.Pid))
 	require.NoError(p.t, err)
-	n := 0
 	for _, task := range tasks {
-		tid, _ := strconv.Atoi(task.Name())
-		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/comm", p.Process.Pid, tid))
-		if slices.Contains(names, strings.TrimSpace(string(comm))) {
-			require.NoError(p.t, unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}, 0))
-			n++
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/comm", p.Process.Pid, task.Name()))
+		if strings.TrimSpace(string(comm)) == name {
+			tid, _ = strconv.Atoi(task.Name())
 		}
 	}
-	require.Equal(p.t, len(names), n)
+	require.NotZero(p.t, tid, "no thread %s", name)
+	return tid
+}
+
+// RealTime puts the threads of the process that have one of these names under SCHED_FIFO, as the daemon does.
+func (p *Process) RealTime(names ...string) {
+	p.t.Helper()
+	for _, name := range names {
+		a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}
+		require.NoError(p.t, unix.SchedSetAttr(p.thread(name), &a, 0))
+	}
+}
+
+// Policy is how a thread is scheduled.
+func (p *Process) Policy(name string) uint32 {
+	p.t.Helper()
+	a, err := unix.SchedGetAttr(p.thread(name), 0)
+	require.NoError(p.t, err)
+	return a.Policy
 }
 
 // Set carries out a set operation.

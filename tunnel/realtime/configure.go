@@ -130,8 +130,8 @@ func (st *setting) line(key, value string) error {
 		if err != nil || a.Addr().IsUnspecified() || a.Port() == 0 {
 			return uapi.Invalid("endpoint is no address and port that anything can be sent to")
 		}
-		if to := p.endpoint.Load(); to == nil || to.dst != unmapped(a) {
-			p.endpoint.Store(newEndpoint(a, netip.Addr{}))
+		if raw, to := rawSockaddr(a), p.endpoint.Load(); to == nil || to.raw != raw {
+			p.endpoint.Store(newEndpoint(raw, netip.Addr{}))
 		}
 	case "persistent_keepalive_interval":
 		n, err := strconv.ParseUint(value, 10, 16)
@@ -271,7 +271,7 @@ func (e *Engine) Get(w io.Writer) error {
 	for _, p := range e.sortedLocked() {
 		fmt.Fprintf(&b, "public_key=%s\npreshared_key=%s\nprotocol_version=1\n", p.key.Hex(), p.psk.Hex())
 		if to := p.endpoint.Load(); to != nil {
-			fmt.Fprintf(&b, "endpoint=%s\n", to.dst)
+			fmt.Fprintf(&b, "endpoint=%s\n", to.raw.addrPort())
 		}
 		sec, nsec := int64(0), int64(0)
 		if !p.shaken.IsZero() {
@@ -329,7 +329,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 			AllowedIPs: slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
 		}
 		if to := p.endpoint.Load(); to != nil {
-			ps.Endpoint = to.dst
+			ps.Endpoint = to.raw.addrPort()
 		}
 		s.Peers = append(s.Peers, ps)
 	}

@@ -10,9 +10,8 @@ import (
 
 // endpoint is where a peer is and at which of our addresses its packets arrive. It never changes, so threads share it.
 type endpoint struct {
-	dst netip.AddrPort
-	src netip.Addr // our address; zero: the kernel chooses. The interface is the kernel's choice: routes change.
 	raw sockaddr
+	src netip.Addr // our address; zero: the kernel chooses. The interface is the kernel's choice: routes change.
 	// control is the message that pins the source, ready to be sent; empty where none is known.
 	control  [controlSize]byte
 	controls int
@@ -27,6 +26,7 @@ type sockaddr struct {
 func (s *sockaddr) v6() bool { return s.n == unix.SizeofSockaddrInet6 }
 
 func rawSockaddr(a netip.AddrPort) (s sockaddr) {
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	binary.BigEndian.PutUint16(s.b[2:], a.Port())
 	if a.Addr().Is4() {
 		binary.NativeEndian.PutUint16(s.b[:], unix.AF_INET)
@@ -45,26 +45,28 @@ func rawSockaddr(a netip.AddrPort) (s sockaddr) {
 	return s
 }
 
-// addr allocates for no address but a link-local one.
-func (s *sockaddr) addr() netip.Addr {
-	if !s.v6() {
-		return netip.AddrFrom4([4]byte(s.b[4:8]))
+// bare is the address without its zone: a forwarding thread may not make one, which takes a lock of package unique's.
+func (s *sockaddr) bare() netip.Addr {
+	if s.v6() {
+		return netip.AddrFrom16([16]byte(s.b[8:24]))
 	}
-	a := netip.AddrFrom16([16]byte(s.b[8:24]))
-	if z := binary.NativeEndian.Uint32(s.b[24:]); z != 0 && a.IsLinkLocalUnicast() {
-		a = a.WithZone(strconv.FormatUint(uint64(z), 10))
-	}
-	return a
+	return netip.AddrFrom4([4]byte(s.b[4:8]))
 }
 
+// addrPort is for the control side.
 func (s *sockaddr) addrPort() netip.AddrPort {
-	return netip.AddrPortFrom(s.addr(), binary.BigEndian.Uint16(s.b[2:]))
+	a := s.bare()
+	if s.v6() && a.IsLinkLocalUnicast() {
+		if z := binary.NativeEndian.Uint32(s.b[24:]); z != 0 {
+			a = a.WithZone(strconv.FormatUint(uint64(z), 10))
+		}
+	}
+	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(s.b[2:]))
 }
 
-func newEndpoint(dst netip.AddrPort, src netip.Addr) *endpoint {
-	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
-	e := &endpoint{dst: dst, src: src, raw: rawSockaddr(dst)}
-	if src.IsValid() && src.Is4() != e.raw.v6() && !src.IsUnspecified() && !src.IsMulticast() {
+func newEndpoint(raw sockaddr, src netip.Addr) *endpoint {
+	e := &endpoint{raw: raw, src: src}
+	if src.IsValid() && src.Is4() != raw.v6() && !src.IsUnspecified() && !src.IsMulticast() {
 		e.controls = putSource(e.control[:], 0, src)
 	}
 	return e
@@ -75,7 +77,7 @@ func (e *endpoint) unpinned() *endpoint {
 	if e.controls == 0 {
 		return e
 	}
-	return newEndpoint(e.dst, netip.Addr{})
+	return newEndpoint(e.raw, netip.Addr{})
 }
 
 // endpoints remembers the last endpoints seen, so that a peer that moves back and forth costs no memory. It has a fixed size:
@@ -91,8 +93,7 @@ func (c *endpoints) get(s *sockaddr, src netip.Addr) *endpoint {
 	if e := *slot; e != nil && e.raw == *s && e.src == src {
 		return e
 	}
-	e := newEndpoint(s.addrPort(), src)
-	e.raw = *s // with its flow label and scope, as it came
+	e := newEndpoint(*s, src)
 	*slot = e
 	return e
 }

@@ -202,8 +202,9 @@ func (e *Engine) equip() (err error) {
 func aloneInProcess() {
 	const others = 2 // for handshakes, timers and the control socket
 	runtime.GOMAXPROCS(2 + others)
-	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // the collector runs when collect says so, and only then
+	debug.SetGCPercent(-1)              // waits for one that runs
+	runtime.GC()
 }
 
 // open takes the descriptors over.
@@ -359,8 +360,8 @@ func (e *Engine) tellEndpointsLocked() {
 	homes := make(map[netip.Addr]struct{}, len(e.peers))
 	for k, p := range e.peers {
 		if to := p.endpoint.Load(); to != nil {
-			ends[k] = to.dst
-			homes[to.dst.Addr()] = struct{}{}
+			ends[k] = to.raw.addrPort()
+			homes[to.raw.bare()] = struct{}{}
 		}
 	}
 	e.homes.Store(&homes)

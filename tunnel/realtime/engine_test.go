@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/test/enginetest"
@@ -118,4 +119,42 @@ func TestCallInAFloodOfHandshakes(t *testing.T) {
 			assert.Zero(t, d["socket_overflow"])
 		})
 	}
+}
+
+// A flood of packets that only the inbound thread's work can refuse takes a core: the thread gives way, so that the machine lives,
+// and comes back.
+func TestForwardingThreadGivesWay(t *testing.T) {
+	a, b := wire(t)
+	a.Open(0, 0, wide)
+	b.Open(0, 0, wide)
+	pa := a.Spawn(wide, a.Peer(b, "192.0.2.2:51820"))
+	pb := b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
+	pb.RealTime(threadIn, threadOut)
+	require.NoError(t, a.Ping("10.66.0.2"))
+	stopCapture := a.Capture()
+	require.NoError(t, a.Ping("10.66.0.2"))
+	var forged []byte
+	for _, f := range stopCapture() {
+		if binary.LittleEndian.Uint32(f.Payload) == typeTransport {
+			forged = make([]byte, 1400) // of b's session, so that each has to be opened
+			copy(forged, f.Payload[:8])
+		}
+	}
+	require.NotNil(t, forged)
+	var stops []func() int
+	for range 4 {
+		stops = append(stops, a.Flood("192.0.2.2:51820", 0, func() []byte { return forged }))
+	}
+	began, gaveWay := time.Now(), false
+	for !gaveWay && time.Since(began) < 5*time.Second {
+		gaveWay = pb.Policy(threadIn) == unix.SCHED_NORMAL
+	}
+	for _, stop := range stops {
+		stop()
+	}
+	require.True(t, gaveWay, "it takes its core for ever")
+	require.Eventually(t, func() bool { return pb.Policy(threadIn) == unix.SCHED_FIFO }, 20*time.Second, 5*time.Millisecond, "it does not come back")
+	require.NoError(t, a.Ping("10.66.0.2"))
+	assert.Positive(t, pb.Status().Drops["forged"])
+	assert.Empty(t, pa.Status().Drops["forged"])
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"time"
 	"unsafe"
 
@@ -62,10 +61,10 @@ func (e *Engine) answer() {
 	}
 }
 
-// wantLocked sees to a session for a packet that waits.
+// wantLocked sees to a session for a packet that waits. The wish stays until there is one, or the peer is given up.
 func (e *Engine) wantLocked(p *peer) {
-	p.wanted.Store(false)
 	if p.current.Load().usable(e.now()) {
+		p.wanted.Store(false)
 		e.out.ring() // it came meanwhile
 		return
 	}
@@ -196,7 +195,7 @@ func (e *Engine) askForCookieLocked(m *message, b, src []byte) {
 	binary.LittleEndian.PutUint32(out[4:], reply.Receiver)
 	copy(out[8:], reply.Nonce[:])
 	copy(out[8+len(reply.Nonce):], reply.Cookie[:])
-	e.transmit(newEndpoint(m.from.addrPort(), m.src), out[:])
+	e.transmit(newEndpoint(m.from, m.src), out[:])
 }
 
 // cookieLocked takes a cookie for the peer whom the message was for that it answers.
@@ -268,7 +267,7 @@ func (e *Engine) heardLocked(p *peer, m *message) {
 	p.heard(e.now(), false)
 	p.rxBytes.Add(uint64(m.n))
 	if to := p.endpoint.Load(); to == nil || to.raw != m.from || to.src != m.src {
-		p.endpoint.Store(newEndpoint(m.from.addrPort(), m.src))
+		p.endpoint.Store(newEndpoint(m.from, m.src))
 		e.moved.Store(true)
 		e.tellEndpointsLocked()
 	}
@@ -373,6 +372,3 @@ func (id *identity) newMAC1() (*mac1, error) {
 	}
 	return &mac1{m}, nil
 }
-
-// unmapped is an address and port as the protocol knows them.
-func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

@@ -114,7 +114,7 @@ func TestStrangersLeaveNoTrace(t *testing.T) {
 	d := r.b.drops.all()
 	assert.Equal(t, before, r.b.indices.n)
 	assert.Len(t, r.b.peers, 1)
-	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().dst)
+	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
 	assert.Equal(t, uint64(5000), d["handshake_rate"]+d["cookie_sent"]+d["bad_handshake"], "%v", d)
 	assert.LessOrEqual(t, d["bad_handshake"], uint64(loadRate+5), "few are computed")
 	assert.Greater(t, d["handshake_rate"], uint64(4500))
@@ -219,7 +219,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		r.b.inject(m, from)
 		require.Same(t, s, r.b.peerOf(r.a).current.Load())
-		require.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().dst)
+		require.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
 	})
 }
 

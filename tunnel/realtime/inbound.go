@@ -243,7 +243,7 @@ func (in *inbound) handshake(p []byte, name *sockaddr, a *arrival, now int64) {
 			return
 		}
 	}
-	addr := name.addr()
+	addr := name.bare()
 	known := false
 	if k := e.homes.Load(); k != nil {
 		_, known = (*k)[addr]

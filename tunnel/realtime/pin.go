@@ -13,6 +13,9 @@ import (
 // another thread: each of these waits for threads that are not real-time. So a forwarding thread keeps its P for good (its
 // system calls are raw), is not preempted (procPin) and gets no preemption signal (blocked).
 //
+// A pinned goroutine may allocate, which is rare, but must not wait for anything of Go's: no mutex, channel or ordinary system call,
+// which might find its P taken, and then the runtime stops the process.
+//
 // The price: the world cannot be stopped while a thread is pinned. Who is alone in a process may have that, and must see to it
 // that nothing stops the world unasked: the collector is off and collect.go runs it, having asked the threads to let go. In any other
 // process (tests) threads are not pinned and use ordinary system calls.

@@ -38,6 +38,7 @@ type thread struct {
 	round atomic.Uint64
 
 	watch load
+	attr  unix.SchedAttr // memory for a system call
 }
 
 func newThread(name string, clock func() int64, alone bool, fds ...int) (*thread, error) {
@@ -77,7 +78,7 @@ func setThreadName(name string) {
 	runtime.KeepAlive(b)
 }
 
-// call wakes the thread, from any goroutine.
+// ring wakes the thread, from any goroutine.
 func (t *thread) ring() {
 	one := [8]byte{}
 	*(*uint64)(unsafe.Pointer(&one[0])) = 1
@@ -98,14 +99,13 @@ func (t *thread) next(sleep bool) bool {
 	}
 	if !sleep {
 		t.round.Add(2)
-		t.watch.spin(t.clock())
+		t.watchLoad(t.clock())
 		return true
 	}
-	t.watch.sleep(t.clock())
+	t.watchLoad(t.clock())
 	t.round.Add(1)
 	n, errno := t.call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&t.polls[0])), uintptr(len(t.polls)), 0, 0, 0)
 	t.round.Add(1)
-	t.watch.awake(t.clock())
 	t.called = false
 	if errno != 0 || n <= 0 { // EINTR: a signal that was not blocked
 		for i := range t.polls {
@@ -129,69 +129,66 @@ func (t *thread) waitWritable(p *unix.PollFd, ts *unix.Timespec, fd, ms int) {
 
 func (t *thread) close() { unix.Close(t.wake) }
 
-// load keeps a real-time thread from taking a core for itself: one that hardly sleeps for a while lowers itself to ordinary
-// scheduling, and comes back when it sleeps again. A trickle of voice is far below; a flood is above, and then fairness towards
-// the rest of the machine (the data class, whoever is logged in) is worth more than a microsecond.
+// load keeps a real-time thread from taking a core for itself: one that uses much of a core for a while lowers itself to ordinary
+// scheduling, and comes back when it uses less. A trickle of voice is far below; a flood is above, and then fairness towards
+// the rest of the machine (the kernel's own threads, the data class, whoever is logged in) is worth more than a microsecond. What counts is
+// the thread's CPU time, by the kernel's count: a thread that hardly ever finds nothing to do sleeps often, for no time at all.
 type load struct {
-	since   int64 // begin of the window
-	busy    int64 // ns awake in it
-	woke    int64
+	since   int64         // begin of the window
+	used    int64         // CPU time of the thread at its begin, ns
+	spec    unix.Timespec // memory for a system call
 	lowered bool
 	saved   unix.SchedAttr
-	lowers  atomic.Uint64 // how often
 }
 
-// A window's length, and the shares at which a thread goes down and comes up again. RLIMIT_RTTIME, which kills, is several windows.
+// A window's length, and the shares of a core at which a thread goes down and comes up again. RLIMIT_RTTIME, which kills, is
+// several windows.
 const (
 	loadWindow = int64(50 * time.Millisecond)
-	loadHigh   = 0.9
-	loadLow    = 0.6
+	loadHigh   = 0.6
+	loadLow    = 0.4
 )
 
-func (l *load) awake(now int64) { l.woke = now }
-
-func (l *load) sleep(now int64) {
-	l.busy += now - l.woke
-	l.woke = now
-	l.look(now)
-}
-
-func (l *load) spin(now int64) {
-	l.busy += now - l.woke
-	l.woke = now
-	l.look(now)
-}
-
-func (l *load) look(now int64) {
-	length := now - l.since
-	if length < loadWindow {
-		return
-	}
-	share := float64(l.busy) / float64(length)
-	l.since, l.busy = now, 0
+// looksAt says whether the window that now ends makes the thread go down (-1) or come up (+1).
+func (l *load) looksAt(now, used int64) int {
+	share := float64(used-l.used) / float64(now-l.since)
+	l.since, l.used = now, used
 	switch {
-	case !l.lowered && share > loadHigh:
-		l.lower()
+	case share > loadHigh: // also when it is lowered, as far as it knows: somebody may have raised it
+		return -1
 	case l.lowered && share < loadLow:
-		l.raise()
+		return 1
 	}
+	return 0
 }
 
-// lower takes the calling thread out of real-time scheduling, if it is in it.
-func (l *load) lower() {
-	a, err := unix.SchedGetAttr(0, 0)
-	if err != nil || a.Policy != unix.SCHED_FIFO && a.Policy != unix.SCHED_RR {
+// watchLoad looks at the thread's load at the end of each window.
+func (t *thread) watchLoad(now int64) {
+	if now-t.watch.since < loadWindow {
 		return
 	}
-	fair := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Flags: a.Flags & unix.SCHED_FLAG_RESET_ON_FORK}
-	if unix.SchedSetAttr(0, &fair, 0) == nil {
-		l.saved, l.lowered = *a, true
-		l.lowers.Add(1)
+	if _, errno := t.call(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&t.watch.spec)), 0, 0, 0); errno == 0 {
+		t.shift(t.watch.looksAt(now, t.watch.spec.Nano()))
 	}
 }
 
-// raise takes it back; RLIMIT_RTPRIO, which the daemon has set, allows it.
-func (l *load) raise() {
-	l.lowered = false
-	_ = unix.SchedSetAttr(0, &l.saved, 0)
+// shift takes the calling thread out of real-time scheduling, if it is in it, or back; RLIMIT_RTPRIO, which the daemon has set, allows that.
+// Where it does not, the daemon brings it back.
+func (t *thread) shift(by int) {
+	const self = 0
+	switch {
+	case by < 0:
+		_, errno := t.call(unix.SYS_SCHED_GETATTR, self, uintptr(unsafe.Pointer(&t.attr)), unix.SizeofSchedAttr, 0, 0)
+		if errno != 0 || t.attr.Policy != unix.SCHED_FIFO && t.attr.Policy != unix.SCHED_RR {
+			return
+		}
+		t.watch.saved = t.attr
+		t.attr = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Flags: t.watch.saved.Flags & unix.SCHED_FLAG_RESET_ON_FORK}
+		_, errno = t.call(unix.SYS_SCHED_SETATTR, self, uintptr(unsafe.Pointer(&t.attr)), 0, 0, 0)
+		t.watch.lowered = errno == 0
+	case by > 0:
+		t.watch.lowered = false
+		t.attr = t.watch.saved
+		_, _ = t.call(unix.SYS_SCHED_SETATTR, self, uintptr(unsafe.Pointer(&t.attr)), 0, 0, 0)
+	}
 }

@@ -36,6 +36,9 @@ func (e *Engine) watchTimers() {
 func (e *Engine) lookLocked(p *peer, now int64) {
 	since := func(at int64) time.Duration { return time.Duration(now - at) }
 	e.takeConfirmedLocked(p)
+	if p.wanted.Load() {
+		e.wantLocked(p)
+	}
 	s := p.current.Load()
 	sent, heard := p.sentAt.Load(), p.heardAt.Load()
 
@@ -44,6 +47,7 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 		if p.attempts++; p.attempts >= maxAttempts {
 			e.dropPendingLocked(p)
 			p.attempts = 0
+			p.wanted.Store(false) // until another packet asks
 			e.log.Debug("no answer to handshakes: given up until there is something to send", "peer", p.key)
 		} else {
 			e.unpin(p)
