@@ -84,6 +84,7 @@ const (
 	growth        = 1.3
 	testerPort    = 20100
 	nearA         = "10.16.1.1" // edge-a towards its phone
+	tries         = 2           // of a rate
 	sentEnough    = 0.995       // of a trial's packets: below, the tester could not send at this rate
 )
 
@@ -404,7 +405,7 @@ func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int)
 	var out report.ThroughputRound
 	best := report.Trial{}
 	f, err := search{first: first, least: leastRate, most: mostRate, growth: growth, resolution: r.o.Resolution}.run(func(rate float64) (verdict, error) {
-		// A machine that others share loses for reasons of its own: one that lost has a second try.
+		// A machine that others share loses for reasons of its own, and keeps the tester itself waiting: there is a second try.
 		for try := 1; ; try++ {
 			t, err := r.try(ctx, c, size, rate)
 			if err != nil {
@@ -417,9 +418,9 @@ func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int)
 					best = t
 				}
 				return held, nil
-			case t.Verdict == report.Unsent:
+			case try == tries && t.Verdict == report.Unsent:
 				return unsent, nil
-			case try == 2:
+			case try == tries:
 				return lossy, nil
 			}
 		}

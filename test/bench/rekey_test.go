@@ -1,0 +1,84 @@
+package bench
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/quality"
+	"ringway/test/bench/report"
+)
+
+// Re-keys and roams cost nothing, whoever begins them and whatever the far end is; a restart costs, and is over.
+func TestRekeyLosesNothing(t *testing.T) {
+	for _, far := range []string{"ringway", "wireguard-go"} {
+		t.Run(far, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			before := machine(t)
+			var r report.Rekey
+			measured(t, &r, "rekey", "--json", "--far", far, "--rekeys", "3", "--roams", "1", "--moves", "0", "--restarts", "1", "--streams", "4")
+			assert.Equal(t, before, machine(t))
+			assert.Zero(t, r.Unmatched)
+			assert.Positive(t, r.Packets)
+			assert.Positive(t, r.Quiet.Packets)
+			assert.Len(t, r.Events, 2*3+2*1+2*1)
+			require.Len(t, r.Summary, 6)
+			for i, s := range r.Summary {
+				kind := []string{report.Rekeyed, report.Roam, report.Restart}[i/2]
+				assert.Equal(t, kind, s.Kind)
+				assert.Equal(t, []string{edgeA, edgeB}[i%2], s.End)
+				assert.Positive(t, s.Packets)
+				if kind != report.Restart {
+					assert.Zero(t, s.Lost, "%s of %s: %+v", s.Kind, s.End, r.Events)
+				}
+			}
+		})
+	}
+}
+
+func TestRekeyOptionsAreHeldToTheirRange(t *testing.T) {
+	for want, change := range map[string]func(*RekeyOptions){
+		"wrong usage: --rekeys: -1 (allowed: 0-40, of each end)":                              func(o *RekeyOptions) { o.Rekeys = -1 },
+		"wrong usage: --roams: 41 (allowed: 0-40, of each end)":                               func(o *RekeyOptions) { o.Roams = 41 },
+		`wrong usage: --far: "nebula" (allowed: ringway, ringway-wireguard-go, wireguard-go)`: func(o *RekeyOptions) { o.Far = "nebula" },
+		"wrong usage: no event is asked for (--rekeys, --restarts, --roams, --moves)":         func(o *RekeyOptions) { *o = RekeyOptions{} },
+		"wrong usage: packets of 20 bytes (allowed: 36-1200)":                                 func(o *RekeyOptions) { o.Size = 20 },
+	} {
+		o := DefaultRekey()
+		change(&o)
+		_, err := MeasureRekey(t.Context(), o)
+		require.ErrorIs(t, err, ErrUsage)
+		assert.EqualError(t, err, want)
+	}
+}
+
+// A packet belongs to every event within a second of its sending, and to the quiet when there is none.
+func TestPacketsAreCountedWhereTheyBelong(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	at := func(s float64) time.Time { return start.Add(time.Duration(s * float64(time.Second))) }
+	packet := func(s float64, delay time.Duration) quality.Packet {
+		return quality.Packet{Sent: stamp(at(s)), Received: stamp(at(s).Add(delay)), Lost: delay == 0}
+	}
+	packets := []quality.Packet{
+		packet(0, time.Millisecond), packet(2, 0), // quiet, one lost
+		packet(4.5, 3*time.Millisecond), packet(5, 0), packet(5.25, 0), // around the first
+		packet(6.1, 9*time.Millisecond), // around both
+		packet(7.5, 2*time.Millisecond), // the second
+	}
+	var r report.Rekey
+	costs(&r, packets, []event{
+		{kind: report.Rekeyed, end: 0, begin: at(5), over: at(5.2)},
+		{kind: report.Roam, end: 1, begin: at(7), over: at(7)},
+	})
+	r.Summarize()
+	assert.Equal(t, 7, r.Packets)
+	assert.Equal(t, 3, r.Lost)
+	assert.Equal(t, 2, r.Quiet.Packets)
+	assert.Equal(t, 1, r.Quiet.Lost)
+	assert.InDelta(t, 1000, r.Quiet.Max, 2)
+	require.Len(t, r.Summary, 2)
+	assert.Equal(t, report.RekeySummary{Kind: report.Rekeyed, End: edgeA, Events: 1, Packets: 4, Lost: 2, Worst: 9000, Median: 9000, Span: 250_000}, r.Summary[0])
+	assert.Equal(t, report.RekeySummary{Kind: report.Roam, End: edgeB, Events: 1, Packets: 2, Lost: 0, Worst: 9000, Median: 9000}, r.Summary[1])
+}
