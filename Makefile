@@ -49,6 +49,8 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
 	$(BIN)/ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --loads 0,50,100 \
 	  --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) --plot bench-out
+	$(BIN)/ringway bench throughput --sizes 200 --trial $(or $(TRIAL),500ms) --engines ringway,wireguard-go --rounds $(or $(PAIRS),3) --one-core
+	$(BIN)/ringway bench rekey --rekeys $(or $(PAIRS),3) --roams 1 --moves 0 --restarts 1
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)

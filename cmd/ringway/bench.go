@@ -14,6 +14,8 @@ func benchCommand() *cobra.Command {
 		Long: `Benchmarks that a network engineer can repeat. But for live, which asks another box, they run on one machine: they need
 root, make their own network namespaces, send traffic nowhere else, and leave nothing behind.`,
 		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out
+  ringway bench throughput --sizes 200 --one-core --engines ringway,wireguard-go --rounds 5
+  ringway bench rekey --far wireguard-go
   ringway bench live munich`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
