@@ -44,7 +44,11 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 
 	// 6.4: the handshake is tried again, and given up after 90 s.
 	if p.pending != nil && now >= p.retryAt {
-		if p.attempts++; p.attempts >= maxAttempts {
+		if s.usable(now) && s.created > p.initiated {
+			// The peer's own initiation has made a session meanwhile: there is nothing left to try again for.
+			e.dropPendingLocked(p)
+			p.attempts = 0
+		} else if p.attempts++; p.attempts >= maxAttempts {
 			e.dropPendingLocked(p)
 			p.attempts = 0
 			p.wanted.Store(false) // until another packet asks
