@@ -142,10 +142,10 @@ func (l *Link) expire(i int) error {
 
 // Times that something may take.
 const (
-	rekeyTime   = 8 * time.Second // more than the protocol's five
+	rekeyTime   = 15 * time.Second // more than the protocol's five, also on a busy machine
 	askAgain    = 200 * time.Millisecond
 	restartTime = 20 * time.Second
-	roamTime    = 5 * time.Second
+	roamTime    = 20 * time.Second
 	look        = 5 * time.Millisecond
 )
 
