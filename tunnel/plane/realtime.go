@@ -19,8 +19,8 @@ import (
 // A realtime engine's forwarding threads run under SCHED_FIFO and nothing else of its process does: the collector of a Go process
 // that is real-time as a whole spins against itself for good (golang/go#76353). What keeps such a thread from taking a core:
 //
-//   - RLIMIT_RTTIME: CPU time without a call that blocks. At the soft limit SIGXCPU tells the engine, which has the thread
-//     lower itself; at the hard limit the kernel kills the plane, and the supervisor starts another.
+//   - RLIMIT_RTTIME: CPU time without a call that blocks. Long before, the engine has the thread lower itself; at the hard limit the
+//     kernel kills the plane, and the supervisor starts another.
 //   - SCHED_FLAG_RESET_ON_FORK: what such a thread starts is not real-time.
 //   - RLIMIT_RTPRIO lets a thread that lowered itself come back, and no higher.
 const (

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The collector, in a process whose forwarding threads are pinned. Forwarding allocates nothing; handshakes, status and
@@ -50,7 +52,10 @@ func (e *Engine) collect() {
 // collectNow has the threads let go, collects, and has them pinned again.
 func (e *Engine) collectNow() {
 	threads := []*thread{e.out.thread, e.in.thread}
+	var limit unix.Rlimit
+	mayRaise := unix.Getrlimit(unix.RLIMIT_RTPRIO, &limit) == nil && limit.Cur > 0
 	for _, t := range threads {
+		t.mayRaise.Store(mayRaise)
 		t.free.Store(true)
 		t.ring()
 	}

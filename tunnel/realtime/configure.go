@@ -3,6 +3,7 @@ package realtime
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -34,6 +35,8 @@ func (e *Engine) Set(r io.Reader) error {
 	return e.set(body)
 }
 
+var errEnded = errors.New("set the WireGuard device: the engine has ended")
+
 // setting is a set operation under way.
 type setting struct {
 	e      *Engine
@@ -50,6 +53,11 @@ type setting struct {
 func (e *Engine) set(body []byte) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	select {
+	case <-e.closed:
+		return errEnded
+	default:
+	}
 	st := &setting{e: e, device: true}
 	var err error
 	for line := range bytes.Lines(body) {
@@ -212,7 +220,9 @@ func (e *Engine) setPrivateLocked(k tunnel.PrivateKey, st *setting) error {
 		m = nil
 	}
 	e.in.mac1.Store(m)
-	e.checker.Init(device.NoisePublicKey(e.self.public))
+	if e.cookies, err = newCookies(&e.self.public); err != nil {
+		return err
+	}
 	if p := e.peers[e.self.public]; p != nil {
 		e.removePeerLocked(p)
 		st.routes = true
@@ -339,6 +349,8 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 // overflow is how many packets the kernel dropped because a socket's buffer was full.
 func (e *Engine) overflow() (n uint64) {
 	const skMeminfoDrops = 8 // include/uapi/linux/sock_diag.h
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, fd := range e.udp {
 		if fd < 0 {
 			continue

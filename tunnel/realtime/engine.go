@@ -25,7 +25,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ratelimiter"
 	"golang.zx2c4.com/wireguard/tai64n"
 
@@ -48,8 +47,9 @@ type Options struct {
 
 // shape is how packets look from outside: tunnel.Outer, ready for a look-up.
 type shape struct {
-	tos   [64]uint8 // TOS octet by inner DSCP
-	padTo int
+	socket uint8     // what the sockets put on what says nothing else
+	tos    [64]uint8 // TOS octet by inner DSCP
+	padTo  int
 }
 
 // Engine is a running WireGuard device.
@@ -69,12 +69,12 @@ type Engine struct {
 	indices     *indices
 	routes      atomic.Pointer[routes]
 	shape       atomic.Pointer[shape]
-	homes       atomic.Pointer[map[netip.Addr]struct{}] // addresses of peers' endpoints
+	homes       atomic.Pointer[homes] // where peers are known to be
 	mtu         atomic.Int64
 	superPacket atomic.Int64
-	socketTOS   uint8
 	drops       drops
-	ring        ring
+	ring        ring        // handshake messages from where peers are known to be
+	crowd       ring        // all others
 	moved       atomic.Bool // a peer's endpoint changed
 
 	out *outbound
@@ -83,8 +83,8 @@ type Engine struct {
 	mu        sync.Mutex // what follows, and control in every peer
 	self      identity
 	peers     map[tunnel.PublicKey]*peer
-	table     *routes // the next routes
-	checker   device.CookieChecker
+	table     *routes  // the next routes
+	cookies   *cookies // nil: no key
 	limiter   ratelimiter.Ratelimiter
 	loadUntil int64 // of the engine's clock: until then cookies are asked for
 	budget    bucket
@@ -129,6 +129,7 @@ func New(o Options) (_ *Engine, err error) {
 	e := newEngine(o)
 	defer func() {
 		if err != nil {
+			e.limiter.Close()
 			e.release()
 		}
 	}()
@@ -166,9 +167,9 @@ func New(o Options) (_ *Engine, err error) {
 		e.tasks.Wait()
 		e.mu.Lock()
 		e.forget()
+		e.release() // under the mutex: what is asked of the engine from now on finds no sockets
 		e.mu.Unlock()
 		e.limiter.Close()
-		e.release()
 		close(e.done)
 	}()
 	return e, nil
@@ -240,28 +241,39 @@ func (e *Engine) open(o Options) (err error) {
 		if e.port, err = descriptor.Port(e.udp[i]); err != nil {
 			return err
 		}
-		level, tos, want := unix.IPPROTO_IP, unix.IP_TOS, unix.IP_RECVTOS
+		level, want := unix.IPPROTO_IP, unix.IP_RECVTOS
 		if i == 1 {
-			level, tos, want = unix.IPPROTO_IPV6, unix.IPV6_TCLASS, unix.IPV6_RECVTCLASS
+			level, want = unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS
 		}
 		if err := unix.SetsockoptInt(e.udp[i], level, want, 1); err != nil {
 			return fmt.Errorf("ask for the TOS octet of what arrives: %w", err)
-		}
-		if v, err := unix.GetsockoptInt(e.udp[i], level, tos); err == nil {
-			e.socketTOS = uint8(v)
 		}
 		if m, err := unix.GetsockoptInt(e.udp[i], unix.SOL_SOCKET, unix.SO_MARK); err == nil {
 			e.mark = uint32(m)
 		}
 	}
-	return e.SetOuter(tunnel.Outer{TOS: e.socketTOS})
+	return e.SetOuter(tunnel.Outer{TOS: e.socketTOS()})
+}
+
+// socketTOS is the TOS octet that the daemon has set on the sockets; it may change it while the engine runs.
+func (e *Engine) socketTOS() (tos uint8) {
+	for i, option := range [][2]int{{unix.IPPROTO_IP, unix.IP_TOS}, {unix.IPPROTO_IPV6, unix.IPV6_TCLASS}} {
+		if e.udp[i] < 0 {
+			continue
+		}
+		if v, err := unix.GetsockoptInt(e.udp[i], option[0], option[1]); err == nil {
+			tos = uint8(v)
+		}
+	}
+	return tos
 }
 
 // release closes the descriptors.
 func (e *Engine) release() {
-	for _, fd := range []int{e.tun, e.udp[0], e.udp[1]} {
-		if fd >= 0 {
-			unix.Close(fd)
+	for _, fd := range []*int{&e.tun, &e.udp[0], &e.udp[1]} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
 		}
 	}
 	if e.knocks != nil {
@@ -337,7 +349,7 @@ func (e *Engine) SetOuter(o tunnel.Outer) error {
 	if o.PadTo < 0 || o.PadTo > maxPacket {
 		return fmt.Errorf("pad packets to %d bytes (allowed 0-%d)", o.PadTo, maxPacket)
 	}
-	s := &shape{padTo: o.PadTo}
+	s := &shape{padTo: o.PadTo, socket: e.socketTOS()}
 	for i := range s.tos {
 		s.tos[i] = o.TOS &^ ecnMask
 	}
@@ -357,14 +369,12 @@ func (e *Engine) Endpoints() <-chan map[tunnel.PublicKey]netip.AddrPort { return
 // tellEndpointsLocked takes over where the peers are.
 func (e *Engine) tellEndpointsLocked() {
 	ends := make(map[tunnel.PublicKey]netip.AddrPort, len(e.peers))
-	homes := make(map[netip.Addr]struct{}, len(e.peers))
 	for k, p := range e.peers {
 		if to := p.endpoint.Load(); to != nil {
 			ends[k] = to.raw.addrPort()
-			homes[to.raw.bare()] = struct{}{}
 		}
 	}
-	e.homes.Store(&homes)
+	e.settleHomesLocked()
 	if maps.Equal(ends, e.lastEnds) {
 		return
 	}

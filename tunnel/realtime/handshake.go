@@ -38,10 +38,10 @@ func (e *Engine) answer() {
 	for {
 		e.mu.Lock()
 		for range 16 { // then others get the mutex
-			if e.ring.waiting() > loadWaiting {
+			if e.waiting() > loadWaiting {
 				e.loadUntil = e.now() + int64(underLoadAfter)
 			}
-			if !e.ring.get(&m) {
+			if !e.ring.get(&m) && !e.crowd.get(&m) {
 				break
 			}
 			e.handshakeLocked(&m)
@@ -55,11 +55,14 @@ func (e *Engine) answer() {
 			}
 		}
 		e.mu.Unlock()
-		if e.ring.waiting() == 0 {
+		if e.waiting() == 0 {
 			return
 		}
 	}
 }
+
+// waiting counts the handshake messages that nobody has looked at.
+func (e *Engine) waiting() int { return e.ring.waiting() + e.crowd.waiting() }
 
 // wantLocked sees to a session for a packet that waits. The wish stays until there is one, or the peer is given up.
 func (e *Engine) wantLocked(p *peer) {
@@ -124,10 +127,11 @@ func (e *Engine) sendLocked(p *peer, b []byte) {
 	}
 	if errno != 0 {
 		e.drops.add(sendReason(errno))
-		return
+	} else {
+		p.txBytes.Add(uint64(len(b)))
 	}
-	p.txBytes.Add(uint64(len(b)))
-	p.sent(e.now(), false)
+	// Also what could not be sent: it is not tried ten times a second.
+	p.sent(e.now(), false, binary.LittleEndian.Uint32(b) == typeTransport)
 }
 
 // transmit sends one message; the memory is the call's own, since threads send meanwhile.
@@ -154,7 +158,7 @@ func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 // handshakeLocked takes one message whose first MAC is right.
 func (e *Engine) handshakeLocked(m *message) {
 	b := m.b[:m.n]
-	if !e.self.set {
+	if !e.self.set || e.cookies == nil {
 		return
 	}
 	if m.n == cookieSize {
@@ -165,14 +169,18 @@ func (e *Engine) handshakeLocked(m *message) {
 		e.loadUntil = e.now() + int64(underLoadAfter)
 	}
 	if e.now() < e.loadUntil {
-		from := m.from.addrPort()
-		src, _ := from.MarshalBinary()
-		if !e.checker.CheckMAC2(b, src) {
+		if did, err := e.cookies.renew(e.now()); err != nil {
+			e.drops.add(dropHandshakeRate)
+			return
+		} else if did {
+			e.settleHomesLocked()
+		}
+		if !e.cookies.check(b, &m.from) {
 			e.drops.add(dropCookie)
-			e.askForCookieLocked(m, b, src)
+			e.askForCookieLocked(m, b)
 			return
 		}
-		if !e.limiter.Allow(from.Addr()) {
+		if !e.limiter.Allow(m.from.bare()) {
 			e.drops.add(dropHandshakeRate)
 			return
 		}
@@ -184,18 +192,12 @@ func (e *Engine) handshakeLocked(m *message) {
 	}
 }
 
-// askForCookieLocked answers with a cookie reply (section 5.4.7): shorter than what it answers.
-func (e *Engine) askForCookieLocked(m *message, b, src []byte) {
-	reply, err := e.checker.CreateReply(b, binary.LittleEndian.Uint32(b[4:]), src)
-	if err != nil {
-		return
-	}
+// askForCookieLocked answers with a cookie: shorter than what it answers.
+func (e *Engine) askForCookieLocked(m *message, b []byte) {
 	var out [cookieSize]byte
-	binary.LittleEndian.PutUint32(out[0:], reply.Type)
-	binary.LittleEndian.PutUint32(out[4:], reply.Receiver)
-	copy(out[8:], reply.Nonce[:])
-	copy(out[8+len(reply.Nonce):], reply.Cookie[:])
-	e.transmit(newEndpoint(m.from, m.src), out[:])
+	if err := e.cookies.reply(b, &m.from, &out); err == nil {
+		e.transmit(newEndpoint(m.from, m.src), out[:])
+	}
 }
 
 // cookieLocked takes a cookie for the peer whom the message was for that it answers.
@@ -252,11 +254,11 @@ func (e *Engine) initiationLocked(m *message, b []byte) {
 	s := newSession(p, send, receive, ent.index, r.sender, false, now)
 	clear(send[:])
 	clear(receive[:])
-	ent.session = s
 	e.indices.replace(&entry{index: ent.index, session: s})
 	e.retireLocked(p.next)
 	e.retireLocked(p.previous)
 	p.next, p.previous, p.derived = s, nil, now
+	p.currentIsActive()
 	e.heardLocked(p, m)
 	p.cookies.AddMacs(msg[:])
 	e.sendLocked(p, msg[:])
@@ -294,12 +296,12 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 	p.pending = nil
 	e.indices.replace(&entry{index: s.local, session: s})
 	e.takeConfirmedLocked(p)
-	if p.next != nil { // section 6.3: at most three sessions
-		e.retireLocked(p.previous)
-		e.retireLocked(p.active)
+	old := [2]*session{p.previous} // section 6.3: at most three sessions
+	if p.next != nil {
+		p.next.confirmed.Store(true) // what still comes in it is taken, and moves nobody to it
+		old[1] = p.active
 		p.previous, p.next = p.next, nil
 	} else {
-		e.retireLocked(p.previous)
 		p.previous = p.active
 	}
 	p.active, p.derived = s, now
@@ -308,27 +310,37 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 	// The keepalive confirms the session to the peer before any packet that waits; those already there come with it.
 	e.keepaliveLocked(p, s)
 	p.current.Store(s)
+	for _, s := range old { // not before there is another to send with
+		e.retireLocked(s)
+	}
 	e.out.ring()
 }
 
 // confirmedLocked: the peer has used the session that we answered with.
 func (e *Engine) confirmedLocked(p *peer) {
-	if e.takeConfirmedLocked(p) {
-		e.shakenLocked(p)
-		e.out.ring()
-	}
+	e.takeConfirmedLocked(p)
+	p.currentIsActive()
 	if e.moved.Swap(false) {
 		e.tellEndpointsLocked()
 	}
 }
 
-func (e *Engine) takeConfirmedLocked(p *peer) bool {
+func (e *Engine) takeConfirmedLocked(p *peer) {
 	if p.next == nil || !p.next.confirmed.Load() {
-		return false
+		return
 	}
 	e.retireLocked(p.previous)
 	p.previous, p.active, p.next = p.active, p.next, nil
-	return true
+	e.shakenLocked(p)
+	e.out.ring()
+}
+
+// currentIsActive: the inbound thread takes a session into use when the peer has used it, and may do so a moment after the
+// control side has decided for another. A session that only the peer initiated would then be sent with until it ends.
+func (p *peer) currentIsActive() {
+	if p.current.Load() != p.active {
+		p.current.Store(p.active)
+	}
 }
 
 func (e *Engine) shakenLocked(p *peer) {

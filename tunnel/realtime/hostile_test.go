@@ -84,8 +84,8 @@ func TestNoPacketAllocates(t *testing.T) {
 			r.b.in.datagram(messages[i+1], &name4, &arrived, r.now)
 			i += 2
 			drain(r.b.host)
-			if r.b.ring.waiting() > 100 {
-				r.b.ring.head.Store(r.b.ring.tail.Load())
+			for _, waits := range []*ring{&r.b.ring, &r.b.crowd} {
+				waits.head.Store(waits.tail.Load())
 			}
 		})
 		assert.Zero(t, n, "in: %s", name)
@@ -116,8 +116,8 @@ func TestStrangersLeaveNoTrace(t *testing.T) {
 	assert.Len(t, r.b.peers, 1)
 	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
 	assert.Equal(t, uint64(5000), d["handshake_rate"]+d["cookie_sent"]+d["bad_handshake"], "%v", d)
-	assert.LessOrEqual(t, d["bad_handshake"], uint64(loadRate+5), "few are computed")
-	assert.Greater(t, d["handshake_rate"], uint64(4500))
+	assert.LessOrEqual(t, d["bad_handshake"], uint64(loadRate+25), "few are computed")
+	assert.Greater(t, d["handshake_rate"], uint64(2500))
 	r.talk()
 }
 
@@ -153,6 +153,43 @@ func TestPeerGetsThroughAFlood(t *testing.T) {
 	}
 	assert.NotSame(t, s, r.b.peerOf(r.a).current.Load())
 	assert.NotNil(t, r.b.peerOf(r.a).current.Load())
+}
+
+// Neither junk with the peer's address forged nor junk from everywhere uses up the peer's way in.
+func TestJunkDoesNotShutAPeerOut(t *testing.T) {
+	r := newRig(t)
+	r.talk()
+	r.pass(rejectAfterTime + time.Second)
+	s := r.b.peerOf(r.a).current.Load()
+	junk := make([]byte, cookieSize)
+	junk[0] = typeCookie
+	answer := make([]byte, responseSize)
+	answer[0] = typeResponse
+	for range 5000 {
+		from := rawSockaddr(r.a.at)
+		r.b.in.datagram(junk, &from, &arrival{}, r.now)
+		r.b.in.datagram(answer, &from, &arrival{}, r.now)
+	}
+	assert.Zero(t, r.b.drops.all()["handshake_rate"])
+	r.a.send(packet(1, 2, 0, 100))
+	r.settle()
+	assert.NotSame(t, s, r.b.peerOf(r.a).current.Load())
+	assert.Len(t, r.b.got(), 1)
+}
+
+// A peer of each family on one engine: an address of one leaves nothing in the other's.
+func TestFamiliesDoNotMix(t *testing.T) {
+	r := newRig(t)
+	r.talk()
+	p := r.b.peerOf(r.a)
+	at := p.endpoint.Load()
+	for i := range r.b.in.names {
+		for j := range r.b.in.names[i].b {
+			r.b.in.names[i].b[j] = 0xff
+		}
+	}
+	r.talk()
+	assert.Same(t, at, p.endpoint.Load(), "it has not moved")
 }
 
 func TestWrongSizesAreGarbage(t *testing.T) {

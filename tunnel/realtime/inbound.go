@@ -3,7 +3,6 @@ package realtime
 import (
 	"encoding/binary"
 	"hash"
-	"net/netip"
 	"sync/atomic"
 	"unsafe"
 
@@ -111,6 +110,7 @@ func (in *inbound) message(i int, now int64) {
 	if name.n != unix.SizeofSockaddrInet4 && name.n != unix.SizeofSockaddrInet6 {
 		return
 	}
+	clear(name.b[name.n:]) // of the message before, which may have been of the other family
 	a := readControl(in.control[i][:min(int(m.hdr.Controllen), controlSize)])
 	rest := in.mem[i*inBuffer:][:min(int(m.n), inBuffer)]
 	step := len(rest)
@@ -243,26 +243,55 @@ func (in *inbound) handshake(p []byte, name *sockaddr, a *arrival, now int64) {
 			return
 		}
 	}
-	addr := name.bare()
-	known := false
-	if k := e.homes.Load(); k != nil {
-		_, known = (*k)[addr]
+	if size != initiationSize { // an answer: to a message of ours that is known still, or it is none
+		if found := e.indices.find(binary.LittleEndian.Uint32(p[size-answerAt(size):])); found == nil {
+			e.drops.add(dropHandshake)
+			return
+		}
 	}
-	if !in.sources.admit(addr, known, now) || !e.ring.put(p, name, a.src) {
+	ok, known := in.admit(p, name, now)
+	to := &e.crowd
+	if known {
+		to = &e.ring
+	}
+	if !ok || !to.put(p, name, a.src) {
 		e.drops.add(dropHandshakeRate)
 		return
 	}
 	e.knock()
 }
 
-// sources bounds how many handshake messages are looked at: of each source address (many share a place, so that the memory is
-// fixed), and of all together, where those that come from a peer's address have a share of their own. So a flood from
-// anywhere leaves the peers their way in.
+// answerAt is how far from its end a response or a cookie has the index of the message that it answers.
+func answerAt(size int) int {
+	if size == responseSize {
+		return responseSize - 8
+	}
+	return cookieSize - 4
+}
+
+// admit decides whether a handshake message is one of those that are looked at. One that proves that its sender is where a peer is
+// known to be always is. known says that it comes from a peer's address, or says so.
+func (in *inbound) admit(p []byte, name *sockaddr, now int64) (ok, known bool) {
+	at := name.home()
+	if h := in.e.homes.Load(); h != nil {
+		if m := h.proofs[at]; m != nil && len(p) != cookieSize && proves(m, p) {
+			return true, true
+		}
+		_, known = h.addrs[at.addr]
+	}
+	return in.sources.admit(at.addr, known, now), known
+}
+
+// sources bounds how many handshake messages are looked at. Each source address has a share (many have one place, so that the memory
+// is fixed; of IPv6 a /64 is one source), within that of all peers' addresses or that of all others. What is above has a third: so
+// neither one source that floods nor a flood of sources, nor one with a peer's address forged, shuts a peer out. None of these
+// shares is a proof; what costs Curve25519 comes only after one (handshakeLocked).
 type sources struct {
 	key   uint64
 	one   [sourcePlaces]bucket
 	known bucket
 	rest  bucket
+	above bucket
 }
 
 const (
@@ -272,18 +301,22 @@ const (
 	knownRate    = 2000 // all peers' addresses
 	restRate     = 1000 // all others
 	restBurst    = 200
+	aboveRate    = 8000
+	aboveBurst   = 200
 )
 
-func (s *sources) admit(a netip.Addr, known bool, now int64) bool {
-	b := a.As16()
-	h := (binary.LittleEndian.Uint64(b[:8])*0x9e3779b97f4a7c15 ^ binary.LittleEndian.Uint64(b[8:]) ^ s.key) * 0xff51afd7ed558ccd
-	if !s.one[h>>52].take(now, sourceRate, sourceBurst) {
-		return false
+func (s *sources) admit(a [16]byte, known bool, now int64) bool {
+	h := binary.LittleEndian.Uint64(a[:8])
+	if h == 0 { // IPv4, mapped
+		h = binary.LittleEndian.Uint64(a[8:])
 	}
-	if known {
-		return s.known.take(now, knownRate, knownRate)
+	h = (h*0x9e3779b97f4a7c15 ^ s.key) * 0xff51afd7ed558ccd
+	if s.one[h>>52].take(now, sourceRate, sourceBurst) {
+		if known && s.known.take(now, knownRate, knownRate) || !known && s.rest.take(now, restRate, restBurst) {
+			return true
+		}
 	}
-	return s.rest.take(now, restRate, restBurst)
+	return s.above.take(now, aboveRate, aboveBurst)
 }
 
 // bucket is a token bucket in whole ns: it holds time, and each token costs 1/rate.

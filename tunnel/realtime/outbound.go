@@ -82,7 +82,7 @@ func (o *outbound) loop() {
 	sleep := true
 	for o.next(sleep) {
 		now := o.e.now()
-		if o.called && len(o.staged) > 0 {
+		if len(o.staged) > 0 && (o.called || !sleep) {
 			o.unstage(now)
 		}
 		sleep = o.batch(now)
@@ -274,7 +274,7 @@ func (o *outbound) group(at int, single bool) (n int) {
 		if c > 0 {
 			copy(o.control[n][:c], p.to.control[:c])
 		}
-		if p.tos != o.e.socketTOS {
+		if p.tos != o.e.shape.Load().socket {
 			c = putTOS(o.control[n][:], c, v6, p.tos)
 		}
 		if j-i > 1 {
@@ -311,7 +311,7 @@ func (o *outbound) send(now int64) {
 				p := &o.packets[i]
 				p.peer.txPackets.Add(1)
 				p.peer.txBytes.Add(uint64(len(p.wire)))
-				p.peer.sent(now, p.data)
+				p.peer.sent(now, p.data, true)
 			}
 			at = o.first[sent]
 			continue
@@ -327,6 +327,12 @@ func (o *outbound) send(now int64) {
 				continue
 			}
 		}
+		if o.first[1]-at > 1 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EOPNOTSUPP || errno == unix.EMSGSIZE) {
+			// The kernel or the network card cannot cut, or not here: one by one, this time, or for good.
+			o.noGSO = o.noGSO || errno == unix.EIO || errno == unix.EOPNOTSUPP
+			single = true
+			continue
+		}
 		if p := &o.packets[at]; p.to.controls > 0 && staleSource(errno) {
 			bare := p.to.unpinned()
 			p.peer.endpoint.CompareAndSwap(p.to, bare)
@@ -335,12 +341,6 @@ func (o *outbound) send(now int64) {
 					o.packets[i].to = bare
 				}
 			}
-			continue
-		}
-		if o.first[1]-at > 1 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EOPNOTSUPP || errno == unix.EMSGSIZE) {
-			// The kernel or the network card cannot cut, or not here: one by one, this time, or for good.
-			o.noGSO = o.noGSO || errno == unix.EIO || errno == unix.EOPNOTSUPP
-			single = true
 			continue
 		}
 		o.e.drops[sendReason(errno)].Add(uint64(o.first[1] - at))

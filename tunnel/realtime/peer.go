@@ -30,6 +30,7 @@ type peer struct {
 	unanswered atomic.Int64 // first data sent since anything authentic came (section 6.5: a new handshake after 15 s)
 	owed       atomic.Int64 // first data received since anything was sent (section 6.5: a keepalive after 10 s)
 	sentAt     atomic.Int64 // anything authentic
+	usedAt     atomic.Int64 // anything in a session
 	heardAt    atomic.Int64
 
 	staged int // packets that wait for a session; outbound thread alone
@@ -55,15 +56,19 @@ type control struct {
 	derived   int64 // last session's birth; 0: all keys are wiped
 	lastStamp tai64n.Timestamp
 	lastRead  int64 // last initiation that was taken
-	pressed   bool  // the session's last minute has brought a handshake already
+	proof     proof
+	pressed   bool // the session's last minute has brought a handshake already
 }
 
 // routes are the allowed IPs of all peers: immutable, replaced as a whole.
 type routes = bart.Table[*peer]
 
-// sent notes an authentic message to the peer.
-func (p *peer) sent(now int64, data bool) {
+// sent notes an authentic message to the peer: with data, in a session.
+func (p *peer) sent(now int64, data, session bool) {
 	p.sentAt.Store(now)
+	if session {
+		p.usedAt.Store(now)
+	}
 	if p.owed.Load() != 0 {
 		p.owed.Store(0)
 	}

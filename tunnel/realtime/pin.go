@@ -32,11 +32,21 @@ func (t *thread) pin() {
 	procPin()
 	t.pinned = true
 	t.held.Store(true)
+	if t.aside {
+		t.aside = false
+		t.shift(1)
+	}
 }
 
+// unpin lets go. An ordinary goroutine that is real-time may spin for a lock of the collector's that a thread holds which it keeps from
+// running: where it may come back it is not real-time meanwhile.
 func (t *thread) unpin() {
 	if !t.pinned {
 		return
+	}
+	if t.mayRaise.Load() && !t.watch.lowered {
+		t.shift(-1)
+		t.aside = t.watch.lowered
 	}
 	t.pinned = false
 	procUnpin()

@@ -203,6 +203,19 @@ func TestHandshakesThatCross(t *testing.T) {
 	assert.Len(t, r.a.got(), 1)
 	assert.Len(t, r.b.got(), 1)
 	r.talk()
+
+	// And so does what comes after: with equal delays both ends' first packets cross as well.
+	for range 400 {
+		r.a.send(packet(1, 2, 0, 100))
+		r.b.send(packet(2, 1, 0, 100))
+		r.a.out.batch(r.now)
+		r.b.out.batch(r.now)
+		r.pass(time.Second)
+		require.True(t, r.a.peerOf(r.b).current.Load().usable(r.now))
+		require.True(t, r.b.peerOf(r.a).current.Load().usable(r.now))
+	}
+	assert.Len(t, r.a.got(), 400)
+	assert.Len(t, r.b.got(), 400)
 }
 
 func TestPeerRoams(t *testing.T) {

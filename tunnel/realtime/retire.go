@@ -47,4 +47,6 @@ func (e *Engine) forget() {
 	}
 	e.retired = nil
 	clear(e.self.private[:])
+	e.self = identity{}
+	e.cookies = nil
 }

@@ -103,7 +103,7 @@ func (b *bare) take() (did bool) {
 	for b.in.receive(b.udp[0], b.now()) {
 		did = true
 	}
-	did = did || b.ring.waiting() > 0
+	did = did || b.waiting() > 0
 	b.out.batch(b.now())
 	b.answer()
 	b.mu.Lock()

@@ -26,7 +26,10 @@ type thread struct {
 	pinned bool        // this thread alone
 	free   atomic.Bool // asked to let go of its P, for the collector
 	held   atomic.Bool // has its P
-	stop   atomic.Bool
+	aside  bool        // lowered itself for the collector
+
+	mayRaise atomic.Bool // may make itself real-time again
+	stop     atomic.Bool
 
 	polls  []unix.PollFd // the first is wake
 	wake   int           // eventfd

@@ -36,6 +36,7 @@ func (e *Engine) watchTimers() {
 func (e *Engine) lookLocked(p *peer, now int64) {
 	since := func(at int64) time.Duration { return time.Duration(now - at) }
 	e.takeConfirmedLocked(p)
+	p.currentIsActive()
 	if p.wanted.Load() {
 		e.wantLocked(p)
 	}
@@ -59,10 +60,10 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 			e.initiateLocked(p)
 		}
 	}
-	if s != nil && !s.retired.Load() {
+	if s.usable(now) {
 		switch {
 		// 6.2: who initiated makes a new session when it sends on an old one …
-		case s.initiator && s.age(sent) > rekeyAfterTime && p.pending == nil:
+		case s.initiator && s.age(p.usedAt.Load()) > rekeyAfterTime && p.pending == nil:
 			e.initiateLocked(p)
 		// … and when it hears from its peer so late that silence would let the session end.
 		case s.initiator && s.age(heard) > rekeyOnReceive && p.pending == nil && !p.pressed:

@@ -23,6 +23,7 @@ type variant struct {
 	policy uint32 // of the forwarding threads
 	whole  bool   // or of the whole process
 	nice   bool
+	cpu    bool // forwarding threads on the first processor alone
 }
 
 // envUnpinned has a process of its own forward with ordinary system calls.
@@ -30,6 +31,7 @@ const envUnpinned = "RINGWAY_TEST_UNPINNED"
 
 var variants = []variant{
 	{name: "pinned, FIFO", policy: unix.SCHED_FIFO},
+	{name: "pinned, FIFO, one processor", policy: unix.SCHED_FIFO, cpu: true},
 	{name: "pinned, nice -20", nice: true},
 	{name: "ordinary calls, FIFO, 2 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=2", "GOGC=off"}},
 	{name: "ordinary calls, FIFO, 8 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
@@ -100,5 +102,10 @@ func (v variant) apply(b *testing.B, p *enginetest.Process) {
 			a = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20, Runtime: 100_000}
 		}
 		require.NoError(b, unix.SchedSetAttr(tid, &a, 0))
+		if v.cpu {
+			var first unix.CPUSet
+			first.Set(0)
+			require.NoError(b, unix.SchedSetaffinity(tid, &first))
+		}
 	}
 }

@@ -1,0 +1,154 @@
+package realtime
+
+import (
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/crypto/chacha20poly1305"
+	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel"
+)
+
+// Cookies (sections 5.3, 5.4.4 and 5.4.7): under load a handshake message has to carry a proof that its sender receives at the
+// address it sends from. device.CookieChecker does the same, but its check locks and allocates, and the inbound thread may do
+// neither: it checks the proof of those peers whose address is known, and lets them pass any flood.
+
+// cookies makes and checks proofs. It belongs to the control side.
+type cookies struct {
+	encrypt cipher.AEAD // of replies: keyed by our public key
+	secret  hash.Hash   // MAC keyed by a secret that changes every two minutes
+	born    int64       // of the secret; 0: none yet
+	turn    uint64      // counts secrets
+}
+
+func newCookies(own *tunnel.PublicKey) (*cookies, error) {
+	h, err := blake2s.New256(nil)
+	if err != nil {
+		return nil, err
+	}
+	h.Write([]byte(device.WGLabelCookie))
+	h.Write(own[:])
+	a, err := chacha20poly1305.NewX(h.Sum(nil))
+	if err != nil {
+		return nil, fmt.Errorf("key the cookies: %w", err)
+	}
+	return &cookies{encrypt: a}, nil
+}
+
+// renew makes a new secret when the last is too old. It says whether it did.
+func (c *cookies) renew(now int64) (did bool, err error) {
+	if c.born != 0 && time.Duration(now-c.born) < cookieRefreshTime {
+		return false, nil
+	}
+	var key [blake2s.Size]byte
+	if _, err := rand.Read(key[:]); err != nil {
+		return false, fmt.Errorf("draw the cookies' secret: %w", err)
+	}
+	c.secret, err = blake2s.New128(key[:])
+	c.born, c.turn = now, c.turn+1
+	return true, err
+}
+
+// of is the cookie of an address and port.
+func (c *cookies) of(a *sockaddr) (cookie [blake2s.Size128]byte) {
+	c.secret.Reset()
+	c.secret.Write(a.b[2:4])
+	if a.v6() {
+		c.secret.Write(a.b[8:24])
+	} else {
+		c.secret.Write(a.b[4:8])
+	}
+	c.secret.Sum(cookie[:0])
+	return cookie
+}
+
+// check says whether a message's second MAC is made with the cookie of the address that it came from.
+func (c *cookies) check(msg []byte, from *sockaddr) bool {
+	cookie := c.of(from)
+	m, err := blake2s.New128(cookie[:])
+	return err == nil && proves(m, msg)
+}
+
+// proves says whether a message's second MAC is m's.
+func proves(m hash.Hash, msg []byte) bool {
+	at := len(msg) - blake2s.Size128
+	m.Reset()
+	m.Write(msg[:at])
+	var sum [blake2s.Size]byte
+	return sameMAC(m.Sum(sum[:0]), msg[at:])
+}
+
+// reply writes the answer to a message without proof.
+func (c *cookies) reply(msg []byte, to *sockaddr, out *[cookieSize]byte) error {
+	cookie := c.of(to)
+	binary.LittleEndian.PutUint32(out[0:], typeCookie)
+	copy(out[4:8], msg[4:8]) // its sender index
+	nonce := out[8 : 8+chacha20poly1305.NonceSizeX]
+	if _, err := rand.Read(nonce); err != nil {
+		return fmt.Errorf("draw a nonce: %w", err)
+	}
+	mac1 := msg[len(msg)-2*blake2s.Size128 : len(msg)-blake2s.Size128]
+	c.encrypt.Seal(out[8+chacha20poly1305.NonceSizeX:8+chacha20poly1305.NonceSizeX], nonce, cookie[:], mac1)
+	return nil
+}
+
+// home is where a peer is known to be, for the inbound thread.
+type home struct {
+	addr [16]byte
+	port uint16
+}
+
+func (s *sockaddr) home() home {
+	h := home{port: binary.BigEndian.Uint16(s.b[2:])}
+	if s.v6() {
+		copy(h.addr[:], s.b[8:24])
+	} else {
+		h.addr = s.bare().As16()
+	}
+	return h
+}
+
+// homes are the peers' addresses, each with the MAC that proves it: immutable but for the MACs, which are the inbound thread's.
+type homes struct {
+	proofs map[home]hash.Hash
+	addrs  map[[16]byte]struct{}
+}
+
+// proof is a peer's MAC, kept as long as it stays the same.
+type proof struct {
+	at   sockaddr
+	turn uint64
+	mac  hash.Hash
+}
+
+// settleHomesLocked tells the inbound thread where the peers are.
+func (e *Engine) settleHomesLocked() {
+	h := &homes{proofs: make(map[home]hash.Hash, len(e.peers)), addrs: make(map[[16]byte]struct{}, len(e.peers))}
+	for _, p := range e.peers {
+		to := p.endpoint.Load()
+		if to == nil {
+			continue
+		}
+		at := to.raw.home()
+		h.addrs[at.addr] = struct{}{}
+		if e.cookies == nil || e.cookies.secret == nil {
+			continue
+		}
+		if p.proof.mac == nil || p.proof.at != to.raw || p.proof.turn != e.cookies.turn {
+			cookie := e.cookies.of(&to.raw)
+			m, err := blake2s.New128(cookie[:])
+			if err != nil {
+				continue
+			}
+			p.proof = proof{to.raw, e.cookies.turn, m}
+		}
+		h.proofs[at] = p.proof.mac
+	}
+	e.homes.Store(h)
+}
