@@ -42,7 +42,8 @@ packets seven have 46 bytes, four 552, one the tunnel's MTU. A trial that lost i
 high: RFC 2544 knows no machine that others share. Every trial is in the JSON.
 
 --one-core gives the sending edge's engine one core for itself, the tester the others, and has the far end's kernel drop what was
-sealed for it, so that the engine on its core is what is measured. What counts is then what the engine says that it sent.
+sealed for it, so that the engine on its core is what is measured. What counts is then what the engine says that it sent. Rivals
+written in Go are told that they have one core (GOMAXPROCS), since with two threads on one they are slower.
 
 It needs root, and ip, ss, ping, iperf3, wg, the stock program wireguard-go, and nft for --one-core.`,
 		Example: `  ringway bench throughput                              all sizes, beside stock wireguard-go and the kernel

@@ -207,6 +207,8 @@ func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, er
 		if _, err := host.LookPath("nft"); err != nil {
 			return Throughput{}, errors.New("--one-core needs nft, to hold back what the far end would do (on Debian: apt-get install nftables)")
 		}
+		// It will be bound to one: as on a machine that has no more, it runs as many threads (and is quicker than with two threads on one core).
+		r.o.Programs.Cores = 1
 	}
 	r.out = report.Throughput{
 		Machine: lab.ThisMachine(),

@@ -46,7 +46,9 @@ func (w way) nebula(ctx context.Context) (*Tunnel, error) {
 		if err := os.WriteFile(h.Path(dir+"/nebula.yml"), []byte(w.nebulaConfig(i, e)), 0o644); err != nil {
 			return nil, fmt.Errorf("configure Nebula on %s: %w", h.Name, err)
 		}
-		p, err := h.Spawn("nebula", h.Command(w.programs.Nebula, "-config", dir+"/nebula.yml"))
+		cmd := h.Command(w.programs.Nebula, "-config", dir+"/nebula.yml")
+		cmd.Env = append(cmd.Env, w.programs.goEnv()...)
+		p, err := h.Spawn("nebula", cmd)
 		if err != nil {
 			return nil, err
 		}

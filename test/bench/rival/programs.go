@@ -22,6 +22,15 @@ type Programs struct {
 	Nebula      string // default: built by Find
 	NebulaCert  string
 	OpenVPN     string
+	Cores       int // that a rival written in Go is told it has (GOMAXPROCS); 0: those that there are
+}
+
+// goEnv is the environment that a rival written in Go has besides.
+func (p *Programs) goEnv() []string {
+	if p.Cores == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("GOMAXPROCS=%d", p.Cores)}
 }
 
 // tool is a program that is needed, and the Debian package that has it.

@@ -45,7 +45,7 @@ func (w way) wireguardGo(ctx context.Context) (*Tunnel, error) {
 func (w way) wireguardGoEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (*host.Process, error) {
 	h := e.near.Host
 	cmd := h.Command(w.programs.WireGuardGo, "--foreground", w.device)
-	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
+	cmd.Env = append(append(cmd.Env, "LOG_LEVEL=error"), w.programs.goEnv()...)
 	p, err := h.Spawn(string(w.kind), cmd)
 	if err != nil {
 		return nil, err
