@@ -54,7 +54,7 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run 'Rekey' $(or $(REKEY),./test/interop/ ./test/e2e/)
+	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
 
 .PHONY: test-kernel
 test-kernel: vm-packages build ## the kernel engine, VLANs and a clock in the past, under a Debian kernel in QEMU (root)

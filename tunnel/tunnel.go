@@ -200,7 +200,9 @@ type DeviceStatus struct {
 	Restarts   int               `json:"restarts"`
 	Adopted    bool              `json:"adopted"`
 	Drops      map[string]uint64 `json:"drops,omitempty"` // by reason
-	Peers      []PeerStatus      `json:"peers"`
+	// Collections counts how often the engine realtime had its garbage collected: each may keep packets waiting for a moment.
+	Collections uint64       `json:"collections,omitempty"`
+	Peers       []PeerStatus `json:"peers"`
 }
 
 // PeerStatus is what a device says of one peer.

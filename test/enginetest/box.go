@@ -338,6 +338,18 @@ func (p *Process) RealTime(names ...string) {
 	}
 }
 
+// Resident is how much memory the process has, in bytes.
+func (p *Process) Resident() (bytes int) {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	require.NoError(p.t, err)
+	m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	require.NotNil(p.t, m)
+	kib, err := strconv.Atoi(string(m[1]))
+	require.NoError(p.t, err)
+	return kib << 10
+}
+
 // Policy is how a thread is scheduled.
 func (p *Process) Policy(name string) uint32 {
 	p.t.Helper()

@@ -322,7 +322,7 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 func (e *Engine) Status() tunnel.DeviceStatus {
 	s := tunnel.DeviceStatus{
 		Class: e.class, Interface: e.name, Engine: tunnel.EngineRealtime, ListenPort: e.port,
-		PlanePID: os.Getpid(), Since: e.since, Drops: e.drops.all(),
+		PlanePID: os.Getpid(), Since: e.since, Drops: e.drops.all(), Collections: e.collected.Load(),
 	}
 	if n := e.overflow(); n > 0 {
 		s.Drops[dropSocketOverflow.String()] = n

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,4 +158,48 @@ func TestForwardingThreadGivesWay(t *testing.T) {
 	require.NoError(t, a.Ping("10.66.0.2"))
 	assert.Positive(t, pb.Status().Drops["forged"])
 	assert.Empty(t, pa.Status().Drops["forged"])
+}
+
+// A plane of a hub stays small: 32 MB with 200 sites, and 1 MB more for each 200 beyond.
+func TestMemoryOfManySites(t *testing.T) {
+	a, _ := wire(t)
+	a.Open(0, 0, wide)
+	p := a.Spawn(wide, "private_key="+a.Key.Hex()+"\n")
+	add := func(from, to int) {
+		var s strings.Builder
+		for i := from; i < to; i++ {
+			k, err := tunnel.NewPrivateKey()
+			require.NoError(t, err)
+			fmt.Fprintf(&s, "public_key=%s\nendpoint=198.51.100.%d:%d\nallowed_ip=10.%d.%d.0/24\nallowed_ip=fd00:%x::/48\n", k.Public().Hex(), 1+i%250, 20000+i, 100+i/250, i%250, i)
+		}
+		p.Set(s.String())
+	}
+	const mb = 1 << 20
+	add(0, 200)
+	assert.LessOrEqual(t, p.Resident(), 32*mb)
+	add(200, 1000)
+	assert.LessOrEqual(t, p.Resident(), 36*mb)
+	assert.Len(t, p.Status().Peers, 1000)
+	t.Logf("with 1000 sites: %d KiB resident", p.Resident()>>10)
+}
+
+// Steady voice leaves nothing to collect: 60 s with RINGWAY_REKEY (make test-rekey), else a part of that.
+func TestSteadyVoiceCollectsNothing(t *testing.T) {
+	packets := 3000
+	if os.Getenv("RINGWAY_REKEY") != "" {
+		packets = 30000
+	}
+	a, b := wire(t)
+	a.Open(0, 0, wide)
+	b.Open(0, 0, wide)
+	pa := a.Spawn(wide, a.Peer(b, "192.0.2.2:51820"))
+	pb := b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
+	pa.RealTime(threadIn, threadOut)
+	pb.RealTime(threadIn, threadOut)
+	require.NoError(t, a.Ping("10.66.0.2"))
+	before := [2]uint64{pa.Status().Collections, pb.Status().Collections}
+	require.Equal(t, [2]uint64{1, 1}, before, "once, after the start")
+	got, _ := a.Call(b, packets, 2*time.Millisecond)
+	assert.Equal(t, packets, got)
+	assert.Equal(t, before, [2]uint64{pa.Status().Collections, pb.Status().Collections})
 }
