@@ -59,6 +59,7 @@ type ThroughputOptions struct {
 	Sizes      []int // of IP packets; IMIX for the mix
 	Trial      time.Duration
 	Resolution float64 // share
+	Loss       float64 // share that may be lost: 0 is RFC 2544's throughput
 	OneCore    bool
 	Rounds     int
 	Build      string    // of this program, for the report
@@ -94,6 +95,8 @@ func (o *ThroughputOptions) check() error {
 		return fmt.Errorf("%w: --trial: %s (allowed: %s-%s)", ErrUsage, o.Trial, shortestTrial, longestTrial)
 	case o.Resolution < 0.001 || o.Resolution > 0.5:
 		return fmt.Errorf("%w: --resolution: %.2f %% (allowed: 0.1-50)", ErrUsage, 100*o.Resolution)
+	case o.Loss < 0 || o.Loss > 0.1:
+		return fmt.Errorf("%w: --loss: %g %% (allowed: 0-10)", ErrUsage, 100*o.Loss)
 	case o.Rounds < 1 || o.Rounds > 100:
 		return fmt.Errorf("%w: --rounds: %d (allowed: 1-100)", ErrUsage, o.Rounds)
 	case len(o.Engines) == 0:
@@ -159,6 +162,9 @@ func (o *ThroughputOptions) command() string {
 	}
 	c := fmt.Sprintf("ringway bench throughput --engines %s --sizes %s --trial %s --resolution %g --rounds %d",
 		strings.ReplaceAll(engineNames(o.Engines), ", ", ","), strings.Join(sizes, ","), o.Trial, 100*o.Resolution, o.Rounds)
+	if o.Loss > 0 {
+		c += fmt.Sprintf(" --loss %g", 100*o.Loss)
+	}
 	if o.OneCore {
 		c += " --one-core"
 	}
@@ -212,7 +218,7 @@ func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, er
 	}
 	r.out = report.Throughput{
 		Machine: lab.ThisMachine(),
-		Settings: report.ThroughputSettings{Build: o.Build, TrialSeconds: o.Trial.Seconds(), Resolution: o.Resolution, OneCore: o.OneCore, Rounds: o.Rounds,
+		Settings: report.ThroughputSettings{Build: o.Build, TrialSeconds: o.Trial.Seconds(), Resolution: o.Resolution, Loss: o.Loss, OneCore: o.OneCore, Rounds: o.Rounds,
 			IMIX: imix, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 		Denied: []string{},
 	}
@@ -503,7 +509,7 @@ func (r *throughputRun) try(ctx context.Context, c *course, size int, rate float
 	switch {
 	case float64(sent.Packets) < sentEnough*float64(t.Packets()):
 		out.Verdict = report.Unsent
-	case arrived+out.Overflow >= sent.Packets: // what our own buffer had no room for is none of the path's
+	case float64(arrived+out.Overflow) >= float64(sent.Packets)*(1-r.o.Loss): // what our own buffer had no room for is none of the path's
 		out.Verdict = report.Held
 	default:
 		out.Verdict = report.Lossy

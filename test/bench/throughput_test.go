@@ -81,6 +81,7 @@ func TestThroughputOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, change := range map[string]func(*ThroughputOptions){
 		"wrong usage: --trial: 1ms (allowed: 100ms-1m0s)":                                           func(o *ThroughputOptions) { o.Trial = time.Millisecond },
 		"wrong usage: --resolution: 0.05 % (allowed: 0.1-50)":                                       func(o *ThroughputOptions) { o.Resolution = 0.0005 },
+		"wrong usage: --loss: 20 % (allowed: 0-10)":                                                 func(o *ThroughputOptions) { o.Loss = 0.2 },
 		"wrong usage: --rounds: 0 (allowed: 1-100)":                                                 func(o *ThroughputOptions) { o.Rounds = 0 },
 		"wrong usage: --sizes: none is given (allowed: bytes of an IP packet, 44-1420, and imix)":   func(o *ThroughputOptions) { o.Sizes = nil },
 		"wrong usage: --sizes: 1500 (allowed: bytes of an IP packet, 44-1420, and imix, each once)": func(o *ThroughputOptions) { o.Sizes = []int{200, 1500} },

@@ -43,6 +43,10 @@ func TestThroughputRatiosAreTakenRoundByRound(t *testing.T) {
 	} {
 		assert.Contains(t, b.String(), want)
 	}
+	r.Settings.Loss = 0.005
+	b.Reset()
+	require.NoError(t, ThroughputTable(&b, r))
+	assert.Contains(t, b.String(), "Highest rate at which no more than 0.5 % are lost")
 }
 
 func TestRekeyTable(t *testing.T) {
