@@ -62,10 +62,12 @@ func newStand(ctx context.Context, binary string, paths int) (_ *stand, err erro
 		return nil, err
 	}
 	for _, n := range []string{phoneA, pcA, edgeA, edgeB, pcB, phoneB} {
-		if s.hosts[n], err = s.world.NewHost(n); err != nil {
+		h, err := s.world.NewHost(n)
+		if err != nil {
 			return nil, err
 		}
-		if err := s.hosts[n].IP(ctx, nil, "link set lo up"); err != nil {
+		s.hosts[n] = h
+		if err := h.IP(ctx, nil, "link set lo up"); err != nil {
 			return nil, err
 		}
 	}
