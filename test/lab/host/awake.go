@@ -8,6 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// spin waits for a line, so that it spins under its new policy only. About once a second it sleeps for a moment: on Linux 6.18 a thread
+// that does not for minutes drives the fair scheduler's account of its core so far that others of that core, kernel threads among
+// them, waited for up to a minute although this one has to yield to all.
+const spin = `read go
+while :; do
+	i=0
+	while [ $i -lt 1000000 ]; do i=$((i+1)); done
+	sleep 0.00005
+done`
+
 // KeepAwake lets one spinner a core take what nobody else wants (SCHED_IDLE: everybody else goes first, at once).
 func (h *Host) KeepAwake() (stop func(), err error) {
 	var running []*exec.Cmd
@@ -18,8 +28,7 @@ func (h *Host) KeepAwake() (stop func(), err error) {
 		}
 	}
 	for core := range runtime.NumCPU() {
-		// It waits for a line so that it spins under its new policy only.
-		cmd := h.Command("sh", "-c", "read go; while :; do :; done")
+		cmd := h.Command("sh", "-c", spin)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			stop()
