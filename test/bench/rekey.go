@@ -51,7 +51,8 @@ const (
 	rekeyEvery   = 5200 * time.Millisecond // of one end: the protocol allows one in 5 s (WireGuard paper, section 6.1: Rekey-Timeout)
 	betweenOther = 3 * time.Second
 	naturalEvery = 121 * time.Second // Rekey-After-Time, and the timers' slack
-	slack        = time.Minute       // events may take longer than they should; voice goes on until they are over
+	naturalLate  = time.Minute
+	mostSlack    = 10 * time.Minute // events may take longer than they should; voice goes on until they are over
 )
 
 func (o *RekeyOptions) check() error {
@@ -88,7 +89,8 @@ func (o *RekeyOptions) planned() time.Duration {
 }
 
 func (o *RekeyOptions) shape() probe.Shape {
-	return probe.Shape{Streams: o.Streams, Interval: o.Interval, Size: o.Size, Lead: lead, Length: o.planned() + slack, Seed: 1}
+	length := o.planned() + time.Minute + min(2*o.planned(), mostSlack)
+	return probe.Shape{Streams: o.Streams, Interval: o.Interval, Size: o.Size, Lead: lead, Length: length, Seed: 1}
 }
 
 // command is the command line that repeats the run.
@@ -234,7 +236,10 @@ func (r *rekeyRun) voice(ctx context.Context) (seen []heard, from, until time.Ti
 		return nil, from, until, err
 	}
 	from = time.Now()
-	if err := r.happen(ctx); err != nil {
+	// Without voice nobody would tell the far end where an end has moved to, and nothing would be counted.
+	speaking, cancel := context.WithDeadlineCause(ctx, from.Add(r.o.shape().Length-around-stragglers), errors.New("the events take far longer than they should (is the machine too busy? take fewer)"))
+	defer cancel()
+	if err := r.happen(speaking); err != nil {
 		return nil, from, until, err
 	}
 	if err := host.Pause(ctx, around); err != nil {
@@ -337,7 +342,7 @@ func (r *rekeyRun) naturalRekeys(ctx context.Context) error {
 			return err
 		}
 		for n := range r.o.Rekeys {
-			patient, cancel := context.WithTimeoutCause(ctx, naturalEvery+slack, fmt.Errorf("no re-key in %s", naturalEvery+slack))
+			patient, cancel := context.WithTimeoutCause(ctx, naturalEvery+naturalLate, fmt.Errorf("no re-key in %s", naturalEvery+naturalLate))
 			now := last
 			for !now.After(last) && err == nil {
 				if err = host.Pause(patient, 50*time.Millisecond); err == nil {
