@@ -62,8 +62,9 @@ var mayImport = map[string][]string{
 	"tunnel/plane":       {"tunnel"}, // engines come in through an interface, descriptors through the openers of tunnel/descriptor
 	"tunnel/descriptor":  {"tunnel"},
 	"tunnel/uapi":        {"tunnel"},
-	"tunnel/wireguardgo": {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
-	"tunnel/realtime":    {"tunnel", "tunnel/descriptor", "tunnel/uapi"},
+	"tunnel/datagram":    {},
+	"tunnel/wireguardgo": {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/uapi"},
+	"tunnel/realtime":    {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/uapi"},
 	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/bench/tester", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
 	"test/bench/probe":   {"quality"},
 	"test/bench/report":  {"test/bench/probe", "test/lab/report"},

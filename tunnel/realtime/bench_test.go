@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/test/netnstest"
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/descriptor"
 )
 
@@ -60,9 +61,9 @@ func BenchmarkOpenVoice(b *testing.B) {
 //	                         write … recvmmsg
 type bareway struct {
 	source, tun, near, far, inner int
-	msgs                          [outBatch]mmsghdr
+	msgs                          [outBatch]datagram.Message
 	iovs                          [outBatch]unix.Iovec
-	control                       [controlSize]byte
+	control                       [datagram.ControlSize]byte
 	bufs                          [outBatch][2048]byte
 }
 
@@ -136,14 +137,14 @@ func (w *bareway) mmsg(b *testing.B, call uintptr, fd, n, size int, joined bool)
 	for i := range n {
 		w.iovs[i].Base = &w.bufs[i][headerSize]
 		w.iovs[i].SetLen(size)
-		h := &w.msgs[i].hdr
+		h := &w.msgs[i].Header
 		*h = unix.Msghdr{Iov: &w.iovs[i]}
 		h.SetIovlen(1)
 	}
 	if joined {
-		w.msgs[0].hdr.SetIovlen(n)
-		w.msgs[0].hdr.Control = &w.control[0]
-		w.msgs[0].hdr.SetControllen(putSegment(w.control[:], 0, size))
+		w.msgs[0].Header.SetIovlen(n)
+		w.msgs[0].Header.Control = &w.control[0]
+		w.msgs[0].Header.SetControllen(datagram.PutSegment(w.control[:], 0, size))
 		n = 1
 	}
 	done, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&w.msgs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)

@@ -19,6 +19,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/uapi"
 )
 
@@ -138,7 +139,7 @@ func (st *setting) line(key, value string) error {
 		if err != nil || a.Addr().IsUnspecified() || a.Port() == 0 {
 			return uapi.Invalid("endpoint is no address and port that anything can be sent to")
 		}
-		if raw, to := rawSockaddr(a), p.endpoint.Load(); to == nil || to.raw != raw {
+		if raw, to := datagram.RawSockaddr(a), p.endpoint.Load(); to == nil || to.raw != raw {
 			p.endpoint.Store(newEndpoint(raw, netip.Addr{}))
 		}
 	case "persistent_keepalive_interval":
@@ -281,7 +282,7 @@ func (e *Engine) Get(w io.Writer) error {
 	for _, p := range e.sortedLocked() {
 		fmt.Fprintf(&b, "public_key=%s\npreshared_key=%s\nprotocol_version=1\n", p.key.Hex(), p.psk.Hex())
 		if to := p.endpoint.Load(); to != nil {
-			fmt.Fprintf(&b, "endpoint=%s\n", to.raw.addrPort())
+			fmt.Fprintf(&b, "endpoint=%s\n", to.raw.AddrPort())
 		}
 		sec, nsec := int64(0), int64(0)
 		if !p.shaken.IsZero() {
@@ -339,7 +340,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 			AllowedIPs: slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
 		}
 		if to := p.endpoint.Load(); to != nil {
-			ps.Endpoint = to.raw.addrPort()
+			ps.Endpoint = to.raw.AddrPort()
 		}
 		s.Peers = append(s.Peers, ps)
 	}

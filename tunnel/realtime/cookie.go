@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 )
 
 // Cookies (sections 5.3, 5.4.4 and 5.4.7): under load a handshake message has to carry a proof that its sender receives at the
@@ -56,20 +57,20 @@ func (c *cookies) renew(now int64) (did bool, err error) {
 }
 
 // of is the cookie of an address and port.
-func (c *cookies) of(a *sockaddr) (cookie [blake2s.Size128]byte) {
+func (c *cookies) of(a *datagram.Sockaddr) (cookie [blake2s.Size128]byte) {
 	c.secret.Reset()
-	c.secret.Write(a.b[2:4])
-	if a.v6() {
-		c.secret.Write(a.b[8:24])
+	c.secret.Write(a.B[2:4])
+	if a.V6() {
+		c.secret.Write(a.B[8:24])
 	} else {
-		c.secret.Write(a.b[4:8])
+		c.secret.Write(a.B[4:8])
 	}
 	c.secret.Sum(cookie[:0])
 	return cookie
 }
 
 // check says whether a message's second MAC is made with the cookie of the address that it came from.
-func (c *cookies) check(msg []byte, from *sockaddr) bool {
+func (c *cookies) check(msg []byte, from *datagram.Sockaddr) bool {
 	cookie := c.of(from)
 	m, err := blake2s.New128(cookie[:])
 	return err == nil && proves(m, msg)
@@ -85,7 +86,7 @@ func proves(m hash.Hash, msg []byte) bool {
 }
 
 // reply writes the answer to a message without proof.
-func (c *cookies) reply(msg []byte, to *sockaddr, out *[cookieSize]byte) error {
+func (c *cookies) reply(msg []byte, to *datagram.Sockaddr, out *[cookieSize]byte) error {
 	cookie := c.of(to)
 	binary.LittleEndian.PutUint32(out[0:], typeCookie)
 	copy(out[4:8], msg[4:8]) // its sender index
@@ -104,12 +105,12 @@ type home struct {
 	port uint16
 }
 
-func (s *sockaddr) home() home {
-	h := home{port: binary.BigEndian.Uint16(s.b[2:])}
-	if s.v6() {
-		copy(h.addr[:], s.b[8:24])
+func homeOf(s *datagram.Sockaddr) home {
+	h := home{port: binary.BigEndian.Uint16(s.B[2:])}
+	if s.V6() {
+		copy(h.addr[:], s.B[8:24])
 	} else {
-		h.addr = s.bare().As16()
+		h.addr = s.Bare().As16()
 	}
 	return h
 }
@@ -122,7 +123,7 @@ type homes struct {
 
 // proof is a peer's MAC, kept as long as it stays the same.
 type proof struct {
-	at   sockaddr
+	at   datagram.Sockaddr
 	turn uint64
 	mac  hash.Hash
 }
@@ -135,7 +136,7 @@ func (e *Engine) settleHomesLocked() {
 		if to == nil {
 			continue
 		}
-		at := to.raw.home()
+		at := homeOf(&to.raw)
 		h.addrs[at.addr] = struct{}{}
 		if e.cookies == nil || e.cookies.secret == nil {
 			continue

@@ -371,7 +371,7 @@ func (e *Engine) tellEndpointsLocked() {
 	ends := make(map[tunnel.PublicKey]netip.AddrPort, len(e.peers))
 	for k, p := range e.peers {
 		if to := p.endpoint.Load(); to != nil {
-			ends[k] = to.raw.addrPort()
+			ends[k] = to.raw.AddrPort()
 		}
 	}
 	e.settleHomesLocked()

@@ -137,7 +137,7 @@ func (e *Engine) sendLocked(p *peer, b []byte) {
 // transmit sends one message; the memory is the call's own, since threads send meanwhile.
 func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 	fd := e.udp[0]
-	if to.raw.v6() {
+	if to.raw.V6() {
 		fd = e.udp[1]
 	}
 	if fd < 0 {
@@ -145,7 +145,7 @@ func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 	}
 	iov := unix.Iovec{Base: &b[0]}
 	iov.SetLen(len(b))
-	h := unix.Msghdr{Name: &to.raw.b[0], Namelen: to.raw.n, Iov: &iov}
+	h := unix.Msghdr{Name: &to.raw.B[0], Namelen: to.raw.N, Iov: &iov}
 	h.SetIovlen(1)
 	if to.controls > 0 {
 		h.Control = &to.control[0]
@@ -180,7 +180,7 @@ func (e *Engine) handshakeLocked(m *message) {
 			e.askForCookieLocked(m, b)
 			return
 		}
-		if !e.limiter.Allow(m.from.bare()) {
+		if !e.limiter.Allow(m.from.Bare()) {
 			e.drops.add(dropHandshakeRate)
 			return
 		}

@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel/datagram"
 )
 
 // Every shape of packet passes without memory: what an engine of voice allocates, its collector has to stop calls for.
@@ -74,9 +76,9 @@ func TestNoPacketAllocates(t *testing.T) {
 			messages = append(messages, sealed(208))
 			messages = append(messages, slices.Clone(messages[0]))
 		}
-		name4, arrived := rawSockaddr(stranger), arrival{}
+		name4, arrived := datagram.RawSockaddr(stranger), datagram.Arrival{}
 		if name == "voice" || name == "forged" {
-			name4 = rawSockaddr(r.a.at)
+			name4 = datagram.RawSockaddr(r.a.at)
 		}
 		i := 0
 		n := testing.AllocsPerRun(200, func() {
@@ -106,15 +108,15 @@ func TestStrangersLeaveNoTrace(t *testing.T) {
 		}
 		binary.LittleEndian.PutUint32(m, typeInitiation)
 		macs.AddMacs(m)
-		s := rawSockaddr(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), 9))
-		r.b.in.datagram(m, &s, &arrival{}, r.now)
+		s := datagram.RawSockaddr(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), 9))
+		r.b.in.datagram(m, &s, &datagram.Arrival{}, r.now)
 		r.now += int64(20 * time.Microsecond) // 50,000 a second
 		r.b.answer()
 	}
 	d := r.b.drops.all()
 	assert.Equal(t, before, r.b.indices.n)
 	assert.Len(t, r.b.peers, 1)
-	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
+	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.AddrPort())
 	assert.Equal(t, uint64(5000), d["handshake_rate"]+d["cookie_sent"]+d["bad_handshake"], "%v", d)
 	assert.LessOrEqual(t, d["bad_handshake"], uint64(loadRate+25), "few are computed")
 	assert.Greater(t, d["handshake_rate"], uint64(2500))
@@ -135,8 +137,8 @@ func TestPeerGetsThroughAFlood(t *testing.T) {
 		for i := range 1000 {
 			m[9] = byte(i)
 			macs.AddMacs(m)
-			from := rawSockaddr(netip.AddrPortFrom(netip.AddrFrom4([4]byte{byte(11 + i%100), byte(rand.Uint32()), byte(rand.Uint32()), byte(i)}), 9))
-			r.b.in.datagram(m, &from, &arrival{}, r.now)
+			from := datagram.RawSockaddr(netip.AddrPortFrom(netip.AddrFrom4([4]byte{byte(11 + i%100), byte(rand.Uint32()), byte(rand.Uint32()), byte(i)}), 9))
+			r.b.in.datagram(m, &from, &datagram.Arrival{}, r.now)
 		}
 	}
 	r.a.send(packet(1, 2, 0, 100))
@@ -166,9 +168,9 @@ func TestJunkDoesNotShutAPeerOut(t *testing.T) {
 	answer := make([]byte, responseSize)
 	answer[0] = typeResponse
 	for range 5000 {
-		from := rawSockaddr(r.a.at)
-		r.b.in.datagram(junk, &from, &arrival{}, r.now)
-		r.b.in.datagram(answer, &from, &arrival{}, r.now)
+		from := datagram.RawSockaddr(r.a.at)
+		r.b.in.datagram(junk, &from, &datagram.Arrival{}, r.now)
+		r.b.in.datagram(answer, &from, &datagram.Arrival{}, r.now)
 	}
 	assert.Zero(t, r.b.drops.all()["handshake_rate"])
 	r.a.send(packet(1, 2, 0, 100))
@@ -184,8 +186,8 @@ func TestFamiliesDoNotMix(t *testing.T) {
 	p := r.b.peerOf(r.a)
 	at := p.endpoint.Load()
 	for i := range r.b.in.names {
-		for j := range r.b.in.names[i].b {
-			r.b.in.names[i].b[j] = 0xff
+		for j := range r.b.in.names[i].B {
+			r.b.in.names[i].B[j] = 0xff
 		}
 	}
 	r.talk()
@@ -256,7 +258,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		r.b.inject(m, from)
 		require.Same(t, s, r.b.peerOf(r.a).current.Load())
-		require.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
+		require.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.AddrPort())
 	})
 }
 
@@ -284,9 +286,9 @@ func FuzzPacket(f *testing.F) {
 		if r.a.out.n == 0 {
 			return
 		}
-		from := rawSockaddr(r.a.at)
+		from := datagram.RawSockaddr(r.a.at)
 		wire := slices.Clone(r.a.out.packets[0].wire)
-		r.b.in.datagram(wire, &from, &arrival{tos: outer}, r.now)
+		r.b.in.datagram(wire, &from, &datagram.Arrival{TOS: outer}, r.now)
 		got := r.b.got()
 		src, _, size, ok := parse(p)
 		owner, _ := r.b.routes.Load().Lookup(src)
@@ -294,14 +296,4 @@ func FuzzPacket(f *testing.F) {
 			require.Equal(t, [][]byte{p}, got)
 		}
 	})
-}
-
-// FuzzControl reads any control messages.
-func FuzzControl(f *testing.F) {
-	b := make([]byte, controlSize)
-	n := putSource(b, 0, netip.MustParseAddr("192.0.2.1"))
-	n = putTOS(b, n, false, 0xb8)
-	n = putSegment(b, n, 200)
-	f.Add(b[:n])
-	f.Fuzz(func(t *testing.T, b []byte) { readControl(b) })
 }

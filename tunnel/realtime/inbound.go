@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/sys/unix"
+
+	"ringway/tunnel/datagram"
 )
 
 // The way in, all on one thread (rw-fwd-in):
@@ -31,10 +33,10 @@ type inbound struct {
 	tun int
 
 	mem     []byte
-	msgs    [inBatch]mmsghdr
+	msgs    [inBatch]datagram.Message
 	iovs    [inBatch]unix.Iovec
-	names   [inBatch]sockaddr
-	control [inBatch][controlSize]byte
+	names   [inBatch]datagram.Sockaddr
+	control [inBatch][datagram.ControlSize]byte
 	nonce   [12]byte
 	known   endpoints
 
@@ -63,8 +65,8 @@ func newInbound(e *Engine, tun int) (*inbound, error) {
 	for i := range in.msgs {
 		in.iovs[i].Base = &in.mem[i*inBuffer]
 		in.iovs[i].SetLen(inBuffer)
-		h := &in.msgs[i].hdr
-		h.Name, h.Iov, h.Control = &in.names[i].b[0], &in.iovs[i], &in.control[i][0]
+		h := &in.msgs[i].Header
+		h.Name, h.Iov, h.Control = &in.names[i].B[0], &in.iovs[i], &in.control[i][0]
 		h.SetIovlen(1)
 	}
 	return in, nil
@@ -87,8 +89,8 @@ func (in *inbound) loop() {
 // receive takes one batch from a socket. It says whether there may be more.
 func (in *inbound) receive(fd int, now int64) (full bool) {
 	for i := range in.msgs {
-		in.msgs[i].hdr.Namelen = uint32(len(in.names[i].b))
-		in.msgs[i].hdr.SetControllen(controlSize)
+		in.msgs[i].Header.Namelen = uint32(len(in.names[i].B))
+		in.msgs[i].Header.SetControllen(datagram.ControlSize)
 	}
 	n, errno := in.call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.msgs[0])), inBatch, unix.MSG_DONTWAIT, 0)
 	if errno != 0 {
@@ -106,16 +108,16 @@ func (in *inbound) receive(fd int, now int64) (full bool) {
 // message takes the datagrams of one message.
 func (in *inbound) message(i int, now int64) {
 	m, name := &in.msgs[i], &in.names[i]
-	name.n = m.hdr.Namelen
-	if name.n != unix.SizeofSockaddrInet4 && name.n != unix.SizeofSockaddrInet6 {
+	name.N = m.Header.Namelen
+	if name.N != unix.SizeofSockaddrInet4 && name.N != unix.SizeofSockaddrInet6 {
 		return
 	}
-	clear(name.b[name.n:]) // of the message before, which may have been of the other family
-	a := readControl(in.control[i][:min(int(m.hdr.Controllen), controlSize)])
-	rest := in.mem[i*inBuffer:][:min(int(m.n), inBuffer)]
+	clear(name.B[name.N:]) // of the message before, which may have been of the other family
+	a := datagram.ReadControl(in.control[i][:min(int(m.Header.Controllen), datagram.ControlSize)])
+	rest := in.mem[i*inBuffer:][:min(int(m.N), inBuffer)]
 	step := len(rest)
-	if a.segment > 0 {
-		step = a.segment
+	if a.Segment > 0 {
+		step = a.Segment
 	}
 	for len(rest) > 0 {
 		p := rest[:min(step, len(rest))]
@@ -124,7 +126,7 @@ func (in *inbound) message(i int, now int64) {
 	}
 }
 
-func (in *inbound) datagram(p []byte, name *sockaddr, a *arrival, now int64) {
+func (in *inbound) datagram(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	if len(p) >= keepaliveSize && binary.LittleEndian.Uint32(p) == typeTransport {
 		in.transport(p, name, a, now)
 		return
@@ -133,7 +135,7 @@ func (in *inbound) datagram(p []byte, name *sockaddr, a *arrival, now int64) {
 }
 
 // transport takes a data message (section 5.4.6).
-func (in *inbound) transport(p []byte, name *sockaddr, a *arrival, now int64) {
+func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	e := in.e
 	found := e.indices.find(binary.LittleEndian.Uint32(p[4:]))
 	if found == nil || found.session == nil {
@@ -167,8 +169,8 @@ func (in *inbound) transport(p []byte, name *sockaddr, a *arrival, now int64) {
 		peer.fresh.Store(true)
 		e.knock()
 	}
-	if to := peer.endpoint.Load(); to == nil || to.raw != *name || to.src != a.src {
-		peer.endpoint.Store(in.known.get(name, a.src))
+	if to := peer.endpoint.Load(); to == nil || to.raw != *name || to.src != a.Source {
+		peer.endpoint.Store(in.known.get(name, a.Source))
 		e.moved.Store(true)
 	}
 	if len(plain) == 0 {
@@ -183,7 +185,7 @@ func (in *inbound) transport(p []byte, name *sockaddr, a *arrival, now int64) {
 		e.drops.add(dropSource)
 		return
 	}
-	if !congest(plain, a.tos) {
+	if !congest(plain, a.TOS) {
 		e.drops.add(dropCongestion)
 		return
 	}
@@ -213,7 +215,7 @@ func (in *inbound) write(b []byte) {
 }
 
 // handshake decides without any state of a peer's whether the control side shall see a message.
-func (in *inbound) handshake(p []byte, name *sockaddr, a *arrival, now int64) {
+func (in *inbound) handshake(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	e := in.e
 	size := 0
 	if len(p) >= 4 {
@@ -254,7 +256,7 @@ func (in *inbound) handshake(p []byte, name *sockaddr, a *arrival, now int64) {
 	if known {
 		to = &e.ring
 	}
-	if !ok || !to.put(p, name, a.src) {
+	if !ok || !to.put(p, name, a.Source) {
 		e.drops.add(dropHandshakeRate)
 		return
 	}
@@ -271,8 +273,8 @@ func answerAt(size int) int {
 
 // admit decides whether a handshake message is one of those that are looked at. One that proves that its sender is where a peer is
 // known to be always is. known says that it comes from a peer's address, or says so.
-func (in *inbound) admit(p []byte, name *sockaddr, now int64) (ok, known bool) {
-	at := name.home()
+func (in *inbound) admit(p []byte, name *datagram.Sockaddr, now int64) (ok, known bool) {
+	at := homeOf(name)
 	if h := in.e.homes.Load(); h != nil {
 		if m := h.proofs[at]; m != nil && len(p) != cookieSize && proves(m, p) {
 			return true, true

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ringway/tunnel/datagram"
 )
 
 // The way out, all on one thread (rw-fwd-out), to its end for each packet or batch:
@@ -46,10 +48,10 @@ type outbound struct {
 	nonce   [12]byte
 	errs    int
 
-	msgs    [outBatch]mmsghdr
+	msgs    [outBatch]datagram.Message
 	iovs    [outBatch]unix.Iovec
 	first   [outBatch + 1]int
-	control [outBatch][controlSize]byte
+	control [outBatch][datagram.ControlSize]byte
 	poll    unix.PollFd
 	timeout unix.Timespec
 	noGSO   bool
@@ -247,8 +249,8 @@ func (o *outbound) group(at int, single bool) (n int) {
 	if single {
 		most = 0
 	}
-	v6 := o.packets[at].to.raw.v6()
-	for i := at; i < o.n && o.packets[i].to.raw.v6() == v6; n++ {
+	v6 := o.packets[at].to.raw.V6()
+	for i := at; i < o.n && o.packets[i].to.raw.V6() == v6; n++ {
 		p := &o.packets[i]
 		size := len(p.wire)
 		o.first[n] = i
@@ -266,8 +268,8 @@ func (o *outbound) group(at int, single bool) (n int) {
 			o.iovs[j].Base = &q.wire[0]
 			o.iovs[j].SetLen(l)
 		}
-		h := &o.msgs[n].hdr
-		h.Name, h.Namelen = &p.to.raw.b[0], p.to.raw.n
+		h := &o.msgs[n].Header
+		h.Name, h.Namelen = &p.to.raw.B[0], p.to.raw.N
 		h.Iov = &o.iovs[i]
 		h.SetIovlen(j - i)
 		c := p.to.controls
@@ -275,10 +277,10 @@ func (o *outbound) group(at int, single bool) (n int) {
 			copy(o.control[n][:c], p.to.control[:c])
 		}
 		if p.tos != o.e.shape.Load().socket {
-			c = putTOS(o.control[n][:], c, v6, p.tos)
+			c = datagram.PutTOS(o.control[n][:], c, v6, p.tos)
 		}
 		if j-i > 1 {
-			c = putSegment(o.control[n][:], c, size)
+			c = datagram.PutSegment(o.control[n][:], c, size)
 		}
 		h.Control = nil
 		if c > 0 {
@@ -297,7 +299,7 @@ func (o *outbound) send(now int64) {
 	for at := 0; at < o.n; {
 		count := o.group(at, single)
 		fd := o.e.udp[0]
-		if o.packets[at].to.raw.v6() {
+		if o.packets[at].to.raw.V6() {
 			fd = o.e.udp[1]
 		}
 		if fd < 0 {
@@ -351,9 +353,9 @@ func (o *outbound) send(now int64) {
 
 // familyEnd is where the packets from at on stop being of one address family.
 func (o *outbound) familyEnd(at int) int {
-	v6 := o.packets[at].to.raw.v6()
+	v6 := o.packets[at].to.raw.V6()
 	for i := at; i < o.n; i++ {
-		if o.packets[i].to.raw.v6() != v6 {
+		if o.packets[i].to.raw.V6() != v6 {
 			return i
 		}
 	}

@@ -231,11 +231,11 @@ func TestPeerRoams(t *testing.T) {
 	forged := append([]byte(nil), m[0]...)
 	forged[30] ^= 1
 	r.b.inject(forged, there)
-	assert.Equal(t, r.a.at, pb.endpoint.Load().raw.addrPort(), "a forged packet moves nobody")
+	assert.Equal(t, r.a.at, pb.endpoint.Load().raw.AddrPort(), "a forged packet moves nobody")
 	r.b.inject(m[0], there)
-	assert.Equal(t, there, pb.endpoint.Load().raw.addrPort())
+	assert.Equal(t, there, pb.endpoint.Load().raw.AddrPort())
 	r.b.inject(m[0], r.a.at)
-	assert.Equal(t, there, pb.endpoint.Load().raw.addrPort(), "nor does a replayed one")
+	assert.Equal(t, there, pb.endpoint.Load().raw.AddrPort(), "nor does a replayed one")
 	assert.Len(t, r.b.got(), 1)
 	d := r.b.drops.all()
 	assert.Equal(t, uint64(1), d["forged"])
@@ -285,7 +285,7 @@ func TestReplayedInitiationIsRefused(t *testing.T) {
 	r.b.inject(m[0], netip.MustParseAddrPort("127.0.0.1:9"))
 	assert.Equal(t, uint64(1), r.b.drops.all()["bad_handshake"])
 	assert.Same(t, s, r.b.peerOf(r.a).current.Load())
-	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.addrPort())
+	assert.Equal(t, r.a.at, r.b.peerOf(r.a).endpoint.Load().raw.AddrPort())
 }
 
 func TestForgedResponseLeavesTheHandshake(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/tai64n"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 )
 
 // The rig is two engines without threads, on loopback sockets, whose time and every step are the test's. A datagram socket
@@ -192,8 +193,8 @@ func (b *bare) wire() (messages [][]byte) {
 
 // inject gives the engine a message as if it had come from far.
 func (b *bare) inject(m []byte, from netip.AddrPort) {
-	s := rawSockaddr(from)
-	b.in.datagram(append(make([]byte, 0, len(m)+64), m...), &s, &arrival{}, b.now())
+	s := datagram.RawSockaddr(from)
+	b.in.datagram(append(make([]byte, 0, len(m)+64), m...), &s, &datagram.Arrival{}, b.now())
 	b.answer()
 }
 

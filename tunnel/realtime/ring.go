@@ -5,13 +5,15 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"sync/atomic"
+
+	"ringway/tunnel/datagram"
 )
 
 // message is a handshake message on its way to the control side.
 type message struct {
 	n    int
 	b    [initiationSize]byte
-	from sockaddr
+	from datagram.Sockaddr
 	src  netip.Addr // our address
 }
 
@@ -25,7 +27,7 @@ type ring struct {
 const ringSize = 256
 
 // put is for the inbound thread. False: it is full.
-func (r *ring) put(p []byte, from *sockaddr, src netip.Addr) bool {
+func (r *ring) put(p []byte, from *datagram.Sockaddr, src netip.Addr) bool {
 	t := r.tail.Load()
 	if t-r.head.Load() == ringSize {
 		return false

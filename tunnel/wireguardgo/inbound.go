@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel/datagram"
 )
 
 // The way in, for each family:
@@ -41,10 +43,10 @@ type receiver struct {
 	hub  *hub
 	last int // buffers that the device replaced since the last call, at most
 
-	msgs    []mmsghdr
+	msgs    []datagram.Message
 	iovs    []unix.Iovec
-	names   []sockaddr
-	control [][controlSize]byte
+	names   []datagram.Sockaddr
+	control [][datagram.ControlSize]byte
 	mem     []byte
 	size    int
 
@@ -67,16 +69,16 @@ func newReceiver(s *socket, h *hub) *receiver {
 	if s.gro {
 		n, r.size = joinedMessages, joinedSize
 	}
-	r.msgs = make([]mmsghdr, n)
+	r.msgs = make([]datagram.Message, n)
 	r.iovs = make([]unix.Iovec, n)
-	r.names = make([]sockaddr, n)
-	r.control = make([][controlSize]byte, n)
+	r.names = make([]datagram.Sockaddr, n)
+	r.control = make([][datagram.ControlSize]byte, n)
 	r.mem = make([]byte, n*r.size)
 	for i := range r.msgs {
 		r.iovs[i].Base = &r.mem[i*r.size]
 		r.iovs[i].SetLen(r.size)
-		h := &r.msgs[i].hdr
-		h.Name, h.Iov, h.Control = &r.names[i].b[0], &r.iovs[i], &r.control[i][0]
+		h := &r.msgs[i].Header
+		h.Name, h.Iov, h.Control = &r.names[i].B[0], &r.iovs[i], &r.control[i][0]
 		h.SetIovlen(1)
 	}
 	for i := range r.buckets {
@@ -112,8 +114,8 @@ func (r *receiver) fill() error {
 	r.n, r.at = 0, 0
 	for {
 		for i := range r.msgs {
-			r.msgs[i].hdr.Namelen = uint32(len(r.names[i].b))
-			r.msgs[i].hdr.SetControllen(controlSize)
+			r.msgs[i].Header.Namelen = uint32(len(r.names[i].B))
+			r.msgs[i].Header.SetControllen(datagram.ControlSize)
 		}
 		select {
 		case m := <-r.hub.cross.late:
@@ -177,19 +179,19 @@ func (r *receiver) open() {
 	name := &r.names[r.at]
 	i := r.at
 	r.at++
-	name.n = m.hdr.Namelen
-	if name.n != unix.SizeofSockaddrInet4 && name.n != unix.SizeofSockaddrInet6 || m.n == 0 {
+	name.N = m.Header.Namelen
+	if name.N != unix.SizeofSockaddrInet4 && name.N != unix.SizeofSockaddrInet6 || m.N == 0 {
 		return
 	}
-	src, seg := readControl(r.control[i][:min(int(m.hdr.Controllen), controlSize)])
-	if src.IsValid() && (src.IsUnspecified() || src.IsMulticast()) {
-		src = netip.Addr{}
+	a := datagram.ReadControl(r.control[i][:min(int(m.Header.Controllen), datagram.ControlSize)])
+	if a.Source.IsValid() && (a.Source.IsUnspecified() || a.Source.IsMulticast()) {
+		a.Source = netip.Addr{}
 	}
-	r.ep = r.known.get(name, src)
-	r.rest = r.mem[i*r.size:][:min(int(m.n), r.size)]
+	r.ep = r.known.get(name, a.Source)
+	r.rest = r.mem[i*r.size:][:min(int(m.N), r.size)]
 	r.seg = len(r.rest)
-	if seg > 0 {
-		r.seg = seg
+	if a.Segment > 0 {
+		r.seg = a.Segment
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"ringway/tunnel/datagram"
 )
 
 // The way out: the TUN's reader (tun.go) passes the outbound gate and hands packets to the
@@ -23,14 +25,14 @@ const payloadMax = 65535 - 48
 // sendState is the memory of one Send. It is reused, and on the heap because the kernel gets
 // pointers into it.
 type sendState struct {
-	msgs    []mmsghdr
+	msgs    []datagram.Message
 	iovs    []unix.Iovec
 	first   []int // index of each message's first packet
-	control [][controlSize]byte
+	control [][datagram.ControlSize]byte
 
 	s     *socket
 	bind  *bind
-	next  []mmsghdr // not yet sent
+	next  []datagram.Message // not yet sent
 	n     int
 	errno unix.Errno
 	wait  bool
@@ -40,10 +42,10 @@ type sendState struct {
 func newSendState() *sendState {
 	const most = conn.IdealBatchSize
 	st := &sendState{
-		msgs:    make([]mmsghdr, most),
+		msgs:    make([]datagram.Message, most),
 		iovs:    make([]unix.Iovec, most),
 		first:   make([]int, most+1),
-		control: make([][controlSize]byte, most),
+		control: make([][datagram.ControlSize]byte, most),
 	}
 	st.try = func(fd uintptr) bool {
 		for {
@@ -82,16 +84,16 @@ func (st *sendState) group(bufs [][]byte, ep *endpoint, max int) (n int) {
 			st.iovs[j].Base = &bufs[j][0]
 			st.iovs[j].SetLen(l)
 		}
-		h := &st.msgs[n].hdr
-		h.Name, h.Namelen = &ep.raw.b[0], ep.raw.n
+		h := &st.msgs[n].Header
+		h.Name, h.Namelen = &ep.raw.B[0], ep.raw.N
 		h.Iov = &st.iovs[i]
 		h.SetIovlen(j - i)
 		c := 0
 		if pinned {
-			c = putSource(st.control[n][:], c, src)
+			c = datagram.PutSource(st.control[n][:], c, src)
 		}
 		if j-i > 1 {
-			c = putSegment(st.control[n][:], c, size)
+			c = datagram.PutSegment(st.control[n][:], c, size)
 		}
 		h.Control = nil
 		if c > 0 {

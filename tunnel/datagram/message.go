@@ -1,4 +1,9 @@
-package realtime
+// Package datagram is UDP as the userspace engines send and receive it: the raw socket addresses, messages and control messages of
+// sendmmsg(2) and recvmmsg(2). x/net's batches allocate an address per packet and know no scattered buffers. Nothing here makes a
+// system call, and nothing allocates, but for an address with a zone.
+//
+// The engines import it; it imports nothing of Ringway's.
+package datagram
 
 import (
 	"encoding/binary"
@@ -8,19 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Messages of sendmmsg(2) and recvmmsg(2), and the control messages beside them.
-
-type mmsghdr struct {
-	hdr unix.Msghdr
-	n   uint32
-	_   [4 * (unsafe.Sizeof(uintptr(0)) / 8)]byte
+// Message is struct mmsghdr.
+type Message struct {
+	Header unix.Msghdr
+	N      uint32 // bytes sent or received
+	_      [4 * (unsafe.Sizeof(uintptr(0)) / 8)]byte
 }
 
-// controlSize holds a source address, a TOS octet and a segment size, or what a receiver gets.
-const controlSize = 128
+// ControlSize holds a source address, a TOS octet and a segment size, or what a receiver gets.
+const ControlSize = 128
 
-// putSource appends the control message that sets the source address, and leaves the interface open.
-func putSource(control []byte, n int, src netip.Addr) int {
+// PutSource appends the control message that sets the source address, and leaves the interface open.
+func PutSource(control []byte, n int, src netip.Addr) int {
 	if src.Is4() {
 		ip := src.As4()
 		data := putHeader(control[n:], unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
@@ -35,8 +39,8 @@ func putSource(control []byte, n int, src netip.Addr) int {
 	return n + unix.CmsgSpace(unix.SizeofInet6Pktinfo)
 }
 
-// putTOS appends the control message that sets the TOS octet (IPv6: the traffic class) of one packet.
-func putTOS(control []byte, n int, v6 bool, tos uint8) int {
+// PutTOS appends the control message that sets the TOS octet (IPv6: the traffic class) of one packet.
+func PutTOS(control []byte, n int, v6 bool, tos uint8) int {
 	level, kind := int32(unix.IPPROTO_IP), int32(unix.IP_TOS)
 	if v6 {
 		level, kind = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
@@ -45,8 +49,8 @@ func putTOS(control []byte, n int, v6 bool, tos uint8) int {
 	return n + unix.CmsgSpace(4)
 }
 
-// putSegment appends the control message that has the kernel cut a payload into datagrams of size.
-func putSegment(control []byte, n, size int) int {
+// PutSegment appends the control message that has the kernel cut a payload into datagrams of size.
+func PutSegment(control []byte, n, size int) int {
 	binary.NativeEndian.PutUint16(putHeader(control[n:], unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2), uint16(size))
 	return n + unix.CmsgSpace(2)
 }
@@ -58,15 +62,15 @@ func putHeader(b []byte, level, kind int32, size int) []byte {
 	return b[unix.CmsgLen(0):][:size:size]
 }
 
-// arrival is what the kernel says beside a message.
-type arrival struct {
-	src     netip.Addr // our address
-	segment int        // size of the datagrams that were joined; 0: a single one
-	tos     uint8      // outer TOS octet
+// Arrival is what the kernel says beside a message.
+type Arrival struct {
+	Source  netip.Addr // our address
+	Segment int        // size of the datagrams that were joined; 0: a single one
+	TOS     uint8      // outer TOS octet
 }
 
-// readControl reads control messages. It takes any bytes and allocates nothing.
-func readControl(b []byte) (a arrival) {
+// ReadControl reads control messages. It takes any bytes and allocates nothing.
+func ReadControl(b []byte) (a Arrival) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 		size := int(h.Len)
@@ -76,15 +80,15 @@ func readControl(b []byte) (a arrival) {
 		data := b[unix.SizeofCmsghdr:size]
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			a.src = netip.AddrFrom4([4]byte(data[4:8]))
+			a.Source = netip.AddrFrom4([4]byte(data[4:8]))
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			a.src = netip.AddrFrom16([16]byte(data[:16]))
+			a.Source = netip.AddrFrom16([16]byte(data[:16]))
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 2:
-			a.segment = int(binary.NativeEndian.Uint16(data))
+			a.Segment = int(binary.NativeEndian.Uint16(data))
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
-			a.tos = data[0]
+			a.TOS = data[0]
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
-			a.tos = uint8(binary.NativeEndian.Uint32(data))
+			a.TOS = uint8(binary.NativeEndian.Uint32(data))
 		}
 		next := (size + cmsgAlign - 1) &^ (cmsgAlign - 1)
 		if next >= len(b) {
