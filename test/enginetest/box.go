@@ -314,27 +314,30 @@ func (p *Process) ask(s string) (answer json.RawMessage) {
 	return answer
 }
 
-// thread finds the process's thread of a name.
-func (p *Process) thread(name string) (tid int) {
+// threads finds the process's threads of a name.
+func (p *Process) threads(name string) (tids []int) {
 	p.t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.Process.Pid))
 	require.NoError(p.t, err)
 	for _, task := range tasks {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/comm", p.Process.Pid, task.Name()))
 		if strings.TrimSpace(string(comm)) == name {
-			tid, _ = strconv.Atoi(task.Name())
+			tid, _ := strconv.Atoi(task.Name())
+			tids = append(tids, tid)
 		}
 	}
-	require.NotZero(p.t, tid, "no thread %s", name)
-	return tid
+	require.NotEmpty(p.t, tids, "no thread %s", name)
+	return tids
 }
 
 // RealTime puts the threads of the process that have one of these names under SCHED_FIFO, as the daemon does.
 func (p *Process) RealTime(names ...string) {
 	p.t.Helper()
 	for _, name := range names {
-		a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}
-		require.NoError(p.t, unix.SchedSetAttr(p.thread(name), &a, 0))
+		for _, tid := range p.threads(name) {
+			a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}
+			require.NoError(p.t, unix.SchedSetAttr(tid, &a, 0))
+		}
 	}
 }
 
@@ -350,12 +353,17 @@ func (p *Process) Resident() (bytes int) {
 	return kib << 10
 }
 
-// Policy is how a thread is scheduled.
-func (p *Process) Policy(name string) uint32 {
+// Policies says how many of the threads of a name are scheduled so.
+func (p *Process) Policies(name string, policy uint32) (n int) {
 	p.t.Helper()
-	a, err := unix.SchedGetAttr(p.thread(name), 0)
-	require.NoError(p.t, err)
-	return a.Policy
+	for _, tid := range p.threads(name) {
+		a, err := unix.SchedGetAttr(tid, 0)
+		require.NoError(p.t, err)
+		if a.Policy == policy {
+			n++
+		}
+	}
+	return n
 }
 
 // Set carries out a set operation.

@@ -3,6 +3,7 @@ package realtime
 import (
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +30,7 @@ func (e *Engine) collect() {
 	left := read()
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	var rounds [2]uint64
+	var rounds, at []uint64
 	quiet := time.Now()
 	for {
 		select {
@@ -37,8 +38,8 @@ func (e *Engine) collect() {
 			return
 		case <-t.C:
 		}
-		if at := [2]uint64{e.out.round.Load(), e.in.round.Load()}; at != rounds {
-			rounds, quiet = at, time.Now()
+		if at = e.rounds(at[:0]); !slices.Equal(at, rounds) {
+			rounds, quiet = append(rounds[:0], at...), time.Now()
 		}
 		now := read()
 		garbage := now - min(left, now)
@@ -51,19 +52,19 @@ func (e *Engine) collect() {
 
 // collectNow has the threads let go, collects, and has them pinned again.
 func (e *Engine) collectNow() {
-	threads := []*thread{e.out.thread, e.in.thread}
+	threads := e.threads()
 	var limit unix.Rlimit
 	mayRaise := unix.Getrlimit(unix.RLIMIT_RTPRIO, &limit) == nil && limit.Cur > 0
 	for _, t := range threads {
 		t.mayRaise.Store(mayRaise)
 		t.free.Store(true)
-		t.ring()
 	}
+	e.rouse()
 	defer func() {
 		for _, t := range threads {
 			t.free.Store(false)
-			t.ring()
 		}
+		e.rouse()
 	}()
 	for _, t := range threads {
 		for t.held.Load() {

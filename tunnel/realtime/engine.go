@@ -1,6 +1,6 @@
-// Package realtime is Ringway's own forwarding core: a whole WireGuard in userspace that is made for voice. Each direction is one
-// locked thread that runs a packet to its end, without handing it to anybody: no goroutine, channel, lock or allocation stands in
-// its way (outbound.go, inbound.go). Everything that is no packet of data is the control side's: handshakes (handshake.go),
+// Package realtime is Ringway's own forwarding core: a whole WireGuard in userspace that is made for voice. A locked thread runs a packet to
+// its end, without handing it to anybody: no goroutine, channel or allocation stands in its way (outbound.go, inbound.go). Each direction has such
+// a thread on each processor, and the first to wake takes what came (way.go). Everything that is no packet of data is the control side's: handshakes (handshake.go),
 // timers (timers.go), configuration (configure.go), on ordinary goroutines under one mutex. The two meet at atomic pointers and one
 // ring; keys are wiped when no thread can hold them any more (retire.go).
 //
@@ -19,6 +19,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,8 @@ type Options struct {
 	Log        *slog.Logger
 	// Alone says that the process is the engine's: forwarding threads are pinned (pin.go), and the collector is the engine's to run.
 	Alone bool
+	// Threads of each direction, 1 to 4; 0: one for each processor, as far as that goes (way.go).
+	Threads int
 }
 
 // shape is how packets look from outside: tunnel.Outer, ready for a look-up.
@@ -54,16 +57,17 @@ type shape struct {
 
 // Engine is a running WireGuard device.
 type Engine struct {
-	class tunnel.Class
-	log   *slog.Logger
-	since time.Time
-	alone bool
-	clock func() int64
-	stamp func() tai64n.Timestamp
-	name  string
-	port  uint16
-	tun   int
-	udp   [2]int // IPv4, IPv6; -1: none
+	class  tunnel.Class
+	log    *slog.Logger
+	since  time.Time
+	alone  bool
+	clock  func() int64
+	stamp  func() tai64n.Timestamp
+	name   string
+	port   uint16
+	perWay int // threads of each direction; 0: its own choice
+	tun    int
+	udp    [2]int // IPv4, IPv6; -1: none
 
 	// For forwarding threads.
 	indices     *indices
@@ -97,7 +101,7 @@ type Engine struct {
 	knockFD   int
 	stopOnce  sync.Once
 	closed    chan struct{}
-	threads   sync.WaitGroup
+	running   sync.WaitGroup // forwarding threads
 	tasks     sync.WaitGroup
 	done      chan struct{}
 	collected atomic.Uint64
@@ -146,11 +150,11 @@ func New(o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	if e.alone {
-		aloneInProcess()
+		aloneInProcess(len(e.threads()))
 	}
-	e.threads.Add(2)
-	e.out.start(e.out.loop, e.threads.Done)
-	e.in.start(e.in.loop, e.threads.Done)
+	e.running.Add(len(e.threads()))
+	e.out.start(e.out.loop, e.running.Done)
+	e.in.start(e.in.loop, e.running.Done)
 	e.tasks.Go(e.answerKnocks)
 	e.tasks.Go(e.watchTimers)
 	if e.alone {
@@ -158,11 +162,11 @@ func New(o Options) (_ *Engine, err error) {
 	}
 	go func() {
 		<-e.closed
-		for _, t := range []*thread{e.out.thread, e.in.thread} {
+		for _, t := range e.threads() {
 			t.stop.Store(true)
-			t.ring()
 		}
-		e.threads.Wait()
+		e.rouse()
+		e.running.Wait()
 		e.knocks.Close()
 		e.tasks.Wait()
 		e.mu.Lock()
@@ -177,7 +181,7 @@ func New(o Options) (_ *Engine, err error) {
 
 func newEngine(o Options) *Engine {
 	e := &Engine{
-		class: o.Class, log: o.Log, since: time.Now(), alone: o.Alone, tun: -1, udp: [2]int{-1, -1}, clock: sinceEpoch, stamp: tai64n.Now,
+		class: o.Class, log: o.Log, since: time.Now(), alone: o.Alone, perWay: o.Threads, tun: -1, udp: [2]int{-1, -1}, clock: sinceEpoch, stamp: tai64n.Now,
 		indices: newIndices(), peers: map[tunnel.PublicKey]*peer{}, table: new(routes),
 		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 1), closed: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -192,17 +196,30 @@ func (e *Engine) equip() (err error) {
 		return fmt.Errorf("make an eventfd: %w", err)
 	}
 	e.knocks = os.NewFile(uintptr(e.knockFD), "knocks")
-	if e.out, err = newOutbound(e, e.tun); err != nil {
+	cpus, err := processors(e.perWay)
+	if err != nil {
 		return err
 	}
-	e.in, err = newInbound(e, e.tun)
+	if e.out, err = newOutbound(e, cpus); err != nil {
+		return err
+	}
+	e.in, err = newInbound(e, cpus)
 	return err
 }
 
+// threads are all that forward.
+func (e *Engine) threads() []*thread { return slices.Concat(e.out.threads, e.in.threads) }
+
+// rouse wakes them all.
+func (e *Engine) rouse() {
+	e.out.rouse()
+	e.in.rouse()
+}
+
 // aloneInProcess sets what a process needs in which threads are pinned.
-func aloneInProcess() {
+func aloneInProcess(threads int) {
 	const others = 2 // for handshakes, timers and the control socket
-	runtime.GOMAXPROCS(2 + others)
+	runtime.GOMAXPROCS(threads + others)
 	debug.SetMemoryLimit(math.MaxInt64) // the collector runs when collect says so, and only then
 	debug.SetGCPercent(-1)              // waits for one that runs
 	runtime.GC()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,8 @@ import (
 var wide = enginetest.Wide
 
 func makeEngine(s enginetest.Start) (enginetest.Engine, error) {
-	return New(Options{TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone && os.Getenv(envUnpinned) == ""})
+	threads, _ := strconv.Atoi(os.Getenv(envThreads))
+	return New(Options{Threads: threads, TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone && os.Getenv(envUnpinned) == ""})
 }
 
 func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, makeEngine) }
@@ -148,13 +150,13 @@ func TestForwardingThreadGivesWay(t *testing.T) {
 	}
 	began, gaveWay := time.Now(), false
 	for !gaveWay && time.Since(began) < 5*time.Second {
-		gaveWay = pb.Policy(threadIn) == unix.SCHED_NORMAL
+		gaveWay = pb.Policies(threadIn, unix.SCHED_NORMAL) > 0
 	}
 	for _, stop := range stops {
 		stop()
 	}
 	require.True(t, gaveWay, "it takes its core for ever")
-	require.Eventually(t, func() bool { return pb.Policy(threadIn) == unix.SCHED_FIFO }, 20*time.Second, 5*time.Millisecond, "it does not come back")
+	require.Eventually(t, func() bool { return pb.Policies(threadIn, unix.SCHED_NORMAL) == 0 }, 20*time.Second, 5*time.Millisecond, "it does not come back")
 	require.NoError(t, a.Ping("10.66.0.2"))
 	assert.Positive(t, pb.Status().Drops["forged"])
 	assert.Empty(t, pa.Status().Drops["forged"])

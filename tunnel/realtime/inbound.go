@@ -12,7 +12,7 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The way in, all on one thread (rw-fwd-in):
+// The way in, all on one thread (one named rw-fwd-in: whose turn it is, way.go):
 //  1. recvmmsg from the socket that has something; the kernel may have joined datagrams of one flow (UDP GRO)
 //  2. a data message: its session by the receiver index, opened in place, replay window, then, and only then, anything
 //     of the peer's is touched: a session is confirmed, the endpoint follows, counters
@@ -28,7 +28,7 @@ const (
 )
 
 type inbound struct {
-	*thread
+	*way
 	e   *Engine
 	tun int
 
@@ -49,18 +49,18 @@ type inbound struct {
 // mac1 computes the first MAC of messages to us (section 5.4.4). It belongs to the inbound thread once published.
 type mac1 struct{ hash.Hash }
 
-func newInbound(e *Engine, tun int) (*inbound, error) {
+func newInbound(e *Engine, cpus []int) (*inbound, error) {
 	var fds []int
 	for _, fd := range e.udp {
 		if fd >= 0 {
 			fds = append(fds, fd)
 		}
 	}
-	t, err := newThread(threadIn, e.now, e.alone, fds...)
+	w, err := newWay(threadIn, e, cpus, fds...)
 	if err != nil {
 		return nil, err
 	}
-	in := &inbound{thread: t, e: e, tun: tun, mem: make([]byte, inBatch*inBuffer)}
+	in := &inbound{way: w, e: e, tun: e.tun, mem: make([]byte, inBatch*inBuffer)}
 	in.sources.seed()
 	for i := range in.msgs {
 		in.iovs[i].Base = &in.mem[i*inBuffer]

@@ -9,7 +9,7 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The way out, all on one thread (rw-fwd-out), to its end for each packet or batch:
+// The way out, all on one thread (one named rw-fwd-out: whose turn it is, way.go), to its end for each packet or batch:
 //  1. read a packet from the tunnel device, into the place where it will be sealed
 //  2. its peer by the destination, that peer's session; a packet without a session waits a little (staged)
 //  3. pad, seal in place, outer TOS from the inner DSCP, ECN copied (RFC 6040, section 4.1)
@@ -37,7 +37,7 @@ type outPacket struct {
 }
 
 type outbound struct {
-	*thread
+	*way
 	e   *Engine
 	tun int
 
@@ -68,12 +68,12 @@ type staged struct {
 	b    [2048]byte
 }
 
-func newOutbound(e *Engine, tun int) (*outbound, error) {
-	t, err := newThread(threadOut, e.now, e.alone, tun)
+func newOutbound(e *Engine, cpus []int) (*outbound, error) {
+	w, err := newWay(threadOut, e, cpus, e.tun)
 	if err != nil {
 		return nil, err
 	}
-	return &outbound{thread: t, e: e, tun: tun, mem: make([]byte, outBatch*outBuffer), limit: 1, staged: make([]staged, 0, stagedMax)}, nil
+	return &outbound{way: w, e: e, tun: e.tun, mem: make([]byte, outBatch*outBuffer), limit: 1, staged: make([]staged, 0, stagedMax)}, nil
 }
 
 func (o *outbound) buffer(i int) []byte {

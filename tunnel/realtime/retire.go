@@ -5,7 +5,7 @@ package realtime
 
 type retired struct {
 	s      *session
-	rounds [2]uint64
+	rounds []uint64 // of all threads
 }
 
 // retireLocked takes a session out of use; nil is none.
@@ -15,14 +15,18 @@ func (e *Engine) retireLocked(s *session) {
 	}
 	e.indices.remove(s.local)
 	s.peer.current.CompareAndSwap(s, nil)
-	e.retired = append(e.retired, retired{s, [2]uint64{e.out.round.Load(), e.in.round.Load()}})
+	e.retired = append(e.retired, retired{s, e.rounds(nil)})
 }
 
 // wipeRetiredLocked wipes what no thread can hold any more.
 func (e *Engine) wipeRetiredLocked() {
+	if len(e.retired) == 0 {
+		return
+	}
+	now := e.rounds(nil)
 	keep := e.retired[:0]
 	for _, r := range e.retired {
-		if passed(r.rounds[0], e.out.round.Load()) && passed(r.rounds[1], e.in.round.Load()) {
+		if allPassed(r.rounds, now) {
 			wipe(r.s.send)
 			wipe(r.s.receive)
 			continue
@@ -31,6 +35,18 @@ func (e *Engine) wipeRetiredLocked() {
 	}
 	clear(e.retired[len(keep):])
 	e.retired = keep
+}
+
+// rounds adds to sum the rounds of all threads.
+func (e *Engine) rounds(sum []uint64) []uint64 { return e.in.rounds(e.out.rounds(sum)) }
+
+func allPassed(then, now []uint64) bool {
+	for i := range then {
+		if !passed(then[i], now[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // passed says whether a thread whose round was then cannot hold what it could hold then: it slept, or it has gone on.

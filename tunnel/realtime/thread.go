@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of the forwarding threads: by them the daemon knows which threads it makes real-time.
+// Names of the forwarding threads, all of a way alike: by them the daemon knows which threads it makes real-time.
 const (
 	threadOut = "rw-fwd-out"
 	threadIn  = "rw-fwd-in"
 )
 
-// thread is what both forwarding threads have in common: they sleep in ppoll until there is something to forward, or until
+// thread is what all forwarding threads have in common: they sleep in ppoll until there is something to forward, or until
 // somebody calls them.
 type thread struct {
 	name  string
@@ -35,6 +35,11 @@ type thread struct {
 	wake   int           // eventfd
 	wakes  [8]byte
 	called bool // somebody called since the last sleep
+
+	way      *way
+	first    bool // of its way's threads
+	affinity affinity
+	cpuClock atomic.Uintptr // the thread's, for any thread of the process (clock_gettime(2)); 0: not yet
 
 	// round is even while the thread sleeps, and grows with every round: what was taken away before a thread slept, or
 	// before its round grew, is not in its hands any more.
@@ -63,14 +68,17 @@ func (t *thread) start(loop func(), ended func()) {
 		defer ended()
 		runtime.LockOSThread() // never unlocked: the thread, with its name and priority, ends with the loop
 		setThreadName(t.name)
+		const ofThread, scheduled = 4, 2 // MAKE_THREAD_CPUCLOCK in the kernel's posix-timers
+		t.cpuClock.Store(uintptr(uint32(^unix.Gettid())<<3 | ofThread | scheduled))
 		if t.alone {
 			t.pin()
 		}
 		defer t.unpin()
+		t.settle(false)
 		close(ready)
-		t.round.Add(1)
-		loop()
-		t.round.Add(1)
+		if t.takeTurn() {
+			loop()
+		}
 	}()
 	<-ready
 }
@@ -81,15 +89,13 @@ func setThreadName(name string) {
 	runtime.KeepAlive(b)
 }
 
-// ring wakes the thread, from any goroutine.
+// ring wakes the thread, from any goroutine, and from a pinned one.
 func (t *thread) ring() {
-	one := [8]byte{}
-	*(*uint64)(unsafe.Pointer(&one[0])) = 1
-	_, _ = unix.Write(t.wake, one[:])
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(t.wake), uintptr(unsafe.Pointer(&oneKnock)), 8)
 }
 
-// next ends a round. With sleep it waits until something is ready; without it goes on at once. False: the engine ends.
-func (t *thread) next(sleep bool) bool {
+// heed does what the thread was asked for, and says whether it goes on.
+func (t *thread) heed() bool {
 	if t.free.Load() == t.pinned {
 		if t.pinned {
 			t.unpin()
@@ -97,30 +103,58 @@ func (t *thread) next(sleep bool) bool {
 			t.pin()
 		}
 	}
-	if t.stop.Load() {
+	return !t.stop.Load()
+}
+
+// next ends a round. With sleep it waits until something is ready and it is the thread's turn; without it goes on at once. False: the engine
+// ends, and the thread has no turn any more.
+func (t *thread) next(sleep bool) bool {
+	now := t.clock()
+	t.watchLoad(now)
+	t.way.watchCrowd(now)
+	t.settle(t.first && t.way.crowd.on.Load() || t.watch.lowered)
+	if !t.heed() {
+		t.giveTurn()
 		return false
 	}
+	t.called = false
 	if !sleep {
 		t.round.Add(2)
-		t.watchLoad(t.clock())
 		return true
 	}
-	t.watchLoad(t.clock())
-	t.round.Add(1)
-	n, errno := t.call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&t.polls[0])), uintptr(len(t.polls)), 0, 0, 0)
-	t.round.Add(1)
-	t.called = false
-	if errno != 0 || n <= 0 { // EINTR: a signal that was not blocked
-		for i := range t.polls {
-			t.polls[i].Revents = 0
+	t.giveTurn()
+	for tries := 0; ; tries++ {
+		if !t.sleep() {
+			return false
 		}
-		return !t.stop.Load()
+		// Who has the turn most likely has the packet, too, and looks again before it sleeps: no need to stand in line at once.
+		if tries >= turnTries {
+			return t.takeTurn()
+		}
+		if t.tryTurn() {
+			return true
+		}
+	}
+}
+
+// sleep waits until something is ready. False: the engine ends.
+func (t *thread) sleep() bool {
+	n := len(t.polls)
+	if !t.first && t.way.crowd.on.Load() {
+		n = 1 // nothing but a call
+	}
+	ready, errno := t.call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&t.polls[0])), uintptr(n), 0, 0, 0)
+	if errno != 0 || ready <= 0 { // EINTR: a signal that was not blocked
+		n = 0
+	}
+	for i := n; i < len(t.polls); i++ {
+		t.polls[i].Revents = 0
 	}
 	if t.polls[0].Revents != 0 {
 		t.called = true
 		_, _ = t.call(unix.SYS_READ, uintptr(t.wake), uintptr(unsafe.Pointer(&t.wakes[0])), 8, 0, 0)
 	}
-	return !t.stop.Load()
+	return t.heed()
 }
 
 // waitWritable waits at most ms milliseconds until fd takes more.

@@ -29,9 +29,13 @@ type variant struct {
 // envUnpinned has a process of its own forward with ordinary system calls.
 const envUnpinned = "RINGWAY_TEST_UNPINNED"
 
+// envThreads says how many threads a direction has.
+const envThreads = "RINGWAY_TEST_THREADS"
+
 var variants = []variant{
 	{name: "pinned, FIFO", policy: unix.SCHED_FIFO},
-	{name: "pinned, FIFO, one processor", policy: unix.SCHED_FIFO, cpu: true},
+	{name: "pinned, FIFO, one thread a direction", policy: unix.SCHED_FIFO, env: []string{envThreads + "=1"}},
+	{name: "pinned, FIFO, one processor", policy: unix.SCHED_FIFO, cpu: true, env: []string{envThreads + "=1"}},
 	{name: "pinned, nice -20", nice: true},
 	{name: "ordinary calls, FIFO, 2 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=2", "GOGC=off"}},
 	{name: "ordinary calls, FIFO, 8 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
