@@ -118,12 +118,18 @@ func (cfg *Config) dataMTU() int {
 	return mtu
 }
 
+// fitTunnel is the longest packet inside the data tunnel that fits w's bound at a rate, where it is the tunnel's own mtu and
+// padding goes no further.
 func (cfg *Config) fitTunnel(w WAN, rate qos.BitRate, outer6 bool, least, most int) int {
 	e := cfg.Envelope(w, tunnel.Data, outer6)
-	return int(qos.FitMTU(rate, w.Serialization, qos.ByteCount(least), qos.ByteCount(most), func(n qos.ByteCount) qos.ByteCount {
+	return fit(w, rate, least, most, func(n qos.ByteCount) qos.ByteCount {
 		e.MTU = n
 		return e.OnWire(n)
-	}))
+	})
+}
+
+func fit(w WAN, rate qos.BitRate, least, most int, size qos.Wire) int {
+	return int(qos.FitMTU(rate, w.Serialization, qos.ByteCount(least), qos.ByteCount(most), size))
 }
 
 // FullPacket is what the longest packet of a tunnel counts on w.
@@ -144,9 +150,10 @@ func (cfg *Config) SiteMTUs() map[string]int {
 		most := int(cfg.Tunnels[via].MTU)
 		mtu := most
 		for _, w := range cfg.WANs { // what the far line adds is not known: it is taken to be like ours
-			mtu = min(mtu, cfg.fitTunnel(w, w.less(down), w.OuterIPv6(s), least, most))
+			size := cfg.Envelope(w, via, w.OuterIPv6(s)).OnWire // padded as far as the tunnel's mtu
+			mtu = min(mtu, fit(w, w.less(down), least, most, size))
 			if via != tunnel.Data {
-				mtu = min(mtu, cfg.fitTunnel(w, w.Shaped(), w.OuterIPv6(s), least, most))
+				mtu = min(mtu, fit(w, w.Shaped(), least, most, size))
 			}
 		}
 		if mtu < most {
@@ -159,13 +166,13 @@ func (cfg *Config) SiteMTUs() map[string]int {
 // InternetMTU is how long the packets of local TCP connections over w may be, sent and received, so that they keep to
 // the bound as the tunnel's do: 0 where any may.
 func (w WAN) InternetMTU() (sent, received int) {
-	fit := func(rate qos.BitRate) int {
-		if n := qos.FitMTU(rate, w.Serialization, minIPv4MTU, InternetMTU, w.Wire()); n < InternetMTU {
-			return int(n)
+	held := func(rate qos.BitRate) int {
+		if n := fit(w, rate, minIPv4MTU, InternetMTU, w.Wire()); n < InternetMTU {
+			return n
 		}
 		return 0
 	}
-	return fit(w.Shaped()), fit(w.less(w.Downlink))
+	return held(w.Shaped()), held(w.less(w.Downlink))
 }
 
 func is4(p netip.Prefix) bool { return p.Addr().Is4() }
