@@ -24,6 +24,7 @@ type WANCalls struct {
 	Bound   float64      `json:"serialization_bound_ms"`
 	Longest []LongPacket `json:"longest_packets"`
 	Sites   []SiteCalls  `json:"sites"`
+	AsData  []string     `json:"calls_as_data,omitempty"` // sites whose one tunnel is for data: their calls are data, and nothing is promised
 }
 
 // LongPacket is the longest packet of its kind, and how long it occupies the WAN.
@@ -71,6 +72,9 @@ func callsOf(cfg *config.Config) (out []WANCalls) {
 		}
 		long("internet", config.InternetMTU, w.Wire()(config.InternetMTU))
 		for _, s := range cfg.Sites {
+			if s.Via(tunnel.Voice) != tunnel.Voice {
+				c.AsData = append(c.AsData, s.Name)
+			}
 			for _, six := range cfg.CallFamilies(s) {
 				if b, ok := cfg.SiteBudget(w, s, six); ok {
 					c.add(s.Name, b)
@@ -159,6 +163,9 @@ func callLines(wans []WANCalls) (out []string) {
 				}
 				say("%s", line)
 			}
+		}
+		if len(w.AsData) > 0 {
+			say("%s to %s: the one tunnel is for data, so calls are data there, and nothing is promised", w.WAN, someOf(w.AsData))
 		}
 	}
 	return out
