@@ -91,7 +91,7 @@ func (f Feature) Cost() string {
 	case FeatureMasquerade, FeatureNAT:
 		return "hosts with private IPv4 addresses have no local internet"
 	case FeatureMSS:
-		return "TCP through the tunnels depends on path MTU discovery"
+		return "TCP through the tunnels depends on path MTU discovery, and that of local internet sends long packets on slow lines"
 	case FeatureLimit:
 		return "pings from the internet are not answered"
 	}

@@ -37,7 +37,8 @@ func (cfg *Config) Envelope(w WAN, c tunnel.Class, ipv6 bool) qos.Envelope {
 }
 
 // OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the endpoint is no
-// address, so that either family may come of it, the dearer one counts.
+// address, so that either family may come of it, the dearer one counts. A WAN with a lease counts as IPv4's: the address is DHCPv4's,
+// and names are asked for IPv4 first.
 func (w WAN) OuterIPv6(s tunnel.Site) bool {
 	if a, err := netip.ParseAddr(s.Endpoint); err == nil {
 		return a.Is6()
