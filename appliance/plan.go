@@ -22,10 +22,43 @@ import (
 	"ringway/tunnel"
 )
 
-// PlanOptions choose what Plan prints.
+// PlanOptions choose what Plan gives.
 type PlanOptions struct {
 	All  bool   // the whole wanted state instead of the difference
-	Only string // ip, wg, nft or tc; empty: all
+	Only string // one of PlanParts; empty: all
+}
+
+// PlanParts are the parts of a plan, in their order.
+var PlanParts = []string{"nft", "ip", "wg", "tc", "calls"}
+
+// Planned is what the config would change, by part, and what its WANs then carry of calls.
+type Planned struct {
+	Parts []PlannedPart `json:"parts"`
+	Calls []WANCalls    `json:"calls,omitempty"`
+}
+
+// PlannedPart is a part of it in the words of a tool, comments among them.
+type PlannedPart struct {
+	Part  string   `json:"part"`
+	Title string   `json:"title"`
+	Note  string   `json:"note,omitempty"` // what could not be compared, and why
+	Lines []string `json:"lines"`
+}
+
+// String is the plan for people, and for the tools: what is not for them stands behind a #.
+func (p Planned) String() string {
+	var b strings.Builder
+	for _, s := range p.Parts {
+		b.WriteString("# " + s.Title)
+		if s.Note != "" {
+			b.WriteString(" (" + s.Note + ")")
+		}
+		b.WriteByte('\n')
+		for _, l := range s.Lines {
+			b.WriteString(l + "\n")
+		}
+	}
+	return b.String()
 }
 
 // planPatience is how long a plan waits for a daemon that runs, but does not answer.
@@ -34,13 +67,11 @@ const planPatience = 3 * time.Second
 // errDaemonSilent means that a daemon runs and did not say what its tunnels are like.
 var errDaemonSilent = errors.New("the daemon did not tell")
 
-// Plan prints what the config would change in ip, wg, nft and tc words. It changes nothing, reads no key file and
-// needs no root: what the kernel does not show is taken as absent, and a comment says so.
-func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (string, error) {
-	switch o.Only {
-	case "", "ip", "wg", "nft", "tc":
-	default:
-		return "", fmt.Errorf("--only %q (allowed: ip, wg, nft, tc)", o.Only)
+// Plan says what the config would change in ip, wg, nft and tc words, and how many calls it carries. It changes nothing, reads no
+// key file and needs no root: what the kernel does not show is taken as absent, and a comment says so.
+func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (p Planned, err error) {
+	if o.Only != "" && !slices.Contains(PlanParts, o.Only) {
+		return p, fmt.Errorf("--only %q (allowed: %s)", o.Only, strings.Join(PlanParts, ", "))
 	}
 	endpoints := map[tunnel.Class]string{}
 	asking, cancel := context.WithTimeout(ctx, planPatience)
@@ -57,8 +88,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		f.endpoint = configuredEndpoint // what runs may have heard a site elsewhere, and the daemon keeps to that
 	}
 	w := want(cfg, f)
-	remarks := tunnelRemarks(cfg, w.devices)
-	var b strings.Builder
+	remarks := tunnelRemarks(w.devices)
 	section := func(name, title string, wanted []string, diff func() ([]string, error)) error {
 		if o.Only != "" && o.Only != name {
 			return nil
@@ -68,26 +98,22 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 			d, err := diff()
 			switch {
 			case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-				note = " (the kernel shows this only to root; taken as absent)"
+				note = "the kernel shows this only to root; taken as absent"
 			case errors.Is(err, errDaemonSilent):
-				note = fmt.Sprintf(" (%v; taken as absent)", err)
+				note = fmt.Sprintf("%v; taken as absent", err)
 			case err != nil:
 				return err
 			default:
 				lines = d
 			}
 		}
-		fmt.Fprintf(&b, "# %s%s\n", title, note)
 		if len(lines) == 0 {
-			b.WriteString("# nothing to change\n")
+			lines = []string{"# nothing to change"}
 		}
 		if name == "wg" {
 			lines = append(slices.Clone(lines), remarks...)
 		}
-		for _, l := range lines {
-			b.WriteString(l)
-			b.WriteByte('\n')
-		}
+		p.Parts = append(p.Parts, PlannedPart{Part: name, Title: title, Note: note, Lines: lines})
 		return nil
 	}
 	var wg []string
@@ -98,7 +124,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		}
 		wg = append(wg, words...)
 	}
-	err := section("nft", "firewall and classes (nft -f)", w.firewall.Text(), func() ([]string, error) {
+	err = section("nft", "firewall and classes (nft -f)", w.firewall.Text(), func() ([]string, error) {
 		have, err := nft.Observe()
 		return words(firewall.Diff(w.firewall, have)), err
 	})
@@ -124,7 +150,11 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		}
 		return words(qos.Diff(w.queues, have)), err
 	}))
-	return b.String(), err
+	if o.Only == "" || o.Only == "calls" {
+		p.Calls = callsOf(cfg)
+		p.Parts = append(p.Parts, PlannedPart{Part: "calls", Title: "calls at once by codec, and how long one packet keeps a WAN busy", Lines: callLines(p.Calls)})
+	}
+	return p, err
 }
 
 // outerWords says in an operator's words how a device's packets look from outside, packet by packet.
@@ -144,25 +174,11 @@ func outerWords(d tunnel.Device) string {
 	return fmt.Sprintf("# %s: outer DSCP %s", d.Settings.Interface, strings.Join(marks, "; "))
 }
 
-// tunnelRemarks is what wg(8) has no words for: marks, and what a call costs on each WAN.
-func tunnelRemarks(cfg *config.Config, devs []tunnel.Device) (out []string) {
+// tunnelRemarks is what wg(8) has no words for: marks and padding.
+func tunnelRemarks(devs []tunnel.Device) (out []string) {
 	for _, d := range devs {
 		if d.Settings.Engine.PerPacket() {
 			out = append(out, outerWords(d))
-		}
-		if d.Class != tunnel.Voice {
-			continue
-		}
-		for _, w := range cfg.WANs {
-			cost := func(padTo int) string {
-				n := cfg.CallPacket(w, padTo)
-				return fmt.Sprintf("%d bytes a packet, %d kbit/s each way", n, config.RateOfCall(n)/qos.Kbit)
-			}
-			line := fmt.Sprintf("# a G.711 call of 20 ms on %s: %s", w.Interface, cost(d.Outer.PadTo))
-			if d.Outer.PadTo > 0 {
-				line += "; without pad_to " + cost(0)
-			}
-			out = append(out, line)
 		}
 	}
 	return out

@@ -206,8 +206,9 @@ func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Inp
 		name[d.Class] = d.Settings.Interface
 		in.Tunnels = append(in.Tunnels, routing.TunnelDevice{Class: string(d.Class), Name: d.Settings.Interface, MTU: int(d.Settings.MTU), TxQueueLen: d.Bounds.TxQueueLen, GSOMax: d.Bounds.DeviceGSO})
 	}
+	siteMTU := cfg.SiteMTUs()
 	for _, s := range cfg.Sites {
-		in.Sites = append(in.Sites, routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(),
+		in.Sites = append(in.Sites, routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(), DataMTU: siteMTU[s.Name],
 			VoiceDevice: name[s.Via(tunnel.Voice)], DataDevice: name[s.Via(tunnel.Data)]})
 	}
 	return in
@@ -219,6 +220,9 @@ func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firew
 		in.WANs = append(in.WANs, w.Interface)
 		if w.DHCP {
 			in.DHCP = append(in.DHCP, w.Interface)
+		}
+		if sent, received := w.InternetMTU(); sent > 0 || received > 0 {
+			in.Slow = append(in.Slow, firewall.SlowWAN{Device: w.Interface, Sent: sent, Received: received})
 		}
 	}
 	lans := func(ls []routing.LAN) (out []firewall.LAN) {

@@ -97,11 +97,19 @@ func TestHowPacketsLookFromOutside(t *testing.T) {
 func TestWhatACallCostsIsPlanned(t *testing.T) {
 	remarks := func(change map[string]string) []string {
 		cfg := shipped(t, "minimal.yaml", change)
-		return tunnelRemarks(cfg, want(cfg, facts{queues: qos.AssumedFeatures()}).devices)
+		out := tunnelRemarks(want(cfg, facts{queues: qos.AssumedFeatures()}).devices)
+		for _, l := range callLines(callsOf(cfg)) {
+			if strings.Contains(l, "G.711:") {
+				out = append(out, l)
+			}
+		}
+		return out
 	}
-	assert.Equal(t, []string{"# a G.711 call of 20 ms on wan0: 282 bytes a packet, 112 kbit/s each way"}, remarks(map[string]string{"tunnels[voice].engine": "wireguard-go"}))
+	const plain = "160 + 12 RTP + 8 UDP + 20 IPv4 = 200, padded to 208, + 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 282 bytes; 50 a second, 112.8 kbit/s a call, calls: 49"
+	assert.Equal(t, []string{"#   G.711: " + plain}, remarks(map[string]string{"tunnels[voice].engine": "wireguard-go"}))
 	assert.Equal(t, []string{"# rw-voice: outer DSCP CS3 for inner CS3, AF31, CS5; EF for inner EF; EF for what else there is; padded to 512 bytes",
-		"# a G.711 call of 20 ms on wan0: 586 bytes a packet, 234 kbit/s each way; without pad_to 282 bytes a packet, 112 kbit/s each way"},
+		"#   G.711: 160 + 12 RTP + 8 UDP + 20 IPv4 = 200, padded to 512, + 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 586 bytes; 50 a second, 234.4 kbit/s a call, calls: 23; " +
+			"without pad_to 282 bytes, 50 a second, 112.8 kbit/s a call, calls: 49"},
 		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}))
 }
 
@@ -119,7 +127,7 @@ func TestTheMachineIsTunedIfItMayBe(t *testing.T) {
 // A super-packet carries at most 1 ms at the WAN's rate, none where that is not even two packets.
 func TestSuperPackets(t *testing.T) {
 	super := func(rate string) int {
-		w := want(shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": rate}), facts{queues: qos.AssumedFeatures()})
+		w := want(shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": rate, "wan[wan0].downlink": ""}), facts{queues: qos.AssumedFeatures()})
 		return device(t, w, tunnel.Data).Bounds.SuperPacket
 	}
 	assert.Zero(t, super("20mbit"), "1 ms is 2,425 bytes")

@@ -35,6 +35,7 @@ type Input struct {
 
 	LocalServices []qos.PortMatch // what the box itself serves to its LANs beside DHCP and ICMP
 	Reflector     bool            // the box answers probes (RFC 8762) from sites
+	Slow          []SlowWAN       // WANs where a long packet would keep calls waiting
 	Missing       []Feature       // what the kernel lacks (nft.Probe); the plan does without
 }
 
@@ -50,6 +51,13 @@ type Tunnel struct {
 	Device     string
 	ListenPort uint16
 	MTU        int // largest inner packet; 0: TCP's segment size is left alone
+}
+
+// SlowWAN holds the packets of local internet's TCP to a size, as the tunnels' MTU does theirs. In bytes, IP header included; 0: any
+// size. Over IPv6 never less than 1280, which every link takes (RFC 8200, section 5).
+type SlowWAN struct {
+	Device         string
+	Sent, Received int
 }
 
 // Priority is the queue of a class on a shaped WAN.
@@ -83,7 +91,7 @@ func (f Feature) Cost() string {
 	case FeatureMasquerade, FeatureNAT:
 		return "hosts with private IPv4 addresses have no local internet"
 	case FeatureMSS:
-		return "TCP through the tunnels depends on path MTU discovery"
+		return "TCP through the tunnels depends on path MTU discovery, and that of local internet sends long packets on slow lines"
 	case FeatureLimit:
 		return "pings from the internet are not answered"
 	}

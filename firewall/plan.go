@@ -27,6 +27,12 @@ const (
 // ClassCounter names the counter of packets that were put into class c.
 func ClassCounter(c qos.ClassName) string { return "class_" + string(c) }
 
+// What every host, or link, takes: RFC 791, section 3.1, and RFC 8200, section 5.
+const (
+	least4 = 576
+	least6 = 1280
+)
+
 // Priorities of nf_tables hooks by number (nft prints names for them).
 const (
 	hookRaw    = -300 // before conntrack: what is spoofed makes no state
@@ -342,20 +348,27 @@ const (
 	probeDSCP = 46 // EF
 )
 
-// clamp keeps TCP's segments within the tunnels' packets, both ways. The size is the tunnel's
-// MTU less 40 (IPv4) or 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1).
+// clamp keeps TCP's segments within the tunnels' packets, both ways, and those of local internet within what a slow WAN may send or
+// receive. The size is the MTU less 40 (IPv4) or 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1). A host keeps to the size that
+// the other one announces: what comes in by a WAN says how long the packets may be that leave there.
 func (p *plan) clamp() {
 	if p.lacks(FeatureMSS) {
 		return
 	}
 	var rules []Rule
+	clamped := func(dev statement, mtu4, mtu6 int) {
+		if mtu4 < least4 { // below it no size helps
+			return
+		}
+		rules = append(rules, rule(dev, isFamily(ipv4), segment(uint16(mtu4-40))), rule(dev, isFamily(ipv6), segment(uint16(mtu6-60))))
+	}
 	for _, t := range p.Tunnels {
-		if t.MTU < 576 { // the least that IPv4 hosts must take (RFC 791): below it no size helps
-			continue
-		}
-		for _, dev := range []statement{oif(t.Device), iif(t.Device)} {
-			rules = append(rules, rule(dev, isFamily(ipv4), segment(uint16(t.MTU-40))), rule(dev, isFamily(ipv6), segment(uint16(t.MTU-60))))
-		}
+		clamped(oif(t.Device), t.MTU, t.MTU)
+		clamped(iif(t.Device), t.MTU, t.MTU)
+	}
+	for _, w := range p.Slow {
+		clamped(oif(w.Device), w.Received, max(w.Received, least6))
+		clamped(iif(w.Device), w.Sent, max(w.Sent, least6))
 	}
 	if len(rules) == 0 {
 		return

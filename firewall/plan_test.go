@@ -50,6 +50,7 @@ func branch() Input {
 		Priorities: []Priority{{"wan0", qos.Media, 0x10010}, {"wan0", qos.Signalling, 0x10020}, {"wan0", qos.Data, 0x10030}, {"wan0", qos.Background, 0x10040}},
 		Peers:      []Peer{{netip.MustParseAddrPort("203.0.113.2:51820"), qos.Media, 0x10110}},
 		Reflector:  true,
+		Slow:       []SlowWAN{{Device: "wan0", Sent: 1198}},
 	}
 }
 

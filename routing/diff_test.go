@@ -47,7 +47,7 @@ func drawInput(t *rapid.T) routing.Input {
 		}
 		p := pfx(fmt.Sprintf("10.2.%d.0/24", i), fmt.Sprintf("fd02:%d::/64", i))
 		in.Sites = append(in.Sites, routing.SiteRoute{Name: fmt.Sprint(i), Prefixes: p,
-			VoiceDevice: pick(t, "voice", "rw-voice", "rw-data"), DataDevice: pick(t, "data", "rw-voice", "rw-data")})
+			VoiceDevice: pick(t, "voice", "rw-voice", "rw-data"), DataDevice: pick(t, "data", "rw-voice", "rw-data"), DataMTU: pick(t, "data mtu", 0, 1280, 1300)})
 	}
 	return in
 }

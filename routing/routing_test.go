@@ -42,7 +42,7 @@ func branch() routing.Input {
 		Tunnels: []routing.TunnelDevice{{Class: "voice", Name: "rw-voice", MTU: 1420, TxQueueLen: 50, GSOMax: 3000}, {Class: "data", Name: "rw-data", MTU: 1000}},
 		Sites: []routing.SiteRoute{
 			{Name: "munich", Prefixes: pfx("10.2.10.0/24", "fd02:10::/64"), VoiceDevice: "rw-voice", DataDevice: "rw-data"},
-			{Name: "plain", Prefixes: pfx("10.3.0.0/16"), VoiceDevice: "rw-data", DataDevice: "rw-data"},
+			{Name: "plain", Prefixes: pfx("10.3.0.0/16"), VoiceDevice: "rw-data", DataDevice: "rw-data", DataMTU: 900},
 		},
 		Marks: routing.Marks{OuterValues: []uint32{0x2000, 0x4000}, OuterMask: 0x6000,
 			VoiceValues: []uint32{0x1200, 0x1400}, DataValues: []uint32{0x1600, 0x1800}, ClassMask: 0x1e00},

@@ -83,6 +83,7 @@ type Route struct {
 	OnLink   bool         `json:"on_link,omitempty"` // the gateway is in none of the device's networks
 	Source   netip.Addr   `json:"source,omitzero"`   // preferred source of what the box itself sends
 	Metric   uint32       `json:"metric,omitempty"`
+	MTU      int          `json:"mtu,omitempty"` // longest packet, bytes; 0: the device's
 	Protocol uint8        `json:"protocol,omitempty"`
 }
 
@@ -123,7 +124,7 @@ func (s *State) Sort() {
 	})
 	slices.SortFunc(s.Routes, func(a, b Route) int {
 		return or(int(a.Table)-int(b.Table), comparePrefix(a.Prefix, b.Prefix), int(a.Metric)-int(b.Metric),
-			strings.Compare(string(a.Type), string(b.Type)), strings.Compare(a.Device, b.Device), a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source))
+			strings.Compare(string(a.Type), string(b.Type)), strings.Compare(a.Device, b.Device), a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source), a.MTU-b.MTU)
 	})
 	slices.SortFunc(s.Rules, func(a, b Rule) int {
 		return or(a.Priority-b.Priority, a.Family-b.Family, compare(a.Mark, b.Mark), compare(a.Mask, b.Mask),

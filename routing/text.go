@@ -111,6 +111,9 @@ func (r Route) text(v Verb) string {
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
 	}
+	if r.MTU != 0 && v != Delete {
+		fmt.Fprintf(&b, " mtu %d", r.MTU)
+	}
 	return b.String()
 }
 

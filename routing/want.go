@@ -33,6 +33,7 @@ type SiteRoute struct {
 	Prefixes    []netip.Prefix
 	VoiceDevice string // the same as DataDevice where the site has one tunnel only
 	DataDevice  string
+	DataMTU     int // longest packet of data to it, where that is less than the device's; 0: it is not
 }
 
 // Lease is what DHCP gave a WAN.
@@ -186,11 +187,12 @@ func (s *State) classTables(in Input) {
 				table  uint32
 				device string
 				source []netip.Addr
-			}{{TableVoice, site.VoiceDevice, in.VoiceSource}, {TableData, site.DataDevice, in.DataSource}, {TableOwn, site.DataDevice, in.DataSource}} {
+				mtu    int
+			}{{TableVoice, site.VoiceDevice, in.VoiceSource, 0}, {TableData, site.DataDevice, in.DataSource, site.DataMTU}, {TableOwn, site.DataDevice, in.DataSource, site.DataMTU}} {
 				if w.device == "" || p.Addr().Is6() && small[w.device] {
 					continue // the table's unreachable default holds
 				}
-				add(Route{Table: w.table, Type: Unicast, Prefix: p, Device: w.device, Source: sameFamily(p, w.source)})
+				add(Route{Table: w.table, Type: Unicast, Prefix: p, Device: w.device, Source: sameFamily(p, w.source), MTU: w.mtu})
 			}
 		}
 	}

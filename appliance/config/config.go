@@ -5,6 +5,8 @@
 package config
 
 import (
+	"time"
+
 	"ringway/qos"
 	"ringway/routing"
 	"ringway/tunnel"
@@ -21,8 +23,9 @@ type Config struct {
 	// PublicKey is this box's own; zero where the key file was not read (no permission, WithoutKeyFiles).
 	PublicKey tunnel.PublicKey
 	Tunnels   map[tunnel.Class]tunnel.Settings
-	Sites     []tunnel.Site // in the file's order
-	Classes   []qos.Class   // in order of urgency, all four
+	Sites     []tunnel.Site          // in the file's order
+	Downlinks map[string]qos.BitRate // what a site's line carries inwards, by name; absent: not known
+	Classes   []qos.Class            // in order of urgency, all four
 	Control   Control
 	Machine   Machine
 	Warnings  []Problem // what is allowed but deserves a word
@@ -35,6 +38,8 @@ type WAN struct {
 	Downlink qos.BitRate // 0 = not known
 	Margin   int         // percent of the uplink left unused, so that the queue stays here and not at the provider
 	Overhead int         // bytes that the provider's meter counts on top of what the kernel counts, -14 to 64
+	// Serialization is how long one packet of data may keep the line busy while a call's packet waits behind it; 0 = no bound.
+	Serialization time.Duration
 }
 
 // Control says who may ask the running daemon, and who reaches the box.

@@ -67,17 +67,17 @@ func TestCallRate(t *testing.T) {
 	voice := func(a netip.Prefix) *Config {
 		return &Config{Voice: []routing.LAN{{Addresses: []netip.Prefix{a}}}, Classes: DefaultClasses()}
 	}
-	assert.Equal(t, qos.BitRate((208+60+14)*8*50), voice(v4).CallRate(wan(v4, 0)))
-	assert.Equal(t, qos.BitRate((208+80+14+22)*8*50), voice(v4).CallRate(wan(v6, 22)))
-	assert.Equal(t, qos.BitRate((224+60)*8*50), voice(v6).CallRate(wan(v4, -14)))
+	assert.Equal(t, qos.BitRate((208+60+14)*8*50), voice(v4).Budget(wan(v4, 0)).Call(qos.G711))
+	assert.Equal(t, qos.BitRate((208+80+14+22)*8*50), voice(v4).Budget(wan(v6, 22)).Call(qos.G711))
+	assert.Equal(t, qos.BitRate((224+60)*8*50), voice(v6).Budget(wan(v4, -14)).Call(qos.G711))
 	padded := voice(v4)
 	padded.Tunnels = map[tunnel.Class]tunnel.Settings{tunnel.Voice: {MTU: 1420, PadTo: 500}}
-	assert.Equal(t, qos.BitRate((512+60+14)*8*50), padded.CallRate(wan(v4, 0)))
+	assert.Equal(t, qos.BitRate((512+60+14)*8*50), padded.Budget(wan(v4, 0)).Call(qos.G711))
 	padded.Tunnels[tunnel.Voice] = tunnel.Settings{MTU: 500, PadTo: 500} // WireGuard pads no further than the MTU
-	assert.Equal(t, qos.BitRate((500+60+14)*8*50), padded.CallRate(wan(v4, 0)))
+	assert.Equal(t, qos.BitRate((500+60+14)*8*50), padded.Budget(wan(v4, 0)).Call(qos.G711))
 	padded.Tunnels[tunnel.Voice] = tunnel.Settings{MTU: 1420, PadTo: 100} // it is longer by itself
-	assert.Equal(t, qos.BitRate((208+60+14)*8*50), padded.CallRate(wan(v4, 0)))
-	assert.Equal(t, 51, voice(v4).Calls(wan(v4, 0)))
+	assert.Equal(t, qos.BitRate((208+60+14)*8*50), padded.Budget(wan(v4, 0)).Call(qos.G711))
+	assert.Equal(t, 49, voice(v4).Calls(wan(v4, 0)))
 	assert.Equal(t, 0, voice(v4).Calls(WAN{}))
 }
 

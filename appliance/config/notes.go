@@ -1,7 +1,9 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"ringway/qos"
@@ -10,10 +12,8 @@ import (
 
 // Bounds under which a valid rate deserves a word.
 const (
-	slowUplink = 768 * qos.Kbit // a full data packet then takes longer than a voice packet's 20 ms interval less its slack
-	fewCalls   = 5
-	fullFrame  = qos.ByteCount(1514)
-	wanMTU     = 1500
+	fewCalls = 5
+	wanMTU   = 1500
 )
 
 // notes collects what is allowed and still worth knowing. It runs on files without problems.
@@ -25,12 +25,9 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 		case w.Uplink == 0:
 			c.warn(uplink, "is not set: nothing is shaped on %s, and calls wait behind data in the provider's queue", w.Interface)
 		case n < fewCalls:
-			c.warn(uplink, "%s leaves media %s: G.711 calls at once: %d", w.Uplink, kbit(cfg.mediaRate(w)), n)
+			c.warn(uplink, "%s leaves media %s: G.711 calls at once: %d", w.Uplink, kbit(cfg.Media(w)), n)
 		}
-		if w.Uplink > 0 && w.Uplink < slowUplink {
-			c.warn(uplink, "%s is slow: a call's packet may wait %v behind one full data packet (a smaller mtu of tunnels[data] helps)",
-				w.Uplink, w.Shaped().Serialization(fullFrame).Round(time.Millisecond))
-		}
+		c.slow(raw, cfg, w, uplink)
 		if !w.DHCP && len(w.Gateways) == 0 {
 			c.warn(pick(scalar{at: r.Gateway.at, set: r.Gateway.set}, at{r.line, r.key + ".gateway"}),
 				"is not set: only sites on the WAN's own networks can be reached through %s", w.Interface)
@@ -56,6 +53,52 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 		}
 	}
 	c.sameOuter(raw, cfg)
+}
+
+// slow says how long one packet keeps a slow WAN busy while a call's packet waits, and what was done about it.
+func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
+	rate, bound := w.Shaped(), w.Serialization
+	if rate == 0 || bound == 0 {
+		return
+	}
+	takes := func(n qos.ByteCount) time.Duration { return rate.Serialization(n).Round(100 * time.Microsecond) }
+	where := map[tunnel.Class]at{tunnel.Voice: uplink, tunnel.Data: uplink} // what set the mtu
+	auto := true                                                            // of data
+	for _, r := range raw.Tunnels.items {
+		if t := tunnel.Class(r.Name.text); !autoMTU(r) {
+			where[t], auto = r.MTU.at, auto && t != tunnel.Data
+		}
+	}
+	data, full := cfg.Tunnels[tunnel.Data].MTU, cfg.FullPacket(w, tunnel.Data)
+	late := rate.Serialization(full) > bound
+	switch fit := cfg.fitTunnel(w, rate, cfg.anyOuterIPv6(w), cfg.leastMTU(), DefaultMTU); {
+	case late && auto:
+		c.warn(uplink, "%s is slow: even the least mtu of the data tunnel, %d, takes %v (%d bytes at %s), and a call's packet may wait for that long (serialization: %v)",
+			w.Uplink, data, takes(full), full, kbit(rate), bound)
+	case late:
+		c.warn(where[tunnel.Data], "%d takes %v on %s (%d bytes at %s), and a call's packet may wait for that long (serialization: %v; auto would be %d)",
+			data, takes(full), w.Interface, full, kbit(rate), bound, cfg.dataMTU())
+	case auto && fit == int(data) && data < DefaultMTU:
+		c.warn(uplink, "%s is slow: the data tunnel's mtu is %d, so that a call's packet waits no longer than %v behind one of its packets (%d bytes at %s)",
+			w.Uplink, data, bound, full, kbit(rate))
+	}
+	if sent, received := w.InternetMTU(); sent > 0 || received > 0 {
+		var parts []string
+		for _, p := range []struct {
+			what string
+			n    int
+		}{{"sent", sent}, {"received", received}} {
+			if p.n > 0 {
+				parts = append(parts, fmt.Sprintf("%d bytes %s", p.n, p.what))
+			}
+		}
+		c.warn(uplink, "%s is slow: local internet's TCP is held to packets of %s (over IPv6 %d at least); its other packets take up to %v",
+			w.Uplink, strings.Join(parts, ", "), minIPv6MTU, takes(w.Wire()(InternetMTU)))
+	}
+	if n := cfg.FullPacket(w, tunnel.Voice); rate.Serialization(n) > bound {
+		c.warn(where[tunnel.Voice], "%d is what a large packet of signalling may have: it takes %v on %s (%d bytes at %s), and a call's packet may wait for that long (serialization: %v)",
+			cfg.Tunnels[tunnel.Voice].MTU, takes(n), w.Interface, n, kbit(rate), bound)
+	}
 }
 
 // sameOuter: the WAN's queues tell classes of one tunnel apart by the outer DSCP alone.

@@ -53,13 +53,14 @@ type rawFile struct {
 
 type rawWAN struct {
 	at
-	Interface scalar  `yaml:"interface"`
-	Address   scalars `yaml:"address"`
-	Gateway   scalars `yaml:"gateway"`
-	Uplink    scalar  `yaml:"uplink"`
-	Downlink  scalar  `yaml:"downlink"`
-	Margin    scalar  `yaml:"margin"`
-	Overhead  scalar  `yaml:"overhead"`
+	Interface     scalar  `yaml:"interface"`
+	Address       scalars `yaml:"address"`
+	Gateway       scalars `yaml:"gateway"`
+	Uplink        scalar  `yaml:"uplink"`
+	Downlink      scalar  `yaml:"downlink"`
+	Margin        scalar  `yaml:"margin"`
+	Overhead      scalar  `yaml:"overhead"`
+	Serialization scalar  `yaml:"serialization"`
 }
 
 type rawLAN struct {
@@ -84,6 +85,7 @@ type rawSite struct {
 	Name             scalar  `yaml:"name"`
 	PublicKey        scalar  `yaml:"public_key"`
 	Endpoint         scalar  `yaml:"endpoint"`
+	Downlink         scalar  `yaml:"downlink"`
 	VoicePort        scalar  `yaml:"voice_port"`
 	DataPort         scalar  `yaml:"data_port"`
 	VoiceNetworks    scalars `yaml:"voice_networks"`

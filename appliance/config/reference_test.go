@@ -17,7 +17,7 @@ var withoutDefault = map[string]bool{
 	"wan[].interface": true, "wan[].address": true, "wan[].gateway": true, "wan[].uplink": true, "wan[].downlink": true,
 	"voice[].interface": true, "voice[].vlan": true, "voice[].address": true,
 	"data[].interface": true, "data[].vlan": true, "data[].address": true,
-	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true,
+	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true, "sites[].downlink": true,
 	"sites[].voice_networks": true, "sites[].data_networks": true, "sites[].preshared_key_file": true,
 }
 

@@ -3,7 +3,8 @@ package config
 import (
 	"fmt"
 	"regexp"
-	"slices"
+	"strconv"
+	"time"
 
 	"ringway/routing"
 	"ringway/tunnel"
@@ -19,6 +20,9 @@ const (
 	DefaultMTU       = 1420 // the largest that fits a WAN of 1500 over IPv6: 1500 - 80
 	DefaultMargin    = 3
 	minIPv6MTU       = 1280 // RFC 8200, section 5
+
+	// DefaultSerialization is what link fragmentation is set to by custom: half a packet interval of a call.
+	DefaultSerialization = 10 * time.Millisecond
 )
 
 // validate turns what is written into values with types. The order is the file's: who is here, what is connected,
@@ -43,7 +47,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.sites(raw, cfg, &nets)
 	nets.overlaps(c)
 	c.endpoints(raw, cfg, &nets)
-	c.mtus(settings, cfg, &nets)
+	c.mtus(settings, cfg)
 	c.classes(raw, cfg)
 	c.control(raw.Control, cfg)
 	cfg.Machine.Tune = c.yesNo(raw.Machine.Tune, true)
@@ -137,7 +141,8 @@ func (c *checker) lans(l list[rawLAN], nets *networkSet, devices *deviceSet) []r
 
 // tunnelSettings keeps the positions of one tunnel's settings, for the checks that need the sites.
 type tunnelSettings struct {
-	port, mtu at
+	port, mtu, padTo at
+	auto             bool // the mtu
 }
 
 func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tunnel.Class]tunnelSettings {
@@ -149,7 +154,7 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 	interfaces := map[tunnel.Class]at{}
 	for _, t := range tunnel.Classes {
 		key := fmt.Sprintf("tunnels[%s]", t)
-		where[t] = tunnelSettings{port: at{0, key + ".listen_port"}, mtu: at{0, key + ".mtu"}}
+		where[t] = tunnelSettings{port: at{0, key + ".listen_port"}, mtu: at{0, key + ".mtu"}, auto: true}
 		interfaces[t] = at{0, key + ".interface"}
 	}
 	seen := map[string]int{}
@@ -167,7 +172,7 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		s.ListenPort = c.port(r.ListenPort, def.ListenPort)
 		s.Engine = tunnel.EngineName(c.choice(r.Engine, string(tunnel.EngineAuto),
 			string(tunnel.EngineAuto), string(tunnel.EngineRealtime), string(tunnel.EngineWireGuardGo), string(tunnel.EngineKernel)))
-		s.MTU = tunnel.InnerMTU(c.integer(r.MTU, DefaultMTU, 576, 9000))
+		s.MTU = c.mtu(r.MTU)
 		s.PadTo = c.padding(r.PadTo, class, s)
 		if s.Interface == "" {
 			s.Interface = def.Interface
@@ -177,7 +182,8 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		}
 		cfg.Tunnels[class] = s
 		w := where[class]
-		w.port, w.mtu = pick(r.ListenPort, w.port), pick(r.MTU, w.mtu)
+		w.port, w.mtu, w.padTo = pick(r.ListenPort, w.port), pick(r.MTU, w.mtu), r.PadTo.at
+		w.auto = autoMTU(r)
 		where[class], interfaces[class] = w, pick(r.Interface, interfaces[class])
 	}
 	for _, t := range tunnel.Classes {
@@ -220,14 +226,40 @@ func pick(s scalar, def at) at {
 	return def
 }
 
-// mtus holds the tunnels to what IPv6 needs of a link.
-func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config, nets *networkSet) {
-	if !slices.ContainsFunc(nets.nets, func(n placedNet) bool { return n.prefix.Addr().Is6() && !n.wan }) {
+// mtu reads the largest packet inside; that of auto is not known before everything else is.
+func (c *checker) mtu(s scalar) tunnel.InnerMTU {
+	if !s.ok() || s.text == "auto" {
+		return DefaultMTU
+	}
+	if !decimal.MatchString(s.text) {
+		c.wrong(s.at, "%s is no size (allowed: auto, or %d to 9000, decimal, no leading zero)", show(s.text), minIPv4MTU)
+		return DefaultMTU
+	}
+	n, err := strconv.Atoi(s.text)
+	if err != nil || n < minIPv4MTU || n > 9000 {
+		c.wrong(s.at, "%s is out of range (allowed: auto, or %d to 9000)", s.text, minIPv4MTU)
+		return DefaultMTU
+	}
+	return tunnel.InnerMTU(n)
+}
+
+func autoMTU(r rawTunnel) bool { return !r.MTU.set || r.MTU.text == "auto" }
+
+// mtus finds out what auto means for data, and holds the tunnels to what IPv6 needs of a link. Voice stays at the default: a
+// phone's large INVITE would come in fragments, and calls' packets are short.
+func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config) {
+	if d := cfg.Tunnels[tunnel.Data]; where[tunnel.Data].auto {
+		if d.MTU = tunnel.InnerMTU(cfg.dataMTU()); d.PadTo > int(d.MTU) && d.PadTo <= DefaultMTU {
+			c.wrong(where[tunnel.Data].padTo, "%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu on these WANs)", d.PadTo, leastPadding, d.MTU)
+		}
+		cfg.Tunnels[tunnel.Data] = d
+	}
+	if cfg.leastMTU() < minIPv6MTU {
 		return
 	}
 	for _, t := range tunnel.Classes {
 		if m := cfg.Tunnels[t].MTU; m < minIPv6MTU {
-			c.wrong(where[t].mtu, "%d is too small, as there are IPv6 networks (allowed: %d to 9000)", m, minIPv6MTU)
+			c.wrong(where[t].mtu, "%d is too small, as there are IPv6 networks (allowed: auto, or %d to 9000)", m, minIPv6MTU)
 		}
 	}
 }

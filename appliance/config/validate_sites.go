@@ -4,11 +4,10 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
-	"ringway/routing"
+	"ringway/qos"
 	"ringway/tunnel"
 )
 
@@ -43,6 +42,12 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile)
 		s.Keepalive = c.duration(r.Keepalive, DefaultKeepalive, 0, 65535*time.Second, time.Second,
 			"0s for off, or 1s to 65535s in whole seconds")
+		if down := c.rate(r.Downlink); down > 0 && s.Name != "" {
+			if cfg.Downlinks == nil {
+				cfg.Downlinks = map[string]qos.BitRate{}
+			}
+			cfg.Downlinks[s.Name] = down
+		}
 		voice, data := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks)
 		if len(r.VoiceNetworks.items)+len(r.DataNetworks.items) == 0 && !r.VoiceNetworks.bad && !r.DataNetworks.bad {
 			c.missing(r.at, "voice_networks", "at least one network in voice_networks or data_networks")
@@ -174,8 +179,4 @@ func (c *checker) endpoints(raw *rawFile, cfg *Config, nets *networkSet) {
 			c.wrong(pos, "%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)", a, familyName(a))
 		}
 	}
-}
-
-func lanHas(lans []routing.LAN, test func(netip.Prefix) bool) bool {
-	return slices.ContainsFunc(lans, func(l routing.LAN) bool { return slices.ContainsFunc(l.Addresses, test) })
 }

@@ -3,21 +3,12 @@ package config
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"ringway/qos"
-	"ringway/routing"
-	"ringway/tunnel"
 )
 
 const maxWANs = 8
-
-// Bytes of one G.711 packet of 20 ms inside the tunnel: 160 of sound, RTP, UDP, IP.
-const (
-	g711IPv4    = 160 + 12 + 8 + 20
-	g711IPv6    = 160 + 12 + 8 + 40
-	callPackets = 50 // a second
-	ethernet    = 14 // what the kernel's queues count beyond the IP packet
-)
 
 func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *deviceSet) {
 	switch l := raw.WAN; {
@@ -38,6 +29,8 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		w.Uplink, w.Downlink = c.rate(r.Uplink), c.rate(r.Downlink)
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
 		w.Overhead = c.integer(r.Overhead, 0, -14, 64)
+		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,
+			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }
@@ -111,68 +104,51 @@ func sameFamily(ps []netip.Prefix, a netip.Addr) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// CallRate is what one direction of one G.711 call of 20 ms packets takes of w's uplink, as the provider's meter counts it.
-func (cfg *Config) CallRate(w WAN) qos.BitRate {
-	return RateOfCall(cfg.CallPacket(w, cfg.Tunnels[tunnel.Voice].PadTo))
-}
-
-// RateOfCall is what one direction of a call of 20 ms packets takes whose packets are that long.
-func RateOfCall(packet qos.ByteCount) qos.BitRate { return qos.BitRate(packet * 8 * callPackets) }
-
-// CallPacket is how long a G.711 packet of 20 ms is on w: it is padded to padTo, and to 16 bytes by WireGuard, then come
-// WireGuard's header and tag, UDP, IP and the WAN's own framing.
-func (cfg *Config) CallPacket(w WAN, padTo int) qos.ByteCount {
-	inner, outer := g711IPv4, tunnel.OverheadIPv4
-	if !slices.ContainsFunc(cfg.Voice, func(l routing.LAN) bool { return slices.ContainsFunc(l.Addresses, is4) }) {
-		inner = g711IPv6
-	}
-	if !w.DHCP && !slices.ContainsFunc(w.Addresses, is4) {
-		outer = tunnel.OverheadIPv6
-	}
-	inner = (max(inner, padTo) + 15) / 16 * 16
-	if mtu := int(cfg.Tunnels[tunnel.Voice].MTU); mtu > 0 {
-		inner = min(inner, mtu) // WireGuard pads no further
-	}
-	return qos.ByteCount(inner + outer + ethernet + w.Overhead)
-}
-
-// Shaped is the rate that w's queues are held to: the uplink less its margin.
-func (w WAN) Shaped() qos.BitRate { return w.Uplink.Percent(100 - w.Margin) }
-
-// Calls is how many G.711 calls at once fit the voice budget of w; 0 where the uplink is not known.
-func (cfg *Config) Calls(w WAN) int {
-	return int(cfg.mediaRate(w) / cfg.CallRate(w))
-}
-
-func (cfg *Config) mediaRate(w WAN) qos.BitRate {
-	for _, cl := range cfg.Classes {
-		if cl.Name == qos.Media {
-			return w.Shaped().Percent(cl.Share)
-		}
-	}
-	return 0
-}
-
-func is4(p netip.Prefix) bool { return p.Addr().Is4() }
-
 // kbit rounds r down for a message.
 func kbit(r qos.BitRate) qos.BitRate { return r / qos.Kbit * qos.Kbit }
 
-// rates holds the voice budget to at least one call.
+// rates holds the voice budget to what the links can do: a call at least, there and back.
 func (c *checker) rates(raw *rawFile, cfg *Config) {
 	for i, w := range cfg.WANs {
-		if w.Uplink == 0 || cfg.Calls(w) > 0 || cfg.mediaRate(w) == 0 {
+		r, b := raw.WAN.items[i], cfg.Budget(w)
+		media := b.Rate
+		if media == 0 {
 			continue
 		}
-		c.wrong(raw.WAN.items[i].Uplink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
-			w.Uplink, kbit(cfg.mediaRate(w)), kbit(cfg.CallRate(w)), cfg.leastUplink(w))
+		if call := b.Least(qos.G711, 1); media < call {
+			c.wrong(r.Uplink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
+				w.Uplink, kbit(media), upKbit(call), cfg.leastUplink(w, call))
+		}
+		// A call takes as much inwards. What is admitted by the uplink must find its way back.
+		if down := w.less(w.Downlink); w.Downlink > 0 && down < media {
+			c.wrong(r.Downlink.at, "%s takes in less than the %s that media may send (allowed: at least %s, or a smaller share of media)",
+				w.Downlink, kbit(media), upKbit(media*100/qos.BitRate(100-w.Margin)))
+		}
+	}
+	for i, s := range cfg.Sites {
+		down := cfg.Downlinks[s.Name]
+		if down == 0 {
+			continue
+		}
+		for _, w := range cfg.WANs {
+			b, ok := cfg.SiteBudget(w, s, !lanHas(cfg.Voice, is4))
+			media, call := cfg.mediaOf(w.less(down)), b.Least(qos.G711, 1)
+			if ok && media < call {
+				c.wrong(raw.Sites.items[i].Downlink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: more, or a larger share of media)",
+					down, kbit(media), upKbit(call))
+				break
+			}
+		}
 	}
 }
 
-// leastUplink is the smallest uplink, in whole 10 kbit, whose voice budget holds a call.
-func (cfg *Config) leastUplink(w WAN) qos.BitRate {
+// leastUplink is the smallest uplink, in whole 10 kbit, that leaves media so much.
+func (cfg *Config) leastUplink(w WAN, media qos.BitRate) qos.BitRate {
 	const step = 10 * qos.Kbit
-	for w.Uplink = w.Uplink / step * step; cfg.Calls(w) < 1; w.Uplink += step {
+	for w.Uplink = w.Uplink / step * step; cfg.Media(w) < media; w.Uplink += step {
 	}
 	return w.Uplink
 }
+
+// upKbit rounds r up for a message.
+func upKbit(r qos.BitRate) qos.BitRate { return (r + qos.Kbit - 1) / qos.Kbit * qos.Kbit }

@@ -55,22 +55,23 @@ func checkCommand() *cobra.Command {
 	return c
 }
 
-// planParts are what --only takes.
-var planParts = []string{"ip", "wg", "nft", "tc"}
-
 func planCommand(paths *appliance.Paths) *cobra.Command {
 	var opts appliance.PlanOptions
+	var printJSON bool
 	c := &cobra.Command{
 		Use: "plan FILE", Short: "Print what `run` would change, in ip, tc, nft and wg words; changes nothing", Args: oneConfig,
 		Long: `Compares what the config wants with what the kernel holds and prints the difference as commands of
 ip, sysctl, tc, nft and wg. Needs no root; what the kernel shows only to root is then taken as absent,
-and the output says so. Prints no keys.`,
+and the output says so. Then says how many calls of each codec every WAN carries to every site, with the arithmetic,
+and how long one packet keeps it busy. Prints no keys.`,
 		Example: `  ringway plan /etc/ringway/ringway.yaml
   ringway plan --all configs/branch-berlin.yaml     the whole wanted state, whatever the kernel holds
-  ringway plan --all --only nft FILE | nft -c -f -  let nft check the ruleset`,
+  ringway plan --all --only nft FILE | nft -c -f -  let nft check the ruleset
+  ringway plan --only calls FILE                    how many calls fit, and why
+  ringway plan --json FILE | jq .calls              the same for scripts`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if opts.Only != "" && !slices.Contains(planParts, opts.Only) {
-				return seeHelp(c, fmt.Errorf("--only: the plan has no part %q (allowed: %s)", opts.Only, strings.Join(planParts, ", ")))
+			if opts.Only != "" && !slices.Contains(appliance.PlanParts, opts.Only) {
+				return seeHelp(c, fmt.Errorf("--only: the plan has no part %q (allowed: %s)", opts.Only, strings.Join(appliance.PlanParts, ", ")))
 			}
 			cfg, err := config.Load(args[0], config.WithoutKeyFiles()) // a plan needs no secret
 			if err != nil {
@@ -80,13 +81,19 @@ and the output says so. Prints no keys.`,
 			if err != nil {
 				return err
 			}
+			if printJSON {
+				enc := json.NewEncoder(c.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(out)
+			}
 			_, err = fmt.Fprint(c.OutOrStdout(), out)
 			return err
 		},
 	}
 	c.Flags().BoolVar(&opts.All, "all", false, "print the whole wanted state instead of the difference")
-	c.Flags().StringVar(&opts.Only, "only", "", "print one `PART`: ip, wg, nft or tc")
-	_ = c.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(planParts, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVar(&opts.Only, "only", "", "print one `PART`: nft, ip, wg, tc or calls")
+	c.Flags().BoolVar(&printJSON, "json", false, "print JSON: the same lines by part, and calls by WAN and site with every step")
+	_ = c.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(appliance.PlanParts, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 

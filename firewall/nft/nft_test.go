@@ -49,6 +49,7 @@ func branch() firewall.Input {
 		SiteVoiceNetworks: prefixes("10.2.10.0/24", "2001:db8:2:10::/64"),
 		SiteDataNetworks:  prefixes("10.2.20.0/24", "10.2.21.0/24", "2001:db8:2:20::/64"),
 		Classes:           classes(),
+		Slow:              []firewall.SlowWAN{{Device: "wan0", Sent: 1198, Received: 1400}},
 		Priorities: []firewall.Priority{
 			{WAN: "wan0", Class: qos.Media, ClassID: 0x10010}, {WAN: "wan0", Class: qos.Signalling, ClassID: 0x10020},
 			{WAN: "wan0", Class: qos.Data, ClassID: 0x10030}, {WAN: "wan0", Class: qos.Background, ClassID: 0x10040},

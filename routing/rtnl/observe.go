@@ -223,7 +223,7 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 			continue
 		}
 		o := routing.Route{Table: uint32(r.Table), Type: t, Metric: uint32(r.Priority), Protocol: uint8(r.Protocol),
-			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src)}
+			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src), MTU: r.MTU}
 		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
 			ones, _ := r.Dst.Mask.Size()
 			if family == unix.AF_INET {

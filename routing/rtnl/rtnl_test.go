@@ -45,7 +45,7 @@ func branch() routing.Input {
 			{Class: "data", Name: "rw-data", MTU: 1400, TxQueueLen: 100, GSOMax: 20000},
 		},
 		Sites: []routing.SiteRoute{
-			{Name: "munich", Prefixes: pfx("10.2.10.0/24", "10.2.20.0/24", "fd02:10::/64"), VoiceDevice: "rw-voice", DataDevice: "rw-data"},
+			{Name: "munich", Prefixes: pfx("10.2.10.0/24", "10.2.20.0/24", "fd02:10::/64"), VoiceDevice: "rw-voice", DataDevice: "rw-data", DataMTU: 1300},
 			{Name: "plain", Prefixes: pfx("10.3.0.0/16"), VoiceDevice: "rw-data", DataDevice: "rw-data"},
 		},
 		Marks: marks, VoiceSource: routing.FirstAddresses(voice), DataSource: routing.FirstAddresses(data),

@@ -1,0 +1,88 @@
+package appliance
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+)
+
+// What is promised is what the queues give: rate and ceiling of the class media.
+func TestTheBudgetIsTheQueues(t *testing.T) {
+	for _, rate := range []string{"500kbit", "1mbit", "1234567bit", "20mbit", "1gbit"} {
+		cfg := shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": rate, "wan[wan0].downlink": "", "classes[media].share": "29"})
+		planned := callsOf(cfg)[0].Media
+		for _, c := range want(cfg, facts{queues: qos.AssumedFeatures()}).queues.Links[0].Classes {
+			if name, ok := qos.ClassOf(c.Handle); ok && name == qos.Media {
+				assert.Equal(t, c.Rate, planned, rate)
+				assert.Equal(t, c.Ceil, planned, rate)
+			}
+		}
+	}
+}
+
+func calls(w WANCalls, site, inner, codec string, srtp bool) int {
+	for _, s := range w.Sites {
+		for _, name := range s.Sites {
+			for _, c := range s.Codecs {
+				if name == site && s.Inner == inner && c.Codec == codec && c.SRTP == srtp {
+					return c.Calls
+				}
+			}
+		}
+	}
+	return -1
+}
+
+func TestCallsBySite(t *testing.T) {
+	w := callsOf(shipped(t, "branch-berlin.yaml", nil))[0]
+	assert.Equal(t, 49, calls(w, "munich", "IPv4", "G.711", false))
+	assert.Equal(t, 46, calls(w, "munich", "IPv4", "G.711", true))
+	assert.Equal(t, 46, calls(w, "munich", "IPv6", "G.722", false))
+	assert.Equal(t, 100, calls(w, "munich", "IPv4", "G.729", false))
+	assert.Equal(t, 68, calls(w, "munich", "IPv4", "Opus", false))
+
+	// 2 Mbit/s less 3 %, 30 % of it, less RTCP's share: 554,285 bit/s.
+	w = callsOf(shipped(t, "branch-berlin.yaml", map[string]string{"sites[munich].downlink": "2mbit"}))[0]
+	assert.Equal(t, 4, calls(w, "munich", "IPv4", "G.711", false))
+	w = callsOf(shipped(t, "branch-berlin.yaml", map[string]string{"sites[munich].downlink": "2gbit"}))[0]
+	assert.Equal(t, 49, calls(w, "munich", "IPv4", "G.711", false), "our own uplink is what counts")
+
+	w = callsOf(shipped(t, "branch-berlin.yaml", map[string]string{"sites[munich].endpoint": "2001:db8::2", "wan[wan0].address": "[198.51.100.2/24, 2001:db8:a::2/64]"}))[0]
+	assert.Equal(t, 45, calls(w, "munich", "IPv4", "G.711", false), "over IPv6 outside, 302 bytes")
+
+	w = callsOf(shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": ""}))[0]
+	assert.Zero(t, calls(w, "munich", "IPv4", "G.711", false), "nothing is promised of what nobody knows")
+	assert.Contains(t, strings.Join(callLines([]WANCalls{w}), "\n"), "# wan0: its uplink is not known, so nothing is promised")
+
+	w = callsOf(shipped(t, "branch-berlin.yaml", map[string]string{"sites[munich].tunnels": "data"}))[0]
+	assert.Empty(t, w.Sites)
+	assert.Equal(t, []string{"munich"}, w.AsData)
+	assert.Contains(t, strings.Join(callLines([]WANCalls{w}), "\n"), "# wan0 to munich: the one tunnel is for data")
+}
+
+// A hub's sites are alike, but for a few: it must not print the same arithmetic 500 times.
+func TestSitesThatAreAlikeStandTogether(t *testing.T) {
+	cfg := shipped(t, "branch-berlin.yaml", nil)
+	munich := cfg.Sites[0]
+	for i := range 500 {
+		s := munich
+		s.Name = fmt.Sprintf("branch-%d", i)
+		cfg.Sites = append(cfg.Sites, s)
+	}
+	cfg.Downlinks = map[string]qos.BitRate{"branch-7": 2 * qos.Mbit}
+	w := callsOf(cfg)
+	require.Len(t, w[0].Sites, 4, "two families, and one site that is slow")
+	assert.Len(t, w[0].Sites[0].Sites, 500)
+	text := strings.Join(callLines(w), "\n")
+	assert.Contains(t, text, "# wan0 to munich, branch-0, branch-1, branch-2, branch-3 and 495 more, IPv4 in IPv4:")
+	assert.Contains(t, text, "# wan0 to branch-7, IPv4 in IPv4, by its downlink 582kbit:")
+	b, err := json.Marshal(w)
+	require.NoError(t, err)
+	assert.Less(t, len(b), 100_000)
+}

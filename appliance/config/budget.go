@@ -1,0 +1,183 @@
+package config
+
+import (
+	"net/netip"
+	"slices"
+
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+const (
+	ethernet   = 14  // what the kernel's queues count beyond the IP packet
+	minIPv4MTU = 576 // what every IPv4 host takes (RFC 791, section 3.1); below it no size helps
+)
+
+// InternetMTU is how long packets outside tunnels are, bytes.
+const InternetMTU = 1500
+
+// Wire says what an IP packet counts on the provider's meter.
+func (w WAN) Wire() qos.Wire {
+	return func(packet qos.ByteCount) qos.ByteCount {
+		return qos.ByteCount(max(int(packet)+ethernet+w.Overhead, 0))
+	}
+}
+
+// Shaped is the rate that w's queues are held to: the uplink less its margin; 0 where the uplink is not known.
+func (w WAN) Shaped() qos.BitRate { return w.less(w.Uplink) }
+
+// less is r without the margin, in whole bytes a second as the kernel counts.
+func (w WAN) less(r qos.BitRate) qos.BitRate { return r.Percent(100-w.Margin) / 8 * 8 }
+
+// Envelope is what stands around a tunnel's packets on w, IPv6 being the outer packet's.
+func (cfg *Config) Envelope(w WAN, c tunnel.Class, ipv6 bool) qos.Envelope {
+	t := cfg.Tunnels[c]
+	return qos.Envelope{IPv6: ipv6, PadTo: qos.ByteCount(t.PadTo), MTU: qos.ByteCount(t.MTU), Wire: w.Wire()}
+}
+
+// OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the endpoint is no
+// address, so that either family may come of it, the dearer one counts. A WAN with a lease counts as IPv4's: the address is DHCPv4's,
+// and names are asked for IPv4 first.
+func (w WAN) OuterIPv6(s tunnel.Site) bool {
+	if a, err := netip.ParseAddr(s.Endpoint); err == nil {
+		return a.Is6()
+	}
+	return slices.ContainsFunc(w.Addresses, is6)
+}
+
+// anyOuterIPv6 says the same of all sites together.
+func (cfg *Config) anyOuterIPv6(w WAN) bool {
+	if len(cfg.Sites) == 0 {
+		return !w.DHCP && !slices.ContainsFunc(w.Addresses, is4)
+	}
+	return slices.ContainsFunc(cfg.Sites, w.OuterIPv6)
+}
+
+// Media is the voice budget of w in bits a second: rate and ceiling of the class media. 0 where the uplink is not known.
+func (cfg *Config) Media(w WAN) qos.BitRate { return cfg.mediaOf(w.Shaped()) }
+
+func (cfg *Config) mediaOf(shaped qos.BitRate) qos.BitRate {
+	if shaped == 0 {
+		return 0
+	}
+	return qos.Rate(shaped, cfg.Classes, qos.Media)
+}
+
+// Budget is what all calls over w may take together, each counted as the dearest that there may be: where sites differ,
+// as over IPv6 outside.
+func (cfg *Config) Budget(w WAN) qos.Budget {
+	return qos.Budget{Rate: cfg.Media(w), Envelope: cfg.Envelope(w, tunnel.Voice, cfg.anyOuterIPv6(w)), CallIPv6: !lanHas(cfg.Voice, is4)}
+}
+
+// Calls is how many G.711 calls at once fit the voice budget of w; 0 where the uplink is not known.
+func (cfg *Config) Calls(w WAN) int { return cfg.Budget(w).Calls(qos.G711) }
+
+// SiteBudget is what the calls with s may take over w: as much as w's whole budget, or the share of media of what the site's
+// line carries inwards, where that is known and less. Calls of a site without a tunnel for voice travel as data, and have none.
+func (cfg *Config) SiteBudget(w WAN, s tunnel.Site, callIPv6 bool) (b qos.Budget, ok bool) {
+	if s.Via(tunnel.Voice) != tunnel.Voice {
+		return qos.Budget{}, false
+	}
+	b = qos.Budget{Rate: cfg.Media(w), Envelope: cfg.Envelope(w, tunnel.Voice, w.OuterIPv6(s)), CallIPv6: callIPv6}
+	if down := cfg.mediaOf(w.less(cfg.Downlinks[s.Name])); down > 0 && (b.Rate == 0 || down < b.Rate) {
+		b.Rate = down
+	}
+	return b, true
+}
+
+// CallFamilies says over what phones here and at s can call each other: IPv4, then IPv6.
+func (cfg *Config) CallFamilies(s tunnel.Site) (ipv6 []bool) {
+	for _, six := range []bool{false, true} {
+		is := func(p netip.Prefix) bool { return p.Addr().Is6() == six }
+		if lanHas(cfg.Voice, is) && slices.ContainsFunc(s.VoiceNetworks, is) {
+			ipv6 = append(ipv6, six)
+		}
+	}
+	return ipv6
+}
+
+// leastMTU is what a tunnel cannot go below.
+func (cfg *Config) leastMTU() int {
+	six := lanHas(slices.Concat(cfg.Voice, cfg.Data), is6)
+	for _, s := range cfg.Sites {
+		six = six || slices.ContainsFunc(s.Networks(), is6)
+	}
+	if six {
+		return minIPv6MTU
+	}
+	return minIPv4MTU
+}
+
+// dataMTU is the longest packet of the data tunnel that keeps no WAN busy for longer than its bound: between leastMTU
+// and the default.
+func (cfg *Config) dataMTU() int {
+	mtu, least := DefaultMTU, cfg.leastMTU()
+	for _, w := range cfg.WANs {
+		mtu = min(mtu, cfg.fitTunnel(w, w.Shaped(), cfg.anyOuterIPv6(w), least, DefaultMTU))
+	}
+	return mtu
+}
+
+// fitTunnel is the longest packet inside the data tunnel that fits w's bound at a rate, where it is the tunnel's own mtu and
+// padding goes no further.
+func (cfg *Config) fitTunnel(w WAN, rate qos.BitRate, outer6 bool, least, most int) int {
+	e := cfg.Envelope(w, tunnel.Data, outer6)
+	return fit(w, rate, least, most, func(n qos.ByteCount) qos.ByteCount {
+		e.MTU = n
+		return e.OnWire(n)
+	})
+}
+
+func fit(w WAN, rate qos.BitRate, least, most int, size qos.Wire) int {
+	return int(qos.FitMTU(rate, w.Serialization, qos.ByteCount(least), qos.ByteCount(most), size))
+}
+
+// FullPacket is what the longest packet of a tunnel counts on w.
+func (cfg *Config) FullPacket(w WAN, c tunnel.Class) qos.ByteCount {
+	e := cfg.Envelope(w, c, cfg.anyOuterIPv6(w))
+	return e.OnWire(e.MTU)
+}
+
+// SiteMTUs is the longest packet of data to each site where it has to be shorter than what carries it takes: since the site's line
+// is slow inwards (a hub's other sites keep theirs), or because its one tunnel is that for voice, whose MTU is not for data.
+func (cfg *Config) SiteMTUs() map[string]int {
+	least, out := cfg.leastMTU(), map[string]int{}
+	for _, s := range cfg.Sites {
+		down, via := cfg.Downlinks[s.Name], s.Via(tunnel.Data)
+		if down == 0 && via == tunnel.Data {
+			continue
+		}
+		most := int(cfg.Tunnels[via].MTU)
+		mtu := most
+		for _, w := range cfg.WANs { // what the far line adds is not known: it is taken to be like ours
+			size := cfg.Envelope(w, via, w.OuterIPv6(s)).OnWire // padded as far as the tunnel's mtu
+			mtu = min(mtu, fit(w, w.less(down), least, most, size))
+			if via != tunnel.Data {
+				mtu = min(mtu, fit(w, w.Shaped(), least, most, size))
+			}
+		}
+		if mtu < most {
+			out[s.Name] = mtu
+		}
+	}
+	return out
+}
+
+// InternetMTU is how long the packets of local TCP connections over w may be, sent and received, so that they keep to
+// the bound as the tunnel's do: 0 where any may.
+func (w WAN) InternetMTU() (sent, received int) {
+	held := func(rate qos.BitRate) int {
+		if n := fit(w, rate, minIPv4MTU, InternetMTU, w.Wire()); n < InternetMTU {
+			return n
+		}
+		return 0
+	}
+	return held(w.Shaped()), held(w.less(w.Downlink))
+}
+
+func is4(p netip.Prefix) bool { return p.Addr().Is4() }
+
+func lanHas(lans []routing.LAN, test func(netip.Prefix) bool) bool {
+	return slices.ContainsFunc(lans, func(l routing.LAN) bool { return slices.ContainsFunc(l.Addresses, test) })
+}
