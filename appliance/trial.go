@@ -407,7 +407,7 @@ func (t *trial) undoLocked(ctx context.Context, reason string) (fileErr, runErr 
 		return fileErr, runErr
 	}
 	t.undone = reason
-	t.log.Error("CONFIG UNDONE: the one before runs again", "why", reason, "undone", t.refused, "file", t.config)
+	t.log.Error("CONFIG UNDONE: the one before runs again", "why", reason, "kept", t.refused, "file", t.config)
 	return nil, nil
 }
 
