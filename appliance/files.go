@@ -84,8 +84,8 @@ func (f fileImage) write(path string) (err error) {
 			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
-	if err = tmp.Chown(f.UID, f.GID); err == nil {
-		err = tmp.Chmod(f.Mode)
+	if err = tmp.Chmod(f.Mode); err == nil { // while it is ours: the unit has no CAP_FOWNER
+		err = tmp.Chown(f.UID, f.GID)
 	}
 	if err == nil {
 		_, err = tmp.Write(f.Text)

@@ -158,6 +158,32 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 			b.starts()
 			b.comesBack(30*time.Second, "the machine was booted before it was confirmed")
 		}},
+		{"or stays whole, where the daemon is killed while it applies it", func(b *box) {
+			record := b.Path("/var/lib/ringway/trial.json")
+			require.NoError(b, os.WriteFile(b.Path("/etc/ringway/new.yaml"), []byte(b.cutOff()), 0o600))
+			for round := range 5 {
+				done := make(chan error, 1)
+				go func() {
+					_, err := b.Ringway(b.Context(), "apply", "--confirm", "1h", "/etc/ringway/new.yaml")
+					done <- err
+				}()
+				require.Eventually(b, func() bool { _, err := os.Stat(record); return err == nil }, 10*time.Second, time.Duration(round+1)*time.Millisecond)
+				require.NoError(b, b.Kill(within(b.T, 5*time.Second)))
+				err := <-done
+				b.starts()
+				c := b.confirmation()
+				require.NotNil(b, c)
+				b.Logf("killed, the command said: %v; then %s (%s)", err, c.State, c.Reason)
+				if c.State == "waiting" {
+					b.isCutOff()
+					_, err := b.Ringway(within(b.T, 15*time.Second), "confirm", "--undo")
+					require.NoError(b, err)
+					b.comesBack(30*time.Second, "it was taken back")
+				} else {
+					b.comesBack(30*time.Second, "the daemon ended while it was being applied")
+				}
+			}
+		}},
 		{"on demand", func(b *box) {
 			_, err := b.apply(b.cutOff(), "--confirm", "1h")
 			require.NoError(b, err)
