@@ -267,6 +267,8 @@ func TestAStartFindsATrial(t *testing.T) {
 		{"a daemon that died, started late", func(b *bench) { b.now += 61 * time.Second }, oldText, "it was not confirmed in time"},
 		{"a reboot", func(b *bench) { b.boot, b.now = "second", time.Second }, oldText, "the machine was booted before it was confirmed"},
 		{"a reboot with a broken file", func(b *bench) { b.boot = "second"; b.write("etc/ringway.yaml", "bad\n") }, oldText, "the machine was booted before it was confirmed"},
+		{"a daemon that died while it applied", func(b *bench) { b.record(func(r *record) { r.Phase = applying }) }, oldText, "the daemon ended while it was being applied"},
+		{"a daemon that died while it went back", func(b *bench) { b.record(func(r *record) { r.Phase, r.Reason = undoing, "it was taken back" }) }, oldText, "it was taken back"},
 		{"a new config that cannot be applied any more", func(b *bench) { b.record(func(r *record) { r.New.Text = []byte("mute: x\n") }) }, oldText, "it cannot be applied: no firewall"},
 		{"a new config that does not load any more", func(b *bench) { b.record(func(r *record) { r.New.Text = []byte("bad: x\n") }) }, oldText, "it does not load any more: : bad"},
 	} {

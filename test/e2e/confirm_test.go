@@ -199,7 +199,8 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 		{"not when it is confirmed", func(b *box) {
 			calls := talking(b.T, b.l, 2, 9*time.Second) // longer than the trial
 			narrow := strings.Replace(b.good, "uplink: 20mbit", "uplink: 18mbit", 1)
-			out, err := b.apply(narrow, "--confirm", "5s")
+			require.NoError(b, b.WriteConfig([]byte(narrow))) // edited in its place
+			out, err := b.Ringway(within(b.T, 20*time.Second), "apply", "--confirm", "5s")
 			require.NoError(b, err)
 			assert.Contains(b, out, "\ntc class ")
 			out, err = b.Ringway(b.Context(), "confirm")
