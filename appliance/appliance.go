@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -57,8 +56,10 @@ type Daemon struct {
 	ready     chan struct{}
 
 	mu       sync.Mutex // held over a whole reconciliation; guards what follows
+	running  loaded     // what cfg and secrets are of
 	cfg      *config.Config
 	secrets  secrets
+	trial    *trial
 	facts    facts
 	journal  *journal
 	resolved map[string]netip.Addr // by endpoint name
@@ -75,23 +76,32 @@ func New(o Options) (*Daemon, error) {
 		return nil, err
 	}
 	o.ConfigPath = path
-	cfg, err := config.Load(path)
+	d := &Daemon{opts: o, log: o.Log, since: time.Now(), clock: newClockFloor(o.Paths.clock()), reflector: newReflector(o.Log),
+		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
+		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}
+	d.trial = newTrial(d, o.Paths, path, o.Log)
+	l, err := d.trial.begin()
 	if err != nil {
 		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("run needs root (it opens tunnel devices and sets routes, rules and queues); `ringway plan` shows without root what it would do")
-	}
-	keys, err := readSecrets(cfg)
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range cfg.Warnings {
+	d.running, d.cfg, d.secrets = l, l.cfg, l.keys
+	for _, w := range d.cfg.Warnings {
 		o.Log.Warn("config", "problem", w.String())
 	}
-	return &Daemon{opts: o, log: o.Log, since: time.Now(), cfg: cfg, secrets: keys, clock: newClockFloor(o.Paths.clock()), reflector: newReflector(o.Log),
-		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
-		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}, nil
+	return d, nil
+}
+
+// load checks a config for this daemon's path and reads its secrets.
+func (d *Daemon) load(text []byte, name string) (loaded, error) {
+	cfg, err := config.Parse(d.opts.ConfigPath, text, config.Named(name))
+	if err != nil {
+		return loaded{}, err
+	}
+	if os.Geteuid() != 0 {
+		return loaded{}, errors.New("run needs root (it opens tunnel devices and sets routes, rules and queues); `ringway plan` shows without root what it would do")
+	}
+	keys, err := readSecrets(cfg)
+	return loaded{text, cfg, keys}, err
 }
 
 // Run brings everything up and keeps it so until SIGTERM (leaves all that forwards), or SIGINT or a stop request
@@ -106,6 +116,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	l, err := d.trial.begin() // again: a daemon that ended since New may have left something else
+	if err != nil {
+		return err
+	}
+	d.running, d.cfg, d.secrets = l, l.cfg, l.keys
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -138,6 +153,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 
 	control := &controlServer{path: p.socket(), log: d.log, group: d.controlGroup, status: d.Status, reload: d.reload, upgrade: d.upgrade,
+		apply: d.apply, confirm: d.confirm, undo: d.undo,
 		stop: func() { d.stopOnce.Do(func() { close(d.stopAsked) }) }}
 	tasks := []task{
 		newTask("control socket", control.run),
@@ -147,6 +163,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		newTask("reconciliation", d.reconcileWhenDirty),
 		newTask("endpoint names", d.keepNames),
 		d.reflector,
+		every("confirmation", time.Second, d.lookAtTrial),
 		every("endpoint memory", time.Second, d.saveEndpoints()),
 		every("clock floor", clockSaveInterval, func(context.Context) { d.saveClock() }),
 		newTask("systemd watchdog", d.feedWatchdog),
@@ -192,8 +209,7 @@ func (d *Daemon) start(ctx context.Context) error {
 			}
 		}
 	}
-	_, err = d.takeConfigLocked(ctx, d.cfg, d.secrets)
-	return err
+	return d.trial.startLocked(ctx, d.running)
 }
 
 // probe finds out once what this kernel can do. What it lacks is said in status, and done without.
@@ -291,42 +307,6 @@ func wanMTU(cfg *config.Config) map[string]int {
 		}
 	}
 	return out
-}
-
-// reload reads the config again. A file with a mistake changes nothing.
-func (d *Daemon) reload(ctx context.Context) (ReloadResult, error) {
-	cfg, err := config.Load(d.opts.ConfigPath)
-	if err != nil {
-		return ReloadResult{}, err
-	}
-	keys, err := readSecrets(cfg)
-	if err != nil {
-		return ReloadResult{}, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	was, wasKeys, wasWrong := d.cfg, d.secrets, maps.Clone(d.problems)
-	lines, err := d.takeConfigLocked(ctx, cfg, keys)
-	for what, p := range d.problems { // one that was there before is no reason to refuse what else the file says
-		if wasWrong[what] == "" && what != "devices" && !strings.HasPrefix(what, "endpoint ") {
-			err = errors.Join(err, fmt.Errorf("%s: %s", what, p))
-		}
-	}
-	if err != nil { // the machine refused what the file asks for: back to what ran
-		_, back := d.takeConfigLocked(ctx, was, wasKeys)
-		return ReloadResult{}, errors.Join(fmt.Errorf("the config is valid, but cannot be applied here; what ran before runs on: %w", err), back)
-	}
-	d.endpoints.keepOnly(cfg.Sites)
-	d.log.Info("config reloaded", "changes", len(lines))
-	return ReloadResult{Changes: lines}, nil
-}
-
-func (d *Daemon) takeConfigLocked(ctx context.Context, cfg *config.Config, keys secrets) ([]string, error) {
-	d.cfg, d.secrets = cfg, keys
-	d.leases.follow(d.life, cfg.WANs)
-	d.takeAddressesLocked(cfg)
-	d.lookSoon()
-	return d.reconcileLocked(ctx)
 }
 
 func (d *Daemon) upgrade(ctx context.Context, class string) error {

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/user"
 	"slices"
@@ -22,6 +24,9 @@ import (
 //
 //	GET  /v1/status   root and members of control.group
 //	POST /v1/reload   root alone, as everything that changes something
+//	POST /v1/apply?confirm=2m&name=new.yaml   the body is the config
+//	POST /v1/confirm
+//	POST /v1/undo
 //	POST /v1/stop
 //	POST /v1/upgrade?class=voice
 //
@@ -79,9 +84,15 @@ type controlServer struct {
 	reload  func(ctx context.Context) (ReloadResult, error)
 	stop    func()
 	upgrade func(ctx context.Context, class string) error
+	apply   func(ctx context.Context, text []byte, name string, wait time.Duration) (ReloadResult, error)
+	confirm func() error
+	undo    func(ctx context.Context) error
 }
 
-// ReloadResult is what a reload changed, in ip, nft and tc words.
+// maxApply bounds the body of a config; appliance/config has its own, lower, bound and the word for it.
+const maxApply = 2 << 20
+
+// ReloadResult is what a reload or an apply changed, in ip, nft and tc words.
 type ReloadResult struct {
 	Changes []string `json:"changes"`
 }
@@ -115,6 +126,30 @@ func (s *controlServer) handler() http.Handler {
 		// A reload is not abandoned half-way because the caller went away.
 		res, err := s.reload(context.WithoutCancel(r.Context()))
 		answer(w, res, err)
+	}))
+	mux.HandleFunc("POST /v1/apply", guard(true, func(w http.ResponseWriter, r *http.Request) {
+		var wait time.Duration
+		if v := r.URL.Query().Get("confirm"); v != "" {
+			var err error
+			if wait, err = time.ParseDuration(v); err != nil || wait <= 0 {
+				reply(w, http.StatusBadRequest, apiError{fmt.Sprintf("confirm: %q is no time to wait for a confirmation (allowed: %s to %s)", v, MinConfirm, MaxConfirm)})
+				return
+			}
+		}
+		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxApply))
+		if err != nil {
+			reply(w, http.StatusBadRequest, apiError{"the config did not come whole: " + err.Error()})
+			return
+		}
+		// Who asks may be cut off by what he asks for.
+		res, err := s.apply(context.WithoutCancel(r.Context()), text, r.URL.Query().Get("name"), wait)
+		answer(w, res, err)
+	}))
+	mux.HandleFunc("POST /v1/confirm", guard(true, func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, s.confirm())
+	}))
+	mux.HandleFunc("POST /v1/undo", guard(true, func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, s.undo(context.WithoutCancel(r.Context())))
 	}))
 	mux.HandleFunc("POST /v1/upgrade", guard(true, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, s.upgrade(context.WithoutCancel(r.Context()), r.URL.Query().Get("class")))
@@ -214,6 +249,27 @@ func (c *Client) Reload(ctx context.Context) (res ReloadResult, err error) {
 	return res, err
 }
 
+// Apply makes the daemon run text in the place of its config. It stays, or, with confirm, goes back after that time unless
+// Confirm is called. name is what problems call it.
+func (c *Client) Apply(ctx context.Context, text []byte, name string, confirm time.Duration) (res ReloadResult, err error) {
+	q := url.Values{"name": {name}}
+	if confirm != 0 {
+		q.Set("confirm", confirm.String())
+	}
+	err = c.send(ctx, http.MethodPost, "/v1/apply?"+q.Encode(), bytes.NewReader(text), &res)
+	return res, err
+}
+
+// Confirm keeps the config that waits for it.
+func (c *Client) Confirm(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/confirm", nil)
+}
+
+// Undo goes back at once from the config that waits for a confirmation.
+func (c *Client) Undo(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/undo", nil)
+}
+
 // Upgrade makes the daemon replace the running plane of class by one of its own build.
 func (c *Client) Upgrade(ctx context.Context, class string) error {
 	return c.call(ctx, http.MethodPost, "/v1/upgrade?class="+class, nil)
@@ -225,7 +281,11 @@ func (c *Client) Stop(ctx context.Context) error {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://ringway"+path, nil)
+	return c.send(ctx, method, path, nil, out)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, in io.Reader, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://ringway"+path, in)
 	if err != nil {
 		return err
 	}

@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -78,9 +80,39 @@ func TestTheSocketChecksWhoAsks(t *testing.T) {
 	}
 	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/status"))
 	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/status"))
-	for _, path := range []string{"/v1/stop", "/v1/reload", "/v1/upgrade"} {
+	for _, path := range []string{"/v1/stop", "/v1/reload", "/v1/upgrade", "/v1/apply", "/v1/confirm", "/v1/undo"} {
 		assert.Equal(t, "403", ask(4711, http.MethodPost, path), path)
 	}
+}
+
+func TestAConfigIsHandedOverWhole(t *testing.T) {
+	type given struct {
+		text, name string
+		wait       time.Duration
+	}
+	var got []given
+	_, c := serve(t, &controlServer{
+		apply: func(_ context.Context, text []byte, name string, wait time.Duration) (ReloadResult, error) {
+			got = append(got, given{string(text), name, wait})
+			return ReloadResult{Changes: []string{"tc"}}, nil
+		},
+		confirm: func() error { return errors.New("too late") },
+		undo:    func(context.Context) error { return nil },
+	})
+	long := strings.Repeat("# a comment\n", 80_000)
+	res, err := c.Apply(t.Context(), []byte(long), "a & b.yaml", 90*time.Second)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"tc"}, res.Changes)
+	_, err = c.Apply(t.Context(), []byte("site: x\n"), "", 0)
+	require.NoError(t, err)
+	assert.Equal(t, []given{{long, "a & b.yaml", 90 * time.Second}, {"site: x\n", "", 0}}, got)
+	assert.EqualError(t, c.Confirm(t.Context()), "too late")
+	assert.NoError(t, c.Undo(t.Context()))
+	_, err = c.Apply(t.Context(), make([]byte, maxApply+1), "", 0)
+	assert.ErrorContains(t, err, "the config did not come whole")
+	_, err = c.Apply(t.Context(), nil, "", -time.Second)
+	assert.EqualError(t, err, `confirm: "-1s" is no time to wait for a confirmation (allowed: 5s to 24h0m0s)`)
+	assert.Len(t, got, 2)
 }
 
 func TestNoDaemonIsSaidPlainly(t *testing.T) {

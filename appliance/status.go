@@ -32,6 +32,8 @@ type Status struct {
 	Reflector ReflectorStatus       `json:"reflector"` // probes from sites
 	Features  []FeatureStatus       `json:"features"`  // what the kernel lacks or denies, and what that costs
 	Problems  []string              `json:"problems"`  // what is wrong now
+
+	Confirmation *ConfirmationStatus `json:"confirmation,omitempty"` // a config that waits for `ringway confirm`, or did in vain
 }
 
 // Count is a counter.
@@ -53,6 +55,9 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 		state = "up"
 	}
 	fmt.Fprintf(w, "site %s: %s for %s (ringway %s, pid %d, %s)\n", s.Site, state, ago(now, s.Since), s.Build, s.PID, s.Config)
+	if s.Confirmation != nil {
+		fmt.Fprintln(w, s.Confirmation)
+	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "PROBLEM: %s\n", p)
 	}

@@ -185,7 +185,7 @@ func (d *Daemon) controlGroup() int {
 // Status is what the daemon says of itself. A part that cannot be read is a problem in it, not an error.
 func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	d.mu.Lock()
-	st := Status{Site: d.cfg.Site, Build: d.opts.Build, Config: d.opts.ConfigPath, PID: os.Getpid(), Since: d.since}
+	st := Status{Site: d.cfg.Site, Build: d.opts.Build, Config: d.opts.ConfigPath, PID: os.Getpid(), Since: d.since, Confirmation: d.trial.status()}
 	cfg, f := d.cfg, d.facts
 	for _, p := range d.problems {
 		st.Problems = append(st.Problems, p)

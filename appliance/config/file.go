@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,13 @@ type Option func(*options)
 
 type options struct {
 	keys keyFiles
-	skip bool // key files are not looked at
+	skip bool   // key files are not looked at
+	name string // of the file in problems; empty: the path
+}
+
+// Named calls the file name in problems: for a text that was read elsewhere and is checked for the path it will have.
+func Named(name string) Option {
+	return func(o *options) { o.name = name }
 }
 
 // WithRoot looks for key files below dir, as if dir were /. Config.KeyFile stays as the file says it.
@@ -38,11 +45,20 @@ func WithoutKeyFiles() Option {
 
 // Load reads and checks the file at path. Its error is Problems.
 func Load(path string, opts ...Option) (*Config, error) {
+	data, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data, opts...)
+}
+
+// Read reads the file at path without checking what it says. Its error is Problems.
+func Read(path string) ([]byte, error) {
 	data, err := read(path)
 	if err != nil {
 		return nil, Problems{{File: path, Message: err.Error()}}
 	}
-	return Parse(path, data, opts...)
+	return data, nil
 }
 
 // read takes regular files only, so that a pipe or a device given by mistake cannot hang or fill the memory.
@@ -85,7 +101,7 @@ func Parse(path string, data []byte, opts ...Option) (*Config, error) {
 	if err != nil { // only without a working directory
 		abs = filepath.Clean("/" + path)
 	}
-	c := &checker{file: path, dir: filepath.Dir(abs), options: o}
+	c := &checker{file: cmp.Or(o.name, path), dir: filepath.Dir(abs), options: o}
 	doc := c.tree(data)
 	if doc == nil {
 		return nil, Problems(sorted(c.problems))

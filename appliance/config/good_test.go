@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -164,4 +165,21 @@ func TestHugeInput(t *testing.T) {
 			assert.Less(t, time.Since(start), 10*time.Second)
 		})
 	}
+}
+
+// A text that was read elsewhere is checked for the place where it will stand: its problems name where it was read, its key
+// files are beside the place.
+func TestATextIsCheckedForAnotherPlace(t *testing.T) {
+	dir := t.TempDir()
+	text := "site: berlin\nkey_file: private.key\nnonsense: true\n"
+	_, err := config.Parse(filepath.Join(dir, "ringway.yaml"), []byte(text), config.Named("new.yaml"))
+	assert.ErrorContains(t, err, "new.yaml:3: nonsense: unknown key")
+	assert.NotContains(t, err.Error(), filepath.Join(dir, "ringway.yaml"))
+	berlin, err := configs.FS.ReadFile("branch-berlin.yaml")
+	require.NoError(t, err)
+	berlin = bytes.Replace(berlin, []byte("/etc/ringway/private.key"), []byte("private.key"), 1)
+	cfg, err := config.Parse(filepath.Join(dir, "ringway.yaml"), berlin, config.Named("/elsewhere/new.yaml"), config.WithoutKeyFiles())
+	require.NoError(t, err)
+	assert.Equal(t, filepath.Join(dir, "private.key"), cfg.KeyFile)
+	assert.Equal(t, filepath.Join(dir, "ringway.yaml"), cfg.Path)
 }

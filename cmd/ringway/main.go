@@ -79,7 +79,7 @@ priority queues on the WAN, and nothing that leaves in clear. One binary, one co
 	flags.StringVar(&paths.Run, "run-dir", paths.Run, "sockets and lock of the daemon")
 	flags.StringVar(&paths.State, "state-dir", paths.State, "what the daemon keeps over reboots")
 	root.AddCommand(runCommand(&paths), checkCommand(), planCommand(&paths), statusCommand(&paths),
-		reloadCommand(&paths), stopCommand(&paths), upgradeCommand(&paths),
+		applyCommand(&paths), confirmCommand(&paths), reloadCommand(&paths), stopCommand(&paths), upgradeCommand(&paths),
 		keygenCommand(), labCommand(), benchCommand(), versionCommand(), planeCommand())
 	teachUsage(root)
 	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }

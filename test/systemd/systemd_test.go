@@ -65,6 +65,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		{"systemd is reloaded and executed anew", (*life).reexec},
 		{"reload", (*life).reload},
 		{"SIGHUP", (*life).hangUp},
+		{"a config on trial outlives a restart, and goes back", (*life).onTrial},
 		{"a reload with a bad config changes nothing", (*life).reloadWithBadConfig},
 		{"a restart with a bad config leaves the planes", (*life).restartWithBadConfig},
 		{"a daemon that hangs is replaced", (*life).watchdog},
@@ -380,6 +381,31 @@ func (l *life) hangUp() {
 		require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "active" }, 5*time.Second, 50*time.Millisecond)
 	})
 	assert.Equal(l.T, old, mainPID(l.T))
+}
+
+// onTrial: the unit lets the daemon replace its config file, with the owner that it has, and put it back.
+func (l *life) onTrial() {
+	require.NoError(l.T, os.Chown(conf, 1, 1))
+	defer func() { require.NoError(l.T, os.Chown(conf, 0, 0)) }()
+	before, err := os.ReadFile(conf)
+	require.NoError(l.T, err)
+	writeFile(l.T, "/root/new.yaml", []byte(strings.Replace(string(before), "data_networks: [10.2.20.0/24,", "data_networks: [10.2.20.0/24, 10.2.30.0/24,", 1)), 0o600)
+	taken := func() bool {
+		return strings.Contains(run(l.T, "wg", "show", "rw-data", "allowed-ips"), "10.2.30.0/24")
+	}
+	l.lossless("a config on trial", func() { run(l.T, "ringway", "apply", "--confirm", "1h", "/root/new.yaml") })
+	assert.True(l.T, taken())
+	l.replaced("systemctl restart with a config on trial", func() { run(l.T, "systemctl", "restart", "ringway") })
+	assert.True(l.T, taken())
+	if c := daemonStatus(l.T).Confirmation; assert.NotNil(l.T, c) {
+		assert.Equal(l.T, "waiting", c.State)
+	}
+	l.lossless("a config taken back", func() { run(l.T, "ringway", "confirm", "--undo") })
+	assert.False(l.T, taken())
+	after, err := os.ReadFile(conf)
+	require.NoError(l.T, err)
+	assert.Equal(l.T, string(before), string(after))
+	assert.Equal(l.T, "644 1:1\n", run(l.T, "stat", "-c", "%a %u:%g", conf))
 }
 
 func (l *life) reloadWithBadConfig() {
