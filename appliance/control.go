@@ -21,6 +21,7 @@ import (
 // The control socket is HTTP over a Unix socket, so that curl can ask as well as `ringway status` can:
 //
 //	GET  /v1/status   root and members of control.group
+//	GET  /v1/metrics  the same
 //	POST /v1/reload   root alone, as everything that changes something
 //	POST /v1/stop
 //	POST /v1/upgrade?class=voice
@@ -76,6 +77,7 @@ type controlServer struct {
 	log     *slog.Logger
 	group   func() int // of the current config; 0 = none
 	status  func(ctx context.Context) (Status, error)
+	metrics http.Handler
 	reload  func(ctx context.Context) (ReloadResult, error)
 	stop    func()
 	upgrade func(ctx context.Context, class string) error
@@ -111,6 +113,7 @@ func (s *controlServer) handler() http.Handler {
 		st, err := s.status(r.Context())
 		answer(w, st, err)
 	}))
+	mux.HandleFunc("GET /v1/metrics", guard(false, func(w http.ResponseWriter, r *http.Request) { s.metrics.ServeHTTP(w, r) }))
 	mux.HandleFunc("POST /v1/reload", guard(true, func(w http.ResponseWriter, r *http.Request) {
 		// A reload is not abandoned half-way because the caller went away.
 		res, err := s.reload(context.WithoutCancel(r.Context()))
@@ -208,6 +211,9 @@ func (c *Client) Status(ctx context.Context) (st Status, err error) {
 	return st, err
 }
 
+// Metrics asks for the numbers of the status in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) { return c.ask(ctx, http.MethodGet, "/v1/metrics") }
+
 // Reload makes the daemon read its config again and apply the difference.
 func (c *Client) Reload(ctx context.Context) (res ReloadResult, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/reload", &res)
@@ -225,31 +231,36 @@ func (c *Client) Stop(ctx context.Context) error {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, out any) error {
+	body, err := c.ask(ctx, method, path)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(body, out)
+}
+
+func (c *Client) ask(ctx context.Context, method, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://ringway"+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if errors.Is(err, ErrNotRunning) {
-		return ErrNotRunning
+		return nil, ErrNotRunning
 	}
 	if err != nil {
-		return fmt.Errorf("ask the daemon: %w", err)
+		return nil, fmt.Errorf("ask the daemon: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
+		return nil, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	if resp.StatusCode >= 300 {
 		var e apiError
 		if json.Unmarshal(body, &e) == nil && e.Error != "" {
-			return errors.New(e.Error)
+			return nil, errors.New(e.Error)
 		}
-		return fmt.Errorf("the daemon answered %s", resp.Status)
+		return nil, fmt.Errorf("the daemon answered %s", resp.Status)
 	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(body, out)
+	return body, nil
 }

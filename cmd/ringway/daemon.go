@@ -35,7 +35,7 @@ func runCommand(paths *appliance.Paths) *cobra.Command {
 			if asJSON {
 				h = slog.NewJSONHandler(os.Stderr, opts)
 			}
-			d, err := appliance.New(appliance.Options{ConfigPath: args[0], Paths: *paths, Build: version, Log: slog.New(h)})
+			d, err := appliance.New(appliance.Options{ConfigPath: args[0], Paths: *paths, Build: version, Log: slog.New(h), Reasons: dropReasons()})
 			if err != nil {
 				return err
 			}
@@ -45,6 +45,11 @@ func runCommand(paths *appliance.Paths) *cobra.Command {
 	c.Flags().TextVar(&logLevel, "log-level", &logLevel, "debug, info, warn or error")
 	c.Flags().BoolVar(&asJSON, "log-json", false, "log as JSON")
 	return c
+}
+
+// dropReasons are those of the engines that planes run (planeCommand), for the daemon to show before the first drop.
+func dropReasons() map[tunnel.EngineName][]string {
+	return map[tunnel.EngineName][]string{tunnel.EngineWireGuardGo: wireguardgo.Reasons(), tunnel.EngineRealtime: realtime.Reasons()}
 }
 
 func reloadCommand(paths *appliance.Paths) *cobra.Command {
