@@ -70,7 +70,7 @@ type Daemon struct {
 	life     context.Context       // of what outlives a call
 	problems map[string]string     // by what has it
 	rounds   Rounds
-	ending   bool                  // nothing is to be applied any more
+	ending   bool // nothing is to be applied any more
 }
 
 // New reads the config and the secrets. Nothing is changed yet. A wrong config comes back as config.Problems.

@@ -212,7 +212,9 @@ func (c *Client) Status(ctx context.Context) (st Status, err error) {
 }
 
 // Metrics asks for the numbers of the status in Prometheus' text format.
-func (c *Client) Metrics(ctx context.Context) ([]byte, error) { return c.ask(ctx, http.MethodGet, "/v1/metrics") }
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	return c.ask(ctx, http.MethodGet, "/v1/metrics")
+}
 
 // Reload makes the daemon read its config again and apply the difference.
 func (c *Client) Reload(ctx context.Context) (res ReloadResult, err error) {

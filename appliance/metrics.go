@@ -52,13 +52,13 @@ func gauge(name, help string, labels ...string) *family {
 }
 
 var (
-	buildInfo     = gauge("ringway_build_info", "Always 1: the daemon's build.", "version", "goversion")
-	scrapeSuccess = gauge("ringway_scrape_success", "Whether the status could be read for this scrape. 0: nothing but this and the build is shown.")
-	boxInfo       = gauge("ringway_box_info", "Always 1: this box's own name.", "box")
-	readyNow         = gauge("ringway_ready", "Whether every task of the daemon is ready.")
-	startTime     = gauge("ringway_start_time_seconds", "When the daemon started, Unix time.")
-	problemCount  = gauge("ringway_problems", "Things that are wrong now; `ringway status` says which.")
-	featureMissing       = gauge("ringway_feature_missing", "Always 1: something that the kernel lacks or the machine denies.", "feature")
+	buildInfo      = gauge("ringway_build_info", "Always 1: the daemon's build.", "version", "goversion")
+	scrapeSuccess  = gauge("ringway_scrape_success", "Whether the status could be read for this scrape. 0: nothing but this and the build is shown.")
+	boxInfo        = gauge("ringway_box_info", "Always 1: this box's own name.", "box")
+	readyNow       = gauge("ringway_ready", "Whether every task of the daemon is ready.")
+	startTime      = gauge("ringway_start_time_seconds", "When the daemon started, Unix time.")
+	problemCount   = gauge("ringway_problems", "Things that are wrong now; `ringway status` says which.")
+	featureMissing = gauge("ringway_feature_missing", "Always 1: something that the kernel lacks or the machine denies.", "feature")
 
 	reconcileRuns    = counter("ringway_reconcile_runs_total", "Comparisons of the kernel with the config.")
 	reconcileFailed  = counter("ringway_reconcile_errors_total", "Comparisons after which something could not be set.")
@@ -80,7 +80,7 @@ var (
 	peerRxPackets = counter("ringway_peer_receive_packets_total", "Packets received from a site. Not with the engine kernel.", "tunnel", "site")
 	peerTxPackets = counter("ringway_peer_transmit_packets_total", "Packets sent to a site. Not with the engine kernel.", "tunnel", "site")
 
-	queueBytes          = counter("ringway_queue_transmit_bytes_total", "Sent by a class's queue, with what the provider's meter counts as far as `overhead` says it.", queueLabels...)
+	queueBytes          = counter("ringway_queue_transmit_bytes_total", "Sent by a class's queue, with Ethernet headers and without the config's overhead.", queueLabels...)
 	queuePackets        = counter("ringway_queue_transmit_packets_total", "Packets sent by a class's queue.", queueLabels...)
 	queueDrops          = counter("ringway_queue_dropped_packets_total", "Packets that found the queue full.", queueLabels...)
 	queueMarks          = counter("ringway_queue_ecn_marked_packets_total", "Packets that the queue marked instead of dropping them. Only where it does.", queueLabels...)
@@ -316,11 +316,10 @@ func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), 64)], "?
 func metricsHandler(log *slog.Logger, c *collector) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(c)
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, ErrorLog: gatherLog{log}, MaxRequestsInFlight: metricsConnections})
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, ErrorLog: gatherLog{log}})
 }
 
 // gatherLog takes what promhttp cannot show. It is a mistake of ours, and would come again with each scrape: it is for who looks.
 type gatherLog struct{ log *slog.Logger }
 
 func (g gatherLog) Println(v ...any) { g.log.Debug("metrics", "error", fmt.Sprint(v...)) }
-

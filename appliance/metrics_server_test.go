@@ -98,13 +98,13 @@ func TestMetricsServerFollows(t *testing.T) {
 	assert.Contains(t, head, "200 OK")
 	assert.NotContains(t, head, "ringway_")
 	for request, status := range map[string]string{
-		strings.Replace(get, "GET", "POST", 1):              "405 Method Not Allowed",
-		strings.Replace(get, "GET", "DELETE", 1):            "405 Method Not Allowed",
-		strings.Replace(get, "/metrics", "/", 1):            "404 Not Found",
-		strings.Replace(get, "/metrics", "/v1/stop", 1):     "404 Not Found",
-		strings.Replace(get, "/metrics", "/debug/pprof", 1): "404 Not Found",
+		strings.Replace(get, "GET", "POST", 1):                                                 "405 Method Not Allowed",
+		strings.Replace(get, "GET", "DELETE", 1):                                               "405 Method Not Allowed",
+		strings.Replace(get, "/metrics", "/", 1):                                               "404 Not Found",
+		strings.Replace(get, "/metrics", "/v1/stop", 1):                                        "404 Not Found",
+		strings.Replace(get, "/metrics", "/debug/pprof", 1):                                    "404 Not Found",
 		"GET /metrics HTTP/1.1\r\nHost: box\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n": "431 Request Header Fields Too Large",
-		"\x16\x03\x01\x00\x00\r\n\r\n": "400 Bad Request",
+		"\x16\x03\x01\x00\x00\r\n\r\n":                                                         "400 Bad Request",
 	} {
 		a := ask(pc, request, "", inside)
 		assert.Contains(t, a, status, "%.40q", request)

@@ -4,19 +4,19 @@ import "time"
 
 // QueueFlow is what one class's queue on one WAN does now, by two readings of its counters.
 type QueueFlow struct {
-	WAN            string        `json:"wan"`
-	Class          ClassName     `json:"class"`
-	Site           string        `json:"site,omitempty"` // empty: all sites share the queue
-	Now            BitRate       `json:"now"`            // sent between the readings
-	Guaranteed     BitRate       `json:"guaranteed"`
-	Ceiling        BitRate       `json:"ceiling"`
-	Backlog        ByteCount     `json:"backlog"` // waiting
-	BacklogPackets uint64        `json:"backlog_packets"`
-	Wait           time.Duration `json:"wait_ns"` // how long the backlog takes at the guaranteed rate: the longest that a packet waits there
-	Drops          uint64        `json:"drops"`   // packets, in all
-	DropsASecond   float64       `json:"drops_per_second"`
-	Marks          *uint64       `json:"marks,omitempty"` // packets marked (ECN) instead of dropped, in all; absent where the queue does not mark
-	Borrowed       uint64        `json:"borrowed"`        // packets beyond the guaranteed rate, in all
+	WAN             string        `json:"wan"`
+	Class           ClassName     `json:"class"`
+	Site            string        `json:"site,omitempty"` // empty: all sites share the queue
+	Now             BitRate       `json:"now"`            // sent between the readings; as the kernel counts, with Ethernet headers and without the config's overhead
+	Guaranteed      BitRate       `json:"guaranteed"`
+	Ceiling         BitRate       `json:"ceiling"`
+	Backlog         ByteCount     `json:"backlog"` // waiting
+	BacklogPackets  uint64        `json:"backlog_packets"`
+	Wait            time.Duration `json:"wait_ns"` // how long the backlog takes at the guaranteed rate: the longest that a packet waits there
+	Drops           uint64        `json:"drops"`   // packets, in all
+	DropsASecond    float64       `json:"drops_per_second"`
+	Marks           *uint64       `json:"marks,omitempty"` // packets marked (ECN) instead of dropped, in all; absent where the queue does not mark
+	Borrowed        uint64        `json:"borrowed"`        // packets beyond the guaranteed rate, in all
 	BorrowedASecond float64       `json:"borrowed_per_second"`
 }
 
