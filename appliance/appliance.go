@@ -37,6 +37,9 @@ type Options struct {
 	Paths      Paths
 	Build      string // version of this binary
 	Log        *slog.Logger
+	// Reasons are those for which each userspace engine drops packets: their counters are shown from the first look on, and what a
+	// plane counts besides is one more reason, "other".
+	Reasons map[tunnel.EngineName][]string
 }
 
 // Daemon is the running appliance.
@@ -53,6 +56,7 @@ type Daemon struct {
 	dirty     chan struct{} // somebody changed the network: look again
 	leases    *leases
 	reflector *reflector
+	metrics   *metricsServer
 	ready     chan struct{}
 
 	mu       sync.Mutex // held over a whole reconciliation; guards what follows
@@ -66,7 +70,8 @@ type Daemon struct {
 	moved    map[string]time.Time  // when each came to mean that
 	life     context.Context       // of what outlives a call
 	problems map[string]string     // by what has it
-	ending   bool                  // nothing is to be applied any more
+	rounds   Rounds
+	ending   bool // nothing is to be applied any more
 }
 
 // New reads the config and the secrets. Nothing is changed yet. A wrong config comes back as config.Problems.
@@ -79,6 +84,7 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{opts: o, log: o.Log, since: time.Now(), clock: newClockFloor(o.Paths.clock()), reflector: newReflector(o.Log),
 		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
 		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}
+	d.metrics = newMetricsServer(o.Log, metricsHandler(o.Log, &collector{build: o.Build, status: d.Status, reasons: o.Reasons, now: time.Now}))
 	d.trial = newTrial(d, o.Paths, path, o.Log)
 	l, err := d.trial.begin()
 	if err != nil {
@@ -152,7 +158,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 
-	control := &controlServer{path: p.socket(), log: d.log, group: d.controlGroup, status: d.Status, reload: d.reload, upgrade: d.upgrade,
+	control := &controlServer{path: p.socket(), log: d.log, group: d.controlGroup, status: d.Status, metrics: d.metrics.handler, reload: d.reload, upgrade: d.upgrade,
 		apply: d.apply, confirm: d.confirm, undo: d.undo,
 		stop: func() { d.stopOnce.Do(func() { close(d.stopAsked) }) }}
 	tasks := []task{
@@ -164,6 +170,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		newTask("endpoint names", d.keepNames),
 		d.reflector,
 		every("confirmation", time.Second, d.lookAtTrial),
+		d.metrics,
 		every("endpoint memory", time.Second, d.saveEndpoints()),
 		every("clock floor", clockSaveInterval, func(context.Context) { d.saveClock() }),
 		newTask("systemd watchdog", d.feedWatchdog),
@@ -232,17 +239,25 @@ func (d *Daemon) probe() error {
 // site's prefix has a way out in clear. A firewall that cannot be set ends it, as does a way back that cannot be noted
 // (which leaves the firewall set); everything else that fails is a
 // problem of its own and keeps nothing else from working: a card that is not there is no reason to have no tunnels.
-func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
+func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error) {
 	if d.ending {
 		return nil, errEnding
 	}
+	failed := false
+	defer func() {
+		d.rounds.Runs++
+		d.rounds.Changes += uint64(len(lines))
+		d.rounds.Last = time.Now()
+		if failed || err != nil {
+			d.rounds.Failed++
+		}
+	}()
 	f := d.facts
 	f.secrets, f.endpoint, f.leases = d.secrets, d.endpointOf, d.leases.held()
 	f.wanMTU = wanMTU(d.cfg)
 	w := want(d.cfg, f)
 	// The firewall first, and by itself: it is a table of Ringway's own, of which there is nothing to note.
-	lines, err := d.journal.applyFirewall(w.firewall)
-	if err != nil {
+	if lines, err = d.journal.applyFirewall(w.firewall); err != nil {
 		return lines, err
 	}
 	if err := d.journal.note(w, d.opts.Paths.journal()); err != nil {
@@ -250,6 +265,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
 	}
 	did := func(what string, more []string, err error) {
 		lines = append(lines, more...)
+		failed = failed || err != nil
 		if err != nil && (d.problems[what] == "" || d.problems[what] != err.Error()) {
 			d.log.Error("not as the config wants it", "what", what, "error", err)
 		}
@@ -271,6 +287,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) ([]string, error) {
 		did("network", more, err)
 	}
 	d.reflector.follow(d.cfg)
+	d.metrics.follow(d.cfg)
 	d.journal.Last = w.routing
 	if have, err := rtnl.Observe(routing.Scope(w.routing)); err == nil {
 		var missing error

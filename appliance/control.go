@@ -23,6 +23,7 @@ import (
 // The control socket is HTTP over a Unix socket, so that curl can ask as well as `ringway status` can:
 //
 //	GET  /v1/status   root and members of control.group
+//	GET  /v1/metrics  the same
 //	POST /v1/reload   root alone, as everything that changes something
 //	POST /v1/apply?confirm=2m&name=new.yaml   the body is the config
 //	POST /v1/confirm
@@ -81,6 +82,7 @@ type controlServer struct {
 	log     *slog.Logger
 	group   func() int // of the current config; 0 = none
 	status  func(ctx context.Context) (Status, error)
+	metrics http.Handler
 	reload  func(ctx context.Context) (ReloadResult, error)
 	stop    func()
 	upgrade func(ctx context.Context, class string) error
@@ -122,6 +124,7 @@ func (s *controlServer) handler() http.Handler {
 		st, err := s.status(r.Context())
 		answer(w, st, err)
 	}))
+	mux.HandleFunc("GET /v1/metrics", guard(false, func(w http.ResponseWriter, r *http.Request) { s.metrics.ServeHTTP(w, r) }))
 	mux.HandleFunc("POST /v1/reload", guard(true, func(w http.ResponseWriter, r *http.Request) {
 		// A reload is not abandoned half-way because the caller went away.
 		res, err := s.reload(context.WithoutCancel(r.Context()))
@@ -239,13 +242,18 @@ func NewClient(p Paths) *Client {
 
 // Status asks for the status.
 func (c *Client) Status(ctx context.Context) (st Status, err error) {
-	err = c.call(ctx, http.MethodGet, "/v1/status", &st)
+	err = c.call(ctx, http.MethodGet, "/v1/status", nil, &st)
 	return st, err
+}
+
+// Metrics asks for the numbers of the status in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	return c.send(ctx, http.MethodGet, "/v1/metrics", nil)
 }
 
 // Reload makes the daemon read its config again and apply the difference.
 func (c *Client) Reload(ctx context.Context) (res ReloadResult, err error) {
-	err = c.call(ctx, http.MethodPost, "/v1/reload", &res)
+	err = c.call(ctx, http.MethodPost, "/v1/reload", nil, &res)
 	return res, err
 }
 
@@ -256,60 +264,61 @@ func (c *Client) Apply(ctx context.Context, text []byte, name string, confirm ti
 	if confirm != 0 {
 		q.Set("confirm", confirm.String())
 	}
-	err = c.send(ctx, http.MethodPost, "/v1/apply?"+q.Encode(), bytes.NewReader(text), &res)
+	err = c.call(ctx, http.MethodPost, "/v1/apply?"+q.Encode(), bytes.NewReader(text), &res)
 	return res, err
 }
 
 // Confirm keeps the config that waits for it.
 func (c *Client) Confirm(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/v1/confirm", nil)
+	return c.call(ctx, http.MethodPost, "/v1/confirm", nil, nil)
 }
 
 // Undo goes back at once from the config that waits for a confirmation.
 func (c *Client) Undo(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/v1/undo", nil)
+	return c.call(ctx, http.MethodPost, "/v1/undo", nil, nil)
 }
 
 // Upgrade makes the daemon replace the running plane of class by one of its own build.
 func (c *Client) Upgrade(ctx context.Context, class string) error {
-	return c.call(ctx, http.MethodPost, "/v1/upgrade?class="+class, nil)
+	return c.call(ctx, http.MethodPost, "/v1/upgrade?class="+class, nil, nil)
 }
 
 // Stop makes the daemon stop and take everything with it.
 func (c *Client) Stop(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/v1/stop", nil)
+	return c.call(ctx, http.MethodPost, "/v1/stop", nil, nil)
 }
 
-func (c *Client) call(ctx context.Context, method, path string, out any) error {
-	return c.send(ctx, method, path, nil, out)
+func (c *Client) call(ctx context.Context, method, path string, in io.Reader, out any) error {
+	body, err := c.send(ctx, method, path, in)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(body, out)
 }
 
-func (c *Client) send(ctx context.Context, method, path string, in io.Reader, out any) error {
+func (c *Client) send(ctx context.Context, method, path string, in io.Reader) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://ringway"+path, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if errors.Is(err, ErrNotRunning) {
-		return ErrNotRunning
+		return nil, ErrNotRunning
 	}
 	if err != nil {
-		return fmt.Errorf("ask the daemon: %w", err)
+		return nil, fmt.Errorf("ask the daemon: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
+		return nil, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	if resp.StatusCode >= 300 {
 		var e apiError
 		if json.Unmarshal(body, &e) == nil && e.Error != "" {
-			return errors.New(e.Error)
+			return nil, errors.New(e.Error)
 		}
-		return fmt.Errorf("the daemon answered %s", resp.Status)
+		return nil, fmt.Errorf("the daemon answered %s", resp.Status)
 	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(body, out)
+	return body, nil
 }

@@ -70,7 +70,8 @@ func TestRootAsksAndIsAnswered(t *testing.T) {
 
 // Whoever is not root gets nothing, a member of the group the status alone. What counts is the kernel's word.
 func TestTheSocketChecksWhoAsks(t *testing.T) {
-	p, _ := serve(t, &controlServer{status: fakeStatus, group: func() int { return 4711 }, stop: func() { t.Error("a stranger stopped the daemon") }})
+	metrics := metricsHandler(slog.New(slog.DiscardHandler), &collector{status: fakeStatus, now: time.Now})
+	p, c := serve(t, &controlServer{status: fakeStatus, metrics: metrics, group: func() int { return 4711 }, stop: func() { t.Error("a stranger stopped the daemon") }})
 	ask := func(gid uint32, method, path string) string {
 		cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "--unix-socket", p.socket(), "http://x"+path)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: gid, NoSetGroups: false}}
@@ -80,6 +81,11 @@ func TestTheSocketChecksWhoAsks(t *testing.T) {
 	}
 	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/status"))
 	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/status"))
+	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/metrics"))
+	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/metrics"))
+	text, err := c.Metrics(t.Context())
+	require.NoError(t, err)
+	assert.Contains(t, string(text), `ringway_box_info{box="berlin"} 1`)
 	for _, path := range []string{"/v1/stop", "/v1/reload", "/v1/upgrade", "/v1/apply", "/v1/confirm", "/v1/undo"} {
 		assert.Equal(t, "403", ask(4711, http.MethodPost, path), path)
 	}

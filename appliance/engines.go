@@ -35,6 +35,11 @@ type sandboxed interface {
 	Sandbox() (holds, missing []string)
 }
 
+// scheduled is an engine with threads whose scheduling matters.
+type scheduled interface {
+	Threads() []tunnel.ThreadStatus
+}
+
 // slot holds the engine of one class over reloads that change which engine that is.
 type slot struct {
 	class tunnel.Class
@@ -206,6 +211,17 @@ func (s *slot) lacks() []string {
 		missing = slices.Clone(missing)
 		slices.Sort(missing) // what was tried before and after the start is missed once
 		return slices.Compact(missing)
+	}
+	return nil
+}
+
+// threads is how the engine's forwarding threads are scheduled.
+func (s *slot) threads() []tunnel.ThreadStatus {
+	s.mu.Lock()
+	e := s.engine
+	s.mu.Unlock()
+	if t, ok := e.(scheduled); ok {
+		return t.Threads()
 	}
 	return nil
 }

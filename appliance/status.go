@@ -30,10 +30,20 @@ type Status struct {
 	Drops     map[string]Count      `json:"drops"`     // packets that policy dropped, by reason (named counters of table inet ringway)
 	Classes   map[string]Count      `json:"classes"`   // packets put into each class
 	Reflector ReflectorStatus       `json:"reflector"` // probes from sites
+	Reconcile Rounds                `json:"reconcile"` // how often the kernel was compared with the config
+	Metrics   []string              `json:"metrics"`   // addresses on which Prometheus is answered
 	Features  []FeatureStatus       `json:"features"`  // what the kernel lacks or denies, and what that costs
 	Problems  []string              `json:"problems"`  // what is wrong now
 
 	Confirmation *ConfirmationStatus `json:"confirmation,omitempty"` // a config that waits for `ringway confirm`, or did in vain
+}
+
+// Rounds counts comparisons of the kernel with the config, since the daemon started.
+type Rounds struct {
+	Runs    uint64    `json:"runs"`
+	Failed  uint64    `json:"failed"`  // those in which something could not be set
+	Changes uint64    `json:"changes"` // what was set, in commands of ip, nft, tc and wg
+	Last    time.Time `json:"last"`    // end of the latest
 }
 
 // Count is a counter.
@@ -99,6 +109,9 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "\nDropped by policy: %s\n", line)
 	}
 	fmt.Fprintf(w, "\n%s\n", s.Reflector)
+	if len(s.Metrics) > 0 {
+		fmt.Fprintf(w, "Metrics for Prometheus: http://%s/metrics\n", strings.Join(s.Metrics, "/metrics, http://"))
+	}
 	for i, f := range s.Features {
 		if i == 0 {
 			fmt.Fprintf(w, "\nThis machine lacks:\n")

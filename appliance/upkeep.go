@@ -185,7 +185,7 @@ func (d *Daemon) controlGroup() int {
 // Status is what the daemon says of itself. A part that cannot be read is a problem in it, not an error.
 func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	d.mu.Lock()
-	st := Status{Site: d.cfg.Site, Build: d.opts.Build, Config: d.opts.ConfigPath, PID: os.Getpid(), Since: d.since, Confirmation: d.trial.status()}
+	st := Status{Site: d.cfg.Site, Build: d.opts.Build, Config: d.opts.ConfigPath, PID: os.Getpid(), Since: d.since, Confirmation: d.trial.status(), Reconcile: d.rounds}
 	cfg, f := d.cfg, d.facts
 	for _, p := range d.problems {
 		st.Problems = append(st.Problems, p)
@@ -199,7 +199,9 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	}
 	for _, c := range tunnel.Classes {
 		t, err := d.slots[c].status(ctx)
+		t.Threads, t.Error = d.slots[c].threads(), ""
 		if err != nil {
+			t.Error = err.Error()
 			st.Problems = append(st.Problems, "tunnel "+string(c)+": "+err.Error())
 		}
 		st.Tunnels = append(st.Tunnels, t)
@@ -212,6 +214,8 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	st.addKernel(cfg, f)
 	var wrong []string
 	st.Reflector, wrong = d.reflector.status()
+	st.Problems = append(st.Problems, wrong...)
+	st.Metrics, wrong = d.metrics.status()
 	st.Problems = append(st.Problems, wrong...)
 	slices.Sort(st.Problems)
 	st.Problems = slices.Compact(st.Problems)

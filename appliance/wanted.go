@@ -215,7 +215,7 @@ func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Inp
 }
 
 func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firewall.Input {
-	in := firewall.Input{Classes: cfg.Classes, LocalServices: cfg.Control.Services, Reflector: cfg.Control.Reflector, Missing: f.firewallMissing}
+	in := firewall.Input{Classes: cfg.Classes, LocalServices: served(cfg), Reflector: cfg.Control.Reflector, Missing: f.firewallMissing}
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
 		if w.DHCP {
@@ -247,6 +247,17 @@ func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firew
 		}
 	}
 	return in
+}
+
+// served is what the box serves to data networks: the config's services, and metrics where they are not for the box alone.
+func served(cfg *config.Config) []qos.PortMatch {
+	out := slices.Clone(cfg.Control.Services)
+	for _, a := range cfg.Control.Metrics {
+		if !a.Addr().IsLoopback() {
+			out = append(out, qos.PortMatch{Protocol: qos.TCP, Low: a.Port(), High: a.Port()})
+		}
+	}
+	return out
 }
 
 func queueInput(cfg *config.Config, f facts) qos.Input {

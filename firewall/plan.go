@@ -24,6 +24,12 @@ const (
 	CounterForwardDrop     = "forward_drop"      // anything else that may not be forwarded
 )
 
+// DropCounters names every counter of what the table drops.
+func DropCounters() []string {
+	return []string{CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
+		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop}
+}
+
 // ClassCounter names the counter of packets that were put into class c.
 func ClassCounter(c qos.ClassName) string { return "class_" + string(c) }
 
@@ -71,8 +77,7 @@ func Want(in Input) State {
 	p.egress()
 	p.nat()
 
-	p.state.Counters = append(p.state.Counters, CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
-		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop)
+	p.state.Counters = append(p.state.Counters, DropCounters()...)
 	for _, c := range qos.ClassNames {
 		p.state.Counters = append(p.state.Counters, ClassCounter(c))
 	}

@@ -57,6 +57,22 @@ func (r BitRate) String() string {
 	return fmt.Sprintf("%dbit", uint64(r))
 }
 
+// About is for a glance: three digits, like 17.1mbit.
+func (r BitRate) About() string {
+	v, unit := float64(r), "bit"
+	for _, u := range []string{"kbit", "mbit", "gbit"} {
+		if v < 999.5 {
+			break
+		}
+		v, unit = v/1000, u
+	}
+	digits := 0
+	if unit != "bit" && v < 99.95 {
+		digits = 1
+	}
+	return strconv.FormatFloat(v, 'f', digits, 64) + unit
+}
+
 // Percent is p hundredths of r.
 func (r BitRate) Percent(p int) BitRate { return r * BitRate(p) / 100 }
 

@@ -32,6 +32,9 @@ const (
 	DropSocket      Reason = "socket_overflow" // the kernel's count: not read in time
 )
 
+// Reasons are all of them, for whoever shows counters that are zero, too.
+var Reasons = []Reason{DropShort, DropOversized, DropSourcePort, DropRateSource, DropRate, DropSourcesFull, DropSessions, DropSend, DropSocket}
+
 // bucket lets rate packets a second pass, and a tenth of a second's worth at once. Times are monotonic.
 type bucket struct {
 	tokens float64

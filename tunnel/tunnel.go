@@ -201,8 +201,17 @@ type DeviceStatus struct {
 	Adopted    bool              `json:"adopted"`
 	Drops      map[string]uint64 `json:"drops,omitempty"` // by reason
 	// Collections counts how often the engine realtime had its garbage collected: each may keep packets waiting for a moment.
-	Collections uint64       `json:"collections,omitempty"`
-	Peers       []PeerStatus `json:"peers"`
+	Collections uint64         `json:"collections,omitempty"`
+	Threads     []ThreadStatus `json:"threads,omitempty"` // the engine realtime's that forward (the daemon fills them in)
+	Error       string         `json:"error,omitempty"`   // why it could not be read; then what is above is as much as is known (the daemon's)
+	Peers       []PeerStatus   `json:"peers"`
+}
+
+// ThreadStatus is how a thread that forwards packets is scheduled.
+type ThreadStatus struct {
+	Name     string `json:"name"`
+	TID      int    `json:"tid"`
+	Realtime bool   `json:"realtime"` // SCHED_FIFO; false: the machine refused it, or the thread gave way after taking a core for too long
 }
 
 // PeerStatus is what a device says of one peer.

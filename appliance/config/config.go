@@ -5,6 +5,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 
 	"ringway/qos"
@@ -47,6 +48,8 @@ type Control struct {
 	Group     string          // members of this group may read status; empty: root alone
 	Services  []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
 	Reflector bool            // sites' probes (RFC 8762) are answered
+	// Metrics are the addresses on which Prometheus is answered, each loopback or this box's own in a data network.
+	Metrics []netip.AddrPort
 }
 
 // Machine says what of the machine as a whole, beyond its network, may be changed while Ringway runs.

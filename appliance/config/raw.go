@@ -110,6 +110,7 @@ type rawControl struct {
 	Group     scalar  `yaml:"group"`
 	Services  scalars `yaml:"services"`
 	Reflector scalar  `yaml:"reflector"`
+	Metrics   scalars `yaml:"metrics"`
 }
 
 type rawMachine struct {

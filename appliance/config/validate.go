@@ -2,8 +2,11 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"ringway/routing"
@@ -272,6 +275,7 @@ func (c *checker) control(r rawControl, cfg *Config) {
 		cfg.Control.Services = c.portList(r.Services)
 	}
 	cfg.Control.Reflector = c.yesNo(r.Reflector, true)
+	c.metrics(r.Metrics, cfg)
 	cfg.Control.Group = DefaultGroup
 	if !r.Group.ok() {
 		return
@@ -281,4 +285,43 @@ func (c *checker) control(r rawControl, cfg *Config) {
 		return
 	}
 	cfg.Control.Group = r.Group.text
+}
+
+// metrics reads where Prometheus is answered. Only addresses that nobody but the box and its data networks reaches may be
+// named: neither every address nor one of a WAN or of the phones.
+func (c *checker) metrics(l scalars, cfg *Config) {
+	var own []netip.Addr
+	for _, lan := range cfg.Data {
+		for _, p := range lan.Addresses {
+			own = append(own, p.Addr())
+		}
+	}
+	for _, s := range l.items {
+		if !s.ok() {
+			continue
+		}
+		a, err := netip.ParseAddrPort(s.text)
+		switch {
+		case err != nil || a.Port() == 0 || a.Addr().Is4In6() || a.Addr().Zone() != "":
+			c.wrong(s.at, `%s is no address with a port (allowed: like 127.0.0.1:9586 or "[::1]:9586")`, show(s.text))
+		case !a.Addr().IsLoopback() && !slices.Contains(own, a.Addr()):
+			allowed := "127.0.0.1 or ::1"
+			if len(own) > 0 {
+				allowed = fmt.Sprintf("127.0.0.1, ::1, or of a data network: %s", joined(own))
+			}
+			c.wrong(s.at, "%s is neither loopback nor this box's address in a data network (allowed: %s)", a.Addr(), allowed)
+		case slices.Contains(cfg.Control.Metrics, a):
+			c.wrong(s.at, "%s is given twice (allowed: once)", a)
+		default:
+			cfg.Control.Metrics = append(cfg.Control.Metrics, a)
+		}
+	}
+}
+
+func joined(addrs []netip.Addr) string {
+	out := make([]string, len(addrs))
+	for i, a := range addrs {
+		out[i] = a.String()
+	}
+	return strings.Join(out, ", ")
 }

@@ -35,7 +35,7 @@ func runCommand(paths *appliance.Paths) *cobra.Command {
 			if asJSON {
 				h = slog.NewJSONHandler(os.Stderr, opts)
 			}
-			d, err := appliance.New(appliance.Options{ConfigPath: args[0], Paths: *paths, Build: version, Log: slog.New(h)})
+			d, err := appliance.New(appliance.Options{ConfigPath: args[0], Paths: *paths, Build: version, Log: slog.New(h), Reasons: dropReasons()})
 			if err != nil {
 				return err
 			}
@@ -45,6 +45,11 @@ func runCommand(paths *appliance.Paths) *cobra.Command {
 	c.Flags().TextVar(&logLevel, "log-level", &logLevel, "debug, info, warn or error")
 	c.Flags().BoolVar(&asJSON, "log-json", false, "log as JSON")
 	return c
+}
+
+// dropReasons are those of the engines that planes run (planeCommand), for the daemon to show before the first drop.
+func dropReasons() map[tunnel.EngineName][]string {
+	return map[tunnel.EngineName][]string{tunnel.EngineWireGuardGo: wireguardgo.Reasons(), tunnel.EngineRealtime: realtime.Reasons()}
 }
 
 func reloadCommand(paths *appliance.Paths) *cobra.Command {
@@ -135,17 +140,20 @@ func planeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "plane", Short: "Run one tunnel's engine (started by the daemon, never by hand)", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return plane.Main(plane.Options{Build: version, Engines: map[tunnel.EngineName]plane.NewEngine{
-				tunnel.EngineWireGuardGo: func(s plane.Start) (plane.Engine, error) {
-					return wireguardgo.New(wireguardgo.Files(s.Files), s.Class, s.Bounds, s.MTU, s.Log)
-				},
-				tunnel.EngineRealtime: func(s plane.Start) (plane.Engine, error) {
-					return realtime.New(realtime.Options{
-						TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6, Class: s.Class, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log,
-						Alone: true,
-					})
-				},
-			}})
+			return plane.Main(plane.Options{Build: version, Engines: engines})
 		},
 	}
+}
+
+// engines are those that a plane can run; dropReasons has each of them.
+var engines = map[tunnel.EngineName]plane.NewEngine{
+	tunnel.EngineWireGuardGo: func(s plane.Start) (plane.Engine, error) {
+		return wireguardgo.New(wireguardgo.Files(s.Files), s.Class, s.Bounds, s.MTU, s.Log)
+	},
+	tunnel.EngineRealtime: func(s plane.Start) (plane.Engine, error) {
+		return realtime.New(realtime.Options{
+			TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6, Class: s.Class, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log,
+			Alone: true,
+		})
+	},
 }

@@ -113,6 +113,7 @@ var oneHome = []struct {
 	{"golang.zx2c4.com/wireguard/device", []string{"tunnel/wireguardgo", "tunnel/realtime"}, "engines are replaceable"},
 	{"golang.zx2c4.com/wireguard/tun", []string{"tunnel/wireguardgo"}, "engines are replaceable"},
 	{"golang.zx2c4.com/wireguard/wgctrl", []string{"tunnel/kernel"}, "engines are replaceable"},
+	{"github.com/prometheus/client_golang", []string{"appliance"}, "one collector over one status: a domain counts, and does not know who reads"},
 	{"gonum.org/v1/plot", []string{"test/lab/report"}, "the daemon draws nothing"},
 }
 

@@ -184,6 +184,11 @@ func prefixes(nets []net.IPNet) []netip.Prefix {
 	return out
 }
 
+var reasons = [...]string{"device_tx_dropped", "device_tx_errors", "device_rx_dropped", "device_rx_errors"}
+
+// Reasons names what Status counts as drops. The kernel's WireGuard counts by device and says no more.
+func Reasons() []string { return slices.Clone(reasons[:]) }
+
 // Status reads the device. Packets per peer are not counted by the kernel's WireGuard and stay zero.
 func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
 	k.mu.Lock()
@@ -214,7 +219,10 @@ func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
 	}
 	if link, err := netlink.LinkByName(want.Settings.Interface); err == nil {
 		if s := link.Attrs().Statistics; s != nil {
-			st.Drops = map[string]uint64{"device_tx_dropped": s.TxDropped, "device_tx_errors": s.TxErrors, "device_rx_dropped": s.RxDropped, "device_rx_errors": s.RxErrors}
+			st.Drops = map[string]uint64{}
+			for i, n := range [len(reasons)]uint64{s.TxDropped, s.TxErrors, s.RxDropped, s.RxErrors} {
+				st.Drops[reasons[i]] = n
+			}
 		}
 	}
 	return st, nil

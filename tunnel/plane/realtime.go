@@ -81,6 +81,22 @@ func realtimeThreads(pid int) (missing []string) {
 	return slices.Compact(missing)
 }
 
+// Threads is how the running plane's forwarding threads are scheduled at this moment; none for an engine that has no such threads.
+func (s *Supervisor) Threads() (out []tunnel.ThreadStatus) {
+	cur := s.current()
+	if cur == nil || cur.hello.Engine != tunnel.EngineRealtime {
+		return nil
+	}
+	for _, name := range forwardingThreads {
+		tids, _ := threadsNamed(cur.proc.pid, []string{name}) // a plane that has just ended has none
+		for _, tid := range tids {
+			a, err := unix.SchedGetAttr(tid, 0)
+			out = append(out, tunnel.ThreadStatus{Name: name, TID: tid, Realtime: err == nil && a.Policy == unix.SCHED_FIFO})
+		}
+	}
+	return out
+}
+
 // gaveWay says whether a thread is real-time no more by its own doing: it took a core for too long. It keeps what it starts from
 // being real-time, by which it is known.
 func gaveWay(tid int) bool {

@@ -231,3 +231,24 @@ func TestAForwarderOfAnotherKindKeepsItsTreatment(t *testing.T) {
 	require.NoError(t, s.Configure(context.Background(), device(tunnel.Voice)))
 	assert.EqualValues(t, max(1, runtime.NumCPU()/4), status(t, s).Drops["processors"])
 }
+
+func TestThreadsSayHowTheyAreScheduled(t *testing.T) {
+	mayBeRealtime(t)
+	b := newBench(t)
+	cfg := b.config(tunnel.Voice)
+	cfg.Engine, cfg.HealthEvery = tunnel.EngineRealtime, time.Hour // nobody brings a thread back
+	s, _ := b.supervise(cfg)
+	assert.Empty(t, s.Threads(), "no plane")
+	require.NoError(t, s.Configure(context.Background(), device(tunnel.Voice)))
+	pid := status(t, s).PlanePID
+	for _, realtime := range []bool{true, false} {
+		threads := s.Threads()
+		require.Len(t, threads, 2)
+		for i, th := range threads {
+			tids, err := threadsNamed(pid, forwardingThreads[i:i+1])
+			require.NoError(t, err)
+			assert.Equal(t, tunnel.ThreadStatus{Name: forwardingThreads[i], TID: tids[0], Realtime: realtime}, th)
+		}
+		lower(t, pid, unix.SCHED_FLAG_RESET_ON_FORK)
+	}
+}

@@ -1,6 +1,9 @@
 package wireguardgo
 
-import "sync/atomic"
+import (
+	"slices"
+	"sync/atomic"
+)
 
 // reason says why a packet went no further.
 type reason int
@@ -33,6 +36,9 @@ var reasonNames = [reasons]string{
 }
 
 func (r reason) String() string { return reasonNames[r] }
+
+// Reasons names every reason for which this engine drops a packet: the keys of DeviceStatus.Drops, also those that did not occur.
+func Reasons() []string { return slices.Clone(reasonNames[:]) }
 
 type drops [reasons]atomic.Uint64
 
