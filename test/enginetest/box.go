@@ -366,6 +366,16 @@ func (p *Process) Policies(name string, policy uint32) (n int) {
 	return n
 }
 
+// Ran is how much CPU time a thread has had.
+func (p *Process) Ran(name string) (ran time.Duration) {
+	p.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", p.Process.Pid, p.thread(name)))
+	require.NoError(p.t, err)
+	_, err = fmt.Sscan(string(b), (*int64)(&ran))
+	require.NoError(p.t, err)
+	return ran
+}
+
 // Set carries out a set operation.
 func (p *Process) Set(s string) { p.t.Helper(); p.ask(s) }
 

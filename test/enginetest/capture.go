@@ -3,7 +3,6 @@ package enginetest
 import (
 	"encoding/binary"
 	"net"
-	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -95,47 +94,6 @@ func (b *Box) Flood(address string, rate int, next func() []byte) (stop func() i
 		}
 	})
 	return func() int { close(done); wg.Wait(); c.Close(); return int(n.Load()) }
-}
-
-// FloodFromAnywhere is Flood with a source address of its own for each datagram, as if from 10.0.0.0/8.
-func (b *Box) FloodFromAnywhere(to netip.AddrPort, rate int, next func() []byte) (stop func() int) {
-	b.T.Helper()
-	var fd int
-	require.NoError(b.T, b.NS.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-		return err
-	}))
-	done := make(chan struct{})
-	n := 0
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		dst := to.Addr().As4()
-		for i := uint32(1); ; i++ {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			if int(i)%rate == 0 {
-				<-tick.C
-			}
-			m := next()
-			p := make([]byte, 28+len(m)) // the kernel fills in length, identification and checksum (raw(7)); UDP's may be 0
-			p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
-			binary.BigEndian.PutUint32(p[12:], 10<<24|i*2654435761&0xffffff)
-			copy(p[16:], dst[:])
-			binary.BigEndian.PutUint16(p[20:], uint16(1024+i%50000))
-			binary.BigEndian.PutUint16(p[22:], to.Port())
-			binary.BigEndian.PutUint16(p[24:], uint16(8+len(m)))
-			copy(p[28:], m)
-			if unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst}) == nil {
-				n++
-			}
-		}
-	})
-	return func() int { close(done); wg.Wait(); unix.Close(fd); return n }
 }
 
 // Call sends n packets of voice (172 bytes) from b to far's inner address, one in every, and returns how many arrived and how long

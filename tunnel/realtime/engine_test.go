@@ -3,10 +3,12 @@ package realtime
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,10 +84,18 @@ func TestPinnedPairTalks(t *testing.T) {
 	assert.False(t, pa.Status().Peers[0].LastHandshake.IsZero())
 }
 
-// A call goes on while strangers who know our public key send 50,000 handshake initiations a second.
+// A call goes on while strangers who know our public key send 50,000 handshake initiations a second: nothing of it is lost, and its PDV
+// stays under 5 ms.
+//
+//	box b: call, flood of one thread === box a: the engine in a process of its own, its threads real-time as the daemon makes them
 func TestCallInAFloodOfHandshakes(t *testing.T) {
-	for _, many := range []bool{false, true} {
-		name := map[bool]string{false: "one source", true: "many sources"}[many]
+	const (
+		rate    = 50_000
+		packets = 2500 // 5 s
+		limit   = 5 * time.Millisecond
+		looks   = 3 // a busy machine adds to the delay and takes from the flood: the first look that is clear decides
+	)
+	for name, from := range map[string]enginetest.From{"one source": enginetest.OneSource, "one flow, joined": enginetest.OneFlow, "many sources": enginetest.ManySources} {
 		t.Run(name, func(t *testing.T) {
 			a, b := wire(t)
 			a.Open(0, 0, wide)
@@ -94,34 +104,70 @@ func TestCallInAFloodOfHandshakes(t *testing.T) {
 			pb := b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
 			pa.RealTime(threadIn, threadOut)
 			pb.RealTime(threadIn, threadOut)
+			a.NS.Run("ip", "route", "add", "10.0.0.0/8", "via", "192.0.2.2") // cookies go to whoever asked
 			require.NoError(t, a.Ping("10.66.0.2"))
-			var macs device.CookieGenerator
-			macs.Init(device.NoisePublicKey(a.Key.Public()))
-			m := make([]byte, initiationSize)
-			binary.LittleEndian.PutUint32(m, typeInitiation)
-			next := func() []byte {
-				binary.LittleEndian.PutUint64(m[8:], binary.LittleEndian.Uint64(m[8:])+1)
-				macs.AddMacs(m)
-				return m
+			for look := 1; ; look++ {
+				before := pa.Status().Drops
+				stop := b.Volley(netip.MustParseAddrPort("192.0.2.1:51820"), strangers(a.Key.Public(), 1<<15), rate*26/25, from)
+				ran := pa.Ran(threadIn)
+				var sides sync.WaitGroup
+				var got [2]int
+				var delays [2][]time.Duration
+				for i, x := range [][2]*enginetest.Box{{b, a}, {a, b}} {
+					sides.Go(func() { got[i], delays[i] = x[0].Call(x[1], packets, 2*time.Millisecond) })
+				}
+				sides.Wait()
+				ran = pa.Ran(threadIn) - ran
+				flood := stop()
+				// Each is accounted for: by the engine, which says why it did no more for it, or by the kernel, whose buffer may have been full
+				// as long as that cost the call nothing.
+				d := map[string]uint64{}
+				accounted := func() bool {
+					after, n := pa.Status().Drops, uint64(0)
+					for _, r := range []reason{dropHandshakeRate, dropCookie, dropHandshake, dropSocketOverflow} {
+						d[r.String()] = after[r.String()] - before[r.String()]
+						n += d[r.String()]
+					}
+					return n == uint64(flood.Sent)
+				}
+				for since := time.Now(); !accounted(); { // the last may wait for the control side
+					require.Less(t, time.Since(since), 5*time.Second, "%v; dropped are %v", flood, d)
+				}
+				t.Logf("%v; the inbound thread worked for %.0f %%; drops %v", flood, 100*ran.Seconds()/flood.Took.Seconds(), d)
+				pdv := time.Duration(0)
+				for i, way := range []string{"in", "out"} {
+					require.Equal(t, packets, got[i], "no packet of the call is lost on its way %s", way)
+					c := delays[i]
+					p999 := c[len(c)*999/1000]
+					pdv = max(pdv, p999-c[0])
+					t.Logf("voice %s: min %v p50 %v p99.9 %v max %v, PDV %v", way, c[0], c[len(c)/2], p999, c[len(c)-1], p999-c[0])
+				}
+				require.Positive(t, d[dropHandshakeRate.String()])
+				// A sender that was given no processor for a part of the time cannot be asked for that part; below half there is no flood to speak of.
+				asked := rate * max(0.5, 1-flood.Waited.Seconds()/flood.Took.Seconds())
+				if pdv < limit && (flood.Rate() >= rate || look == looks && flood.Rate() >= asked) {
+					return
+				}
+				require.Less(t, look, looks, "PDV %v (wanted: under %v) at %.0f initiations a second (wanted: %d)", pdv, limit, flood.Rate(), rate)
 			}
-			var stop func() int
-			if many {
-				stop = b.FloodFromAnywhere(netip.MustParseAddrPort("192.0.2.1:51820"), 50, next)
-			} else {
-				stop = b.Flood("192.0.2.1:51820", 50, next)
-			}
-			const packets = 1500
-			began := time.Now()
-			got, delays := b.Call(a, packets, 2*time.Millisecond)
-			sent := float64(stop()) / time.Since(began).Seconds()
-			d := pa.Status().Drops
-			t.Logf("%.0f initiations/s: voice min %v p50 %v p99.9 %v max %v; drops %v", sent, delays[0], delays[len(delays)/2], delays[len(delays)*999/1000], delays[len(delays)-1], d)
-			assert.Equal(t, packets, got, "no packet of the call is lost")
-			assert.Greater(t, sent, 5000.0, "it was no flood")
-			assert.Positive(t, d["handshake_rate"])
-			assert.Zero(t, d["socket_overflow"])
 		})
 	}
+}
+
+// strangers are initiations that know a public key and nothing else, each unlike the others.
+func strangers(to tunnel.PublicKey, n int) [][]byte {
+	var macs device.CookieGenerator
+	macs.Init(device.NoisePublicKey(to))
+	all := make([][]byte, n)
+	noise := rand.NewChaCha8([32]byte{})
+	for i := range all {
+		m := make([]byte, initiationSize)
+		_, _ = noise.Read(m)
+		binary.LittleEndian.PutUint32(m, typeInitiation)
+		macs.AddMacs(m)
+		all[i] = m
+	}
+	return all
 }
 
 // A flood of packets that only the inbound thread's work can refuse takes a core: the thread gives way, so that the machine lives,

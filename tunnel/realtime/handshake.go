@@ -77,13 +77,13 @@ func (e *Engine) wantLocked(p *peer) {
 	}
 }
 
-// initiateLocked sends an initiation, unless one was sent a moment ago (section 6.4).
+// initiateLocked sends an initiation, unless one was sent a moment ago (section 6.4), or the peer's own is about to make a session.
 func (e *Engine) initiateLocked(p *peer) {
 	now := e.now()
 	if !e.self.set || p.static == [32]byte{} || p.endpoint.Load() == nil {
 		return
 	}
-	if p.initiated != 0 && time.Duration(now-p.initiated) < rekeyTimeout {
+	if p.initiated != 0 && time.Duration(now-p.initiated) < rekeyTimeout || p.answering(now) {
 		return
 	}
 	e.dropPendingLocked(p)
@@ -103,6 +103,14 @@ func (e *Engine) initiateLocked(p *peer) {
 	p.pending, p.initiated = i, now
 	p.retryAt = now + int64(rekeyTimeout) + rand.Int64N(int64(jitterMax))
 	e.sendLocked(p, msg[:])
+}
+
+// answering says whether the peer has begun a session that it has not used yet, so that we still send in the one before. A peer with
+// three places for sessions (section 6.3) has moved that one to its last, and an initiation would take it from there: what we have
+// sent in it would be lost until we use another. So it has to wait, as the reference implementations have it wait after each answer;
+// not longer than the peer takes to begin again, if our answer got lost, and not where there is nothing to send in.
+func (p *peer) answering(now int64) bool {
+	return p.next != nil && p.next.age(now) < rekeyTimeout && p.active.usable(now)
 }
 
 func (e *Engine) dropPendingLocked(p *peer) {
@@ -255,8 +263,8 @@ func (e *Engine) initiationLocked(m *message, b []byte) {
 	clear(send[:])
 	clear(receive[:])
 	e.indices.replace(&entry{index: ent.index, session: s})
-	e.retireLocked(p.next)
-	e.retireLocked(p.previous)
+	e.lingerLocked(p, p.next)
+	e.lingerLocked(p, p.previous)
 	p.next, p.previous, p.derived = s, nil, now
 	p.currentIsActive()
 	e.heardLocked(p, m)
@@ -296,7 +304,7 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 	p.pending = nil
 	e.indices.replace(&entry{index: s.local, session: s})
 	e.takeConfirmedLocked(p)
-	old := [2]*session{p.previous} // section 6.3: at most three sessions
+	old := [2]*session{p.previous} // section 6.3: three sessions have a place
 	if p.next != nil {
 		p.next.confirmed.Store(true) // what still comes in it is taken, and moves nobody to it
 		old[1] = p.active
@@ -305,13 +313,14 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 		p.previous = p.active
 	}
 	p.active, p.derived = s, now
+	p.settleLingering(len(p.lingering))
 	e.heardLocked(p, m)
 	e.shakenLocked(p)
 	// The keepalive confirms the session to the peer before any packet that waits; those already there come with it.
 	e.keepaliveLocked(p, s)
 	p.current.Store(s)
 	for _, s := range old { // not before there is another to send with
-		e.retireLocked(s)
+		e.lingerLocked(p, s)
 	}
 	e.out.ring()
 }
@@ -326,11 +335,16 @@ func (e *Engine) confirmedLocked(p *peer) {
 }
 
 func (e *Engine) takeConfirmedLocked(p *peer) {
-	if p.next == nil || !p.next.confirmed.Load() {
+	before := p.previous
+	if p.next != nil && p.next.confirmed.Load() {
+		p.previous, p.active, p.next = p.active, p.next, nil
+		p.settleLingering(len(p.lingering))
+	} else if s := p.lateConfirmed(); s != nil {
+		p.previous, p.active = p.active, s
+	} else {
 		return
 	}
-	e.retireLocked(p.previous)
-	p.previous, p.active, p.next = p.active, p.next, nil
+	e.lingerLocked(p, before)
 	e.shakenLocked(p)
 	e.out.ring()
 }

@@ -46,7 +46,8 @@ type control struct {
 	allowed   []netip.Prefix
 	keepalive time.Duration
 
-	active, previous, next *session // active is current, as far as control knows
+	active, previous, next *session    // active is current, as far as control knows
+	lingering              []lingering // oldest first; received in, never sent
 
 	pending   *initiation
 	attempts  int

@@ -45,6 +45,8 @@ const (
 const (
 	tick           = 100 * time.Millisecond // how often timers are looked at
 	underLoadAfter = time.Second            // how long cookies are asked for after the load
+	lingerFor      = rekeyTimeout           // how long a session is received in that has lost its place
+	lingerMax      = 8                      // of a peer
 	stagedFor      = 2 * time.Second        // how long a packet waits for a session: later nobody wants to hear it
 	stagedMax      = 128                    // packets, all peers together
 	stagedPerPeer  = 32

@@ -29,3 +29,30 @@ func TestInitiationIsNotTriedAgainOnceThePeersOwnHasMadeASession(t *testing.T) {
 	assert.False(t, s.initiator)
 	r.talk()
 }
+
+// While the peer's own session is answered and not used yet, ours has to wait: a stock peer keeps the session that we send in as its last,
+// and an initiation takes it from there. When our answer got lost, it waits no longer than the peer does to begin again.
+func TestInitiationWaitsForThePeersOwn(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		r := newRig(t)
+		r.talk()
+		r.now += int64(2 * rekeyTimeout)
+		p := r.a.peerOf(r.b)
+		r.b.Handshake()
+		r.a.take() // the answer is on its way
+		require.NotNil(t, p.next)
+		r.a.Handshake()
+		assert.Nil(t, p.pending)
+		if lost {
+			require.Len(t, r.b.wire(), 1)
+			r.now += int64(rekeyTimeout)
+		} else {
+			r.settle()
+			require.Nil(t, p.next, "the peer has used it")
+		}
+		r.a.Handshake()
+		assert.NotNil(t, p.pending)
+		r.settle()
+		r.talk()
+	}
+}

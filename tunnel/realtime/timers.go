@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"slices"
 	"time"
 )
 
@@ -44,7 +45,7 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 	sent, heard := p.sentAt.Load(), p.heardAt.Load()
 
 	// 6.4: the handshake is tried again, and given up after 90 s.
-	if p.pending != nil && now >= p.retryAt {
+	if p.pending != nil && now >= p.retryAt && !p.answering(now) {
 		if s.usable(now) && s.created > p.initiated {
 			// The peer's own initiation has made a session meanwhile: there is nothing left to try again for.
 			e.dropPendingLocked(p)
@@ -60,7 +61,7 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 			e.initiateLocked(p)
 		}
 	}
-	if s.usable(now) {
+	if s.usable(now) && !p.answering(now) {
 		switch {
 		// 6.2: who initiated makes a new session when it sends on an old one …
 		case s.initiator && s.age(p.usedAt.Load()) > rekeyAfterTime && p.pending == nil:
@@ -74,7 +75,7 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 		}
 	}
 	// 6.5: nothing authentic came since data was sent: the session may be gone at the other end.
-	if at := p.unanswered.Load(); at != 0 && since(at) > keepaliveTimeout+rekeyTimeout && p.pending == nil {
+	if at := p.unanswered.Load(); at != 0 && since(at) > keepaliveTimeout+rekeyTimeout && p.pending == nil && !p.answering(now) {
 		p.unanswered.Store(0)
 		e.unpin(p)
 		e.initiateLocked(p)
@@ -105,6 +106,13 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 		e.retireLocked(p.previous)
 		p.previous = nil
 	}
+	p.lingering = slices.DeleteFunc(p.lingering, func(l lingering) bool {
+		over := now > l.until || l.s.age(now) > rejectAfterTime
+		if over {
+			e.retireLocked(l.s)
+		}
+		return over
+	})
 }
 
 // unpin lets the kernel choose the source address again, in case it is the cause of the silence.
@@ -120,5 +128,8 @@ func (e *Engine) endSessionsLocked(p *peer) {
 	e.retireLocked(p.active)
 	e.retireLocked(p.previous)
 	e.retireLocked(p.next)
-	p.active, p.previous, p.next = nil, nil, nil
+	for _, l := range p.lingering {
+		e.retireLocked(l.s)
+	}
+	p.active, p.previous, p.next, p.lingering = nil, nil, nil, nil
 }
