@@ -78,7 +78,7 @@ var mayImport = map[string][]string{
 	"test/lab/provider":  {"quality", "test/lab/inside"},
 	"test/lab/report":    {"quality"},
 	"test/netnstest":     {},
-	"test/enginetest":    {"test/netnstest", "tunnel", "tunnel/descriptor"},
+	"test/enginetest":    {"test/netnstest", "tunnel", "tunnel/datagram", "tunnel/descriptor"},
 	"test/streamtest":    {},
 }
 

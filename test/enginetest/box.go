@@ -314,8 +314,8 @@ func (p *Process) ask(s string) (answer json.RawMessage) {
 	return answer
 }
 
-// threads finds the process's threads of a name.
-func (p *Process) threads(name string) (tids []int) {
+// Threads finds the process's threads of a name.
+func (p *Process) Threads(name string) (tids []int) {
 	p.t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.Process.Pid))
 	require.NoError(p.t, err)
@@ -334,7 +334,7 @@ func (p *Process) threads(name string) (tids []int) {
 func (p *Process) RealTime(names ...string) {
 	p.t.Helper()
 	for _, name := range names {
-		for _, tid := range p.threads(name) {
+		for _, tid := range p.Threads(name) {
 			a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}
 			require.NoError(p.t, unix.SchedSetAttr(tid, &a, 0))
 		}
@@ -356,7 +356,7 @@ func (p *Process) Resident() (bytes int) {
 // Policies says how many of the threads of a name are scheduled so.
 func (p *Process) Policies(name string, policy uint32) (n int) {
 	p.t.Helper()
-	for _, tid := range p.threads(name) {
+	for _, tid := range p.Threads(name) {
 		a, err := unix.SchedGetAttr(tid, 0)
 		require.NoError(p.t, err)
 		if a.Policy == policy {
@@ -366,13 +366,17 @@ func (p *Process) Policies(name string, policy uint32) (n int) {
 	return n
 }
 
-// Ran is how much CPU time a thread has had.
+// Ran is how much CPU time the threads of a name have had.
 func (p *Process) Ran(name string) (ran time.Duration) {
 	p.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", p.Process.Pid, p.thread(name)))
-	require.NoError(p.t, err)
-	_, err = fmt.Sscan(string(b), (*int64)(&ran))
-	require.NoError(p.t, err)
+	for _, tid := range p.Threads(name) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", p.Process.Pid, tid))
+		require.NoError(p.t, err)
+		var one time.Duration
+		_, err = fmt.Sscan(string(b), (*int64)(&one))
+		require.NoError(p.t, err)
+		ran += one
+	}
 	return ran
 }
 
