@@ -44,8 +44,8 @@ one-way delay, its variation (PDV: p99.9 less the minimum, RFC 8219), jitter (RF
 say (MOS and R, ITU-T G.107).
 
 The lab needs root, and the programs sipp, iperf3, nft, ip, tc and, for the baseline, wg and wireguard-go. It never touches
-the machine's own network, and nothing is left of it when it ends, even if it is killed. Between packets of a quiet lab a
-spinner on every core (SCHED_IDLE) keeps a virtual machine from falling asleep, which would be measured as delay.`,
+the machine's own network, and nothing is left of it when it ends, even if it is killed. The kernel's idle loop
+is held to polling meanwhile: a virtual machine that falls asleep between packets would be measured as delay.`,
 		Example: `  ringway lab                                     ten calls while TCP fills 20 Mbit/s
   ringway lab --baseline --bulk udp               the same beside stock WireGuard, under a flood
   ringway lab --baseline --wan none               no bottleneck: what the processor makes of it

@@ -11,7 +11,7 @@ import (
 )
 
 // ticks are the counters of the first line of /proc/stat (proc_stat(5)): time of all cores by what they did.
-// How busy the cores were is not among them: the spinners that keep them awake make that 100 %.
+// How busy the cores were is not among them: what keeps them awake may make that 100 %.
 type ticks struct {
 	softirq, stolen, all uint64
 	others               map[int]uint64 // by process: time of programs that are not the benchmark's

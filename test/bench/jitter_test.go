@@ -167,7 +167,7 @@ func TestInterruptedBenchmarkLeavesNothing(t *testing.T) {
 		require.NoError(t, err, "%s", &said)
 	}
 	children := descendants(t, cmd.Process.Pid)
-	assert.Greater(t, len(children), 8, "hosts, planes, wireguard-go, spinners")
+	assert.Greater(t, len(children), 8, "hosts, planes, wireguard-go")
 	require.NoError(t, cmd.Process.Signal(unix.SIGINT))
 	_, _ = said.ReadFrom(progress)
 	var exit *exec.ExitError

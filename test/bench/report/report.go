@@ -32,7 +32,7 @@ type Machine struct {
 
 // Wakeup is how late the machine woke threads under one load of one round, just before voice was measured there.
 type Wakeup struct {
-	LoadPercent *int `json:"load_percent"` // null: nothing ran but the spinners that keep the cores awake
+	LoadPercent *int `json:"load_percent"` // null: nothing ran but what keeps the cores awake
 	Round       int  `json:"round"`        // from 1; 0 where nothing ran
 	probe.Wake
 }
