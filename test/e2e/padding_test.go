@@ -40,4 +40,5 @@ func TestPaddingInACall(t *testing.T) {
 	assert.Greater(t, media, 100)
 	is, _ := status(t, e).Tunnel(tunnel.Voice)
 	assert.Equal(t, was.PlanePID, is.PlanePID)
+	assert.Less(t, resident(t, l.Edge("a").Host, is.PlanePID), 24<<20, "the one binary's pages that a plane does not need are not its own")
 }

@@ -62,10 +62,11 @@ func Main(o Options) error {
 	_ = os.WriteFile("/proc/self/comm", []byte("rw-plane-"+string(class)), 0)
 	_, _ = time.Now().Local().Zone() // read the time zone while files can be read
 	limitMemory()
+	program := programPages()
 	holds, missing := sandbox(class)
 
 	s := &server{
-		options: o, class: class, owner: uint32(owner), files: files,
+		options: o, class: class, owner: uint32(owner), files: files, program: program,
 		hello: Hello{Major: ProtocolMajor, Minor: ProtocolMinor, Build: buildName(o.Build), Class: class, PID: os.Getpid(),
 			Started: time.Now().UTC(), Sandbox: holds, Missing: missing},
 		quit:  make(chan struct{}),
@@ -113,6 +114,7 @@ type server struct {
 	class   tunnel.Class
 	owner   uint32
 	files   map[string]int // held for the whole life: what `fds` gives back
+	program []pages        // what was mapped of the program at the start
 	log     *pushLog
 
 	quit     chan struct{}
@@ -431,6 +433,7 @@ func (s *server) start(r *startRequest) (err error) {
 	s.tasks.Go(func() { s.accept(control) })
 	s.tasks.Go(func() { _ = engine.ServeUAPI(uapi) })
 	s.tasks.Go(func() { s.watch(engine) })
+	letGoOf(s.program)
 	return nil
 }
 

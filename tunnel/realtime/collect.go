@@ -14,8 +14,8 @@ import (
 // goroutines, the collector runs, and they are pinned again. It runs at a quiet moment if there is one.
 
 const (
-	garbageWish  = 6 << 20  // bytes of heap above what the last collection left: collect when no packet flows
-	garbageLimit = 16 << 20 // collect at once
+	garbageWish  = 3 << 20 // bytes of heap above what the last collection left: collect when no packet flows
+	garbageLimit = 8 << 20 // collect at once
 	quietFor     = 300 * time.Millisecond
 	letGo        = time.Millisecond // how often is looked whether the threads have let go
 )
