@@ -59,7 +59,11 @@ type rawWAN struct {
 	Uplink    scalar  `yaml:"uplink"`
 	Downlink  scalar  `yaml:"downlink"`
 	Margin    scalar  `yaml:"margin"`
+	Link      scalar  `yaml:"link"`
 	Overhead  scalar  `yaml:"overhead"`
+	MPU       scalar  `yaml:"mpu"`
+	Cells     scalar  `yaml:"cells"`
+	TakeOver  scalar  `yaml:"take_over"`
 }
 
 type rawLAN struct {
@@ -91,6 +95,7 @@ type rawSite struct {
 	PresharedKeyFile scalar  `yaml:"preshared_key_file"`
 	Tunnels          scalar  `yaml:"tunnels"`
 	Keepalive        scalar  `yaml:"keepalive"`
+	Downlink         scalar  `yaml:"downlink"`
 }
 
 type rawClass struct {

@@ -18,7 +18,7 @@ var withoutDefault = map[string]bool{
 	"voice[].interface": true, "voice[].vlan": true, "voice[].address": true,
 	"data[].interface": true, "data[].vlan": true, "data[].address": true,
 	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true,
-	"sites[].voice_networks": true, "sites[].data_networks": true, "sites[].preshared_key_file": true,
+	"sites[].downlink": true, "sites[].voice_networks": true, "sites[].data_networks": true, "sites[].preshared_key_file": true,
 }
 
 // TestReferenceHasEveryKey: the reference names each key, and says of each what is its default or that it is required.

@@ -9,14 +9,16 @@ import (
 	"ringway/tunnel"
 )
 
-const maxWANs = 8
+const (
+	maxWANs     = 8
+	defaultLink = "kernel"
+)
 
 // Bytes of one G.711 packet of 20 ms inside the tunnel: 160 of sound, RTP, UDP, IP.
 const (
 	g711IPv4    = 160 + 12 + 8 + 20
 	g711IPv6    = 160 + 12 + 8 + 40
 	callPackets = 50 // a second
-	ethernet    = 14 // what the kernel's queues count beyond the IP packet
 )
 
 func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *deviceSet) {
@@ -37,7 +39,8 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		nets.addOwn(w.Interface, true, r.Address, w.Addresses)
 		w.Uplink, w.Downlink = c.rate(r.Uplink), c.rate(r.Downlink)
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
-		w.Overhead = c.integer(r.Overhead, 0, -14, 64)
+		w.LinkLayer = c.linkLayer(r)
+		w.TakeOver = c.yesNo(r.TakeOver, false)
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }
@@ -111,6 +114,24 @@ func sameFamily(ps []netip.Prefix, a netip.Addr) netip.Prefix {
 	return netip.Prefix{}
 }
 
+// linkLayer reads how the provider's meter counts: a name, and numbers that go before what the name means.
+func (c *checker) linkLayer(r rawWAN) qos.LinkLayer {
+	l, err := qos.ParseLink(c.choice(r.Link, defaultLink, qos.LinkNames()...))
+	if err != nil {
+		return l // said by choice
+	}
+	l.Overhead = c.integer(r.Overhead, l.Overhead, -14, 64)
+	l.MPU = c.integer(r.MPU, l.MPU, 0, 256)
+	cells := map[qos.Cells]string{qos.NoCells: "none", qos.ATM: "atm", qos.PTM: "ptm"}
+	chosen := c.choice(r.Cells, cells[l.Cells], "none", "atm", "ptm")
+	for k, word := range cells {
+		if word == chosen {
+			l.Cells = k
+		}
+	}
+	return l
+}
+
 // CallRate is what one direction of one G.711 call of 20 ms packets takes of w's uplink, as the provider's meter counts it.
 func (cfg *Config) CallRate(w WAN) qos.BitRate {
 	return RateOfCall(cfg.CallPacket(w, cfg.Tunnels[tunnel.Voice].PadTo))
@@ -133,11 +154,11 @@ func (cfg *Config) CallPacket(w WAN, padTo int) qos.ByteCount {
 	if mtu := int(cfg.Tunnels[tunnel.Voice].MTU); mtu > 0 {
 		inner = min(inner, mtu) // WireGuard pads no further
 	}
-	return qos.ByteCount(inner + outer + ethernet + w.Overhead)
+	return w.Wire(qos.ByteCount(inner + outer + qos.EthernetHeader))
 }
 
 // Shaped is the rate that w's queues are held to: the uplink less its margin.
-func (w WAN) Shaped() qos.BitRate { return w.Uplink.Percent(100 - w.Margin) }
+func (w WAN) Shaped() qos.BitRate { return w.Shape(w.Uplink, w.Margin) }
 
 // Calls is how many G.711 calls at once fit the voice budget of w; 0 where the uplink is not known.
 func (cfg *Config) Calls(w WAN) int {
@@ -166,6 +187,25 @@ func (c *checker) rates(raw *rawFile, cfg *Config) {
 		}
 		c.wrong(raw.WAN.items[i].Uplink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
 			w.Uplink, kbit(cfg.mediaRate(w)), kbit(cfg.CallRate(w)), cfg.leastUplink(w))
+	}
+}
+
+// siteRates holds the voice budget of each site with a downlink to at least one call.
+func (c *checker) siteRates(raw *rawFile, cfg *Config) {
+	for i, s := range cfg.Sites {
+		for _, w := range cfg.WANs {
+			if s.Downlink == 0 || w.Uplink == 0 || cfg.Calls(w) == 0 {
+				continue
+			}
+			line := w // as narrow as the site's
+			line.Uplink = min(s.Downlink, w.Uplink)
+			if cfg.Calls(line) > 0 {
+				continue
+			}
+			c.wrong(raw.Sites.items[i].Downlink.at, "%s leaves media %s, and one G.711 call on %s takes %s (allowed: at least %s, or a larger share of media)",
+				s.Downlink, kbit(cfg.mediaRate(line)), w.Interface, kbit(cfg.CallRate(w)), cfg.leastUplink(line))
+			break
+		}
 	}
 }
 
