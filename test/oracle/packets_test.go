@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -303,4 +304,31 @@ func synMSS(b []byte, port uint16) int {
 		}
 	}
 	return 0
+}
+
+// A site that is heard from another port, as behind a NAT that forgot it, takes its queues along: at once, by elements of the
+// maps, with every rule as it was.
+func TestASiteThatRoamsKeepsItsQueues(t *testing.T) {
+	l := branches(t)
+	edge, pc := l.Host(lab.EdgeA), l.Host(lab.PCA)
+	reaches(t, pc, "10.2.20.10")
+	rules := func() string {
+		return sh(t, edge, "nft -a list chain inet ringway wan_data; nft -a list chain inet ringway egress_wan")
+	}
+	element := func(port string) bool {
+		return strings.Contains(sh(t, edge, "nft list map inet ringway prio_data4"), addressB+" . "+port+" :")
+	}
+	before := rules()
+	require.True(t, element("51821"))
+	sh(t, l.Host(lab.EdgeB), strings.Join([]string{"nft add table inet nat_box",
+		"nft add chain inet nat_box out '{ type filter hook postrouting priority 300; }'", "nft add rule inet nat_box out oifname wan0 udp sport 51821 udp sport set 40021",
+		"nft add chain inet nat_box in '{ type filter hook prerouting priority -400; }'", "nft add rule inet nat_box in iifname wan0 udp dport 40021 udp dport set 51821"}, "\n"))
+	sh(t, l.Host(lab.PCB), "ping -n -q -c 1 -W 5 10.1.20.10") // it is heard
+	require.Eventually(t, func() bool { return element("40021") && !element("51821") }, patience, 20*time.Millisecond)
+	was := queues(t, edge)
+	send(t, pc, 31000, "10.2.20.10", 20004, 0)
+	munich := qos.Place{Site: "munich", Class: qos.Data}
+	require.Eventually(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience, 20*time.Millisecond)
+	assert.Equal(t, before, rules())
+	assert.Contains(t, sh(t, edge, "nft list map inet ringway prio_media4"), addressB+" . 51820 :", "the voice tunnel is where it was")
 }
