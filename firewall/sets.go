@@ -106,8 +106,10 @@ func priorityMaps(peers []Peer) []Set {
 			seen := map[string]bool{} // the kernel refuses the whole transaction for a key with two values
 			for _, p := range peers {
 				a := p.Endpoint.Addr().Unmap().WithZone("")
-				key := fmt.Sprintf("%s . %d", a, p.Endpoint.Port())
-				if p.Class == c && a.Is4() == (f == ipv4) && p.Endpoint.IsValid() && !seen[key] {
+				if p.Class != c || !p.Endpoint.IsValid() || a.Is4() != (f == ipv4) {
+					continue
+				}
+				if key := fmt.Sprintf("%s . %d", a, p.Endpoint.Port()); !seen[key] {
 					seen[key] = true
 					s.Elements = append(s.Elements, Element{Key: key, Value: ClassIDText(p.ClassID)})
 				}

@@ -221,3 +221,26 @@ func BenchmarkPacketToASite(b *testing.B) {
 		})
 	}
 }
+
+// What one site of 500 that roams costs: the ruleset is read, compared, and two elements are written.
+func BenchmarkRoam(b *testing.B) {
+	h := newHub(b, 500)
+	b.ResetTimer()
+	for i := range b.N {
+		for j := range qos.ClassNames {
+			p := &h.rules.Peers[j]
+			p.Endpoint = netip.AddrPortFrom(p.Endpoint.Addr(), uint16(40000+i%2*2+j/2))
+		}
+		require.NoError(b, h.edge.Do(func() error {
+			have, err := Observe()
+			if err != nil {
+				return err
+			}
+			changes := firewall.Diff(firewall.Want(h.rules), have)
+			if len(changes) == 0 {
+				return fmt.Errorf("nothing to change")
+			}
+			return Apply(changes)
+		}))
+	}
+}
