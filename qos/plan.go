@@ -339,7 +339,9 @@ func wantLeaf(class Handle, name ClassName, own BitRate, limit, packet ByteCount
 	bulk := name == Data || name == Background
 	switch {
 	case bulk && f.Cake && !(f.TBF && f.FQCoDel):
-		q.Kind, q.Cake = "cake", &Cake{MemoryLimit: codelMemory(limit)}
+		// Of a super-packet that a socket of the box sent, the kernel books all memory on the last part that it is cut into.
+		// Without room for that cake drops all of them. What waits is held by CoDel's time.
+		q.Kind, q.Cake = "cake", &Cake{MemoryLimit: codelMemory(limit) + 2*maxGSO}
 		return []Qdisc{q}
 	case !f.TBF:
 		q.Kind, q.FIFO = "bfifo", &FIFO{Limit: uint32(min(limit, 1<<31))}
