@@ -106,7 +106,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 			lines = append(slices.Clone(lines), remarks...)
 		}
 		if name == "tc" {
-			lines = append(slices.Clone(lines), queueRemarks(f, w.sitePlaces, lines)...)
+			lines = append(slices.Clone(lines), queueRemarks(f, w.queueIn, lines)...)
 		}
 		for _, l := range lines {
 			b.WriteString(l)
@@ -152,9 +152,9 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 }
 
 // queueRemarks is what tc has no words for: which site is meant, what is left alone, and why the leaves are what they are.
-func queueRemarks(f facts, places []qos.SitePriority, lines []string) (out []string) {
+func queueRemarks(f facts, in qos.Input, lines []string) (out []string) {
 	text := strings.Join(lines, "\n")
-	for _, p := range places {
+	for _, p := range qos.SitePriorities(in) {
 		if p.Class != qos.Media {
 			continue
 		}
@@ -162,6 +162,21 @@ func queueRemarks(f facts, places []qos.SitePriority, lines []string) (out []str
 		if strings.Contains(text, first.String()+" ") {
 			out = append(out, fmt.Sprintf("# %s to %s: site %s", first, last, p.Site))
 		}
+	}
+	for _, w := range in.WANs {
+		if w.Shaped() == 0 || len(in.Sites) == 0 {
+			continue
+		}
+		b := qos.VoiceBudgets(w, in.Sites, in.Classes)
+		sum := qos.BitRate(0)
+		for _, r := range b.Sites {
+			sum += r
+		}
+		how := "each is reserved"
+		if !b.Reserved {
+			how = "more than can be reserved, so calls of all sites share the line, before all else"
+		}
+		out = append(out, fmt.Sprintf("# %s: voice budgets %s of the sites together, %s of what goes to no site: %s", w.Interface, sum, b.Local, how))
 	}
 	if err := refusedQueues(f.refused); err != nil {
 		for line := range strings.Lines(err.Error()) {

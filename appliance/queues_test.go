@@ -64,7 +64,7 @@ func TestSitesAreKnownByWhereTheyAre(t *testing.T) {
 	f := facts{queues: qos.AssumedFeatures(), heard: heard.at}
 	w := want(cfg, f)
 	id := map[string]string{}
-	for _, p := range w.sitePlaces {
+	for _, p := range qos.SitePriorities(w.queueIn) {
 		id[p.Site+" "+string(p.Class)] = firewall.ClassIDText(p.ClassID)
 	}
 	assert.Equal(t, map[string]string{
@@ -96,7 +96,7 @@ func TestTheSiteHeardLastIsThere(t *testing.T) {
 		}}
 		w := want(cfg, f)
 		got := whereMaps(w.firewall)
-		for _, p := range w.sitePlaces {
+		for _, p := range qos.SitePriorities(w.queueIn) {
 			if p.Site == fmt.Sprintf("branch-%d", last) {
 				assert.Equal(t, firewall.ClassIDText(p.ClassID), got["prio_"+string(p.Class)+"4 203.0.113.7 . 4000"])
 			}

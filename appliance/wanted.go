@@ -20,11 +20,11 @@ import (
 // wanted is what one config makes of the machine: everything that the kernel and the engines are told
 // comes from here, so that it can be printed before it is done.
 type wanted struct {
-	routing    routing.State
-	firewall   firewall.State
-	queues     qos.State
-	sitePlaces []qos.SitePriority
-	devices    []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
+	routing  routing.State
+	firewall firewall.State
+	queues   qos.State
+	queueIn  qos.Input       // what queues was made from
+	devices  []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
 }
 
 // facts is what the plan depends on besides the config.
@@ -46,8 +46,8 @@ func want(cfg *config.Config, f facts) wanted {
 	w.devices = devices(cfg, f)
 	w.routing = routing.Want(routingInput(cfg, f, w.devices))
 	w.firewall = wantFirewall(cfg, f)
-	queues := queueInput(cfg, f)
-	w.queues, w.sitePlaces = qos.Want(queues), qos.SitePriorities(queues)
+	w.queueIn = queueInput(cfg, f)
+	w.queues = qos.Want(w.queueIn)
 	return w
 }
 

@@ -226,6 +226,41 @@ func shares(w WAN, local *branch, sites []branch, classes []Class) bool {
 	return false
 }
 
+// Budgets are the voice budgets of a WAN's tree.
+type Budgets struct {
+	Local    BitRate            // of what goes to no site
+	Sites    map[string]BitRate // by name; the most that calls to a site get
+	Reserved bool               // each has all of it for itself, whatever the others do; else calls of all sites share the WAN
+}
+
+// VoiceBudgets are those that Want plans for w.
+func VoiceBudgets(w WAN, sites []Site, classes []Class) Budgets {
+	local, branches := branchesOf(w, sites, slotsOf(sites), classes)
+	b := Budgets{Reserved: shares(w, &local, branches, classes), Sites: map[string]BitRate{}}
+	b.Local = local.budget
+	for i, s := range sites {
+		b.Sites[s.Name] = branches[i].budget
+	}
+	return b
+}
+
+// branchesOf gives what a WAN's tree is of: local and, in the order of sites, theirs, with ceilings and the sites' budgets.
+func branchesOf(w WAN, sites []Site, slots map[string]Handle, classes []Class) (local branch, branches []branch) {
+	local = branch{inner: localClass, ceil: w.Shaped(), leaves: map[ClassName]Handle{}}
+	for _, n := range ClassNames {
+		local.leaves[n] = Handle(ClassID(n))
+	}
+	for _, s := range sites {
+		b := branch{inner: slots[s.Name], ceil: w.Ceiling(s), leaves: map[ClassName]Handle{}}
+		b.budget = Rate(b.ceil, classes, Media)
+		for i, n := range ClassNames {
+			b.leaves[n] = b.inner + 1 + Handle(i)
+		}
+		branches = append(branches, b)
+	}
+	return local, branches
+}
+
 func tokens(total BitRate, b *branch) {
 	token := max(whole(min(total/tokenPart, tokenMost, b.ceil/4)), 8)
 	b.rates = map[ClassName]BitRate{Media: min(token, b.budget)}
@@ -247,19 +282,7 @@ func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f F
 		Qdiscs:  []Qdisc{{Handle: rootQdisc, Parent: RootHandle, Kind: "htb", HTB: &HTB{Default: classMinor[Data], Overhead: min(w.Overhead, 0)}}},
 		Classes: []HTBClass{root},
 	}
-	local := branch{inner: localClass, ceil: total, leaves: map[ClassName]Handle{}}
-	for _, n := range ClassNames {
-		local.leaves[n] = Handle(ClassID(n))
-	}
-	var branches []branch
-	for _, s := range sites {
-		b := branch{inner: slots[s.Name], ceil: w.Ceiling(s), leaves: map[ClassName]Handle{}}
-		b.budget = Rate(b.ceil, classes, Media)
-		for i, n := range ClassNames {
-			b.leaves[n] = b.inner + 1 + Handle(i)
-		}
-		branches = append(branches, b)
-	}
+	local, branches := branchesOf(w, sites, slots, classes)
 	fit := shares(w, &local, branches, classes)
 	small := func(rate BitRate) ByteCount {
 		if fit {

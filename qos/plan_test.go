@@ -272,6 +272,31 @@ func TestOneHubLosesNothing(t *testing.T) {
 	}
 }
 
+// As many sites as a config may have, on lines from the slowest on.
+func TestAsManySitesAsThereMayBe(t *testing.T) {
+	in := Input{Classes: reference(), Features: AssumedFeatures()}
+	for i := range MaxSites {
+		in.Sites = append(in.Sites, Site{Name: fmt.Sprintf("branch-%d", i), Downlink: Mbit})
+	}
+	for _, rate := range []BitRate{64 * Kbit, Mbit, 100 * Mbit, 100 * Gbit} {
+		in.WANs = []WAN{{Interface: "wan0", Uplink: rate, Margin: 30}}
+		sum := map[Handle]BitRate{}
+		l := Want(in).Links[0]
+		for _, c := range l.Classes {
+			sum[c.Parent] += c.Rate
+		}
+		for _, c := range l.Classes {
+			require.LessOrEqual(t, sum[c.Handle], c.Rate, "%s %s", rate, c.Handle)
+		}
+		b := VoiceBudgets(in.WANs[0], in.Sites, in.Classes)
+		assert.Equal(t, rate == 100*Gbit, b.Reserved, "%s", rate)
+		assert.Len(t, b.Sites, MaxSites)
+	}
+	in.Sites = in.Sites[:1]
+	assert.Equal(t, Budgets{Local: 6 * Mbit, Sites: map[string]BitRate{"branch-0": 300 * Kbit}, Reserved: true},
+		VoiceBudgets(WAN{Uplink: 20 * Mbit}, in.Sites, in.Classes))
+}
+
 func TestSlotsStayWhenSitesComeAndGo(t *testing.T) {
 	var sites []Site
 	for i := range MaxSites {
