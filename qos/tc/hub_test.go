@@ -259,3 +259,39 @@ func TestACallsBudgetIsPolicedBySite(t *testing.T) {
 	assert.InDelta(t, 0.3*total, media, 0.02*total, "the budget")
 	assert.InDelta(t, 0.7*total, data, 0.04*total, "all that it leaves")
 }
+
+// A site's rate is changed over and over, a third comes and goes: no packet to another site is lost or waits for it, and none to
+// the site itself is lost.
+func TestAnotherSitesChangeLosesNothing(t *testing.T) {
+	w := newWAN(t, 20*qos.Mbit)
+	w.in.Sites = []qos.Site{{Name: "steady", Downlink: 4 * qos.Mbit}, {Name: "changing", Downlink: 2 * qos.Mbit}}
+	reconcile(t, w.a, qos.Want(w.in))
+	const n = 300
+	stop := w.capture()
+	var wg sync.WaitGroup
+	sent := map[string]int{}
+	for _, class := range []qos.ClassName{qos.Media, qos.Data} {
+		for name, c := range w.sockets(class, 9100) {
+			sent[name] += n
+			wg.Go(func() { talk(t, c, n, 5*time.Millisecond) })
+		}
+	}
+	for i := range 40 {
+		in := w.in
+		in.Sites = slices.Clone(w.in.Sites)
+		in.Sites[1].Downlink = qos.BitRate(2+i%3) * qos.Mbit
+		if i%2 == 1 {
+			in.Sites = append(in.Sites, qos.Site{Name: "third", Downlink: 3 * qos.Mbit})
+		}
+		reconcile(t, w.a, qos.Want(in))
+		pace(20 * time.Millisecond)
+	}
+	wg.Wait()
+	got := map[string]int{}
+	for _, f := range stop() {
+		if f.port >= 9100 && f.port < 9110 {
+			got[w.in.Sites[f.port-9100].Name]++
+		}
+	}
+	assert.Equal(t, sent, got)
+}
