@@ -103,7 +103,7 @@ var (
 	reflectorDrops      = counter("ringway_reflector_dropped_packets_total", "Probes not answered, by reason.", "reason")
 )
 
-var queueLabels = []string{"wan", "class", "site"} // site is empty for a class's queue that all sites share
+var queueLabels = []string{"wan", "class", "site"} // site is local for what goes to no site
 
 // otherReason holds what a plane counts under a name that this build does not know.
 const otherReason = "other"
@@ -251,12 +251,12 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 }
 
 func (s sink) queue(q qos.QueueStats) {
-	labels := []string{q.WAN, string(q.Class), q.SiteName()}
+	labels := []string{q.WAN, string(q.Class), q.Site}
 	s.put(queueBytes, float64(q.Sent), labels...)
 	s.put(queuePackets, float64(q.SentPackets), labels...)
 	s.put(queueDrops, float64(q.Drops), labels...)
-	if n, counted := q.ECNMarks(); counted {
-		s.put(queueMarks, float64(n), labels...)
+	if q.Marks != nil {
+		s.put(queueMarks, float64(*q.Marks), labels...)
 	}
 	s.put(queueBorrowed, float64(q.Borrowed), labels...)
 	s.put(queueOverlimits, float64(q.Overlimits), labels...)
