@@ -122,7 +122,7 @@ func busy() Status {
 	}
 	st.Tunnels = []tunnel.DeviceStatus{
 		{Class: tunnel.Voice, Interface: "rw-voice", Engine: tunnel.EngineRealtime, ListenPort: 51820, PlanePID: int(n()), PlaneBuild: "1.2.2", Since: at(), Restarts: int(n()), Adopted: true,
-			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}},
+			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}, {Name: "rw-fwd-out", TID: int(n()), Realtime: true}},
 			Peers: []tunnel.PeerStatus{peer("munich", true), peer("hamburg", true)}},
 		{Class: tunnel.Data, Interface: "rw-data", Engine: tunnel.EngineWireGuardGo, ListenPort: 51821, PlanePID: int(n()), Since: at(), Restarts: int(n()),
 			Drops: drops(wireguardgo.Reasons()), Peers: []tunnel.PeerStatus{peer("munich", true)}},

@@ -32,6 +32,8 @@ type hub struct {
 func newHub(t testing.TB, sites int) *hub {
 	h := &hub{edge: netnstest.New(t), rules: branch()}
 	internet := netnstest.New(t)
+	// Neighbour discovery, of a device that has just come up, would be counted as local data.
+	h.edge.Run("nft", "table ip6 quiet { chain out { type filter hook output priority -400; meta l4proto icmpv6 drop; }; }")
 	netnstest.Veth(t, h.edge, "wan0", internet, "eth0")
 	internet.Run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:02")
 	for _, line := range []string{
