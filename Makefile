@@ -57,7 +57,7 @@ test-rekey: test-packages build ## interoperation with stock WireGuard across it
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
 
 .PHONY: test-kernel
-test-kernel: vm-packages build ## the kernel engine, VLANs and a clock in the past, under a Debian kernel in QEMU (root)
+test-kernel: vm-packages build ## the kernel engine, VLANs, fq_codel, cake and a clock in the past, under a Debian kernel in QEMU (root)
 	test/vm/run.sh
 
 .PHONY: test-systemd

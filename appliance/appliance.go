@@ -54,6 +54,7 @@ type Daemon struct {
 	stopOnce  sync.Once
 	lookAgain chan struct{} // the config or a lease changed: look the names up
 	dirty     chan struct{} // somebody changed the network: look again
+	steer     chan struct{} // a site was heard elsewhere: its queue is another address's now
 	leases    *leases
 	reflector *reflector
 	metrics   *metricsServer
@@ -82,7 +83,7 @@ func New(o Options) (*Daemon, error) {
 	}
 	o.ConfigPath = path
 	d := &Daemon{opts: o, log: o.Log, since: time.Now(), clock: newClockFloor(o.Paths.clock()), reflector: newReflector(o.Log),
-		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ready: make(chan struct{}),
+		stopAsked: make(chan struct{}), lookAgain: make(chan struct{}, 1), dirty: make(chan struct{}, 1), steer: make(chan struct{}, 1), ready: make(chan struct{}),
 		resolved: map[string]netip.Addr{}, moved: map[string]time.Time{}, problems: map[string]string{}}
 	d.metrics = newMetricsServer(o.Log, metricsHandler(o.Log, &collector{build: o.Build, status: d.Status, reasons: o.Reasons, now: time.Now}))
 	d.trial = newTrial(d, o.Paths, path, o.Log)
@@ -146,7 +147,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.slots[c] = &slot{class: c, log: d.log, anew: d.endpoints.anew, plane: func(c tunnel.Class) (engine, error) {
 			return plane.NewSupervisor(plane.Config{Class: c, RunDir: p.planes(), UAPIDir: p.UAPI, Log: d.log,
 				OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP,
-				OnEndpoints: func(eps map[tunnel.PublicKey]netip.AddrPort) { d.endpoints.saw(c, eps) }})
+				OnEndpoints: func(eps map[tunnel.PublicKey]netip.AddrPort) {
+					if d.endpoints.saw(c, eps) {
+						d.roamed()
+					}
+				}})
 		}, clear: func(ctx context.Context, want tunnel.Settings) error {
 			if want.Engine == tunnel.EngineKernel {
 				return plane.Quit(ctx, p.planes(), p.UAPI, c)
@@ -167,6 +172,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		newTask("watch of the ruleset", func(ctx context.Context, ready func()) error { return nft.Watch(ctx, ready, d.touch) }),
 		newTask("watch of the queues", func(ctx context.Context, ready func()) error { return tc.Watch(ctx, ready, d.touch) }),
 		newTask("reconciliation", d.reconcileWhenDirty),
+		newTask("queues of sites", d.steerWhenRoamed),
 		newTask("endpoint names", d.keepNames),
 		d.reflector,
 		every("confirmation", time.Second, d.lookAtTrial),
@@ -252,10 +258,10 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 			d.rounds.Failed++
 		}
 	}()
-	f := d.facts
-	f.secrets, f.endpoint, f.leases = d.secrets, d.endpointOf, d.leases.held()
-	f.wanMTU = wanMTU(d.cfg)
-	w := want(d.cfg, f)
+	if d.facts.refused, err = d.journal.refuse(d.cfg); err != nil {
+		return nil, err
+	}
+	w := want(d.cfg, d.factsLocked())
 	// The firewall first, and by itself: it is a table of Ringway's own, of which there is nothing to note.
 	if lines, err = d.journal.applyFirewall(w.firewall); err != nil {
 		return lines, err
@@ -274,7 +280,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	more, err := d.journal.applyRouting(w.routing)
 	did("network", more, err)
 	more, err = d.journal.applyQueues(w.queues)
-	did("queues", more, err)
+	did("queues", more, errors.Join(err, refusedQueues(d.facts.refused)))
 	for _, old := range d.freePorts(w.devices) {
 		did("tunnel "+string(old), nil, d.slots[old].stop(ctx))
 	}
@@ -297,6 +303,14 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 		d.setProblemLocked("devices", missing)
 	}
 	return lines, d.journal.save(d.opts.Paths.journal())
+}
+
+// factsLocked is what the plan depends on, as it is now.
+func (d *Daemon) factsLocked() facts {
+	f := d.facts
+	f.secrets, f.endpoint, f.heard, f.leases = d.secrets, d.endpointOf, d.heardAt, d.leases.held()
+	f.wanMTU = wanMTU(d.cfg)
+	return f
 }
 
 var errEnding = errors.New("the daemon is ending")

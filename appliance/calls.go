@@ -14,17 +14,22 @@ import (
 // WANCalls is what one WAN carries of calls, and how long single packets keep it busy. Rates are in bits a second; those of a WAN whose
 // uplink is not known are 0, and so are its calls.
 type WANCalls struct {
-	WAN     string       `json:"wan"`
-	Uplink  qos.BitRate  `json:"uplink_bps"`
-	Margin  int          `json:"margin_percent"`
-	Shaped  qos.BitRate  `json:"shaped_bps"`
-	Share   int          `json:"media_share_percent"`
-	Media   qos.BitRate  `json:"media_bps"` // the voice budget
-	RTP     qos.BitRate  `json:"rtp_bps"`   // of it, what is left when RTCP has its share
-	Bound   float64      `json:"serialization_bound_ms"`
-	Longest []LongPacket `json:"longest_packets"`
-	Sites   []SiteCalls  `json:"sites"`
-	AsData  []string     `json:"calls_as_data,omitempty"` // sites whose one tunnel is for data: their calls are data, and nothing is promised
+	WAN    string      `json:"wan"`
+	Uplink qos.BitRate `json:"uplink_bps"`
+	Margin int         `json:"margin_percent"`
+	Shaped qos.BitRate `json:"shaped_bps"`
+	Share  int         `json:"media_share_percent"`
+	Media  qos.BitRate `json:"media_bps"` // the voice budget of a site whose own line does not bound it
+	RTP    qos.BitRate `json:"rtp_bps"`   // of it, what is left when RTCP has its share
+	Local  qos.BitRate `json:"local_bps"` // the voice budget of what goes to no site
+	All    qos.BitRate `json:"all_bps"`   // those of all sites together
+	// Reserved: each site's budget is its own, whatever goes to the others. Else calls with all sites share the WAN, before all else.
+	Reserved bool         `json:"reserved"`
+	budgets  string       // says the last three
+	Bound    float64      `json:"serialization_bound_ms"`
+	Longest  []LongPacket `json:"longest_packets"`
+	Sites    []SiteCalls  `json:"sites"`
+	AsData   []string     `json:"calls_as_data,omitempty"` // sites whose one tunnel is for data: their calls are data, and nothing is promised
 }
 
 // LongPacket is the longest packet of its kind, and how long it occupies the WAN.
@@ -62,6 +67,13 @@ func callsOf(cfg *config.Config) (out []WANCalls) {
 		rate, media := w.Shaped(), cfg.Budget(w)
 		c := WANCalls{WAN: w.Interface, Uplink: w.Uplink, Margin: w.Margin, Shaped: rate, Share: classNamed(cfg.Classes, qos.Media).Share,
 			Media: media.Rate, RTP: media.RTP(), Bound: milliseconds(w.Serialization), Sites: []SiteCalls{}}
+		if rate > 0 {
+			b := qos.VoiceBudgets(w.Queue(0), cfg.QueueSites(), cfg.Classes)
+			c.Local, c.All, c.Reserved = b.Local, b.Together(), b.Reserved
+			if len(b.Sites) > 0 {
+				c.budgets = budgetWords(w.Interface, b)
+			}
+		}
 		long := func(what string, ip int, wire qos.ByteCount) {
 			c.Longest = append(c.Longest, LongPacket{what, ip, wire, milliseconds(rate.Serialization(wire))})
 		}
@@ -84,6 +96,14 @@ func callsOf(cfg *config.Config) (out []WANCalls) {
 		out = append(out, c)
 	}
 	return out
+}
+
+func budgetWords(wan string, b qos.Budgets) string {
+	how := "each is reserved"
+	if !b.Reserved {
+		how = "more than can be reserved, so calls with all sites share the line, before all else"
+	}
+	return fmt.Sprintf("%s: voice budgets %s of the sites together, %s of what goes to no site: %s", wan, b.Together(), b.Local, how)
 }
 
 // add puts a site to those that are like it.
@@ -139,6 +159,9 @@ func callLines(wans []WANCalls) (out []string) {
 		} else {
 			say("%s: %s less %d %% = %s; media has %d %% of it, %s: %s for RTP, and %d %% more for its RTCP (RFC 3550, section 6.2); signalling is a class of its own",
 				w.WAN, w.Uplink, w.Margin, w.Shaped, w.Share, w.Media, w.RTP/qos.Kbit*qos.Kbit, qos.RTCPShare)
+			if w.budgets != "" {
+				say("%s", w.budgets)
+			}
 			var parts []string
 			for _, p := range w.Longest {
 				what := map[string]string{"data": "of data", "voice": "of signalling", "internet tcp": "to the internet by TCP", "internet": "to the internet"}[p.What]

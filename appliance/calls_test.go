@@ -3,6 +3,8 @@ package appliance
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,17 +14,53 @@ import (
 	"ringway/qos"
 )
 
-// What is promised is what the queues give: rate and ceiling of the class media.
+// What is promised is what the queues give: ceiling of the class media of each site and of what goes to none, and its rate where
+// budgets are reserved. On every kind of line, and at a hub whose sites have more than it.
 func TestTheBudgetIsTheQueues(t *testing.T) {
-	for _, rate := range []string{"500kbit", "1mbit", "1234567bit", "20mbit", "1gbit"} {
-		cfg := shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": rate, "wan[wan0].downlink": "", "classes[media].share": "29"})
-		planned := callsOf(cfg)[0].Media
-		for _, c := range want(cfg, facts{queues: qos.AssumedFeatures()}).queues.Links[0].Classes {
-			if name, ok := qos.ClassOf(c.Handle); ok && name == qos.Media {
-				assert.Equal(t, c.Rate, planned, rate)
-				assert.Equal(t, c.Ceil, planned, rate)
+	for _, c := range []struct {
+		uplink, downlink, link string
+		sites                  int
+		reserved               bool
+	}{
+		{"500kbit", "", "kernel", 1, true}, {"1mbit", "", "pppoe-llcsnap", 1, true}, {"1234567bit", "", "pppoe-ptm", 1, true},
+		{"20mbit", "", "ethernet", 1, true}, {"1gbit", "", "docsis", 1, true},
+		{"20mbit", "3mbit", "bridged-ptm", 1, true}, {"20mbit", "2gbit", "kernel", 1, true},
+		{"20mbit", "2mbit", "kernel", 7, true}, {"20mbit", "20mbit", "kernel", 60, false},
+	} {
+		cfg := shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].uplink": c.uplink, "wan[wan0].downlink": "", "wan[wan0].link": c.link,
+			"sites[munich].downlink": c.downlink, "classes[media].share": "29"})
+		for i := 1; i < c.sites; i++ {
+			s := cfg.Sites[0]
+			s.Name = fmt.Sprintf("branch-%d", i)
+			cfg.Sites = append(cfg.Sites, s)
+		}
+		planned := callsOf(cfg)[0]
+		assert.Equal(t, c.reserved, planned.Reserved, "%+v", c)
+		budget := map[string]qos.BitRate{qos.Local: planned.Local}
+		for _, s := range planned.Sites {
+			for _, name := range s.Sites {
+				budget[name] = s.Media
 			}
 		}
+		require.Len(t, budget, 1+c.sites)
+		places := qos.Places(slices.Collect(maps.Keys(budget)))
+		found, all := 0, qos.BitRate(0)
+		for _, class := range want(cfg, facts{queues: qos.AssumedFeatures()}).queues.Links[0].Classes {
+			p, ok := places[class.Handle]
+			if !ok || p.Class != qos.Media {
+				continue
+			}
+			found++
+			assert.Equal(t, class.Ceil, budget[p.Site], "%s of %+v", p.Site, c)
+			if c.reserved {
+				assert.Equal(t, class.Rate, budget[p.Site], "%s of %+v", p.Site, c)
+			}
+			if p.Site != qos.Local {
+				all += class.Ceil
+			}
+		}
+		assert.Equal(t, len(budget), found)
+		assert.Equal(t, all, planned.All)
 	}
 }
 
@@ -75,7 +113,7 @@ func TestSitesThatAreAlikeStandTogether(t *testing.T) {
 		s.Name = fmt.Sprintf("branch-%d", i)
 		cfg.Sites = append(cfg.Sites, s)
 	}
-	cfg.Downlinks = map[string]qos.BitRate{"branch-7": 2 * qos.Mbit}
+	cfg.Sites[8].Downlink = 2 * qos.Mbit // branch-7
 	w := callsOf(cfg)
 	require.Len(t, w[0].Sites, 4, "two families, and one site that is slow")
 	assert.Len(t, w[0].Sites[0].Sites, 500)

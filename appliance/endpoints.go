@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"ringway/appliance/config"
 	"ringway/tunnel"
 )
 
@@ -25,6 +26,7 @@ type endpointMemory struct {
 	known   map[tunnel.Class]map[string]rememberedEndpoint // by public key
 	changed bool                                           // since takeChanged
 	told    map[toldKey]told                               // what choose last said, and for which resolved address
+	heard   uint64                                         // how often saw was told something new
 	now     func() time.Time
 }
 
@@ -43,6 +45,7 @@ type told struct {
 type rememberedEndpoint struct {
 	Resolved netip.AddrPort `json:"resolved"` // what the configured name or address last meant; zero for a site that dials in
 	Current  netip.AddrPort `json:"current"`  // where the latest authenticated packet came from, or Resolved
+	when     uint64         // the later it was heard there, the higher; 0 before this daemon heard it
 }
 
 func loadEndpoints(path string, log *slog.Logger) *endpointMemory {
@@ -149,12 +152,21 @@ func (m *endpointMemory) saw(c tunnel.Class, eps map[tunnel.PublicKey]netip.Addr
 	for k, ep := range eps {
 		e := m.known[c][k.String()]
 		if ep.IsValid() && e.Current != ep {
-			e.Current = ep
+			m.heard++
+			e.Current, e.when = ep, m.heard
 			m.setLocked(c, k, e)
 			changed, m.changed = true, true
 		}
 	}
 	return changed
+}
+
+// current is where a peer was last heard, or means to be; the later, the higher is when.
+func (m *endpointMemory) current(c tunnel.Class, k tunnel.PublicKey) (at netip.AddrPort, when uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.known[c][k.String()]
+	return e.Current, e.when
 }
 
 func (m *endpointMemory) setLocked(c tunnel.Class, k tunnel.PublicKey, e rememberedEndpoint) {
@@ -165,7 +177,7 @@ func (m *endpointMemory) setLocked(c tunnel.Class, k tunnel.PublicKey, e remembe
 }
 
 // keepOnly forgets peers that are no longer configured, so that the file does not grow for ever.
-func (m *endpointMemory) keepOnly(sites []tunnel.Site) {
+func (m *endpointMemory) keepOnly(sites []config.Site) {
 	keep := map[string]bool{}
 	for _, s := range sites {
 		keep[s.PublicKey.String()] = true

@@ -72,7 +72,7 @@ var (
 	tunnelRestarts    = counter("ringway_tunnel_plane_restarts_total", "Starts of a plane in place of one that died or hung.", "tunnel")
 	tunnelCollections = counter("ringway_tunnel_garbage_collections_total", "Garbage collections of the engine realtime; each may keep packets waiting for a moment.", "tunnel")
 	tunnelDrops       = counter("ringway_tunnel_dropped_packets_total", "Packets that the tunnel's engine dropped, by reason.", "tunnel", "reason")
-	threadRealtime    = gauge("ringway_tunnel_thread_realtime", "Whether a forwarding thread runs under SCHED_FIFO now.", "tunnel", "thread")
+	threadRealtime    = gauge("ringway_tunnel_thread_realtime", "Whether all forwarding threads of a name run under SCHED_FIFO now.", "tunnel", "thread")
 
 	peerHandshake = gauge("ringway_peer_last_handshake_timestamp_seconds", "Latest handshake with a site, Unix time; 0: never. Its age is time() less this.", "tunnel", "site")
 	peerRxBytes   = counter("ringway_peer_receive_bytes_total", "Received from a site, as WireGuard counts.", "tunnel", "site")
@@ -103,7 +103,7 @@ var (
 	reflectorDrops      = counter("ringway_reflector_dropped_packets_total", "Probes not answered, by reason.", "reason")
 )
 
-var queueLabels = []string{"wan", "class", "site"} // site is empty for a class's queue that all sites share
+var queueLabels = []string{"wan", "class", "site"} // site is local for what goes to no site
 
 // otherReason holds what a plane counts under a name that this build does not know.
 const otherReason = "other"
@@ -212,8 +212,13 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 	name := string(t.Class)
 	s.put(tunnelUp, truth(t.Error == ""), name)
 	s.put(tunnelRestarts, float64(t.Restarts), name)
+	realtime := map[string]bool{} // a direction may have a thread on each processor, all of one name
 	for _, th := range t.Threads {
-		s.put(threadRealtime, truth(th.Realtime), name, th.Name)
+		all, known := realtime[th.Name]
+		realtime[th.Name] = th.Realtime && (all || !known)
+	}
+	for thread, all := range realtime {
+		s.put(threadRealtime, truth(all), name, thread)
 	}
 	if t.Error != "" { // the rest is not known, and zeros would be read as a restart
 		return
@@ -251,12 +256,12 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 }
 
 func (s sink) queue(q qos.QueueStats) {
-	labels := []string{q.WAN, string(q.Class), q.SiteName()}
+	labels := []string{q.WAN, string(q.Class), q.Site}
 	s.put(queueBytes, float64(q.Sent), labels...)
 	s.put(queuePackets, float64(q.SentPackets), labels...)
 	s.put(queueDrops, float64(q.Drops), labels...)
-	if n, counted := q.ECNMarks(); counted {
-		s.put(queueMarks, float64(n), labels...)
+	if q.Marks != nil {
+		s.put(queueMarks, float64(*q.Marks), labels...)
 	}
 	s.put(queueBorrowed, float64(q.Borrowed), labels...)
 	s.put(queueOverlimits, float64(q.Overlimits), labels...)

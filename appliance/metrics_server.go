@@ -23,7 +23,7 @@ const (
 	metricsConnections = 4
 	metricsHeaders     = 8 << 10 // bytes
 	metricsReading     = 5 * time.Second
-	metricsWriting     = 15 * time.Second // 1024 sites are 1 MB
+	metricsWriting     = 15 * time.Second // 1024 sites and their queues are 6 MB
 )
 
 // metricsServer is the task that answers Prometheus where control.metrics says, and nowhere else. Two things keep it from

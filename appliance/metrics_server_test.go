@@ -39,7 +39,7 @@ func TestMetricsServerFollows(t *testing.T) {
 
 	local, inside := netip.MustParseAddrPort("127.0.0.1:9586"), netip.MustParseAddrPort("10.1.20.1:9586")
 	cfg := &config.Config{Data: []routing.LAN{{Interface: "data0", Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.20.1/24")}}},
-		Sites:   []tunnel.Site{{Name: "munich", VoiceNetworks: []netip.Prefix{netip.MustParsePrefix("10.2.10.0/24")}, DataNetworks: []netip.Prefix{netip.MustParsePrefix("10.2.20.0/24")}}},
+		Sites:   []config.Site{{Site: tunnel.Site{Name: "munich", VoiceNetworks: []netip.Prefix{netip.MustParsePrefix("10.2.10.0/24")}, DataNetworks: []netip.Prefix{netip.MustParsePrefix("10.2.20.0/24")}}}},
 		Control: config.Control{Metrics: []netip.AddrPort{local, inside}}}
 	m := newMetricsServer(slog.New(slog.DiscardHandler), metricsHandler(slog.New(slog.DiscardHandler),
 		&collector{build: "1.2.3", now: time.Now, status: func(context.Context) (Status, error) { return Status{Site: "berlin"}, nil }}))

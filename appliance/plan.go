@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -84,8 +85,28 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 	for c, e := range endpoints {
 		f.kernelWireGuard = f.kernelWireGuard || c == tunnel.Data && e == string(tunnel.EngineKernel)
 	}
+	switch {
+	case runErr == nil && running.Leaves.HTB:
+		f.queues = running.Leaves
+	case !o.All && os.Geteuid() == 0:
+		if probed, err := tc.Probe(); err == nil {
+			f.queues = probed
+		}
+	}
+	f.refused = map[string]string{}
+	if !o.All && errors.Is(runErr, ErrNotRunning) { // a daemon that runs says in its status what it refused
+		if r, err := (&journal{}).refuse(cfg); err == nil {
+			f.refused = r
+		}
+	}
 	if o.All || errors.Is(runErr, ErrNotRunning) {
 		f.endpoint = configuredEndpoint // what runs may have heard a site elsewhere, and the daemon keeps to that
+		f.heard = func(c tunnel.Class, s tunnel.Site) (netip.AddrPort, uint64) {
+			at, _ := configuredEndpoint(c, s)
+			return at, 0
+		}
+	} else {
+		f.heard = heardBy(running.Tunnels)
 	}
 	w := want(cfg, f)
 	remarks := tunnelRemarks(w.devices)
@@ -112,6 +133,9 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 		}
 		if name == "wg" {
 			lines = append(slices.Clone(lines), remarks...)
+		}
+		if name == "tc" {
+			lines = append(slices.Clone(lines), queueRemarks(f, w.queueIn, lines)...)
 		}
 		p.Parts = append(p.Parts, PlannedPart{Part: name, Title: title, Note: note, Lines: lines})
 		return nil
@@ -157,6 +181,31 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 	return p, err
 }
 
+// queueRemarks is what tc has no words for: which site is meant, what is left alone, and why the leaves are what they are.
+func queueRemarks(f facts, in qos.Input, lines []string) (out []string) {
+	text := strings.Join(lines, "\n")
+	for _, p := range qos.SitePriorities(in) {
+		if p.Class != qos.Media {
+			continue
+		}
+		first, last := qos.Handle(p.ClassID-1), qos.Handle(p.ClassID+uint32(len(qos.ClassNames))-1)
+		if strings.Contains(text, first.String()+" ") {
+			out = append(out, fmt.Sprintf("# %s to %s: site %s", first, last, p.Site))
+		}
+	}
+	for _, w := range in.WANs {
+		if w.Shaped() > 0 && len(in.Sites) > 0 {
+			out = append(out, "# "+budgetWords(w.Interface, qos.VoiceBudgets(w, in.Sites, in.Classes)))
+		}
+	}
+	if err := refusedQueues(f.refused); err != nil {
+		for line := range strings.Lines(err.Error()) {
+			out = append(out, "# "+strings.TrimSpace(line))
+		}
+	}
+	return append(out, "# leaves: "+f.queues.Leaves())
+}
+
 // outerWords says in an operator's words how a device's packets look from outside, packet by packet.
 func outerWords(d tunnel.Device) string {
 	var marks []string
@@ -191,6 +240,18 @@ func configuredEndpoint(c tunnel.Class, s tunnel.Site) (at netip.AddrPort, news 
 		return netip.AddrPort{}, 0
 	}
 	return netip.AddrPortFrom(a.Unmap(), s.Port(c)), 0
+}
+
+// heardBy is where a running daemon says that sites are.
+func heardBy(tunnels []tunnel.DeviceStatus) func(tunnel.Class, tunnel.Site) (netip.AddrPort, uint64) {
+	at := map[tunnel.Class]map[tunnel.PublicKey]netip.AddrPort{}
+	for _, t := range tunnels {
+		at[t.Class] = map[tunnel.PublicKey]netip.AddrPort{}
+		for _, p := range t.Peers {
+			at[t.Class][p.PublicKey] = p.Endpoint
+		}
+	}
+	return func(c tunnel.Class, s tunnel.Site) (netip.AddrPort, uint64) { return at[c][s.PublicKey], 0 }
 }
 
 func words[C fmt.Stringer](changes []C) (out []string) {

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -42,7 +43,8 @@ func (v QueueView) Print(w io.Writer) error {
 		return err
 	}
 	marks := slices.ContainsFunc(v.Queues, func(q qos.QueueFlow) bool { return q.Marks != nil })
-	sites := slices.ContainsFunc(v.Queues, func(q qos.QueueFlow) bool { return q.Site != "" })
+	sites := slices.ContainsFunc(v.Queues, func(q qos.QueueFlow) bool { return q.Site != qos.Local })
+	shown := v.busy()
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	line := func(wan, class, site, now, own, ceil, backlog, wait, drops, dropping, marked, borrowed string) {
 		fmt.Fprintf(tw, "%s\t%s\t", wan, class)
@@ -56,17 +58,43 @@ func (v QueueView) Print(w io.Writer) error {
 		fmt.Fprintf(tw, "%s\t\n", borrowed)
 	}
 	line("WAN", "CLASS", "SITE", "NOW", "GUARANTEED", "CEILING", "BACKLOG", "WAIT", "DROPS", "DROPS/S", "MARKS", "BORROWED/S")
-	for _, q := range v.Queues {
+	for _, q := range shown {
 		marked := "-"
 		if q.Marks != nil {
 			marked = fmt.Sprint(*q.Marks)
 		}
-		site := q.Site
-		if site == "" {
-			site = "-"
-		}
-		line(q.WAN, string(q.Class), site, q.Now.About(), q.Guaranteed.About(), q.Ceiling.About(), scaled(float64(q.Backlog), "B", 1024, "KiB", "MiB", "GiB"),
+		line(q.WAN, string(q.Class), q.Site, q.Now.About(), q.Guaranteed.About(), q.Ceiling.About(), scaled(float64(q.Backlog), "B", 1024, "KiB", "MiB", "GiB"),
 			fmt.Sprintf("%.1f ms", q.Wait.Seconds()*1000), fmt.Sprint(q.Drops), fmt.Sprintf("%.0f", q.DropsASecond), marked, fmt.Sprintf("%.0f", q.BorrowedASecond))
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil || len(shown) == len(v.Queues) {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "(the %d places with most traffic now; --json has all)\n", busiest)
+	return err
+}
+
+// busy is v's queues, on each WAN only those of the places that send most, where there are more than a screen holds.
+func (v QueueView) busy() (out []qos.QueueFlow) {
+	type place struct{ wan, site string }
+	now, order := map[place]qos.BitRate{}, map[string][]place{}
+	for _, q := range v.Queues {
+		p := place{q.WAN, q.Site}
+		if _, known := now[p]; !known {
+			order[q.WAN] = append(order[q.WAN], p)
+		}
+		now[p] += q.Now
+	}
+	shown := map[place]bool{}
+	for _, places := range order {
+		slices.SortStableFunc(places, func(a, b place) int { return cmp.Compare(now[b], now[a]) })
+		for _, p := range places[:min(len(places), busiest)] {
+			shown[p] = true
+		}
+	}
+	for _, q := range v.Queues {
+		if shown[place{q.WAN, q.Site}] {
+			out = append(out, q)
+		}
+	}
+	return out
 }

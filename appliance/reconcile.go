@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 
+	"ringway/appliance/config"
 	"ringway/firewall"
 	"ringway/firewall/nft"
 	"ringway/qos"
@@ -70,6 +72,43 @@ func (j *journal) note(w wanted, path string) error {
 		}
 	}
 	return j.save(path)
+}
+
+// refuse lists the WANs that are to be shaped and have a queue that somebody else made before Ringway came, by interface, with
+// what it is: it is left as it is unless take_over says otherwise. One that is put in the place of Ringway's own later is
+// a change by hand, and mended.
+func (j *journal) refuse(cfg *config.Config) (map[string]string, error) {
+	var names []string
+	for _, w := range cfg.WANs {
+		if w.Uplink > 0 && !w.TakeOver {
+			names = append(names, w.Interface)
+		}
+	}
+	have, err := tc.Observe(names)
+	if err != nil {
+		return nil, err
+	}
+	refused := map[string]string{}
+	for _, l := range have.Links {
+		theirs := l.Theirs()
+		if found, noted := j.Queues.Link(l.Interface); theirs == "" || noted && found.Theirs() == "" {
+			continue
+		}
+		refused[l.Interface] = theirs
+		// Nothing was changed there: what stands there when it is taken over is what to give back.
+		j.Queues.Links = slices.DeleteFunc(j.Queues.Links, func(q qos.Link) bool { return q.Interface == l.Interface })
+	}
+	return refused, nil
+}
+
+// refusedQueues says what refuse found, and what to do.
+func refusedQueues(refused map[string]string) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(refused)) {
+		errs = append(errs, fmt.Errorf("%s has a queue that is not Ringway's (%s), so nothing is shaped there: remove it with `tc qdisc del dev %s root`, or set wan[%s].take_over: true to have it replaced until `ringway stop`",
+			name, refused[name], name, name))
+	}
+	return errors.Join(errs...)
 }
 
 // applyFirewall brings the ruleset to what w says. It goes first and is the one thing that must not fail: without

@@ -27,13 +27,14 @@ type Status struct {
 	Ready     bool                  `json:"ready"`
 	Tunnels   []tunnel.DeviceStatus `json:"tunnels"`
 	Queues    []qos.QueueStats      `json:"queues"`
-	Drops     map[string]Count      `json:"drops"`     // packets that policy dropped, by reason (named counters of table inet ringway)
-	Classes   map[string]Count      `json:"classes"`   // packets put into each class
-	Reflector ReflectorStatus       `json:"reflector"` // probes from sites
-	Reconcile Rounds                `json:"reconcile"` // how often the kernel was compared with the config
-	Metrics   []string              `json:"metrics"`   // addresses on which Prometheus is answered
-	Features  []FeatureStatus       `json:"features"`  // what the kernel lacks or denies, and what that costs
-	Problems  []string              `json:"problems"`  // what is wrong now
+	Leaves    qos.Features          `json:"queue_features"` // what this kernel has for queues
+	Drops     map[string]Count      `json:"drops"`          // packets that policy dropped, by reason (named counters of table inet ringway)
+	Classes   map[string]Count      `json:"classes"`        // packets put into each class
+	Reflector ReflectorStatus       `json:"reflector"`      // probes from sites
+	Reconcile Rounds                `json:"reconcile"`      // how often the kernel was compared with the config
+	Metrics   []string              `json:"metrics"`        // addresses on which Prometheus is answered
+	Features  []FeatureStatus       `json:"features"`       // what the kernel lacks or denies, and what that costs
+	Problems  []string              `json:"problems"`       // what is wrong now
 
 	Confirmation *ConfirmationStatus `json:"confirmation,omitempty"` // a config that waits for `ringway confirm`, or did in vain
 }
@@ -97,13 +98,14 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 	}
 	if len(s.Queues) > 0 {
 		fmt.Fprintf(tw, "\nQUEUE\tCLASS\tRATE\tCEIL\tSENT\tBACKLOG\tDROPS\n")
-		for _, q := range s.Queues {
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", q.WAN, q.Class, q.Rate, q.Ceil,
+		for _, q := range queueLines(s.Queues) {
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", q.WAN, q.name, q.Rate, q.Ceil,
 				traffic(uint64(q.Sent), q.SentPackets), traffic(uint64(q.Backlog), q.BacklogPackets), q.Drops)
 		}
 		if err := tw.Flush(); err != nil {
 			return err
 		}
+		fmt.Fprintf(w, "Leaves: %s\n", s.Leaves.Leaves())
 	}
 	if line := counts(s.Drops); line != "" {
 		fmt.Fprintf(w, "\nDropped by policy: %s\n", line)
@@ -119,6 +121,54 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "  %s: %s\n", f.Name, f.Cost)
 	}
 	return nil
+}
+
+// queueLine is a line of the table of queues: all of a class on a WAN, or, beneath, one site's part of it.
+type queueLine struct {
+	qos.QueueStats
+	name string
+}
+
+// busiest is how many sites stand beneath a class: who looks at a hub of hundreds wants `--json`, or a monitor.
+const busiest = 10
+
+// queueLines sums the queues up by WAN and class, with what goes to each site beneath where there are sites: those that sent
+// most.
+func queueLines(queues []qos.QueueStats) (out []queueLine) {
+	var wans []string
+	for _, q := range queues {
+		if !slices.Contains(wans, q.WAN) {
+			wans = append(wans, q.WAN)
+		}
+	}
+	for _, wan := range wans {
+		for _, class := range qos.ClassNames {
+			sum := queueLine{QueueStats: qos.QueueStats{WAN: wan, Class: class}, name: string(class)}
+			var parts []queueLine
+			for _, q := range queues {
+				if q.WAN != wan || q.Class != class {
+					continue
+				}
+				sum.Rate, sum.Ceil, sum.Limit = sum.Rate+q.Rate, max(sum.Ceil, q.Ceil), sum.Limit+q.Limit
+				sum.Sent, sum.SentPackets = sum.Sent+q.Sent, sum.SentPackets+q.SentPackets
+				sum.Backlog, sum.BacklogPackets = sum.Backlog+q.Backlog, sum.BacklogPackets+q.BacklogPackets
+				sum.Drops, sum.Overlimits, sum.Borrowed = sum.Drops+q.Drops, sum.Overlimits+q.Overlimits, sum.Borrowed+q.Borrowed
+				part := queueLine{q, "  " + q.Site}
+				part.WAN = ""
+				parts = append(parts, part)
+			}
+			if len(parts) == 0 {
+				continue
+			}
+			out = append(out, sum)
+			if len(parts) == 1 {
+				continue
+			}
+			slices.SortStableFunc(parts, func(a, b queueLine) int { return cmp.Compare(b.Sent, a.Sent) })
+			out = append(out, parts[:min(len(parts), busiest)]...)
+		}
+	}
+	return out
 }
 
 // String is one line: where probes are answered, how many were, and what was not.
@@ -193,7 +243,12 @@ func (s *Status) addKernel(cfg *config.Config, f facts) {
 		}
 	}
 	var err error
-	if s.Queues, err = tc.Stats(shaped); err != nil {
+	var sites []string
+	for _, site := range cfg.Sites {
+		sites = append(sites, site.Name)
+	}
+	s.Leaves = f.queues
+	if s.Queues, err = tc.Stats(shaped, sites); err != nil {
 		s.Problems = append(s.Problems, err.Error())
 	}
 	counters, err := nft.Counters()

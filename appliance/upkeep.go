@@ -21,7 +21,8 @@ import (
 // whatever somebody else changes in the kernel.
 
 const (
-	reconcileInterval = time.Minute // what no notification tells of is looked at this often
+	reconcileInterval = time.Minute           // what no notification tells of is looked at this often
+	steerPause        = 50 * time.Millisecond // sites that move together are one change
 )
 
 // watchKernel marks the state dirty when links, addresses, routes or rules change.
@@ -83,6 +84,55 @@ func (d *Daemon) endpointOf(c tunnel.Class, s tunnel.Site) (netip.AddrPort, int)
 	return d.endpoints.choose(c, s.PublicKey, resolved)
 }
 
+// heardAt is where a site is now, as far as anybody knows: where it was last heard, or else where it is meant to be. d.mu is held.
+func (d *Daemon) heardAt(c tunnel.Class, s tunnel.Site) (netip.AddrPort, uint64) {
+	if at, when := d.endpoints.current(c, s.PublicKey); at.IsValid() {
+		return at, when
+	}
+	if a := d.resolved[s.Endpoint]; a.IsValid() {
+		return netip.AddrPortFrom(a, s.Port(c)), 0
+	}
+	return netip.AddrPort{}, 0
+}
+
+// roamed asks for the queues of sites to be told apart by where these are now.
+func (d *Daemon) roamed() {
+	select {
+	case d.steer <- struct{}{}:
+	default:
+	}
+}
+
+// steerWhenRoamed keeps the firewall's maps of who is where, and no more: a hub's sites come in by the hundred after an
+// outage of its line, and a whole reconciliation for each would be late for all.
+func (d *Daemon) steerWhenRoamed(ctx context.Context, ready func()) error {
+	ready()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.steer:
+		}
+		pause := time.NewTimer(steerPause)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return nil
+		case <-pause.C:
+		}
+		d.mu.Lock()
+		var err error
+		if !d.ending {
+			_, err = d.journal.applyFirewall(wantFirewall(d.cfg, d.factsLocked()))
+		}
+		d.setProblemLocked("queues of sites", err)
+		d.mu.Unlock()
+		if err != nil {
+			d.log.Error("the queues of sites that moved are not told apart", "error", err)
+		}
+	}
+}
+
 // saveEndpoints gathers what the engines heard and writes it when it changed: also from the kernel
 // engine, which tells nobody.
 func (d *Daemon) saveEndpoints() func(context.Context) {
@@ -105,7 +155,10 @@ func (d *Daemon) saveEndpoints() func(context.Context) {
 					d.touch()
 				}
 			}
-			changed = d.endpoints.saw(c, eps) || changed
+			if d.endpoints.saw(c, eps) {
+				changed = true
+				d.roamed()
+			}
 		}
 		if changed || !saved {
 			if err := d.endpoints.save(); err != nil {

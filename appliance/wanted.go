@@ -23,6 +23,7 @@ type wanted struct {
 	routing  routing.State
 	firewall firewall.State
 	queues   qos.State
+	queueIn  qos.Input       // what queues was made from
 	devices  []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
 }
 
@@ -34,18 +35,25 @@ type facts struct {
 	kernelWireGuard bool
 	wanMTU          map[string]int // of each WAN's interface as it is; absent: 1500
 	secrets         secrets
-	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news int) // zero: not known
+	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news int)    // what an engine is to be told; zero: not known
+	heard           func(tunnel.Class, tunnel.Site) (at netip.AddrPort, when uint64) // where a site is now, the later the higher; zero: not known
+	refused         map[string]string                                                // WANs whose queue is somebody else's, by interface: what it is
 }
 
 // want is the composition, and the only place where the domains' plans meet. It is pure.
 func want(cfg *config.Config, f facts) wanted {
-	queueIn := queueInput(cfg, f)
 	var w wanted
 	w.devices = devices(cfg, f)
 	w.routing = routing.Want(routingInput(cfg, f, w.devices))
-	w.firewall = firewall.Want(firewallInput(cfg, f, qos.Priorities(queueIn)))
-	w.queues = qos.Want(queueIn)
+	w.firewall = wantFirewall(cfg, f)
+	w.queueIn = queueInput(cfg, f)
+	w.queues = qos.Want(w.queueIn)
 	return w
+}
+
+// wantFirewall is want's part that changes when a site roams.
+func wantFirewall(cfg *config.Config, f facts) firewall.State {
+	return firewall.Want(firewallInput(cfg, f, queueInput(cfg, f)))
 }
 
 // outerMark is what sockets of a class's tunnel set on ciphertext.
@@ -102,6 +110,8 @@ func classNamed(classes []qos.Class, n qos.ClassName) qos.Class {
 
 // slowestUplink is the rate that bounds are sized by: the least of the known ones, since any WAN may carry a
 // tunnel; 0 where one is not known, for then nothing holds its queue.
+//
+// All that leaves a tunnel goes to sites: where their lines together are below the uplink, they bound it.
 func slowestUplink(cfg *config.Config) qos.BitRate {
 	var least qos.BitRate
 	for _, w := range cfg.WANs {
@@ -109,8 +119,31 @@ func slowestUplink(cfg *config.Config) qos.BitRate {
 		if rate == 0 {
 			return 0
 		}
+		sites := qos.BitRate(0)
+		for _, s := range cfg.Sites {
+			sites += w.Queue(0).Ceiling(s.Queue())
+		}
+		if sites > 0 {
+			rate = min(rate, sites)
+		}
 		if least == 0 || rate < least {
 			least = rate
+		}
+	}
+	return least
+}
+
+// smallestLeaf is the least that the queue of a class to any site holds, which no super-packet may fill; 0 where none is shaped.
+func smallestLeaf(cfg *config.Config, class qos.Class, mtu int) (least qos.ByteCount) {
+	for _, w := range cfg.WANs {
+		for _, s := range cfg.Sites {
+			if w.Shaped() == 0 {
+				continue
+			}
+			own := qos.Rate(w.Queue(0).Ceiling(s.Queue()), cfg.Classes, class.Name)
+			if n := qos.LeafBytes(own, class, qos.WireFrame(mtu)); least == 0 || n < least {
+				least = n
+			}
 		}
 	}
 	return least
@@ -122,6 +155,11 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 		class := classNamed(cfg.Classes, outerClass(c))
 		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(outerMark(c)), Outer: outer(cfg, c),
 			PrivateKey: f.secrets.private, Bounds: bounds(slowestUplink(cfg), class, widestMTU(cfg, f), int(cfg.Tunnels[c].MTU))}
+		if leaf := smallestLeaf(cfg, class, widestMTU(cfg, f)); leaf > 0 && d.Bounds.SuperPacket > int(leaf/2) {
+			if d.Bounds.SuperPacket = int(leaf / 2); d.Bounds.SuperPacket < 2*int(cfg.Tunnels[c].MTU) {
+				d.Bounds.SuperPacket = 0
+			}
+		}
 		if d.Settings.Engine == tunnel.EngineAuto {
 			d.Settings.Engine = tunnel.Auto(c, f.kernelWireGuard)
 		}
@@ -135,7 +173,7 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 				p.PresharedKey = tunnel.ClassPresharedKey(p.PresharedKey, c)
 			}
 			if f.endpoint != nil {
-				p.Endpoint, p.EndpointNews = f.endpoint(c, s)
+				p.Endpoint, p.EndpointNews = f.endpoint(c, s.Site)
 			}
 			d.Peers = append(d.Peers, p)
 		}
@@ -214,7 +252,7 @@ func routingInput(cfg *config.Config, f facts, devs []tunnel.Device) routing.Inp
 	return in
 }
 
-func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firewall.Input {
+func firewallInput(cfg *config.Config, f facts, queues qos.Input) firewall.Input {
 	in := firewall.Input{Classes: cfg.Classes, LocalServices: served(cfg), Reflector: cfg.Control.Reflector, Missing: f.firewallMissing}
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
@@ -236,7 +274,8 @@ func firewallInput(cfg *config.Config, f facts, priorities []qos.Priority) firew
 		t := cfg.Tunnels[c]
 		in.Tunnels = append(in.Tunnels, firewall.Tunnel{Class: string(c), Device: t.Interface, ListenPort: t.ListenPort, MTU: int(t.MTU)})
 	}
-	for _, p := range priorities {
+	in.Peers, in.PeerQueues = peers(cfg, f, queues), len(cfg.Sites) > 0
+	for _, p := range qos.Priorities(queues) {
 		in.Priorities = append(in.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
 	}
 	for _, s := range cfg.Sites {
@@ -260,10 +299,49 @@ func served(cfg *config.Config) []qos.PortMatch {
 	return out
 }
 
+// peers says which queue the ciphertext to each site takes, by where the site is now. Where two are said to be in one place, as
+// after a NAT gave a port to another, it is the one heard there last.
+func peers(cfg *config.Config, f facts, queues qos.Input) []firewall.Peer {
+	if f.heard == nil {
+		return nil
+	}
+	id := map[string]map[qos.ClassName]uint32{}
+	for _, p := range qos.SitePriorities(queues) {
+		if id[p.Site] == nil {
+			id[p.Site] = map[qos.ClassName]uint32{}
+		}
+		id[p.Site][p.Class] = p.ClassID
+	}
+	type heard struct {
+		firewall.Peer
+		when uint64
+	}
+	var all []heard
+	for _, s := range cfg.Sites {
+		for _, c := range tunnel.Classes {
+			at, when := f.heard(c, s.Site)
+			if !s.Has(c) || !at.IsValid() || id[s.Name] == nil {
+				continue
+			}
+			for _, n := range innerClasses(c) {
+				all = append(all, heard{firewall.Peer{Endpoint: at, Class: n, ClassID: id[s.Name][n]}, when})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b heard) int { return cmp.Compare(b.when, a.when) })
+	out := make([]firewall.Peer, len(all))
+	for i, h := range all {
+		out[i] = h.Peer
+	}
+	return out
+}
+
 func queueInput(cfg *config.Config, f facts) qos.Input {
-	in := qos.Input{Classes: cfg.Classes, Features: f.queues}
+	in := qos.Input{Classes: cfg.Classes, Sites: cfg.QueueSites(), Features: f.queues}
 	for _, w := range cfg.WANs {
-		in.WANs = append(in.WANs, qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, Overhead: w.Overhead, MTU: f.wanMTU[w.Interface]})
+		if _, refused := f.refused[w.Interface]; !refused {
+			in.WANs = append(in.WANs, w.Queue(f.wanMTU[w.Interface]))
+		}
 	}
 	return in
 }

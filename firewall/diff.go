@@ -170,8 +170,12 @@ func (c Chain) key() string { return fmt.Sprint(c.Name, c.Type, c.Hook, c.Priori
 func elements(want, have Set) []Change {
 	minus := func(a, b Set) []Element {
 		var out []Element
+		has := make(map[Element]bool, len(b.Elements))
+		for _, e := range b.Elements {
+			has[e] = true
+		}
 		for _, e := range a.Elements {
-			if !slices.Contains(b.Elements, e) {
+			if !has[e] {
 				out = append(out, e)
 			}
 		}

@@ -26,7 +26,8 @@ type Input struct {
 	Tunnels    []Tunnel
 	Classes    []qos.Class
 	Priorities []Priority // empty where nothing is shaped
-	Peers      []Peer     // ciphertext endpoints with a queue of their own; where there are none, no packet is looked up
+	Peers      []Peer     // ciphertext endpoints with a queue of their own; of two for one endpoint and class the first counts
+	PeerQueues bool       // there may be peers later: the maps stand there empty. Else, without peers, no packet is looked up
 
 	SiteNetworks       []netip.Prefix // every network of every site; the three below are added to it
 	SiteVoiceNetworks  []netip.Prefix

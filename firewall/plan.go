@@ -87,7 +87,9 @@ func Want(in Input) State {
 }
 
 // shapedPeers is whether there are queues of peers' own. Without any, no packet has to be looked up.
-func (p *plan) shapedPeers() bool { return len(p.Priorities) > 0 && len(p.Peers) > 0 }
+func (p *plan) shapedPeers() bool {
+	return len(p.Priorities) > 0 && (len(p.Peers) > 0 || p.PeerQueues)
+}
 
 func (p *plan) lacks(f Feature) bool { return slices.Contains(p.Missing, f) }
 

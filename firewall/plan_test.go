@@ -76,6 +76,8 @@ func TestNoMapsWithoutPeers(t *testing.T) {
 	text := strings.Join(Want(in).Text(), "\n")
 	assert.NotContains(t, text, "prio_")
 	assert.Contains(t, text, `oifname "wan0" meta priority set 1:10`)
+	in.PeerQueues = true
+	assert.Contains(t, strings.Join(Want(in).Text(), "\n"), "map prio_data6 { type ipv6_addr . inet_service : classid; }", "a peer that is not heard yet changes no rule later")
 	in = branch()
 	in.Priorities = nil
 	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "prio_", "nothing is shaped")
@@ -190,6 +192,13 @@ add element inet ringway sites_data4 { 10.2.20.0/24, 10.3.20.0/24 }`, words(Diff
 	in.Peers[0].ClassID = 0x10120
 	assert.Equal(t, `delete element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:110 }
 add element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:120 }`, words(Diff(Want(in), have)))
+
+	// Two peers said to be in one place: the kernel would refuse all of it.
+	in.Peers = append(in.Peers, Peer{netip.MustParseAddrPort("[::ffff:203.0.113.2]:51820"), qos.Media, 0x10130},
+		Peer{netip.MustParseAddrPort("[fe80::1%wan0]:51820"), qos.Media, 0x10130})
+	assert.Equal(t, `delete element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:110 }
+add element inet ringway prio_media4 { 203.0.113.2 . 51820 : 1:120 }
+add element inet ringway prio_media6 { fe80::1 . 51820 : 1:130 }`, words(Diff(Want(in), have)))
 
 	in = branch()
 	in.Classes[3].DSCP = []qos.DSCP{8}

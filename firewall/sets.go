@@ -103,9 +103,15 @@ func priorityMaps(peers []Peer) []Set {
 	for _, c := range qos.ClassNames {
 		for _, f := range families {
 			s := Set{Name: "prio_" + string(c) + f.suffix(), Type: fmt.Sprintf("ipv%s_addr . inet_service", f.suffix()), Data: "classid"}
+			seen := map[string]bool{} // the kernel refuses the whole transaction for a key with two values
 			for _, p := range peers {
-				if a := p.Endpoint.Addr().Unmap(); p.Class == c && a.Is4() == (f == ipv4) {
-					s.Elements = append(s.Elements, Element{Key: fmt.Sprintf("%s . %d", a, p.Endpoint.Port()), Value: ClassIDText(p.ClassID)})
+				a := p.Endpoint.Addr().Unmap().WithZone("")
+				if p.Class != c || !p.Endpoint.IsValid() || a.Is4() != (f == ipv4) {
+					continue
+				}
+				if key := fmt.Sprintf("%s . %d", a, p.Endpoint.Port()); !seen[key] {
+					seen[key] = true
+					s.Elements = append(s.Elements, Element{Key: key, Value: ClassIDText(p.ClassID)})
 				}
 			}
 			sets = append(sets, s.Canonical())

@@ -97,7 +97,7 @@ func diffClasses(want, have Link) (shrink, grow []Change) {
 		old[c.Handle], inner[c.Parent] = c, true
 	}
 	depth := depths(have.Classes)
-	keep := map[Handle]bool{}
+	keep := make(map[Handle]bool, len(want.Classes))
 	for _, c := range want.Classes {
 		h, ok := old[c.Handle]
 		// A class that hangs elsewhere now is another class: HTB moves none. Nor can one be kept
@@ -124,44 +124,67 @@ func diffClasses(want, have Link) (shrink, grow []Change) {
 }
 
 func diffLeaves(want, have Link) (del, set []Change) {
-	gone := map[Handle]bool{} // classes that were deleted took their leaf along
-	parents := map[Handle]Handle{}
+	gone := map[Handle]bool{} // classes that were deleted took their leaf along, leaves what is in them
+	parents := make(map[Handle]Handle, len(want.Classes))
 	for _, c := range want.Classes {
 		parents[c.Handle] = c.Parent
 	}
-	kept := map[Handle]bool{}
+	kept := make(map[Handle]bool, len(have.Classes))
 	for _, c := range have.Classes {
-		kept[c.Handle] = parents[c.Handle] == c.Parent && (kept[c.Parent] || c.Parent&0xffff == 0)
+		p, wanted := parents[c.Handle]
+		kept[c.Handle] = wanted && p == c.Parent && (kept[c.Parent] || c.Parent&0xffff == 0)
 		gone[c.Handle] = !kept[c.Handle]
 	}
-	byParent := map[Handle]Qdisc{}
+	lost := func(q Qdisc) bool { return gone[q.Parent] || gone[q.Parent&^0xffff] }
+	byParent, inside := make(map[Handle]Qdisc, len(have.Qdiscs)), map[Handle]bool{}
 	for _, q := range have.Qdiscs {
-		if !gone[q.Parent] {
-			byParent[q.Parent] = q
+		if lost(q) {
+			gone[q.Handle] = true
+			continue
 		}
+		byParent[q.Parent], inside[q.Parent&^0xffff] = q, true
 	}
-	wanted := map[Handle]bool{}
+	wanted, filled := make(map[Handle]bool, len(want.Qdiscs)), map[Handle]bool{}
 	for _, q := range want.Qdiscs {
-		wanted[q.Parent] = true
+		wanted[q.Parent], filled[q.Parent&^0xffff] = true, true
+	}
+	for _, q := range want.Qdiscs {
 		if q.isRoot() {
 			continue
 		}
 		h, there := byParent[q.Parent]
+		there = there && !lost(h)
+		// A bucket whose content is taken out would hold nothing at all: it is made anew.
+		emptied := there && inside[h.Handle] && !filled[q.Handle]
 		switch {
-		case there && q.equal(h):
-		case there && q.Handle == h.Handle && q.Kind == h.Kind:
+		case there && !emptied && q.equal(h):
+		case there && !emptied && q.Handle == h.Handle && q.Kind == h.Kind && !q.fixed(h):
 			set = append(set, Change{ChangeOp, want.Interface, &q, nil})
 		default:
 			if there {
 				del = append(del, Change{DeleteOp, want.Interface, &h, nil})
+				gone[h.Handle] = true
 			}
 			set = append(set, Change{Add, want.Interface, &q, nil})
 		}
 	}
 	for _, q := range have.Qdiscs {
-		if !q.isRoot() && !gone[q.Parent] && !wanted[q.Parent] {
+		if !q.isRoot() && !lost(q) && !wanted[q.Parent] {
 			del = append(del, Change{DeleteOp, want.Interface, &q, nil})
+			gone[q.Handle] = true
 		}
 	}
 	return del, set
+}
+
+// fixed is whether q differs from h, of the same kind, in what no kernel changes while it stands.
+func (q Qdisc) fixed(h Qdisc) bool {
+	switch {
+	case q.FQCoDel != nil && h.FQCoDel != nil:
+		return q.FQCoDel.Flows != h.FQCoDel.Flows
+	case q.Cake != nil && h.Cake != nil:
+		return false
+	}
+	// One of Ringway's and one of somebody's, with options that Ringway's does not say.
+	return q.FQCoDel != nil || h.FQCoDel != nil || q.Cake != nil || h.Cake != nil
 }

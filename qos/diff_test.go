@@ -53,19 +53,39 @@ func (k *fakeKernel) apply(c Change) {
 			*l = Link{Interface: l.Interface}
 			return
 		}
-		l.Qdiscs = append(l.Qdiscs[:at:at], l.Qdiscs[at+1:]...)
+		k.drop(l, c.Qdisc.Parent)
 	case ChangeOp:
 		require.GreaterOrEqual(k.t, at, 0, "%s: nothing there", c)
 		require.Equal(k.t, c.Qdisc.Kind, l.Qdiscs[at].Kind, "%s: another kind", c)
 		require.NotEqual(k.t, "htb", c.Qdisc.Kind, "%s: HTB can't", c)
+		if c.Qdisc.FQCoDel != nil {
+			require.Equal(k.t, l.Qdiscs[at].FQCoDel.Flows, c.Qdisc.FQCoDel.Flows)
+		}
 		l.Qdiscs[at] = *c.Qdisc
 	case Add:
 		require.Less(k.t, at, 0, "%s: is there", c)
+		up := false
+		for _, q := range l.Qdiscs {
+			require.NotEqual(k.t, q.Handle, c.Qdisc.Handle, "%s: handle in use", c)
+			up = up || q.Handle == c.Qdisc.Parent&^0xffff
+		}
+		require.True(k.t, up, "%s: no parent", c)
 		l.Qdiscs = append(l.Qdiscs, *c.Qdisc)
 	case ReplaceOp:
 		require.True(k.t, c.Qdisc.isRoot())
 		require.True(k.t, at < 0 || l.Qdiscs[at].Handle != c.Qdisc.Handle, "%s: HTB can't change", c)
 		*l = Link{Interface: l.Interface, Qdiscs: []Qdisc{*c.Qdisc}}
+	}
+}
+
+// drop takes the qdisc under parent away, with what is in it.
+func (k *fakeKernel) drop(l *Link, parent Handle) {
+	for i, q := range l.Qdiscs {
+		if q.Parent == parent {
+			l.Qdiscs = append(l.Qdiscs[:i:i], l.Qdiscs[i+1:]...)
+			k.drop(l, q.Handle|1)
+			return
+		}
 	}
 }
 
@@ -91,12 +111,7 @@ func (k *fakeKernel) class(l *Link, c Change) {
 	case DeleteOp:
 		require.GreaterOrEqual(k.t, at, 0, "%s: is not there", c)
 		l.Classes = append(l.Classes[:at:at], l.Classes[at+1:]...)
-		for i, q := range l.Qdiscs {
-			if q.Parent == c.Class.Handle {
-				l.Qdiscs = append(l.Qdiscs[:i:i], l.Qdiscs[i+1:]...)
-				break
-			}
-		}
+		k.drop(l, c.Class.Handle)
 	}
 	// The invariant that the order of a diff is for: also in between, green leaves fit their parent.
 	for _, p := range l.Classes {
@@ -164,6 +179,9 @@ func TestSameTreeOtherRateIsChangedInPlace(t *testing.T) {
 		for i := range in.WANs {
 			in.WANs[i].Uplink = BitRate(rapid.Uint64Range(uint64(64*Kbit), uint64(100*Gbit)).Draw(t, "uplink"))
 		}
+		for i := range in.Sites {
+			in.Sites[i].Downlink = BitRate(rapid.Uint64Range(uint64(64*Kbit), uint64(100*Gbit)).Draw(t, "downlink"))
+		}
 		for _, c := range Diff(Want(in), have) {
 			require.Equal(t, ChangeOp, c.Op, "%s", c)
 		}
@@ -206,8 +224,8 @@ func TestOnlyWhatDiffersIsWritten(t *testing.T) {
 		got = append(got, c.String())
 	}
 	assert.Equal(t, []string{
-		"tc class change dev wan0 parent 1:1 classid 1:30 htb rate 8mbit ceil 20mbit burst 1518 cburst 2500 prio 2 quantum 1518",
-		"tc class change dev wan0 parent 1:1 classid 1:10 htb rate 8mbit ceil 8mbit burst 5000 cburst 20000 prio 0 quantum 1518",
+		"tc class change dev wan0 parent 1:2 classid 1:30 htb rate 8mbit ceil 20mbit burst 1518 cburst 2500 prio 2 quantum 1518",
+		"tc class change dev wan0 parent 1:2 classid 1:10 htb rate 8mbit ceil 8mbit burst 5000 cburst 20000 prio 0 quantum 1518",
 		"tc qdisc change dev wan0 parent 1:10 handle 10: tbf rate 121440mbit burst 1518 limit 20000",
 		"tc qdisc change dev wan0 parent 1:30 handle 30: tbf rate 121440mbit burst 1518 limit 50000",
 	}, got)

@@ -6,25 +6,19 @@ import "time"
 type QueueFlow struct {
 	WAN             string        `json:"wan"`
 	Class           ClassName     `json:"class"`
-	Site            string        `json:"site,omitempty"` // empty: all sites share the queue
-	Now             BitRate       `json:"now"`            // sent between the readings; as the kernel counts, with Ethernet headers and without the config's overhead
+	Site            string        `json:"site"` // Local for what goes to no site
+	Now             BitRate       `json:"now"`  // sent between the readings; as the kernel counts, with Ethernet headers and without the config's overhead
 	Guaranteed      BitRate       `json:"guaranteed"`
 	Ceiling         BitRate       `json:"ceiling"`
 	Backlog         ByteCount     `json:"backlog"` // waiting
 	BacklogPackets  uint64        `json:"backlog_packets"`
-	Wait            time.Duration `json:"wait_ns"` // how long the backlog takes at the guaranteed rate: the longest that a packet waits there
+	Wait            time.Duration `json:"wait_ns"` // how long the backlog takes at the guaranteed rate: the longest that a packet waits there; without one, at what is sent now
 	Drops           uint64        `json:"drops"`   // packets, in all
 	DropsASecond    float64       `json:"drops_per_second"`
 	Marks           *uint64       `json:"marks,omitempty"` // packets marked (ECN) instead of dropped, in all; absent where the queue does not mark
 	Borrowed        uint64        `json:"borrowed"`        // packets beyond the guaranteed rate, in all
 	BorrowedASecond float64       `json:"borrowed_per_second"`
 }
-
-// SiteName is the site whose packets the queue holds; empty for a queue that all sites share.
-func (q QueueStats) SiteName() string { return "" }
-
-// ECNMarks is how many packets the queue's leaf marked instead of dropping them, where it counts that.
-func (q QueueStats) ECNMarks() (n uint64, counted bool) { return 0, false }
 
 // Flows says what each queue of now did since before, a reading that is passed older. A queue that before does not have, or that was made
 // anew since, is counted from zero; with no time passed there are no rates.
@@ -33,7 +27,7 @@ func Flows(before, now []QueueStats, passed time.Duration) []QueueFlow {
 		wan, site string
 		class     ClassName
 	}
-	of := func(q QueueStats) key { return key{q.WAN, q.SiteName(), q.Class} }
+	of := func(q QueueStats) key { return key{q.WAN, q.Site, q.Class} }
 	old := map[key]QueueStats{}
 	for _, q := range before {
 		old[of(q)] = q
@@ -44,14 +38,17 @@ func Flows(before, now []QueueStats, passed time.Duration) []QueueFlow {
 		if q.Sent < was.Sent || q.SentPackets < was.SentPackets {
 			was = QueueStats{}
 		}
-		f := QueueFlow{WAN: q.WAN, Class: q.Class, Site: q.SiteName(), Guaranteed: q.Rate, Ceiling: q.Ceil,
-			Backlog: q.Backlog, BacklogPackets: q.BacklogPackets, Wait: q.Rate.Serialization(q.Backlog), Drops: q.Drops, Borrowed: q.Borrowed}
+		f := QueueFlow{WAN: q.WAN, Class: q.Class, Site: q.Site, Guaranteed: q.Rate, Ceiling: q.Ceil,
+			Backlog: q.Backlog, BacklogPackets: q.BacklogPackets, Drops: q.Drops, Marks: q.Marks, Borrowed: q.Borrowed}
 		if s := passed.Seconds(); s > 0 && (known || len(before) > 0) {
 			f.Now = BitRate(float64(q.Sent-was.Sent)*8/s + 0.5)
 			f.DropsASecond, f.BorrowedASecond = since(was.Drops, q.Drops)/s, since(was.Borrowed, q.Borrowed)/s
 		}
-		if n, counted := q.ECNMarks(); counted {
-			f.Marks = &n
+		// A queue of a tree whose budgets don't fit has a token of a rate for itself, which says nothing of how long a packet waits.
+		if rate := q.Rate; rate > tokenMost {
+			f.Wait = rate.Serialization(q.Backlog)
+		} else {
+			f.Wait = f.Now.Serialization(q.Backlog)
 		}
 		out = append(out, f)
 	}

@@ -20,6 +20,9 @@ func TestFlows(t *testing.T) {
 		Wait: 20 * time.Millisecond, Drops: 17, DropsASecond: 5, Borrowed: 103, BorrowedASecond: 50}, f[0])
 	assert.Equal(t, 2*Kbit, f[1].Now, "a queue that is new counts from zero")
 
+	shared := Flows([]QueueStats{{WAN: "wan0", Site: "munich", Class: Data, Rate: 144}}, []QueueStats{{WAN: "wan0", Site: "munich", Class: Data, Rate: 144, Sent: 125000, Backlog: 12500}}, time.Second)
+	assert.Equal(t, 100*time.Millisecond, shared[0].Wait, "a token is no rate to wait by")
+
 	for _, f := range Flows(nil, now, time.Second) {
 		assert.Zero(t, f.Now, "without a reading before there is no rate")
 	}

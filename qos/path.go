@@ -15,7 +15,7 @@ type Path struct {
 	SendBuffer    int           // for SO_SNDBUF (the kernel doubles it)
 	LeafBytes     int           // the leaf's limit, as Want makes it; 0 where nothing is shaped
 	Alone         time.Duration // the longest that all of it together holds a packet while no other class sends; 0 = no bound
-	Total         time.Duration // the same while every other class takes what it may
+	Total         time.Duration // the same while it gets no more than its share
 }
 
 // What the kernel charges to a socket for a packet in a queue (truesize, x86-64 and arm64 with

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Handle names a qdisc (minor 0, as 1:) or a class (as 1:10) the way tc prints it, in hexadecimal.
@@ -66,12 +67,14 @@ type Link struct {
 
 // Qdisc is one queueing discipline. At most one of the parameter fields is set.
 type Qdisc struct {
-	Handle Handle `json:"handle"`
-	Parent Handle `json:"parent"`
-	Kind   string `json:"kind"`
-	HTB    *HTB   `json:"htb,omitempty"`
-	TBF    *TBF   `json:"tbf,omitempty"`
-	FIFO   *FIFO  `json:"fifo,omitempty"`
+	Handle  Handle   `json:"handle"`
+	Parent  Handle   `json:"parent"`
+	Kind    string   `json:"kind"`
+	HTB     *HTB     `json:"htb,omitempty"`
+	TBF     *TBF     `json:"tbf,omitempty"`
+	FIFO    *FIFO    `json:"fifo,omitempty"`
+	FQCoDel *FQCoDel `json:"fq_codel,omitempty"`
+	Cake    *Cake    `json:"cake,omitempty"`
 	// Options is the kernel's own dump of a kind that Ringway does not build: kept only to give
 	// back at stop what start found.
 	Options []byte `json:"options,omitempty"`
@@ -79,7 +82,8 @@ type Qdisc struct {
 
 // HTB are the parameters of an HTB root.
 type HTB struct {
-	Default uint32 `json:"default"` // minor of the class that takes what has no other
+	Default  uint32 `json:"default"`            // minor of the class that takes what has no other
+	Overhead int    `json:"overhead,omitempty"` // bytes a packet that its size table adds; less than 0 in ours
 }
 
 // TBF are the parameters of a token bucket. Ringway's never limits the rate: it stands there
@@ -96,6 +100,23 @@ type FIFO struct {
 	Limit uint32 `json:"limit"`
 }
 
+// FQCoDel are the parameters of fq_codel (RFC 8290).
+type FQCoDel struct {
+	Limit       uint32        `json:"limit"` // packets
+	Target      time.Duration `json:"target"`
+	Interval    time.Duration `json:"interval"`
+	Flows       uint32        `json:"flows"` // the kernel changes none
+	Quantum     ByteCount     `json:"quantum"`
+	MemoryLimit ByteCount     `json:"memory_limit"`
+	ECN         bool          `json:"ecn"`
+}
+
+// Cake are the parameters of a cake that shapes nothing, knows no classes and cuts super-packets: what Ringway makes. Any
+// other is kept as Options.
+type Cake struct {
+	MemoryLimit ByteCount `json:"memory_limit"`
+}
+
 // HTBClass is one class of an HTB tree.
 type HTBClass struct {
 	Handle   Handle    `json:"handle"`
@@ -108,6 +129,7 @@ type HTBClass struct {
 	Quantum  ByteCount `json:"quantum"`
 	Overhead uint16    `json:"overhead,omitempty"` // bytes a packet beyond the kernel's count
 	MPU      uint16    `json:"mpu,omitempty"`      // no packet counts less than this
+	ATM      bool      `json:"atm,omitempty"`      // counted in whole cells of 53 bytes for 48
 }
 
 // Link finds an interface's part of the state.
@@ -149,11 +171,9 @@ func (s State) Canonical() State {
 	for i := range out.Links {
 		l := &out.Links[i]
 		l.Qdiscs, l.Classes = slices.Clone(l.Qdiscs), slices.Clone(l.Classes)
+		below := qdiscDepths(l.Qdiscs)
 		slices.SortFunc(l.Qdiscs, func(a, b Qdisc) int {
-			if a.isRoot() != b.isRoot() {
-				return map[bool]int{true: -1, false: 1}[a.isRoot()]
-			}
-			return cmp.Or(cmp.Compare(a.Parent, b.Parent), cmp.Compare(a.Handle, b.Handle))
+			return cmp.Or(cmp.Compare(below[a.Handle], below[b.Handle]), cmp.Compare(a.Parent, b.Parent), cmp.Compare(a.Handle, b.Handle))
 		})
 		depth := depths(l.Classes)
 		slices.SortFunc(l.Classes, func(a, b HTBClass) int {
@@ -161,6 +181,14 @@ func (s State) Canonical() State {
 		})
 	}
 	return out
+}
+
+// Theirs names the queue on l that somebody else made; "" for the kernel's default and for a tree of Ringway's.
+func (l Link) Theirs() string {
+	if r := l.root(); r != nil && !l.ours() {
+		return r.Kind + " " + r.Handle.String()
+	}
+	return ""
 }
 
 func (q Qdisc) isRoot() bool { return q.Parent == RootHandle }
@@ -172,6 +200,27 @@ func (l Link) root() *Qdisc {
 		}
 	}
 	return nil
+}
+
+// qdiscDepths gives each qdisc's distance from the root, by handle: 1 for a leaf of the root's classes, 2 for what is in a leaf.
+func qdiscDepths(qdiscs []Qdisc) map[Handle]int {
+	parent := make(map[Handle]Handle, len(qdiscs))
+	for _, q := range qdiscs {
+		parent[q.Handle] = q.Parent
+	}
+	d := make(map[Handle]int, len(qdiscs))
+	for _, q := range qdiscs {
+		n := 0
+		for p := q.Parent; p != RootHandle && n < 8; n++ {
+			up, ok := parent[p&^0xffff]
+			if !ok {
+				break
+			}
+			p = up
+		}
+		d[q.Handle] = n
+	}
+	return d
 }
 
 // depths gives each class's distance from the root qdisc: 1 for a class right under it.
@@ -211,12 +260,24 @@ func (s State) Text() []string {
 // words are the qdisc's kind and parameters as tc reads them.
 func (q Qdisc) words() string {
 	switch {
+	case q.HTB != nil && q.HTB.Overhead != 0:
+		return fmt.Sprintf("stab linklayer ethernet overhead %d htb default %x", q.HTB.Overhead, q.HTB.Default)
 	case q.HTB != nil:
 		return fmt.Sprintf("htb default %x", q.HTB.Default)
 	case q.TBF != nil:
 		return fmt.Sprintf("tbf rate %s burst %d limit %d", tcRate(q.TBF.Rate), q.TBF.Burst, q.TBF.Limit)
 	case q.FIFO != nil:
 		return fmt.Sprintf("%s limit %d", q.Kind, q.FIFO.Limit)
+	case q.FQCoDel != nil:
+		c := q.FQCoDel
+		ecn := "noecn"
+		if c.ECN {
+			ecn = "ecn"
+		}
+		return fmt.Sprintf("fq_codel limit %d flows %d quantum %d target %dus interval %dus memory_limit %d %s",
+			c.Limit, c.Flows, c.Quantum, c.Target.Microseconds(), c.Interval.Microseconds(), c.MemoryLimit, ecn)
+	case q.Cake != nil:
+		return fmt.Sprintf("cake unlimited besteffort split-gso memlimit %d", q.Cake.MemoryLimit)
 	case len(q.Options) > 0:
 		return q.Kind + " # with the options it had"
 	}
@@ -231,6 +292,9 @@ func (c HTBClass) words() string {
 	}
 	if c.MPU != 0 {
 		s += fmt.Sprintf(" mpu %d", c.MPU)
+	}
+	if c.ATM {
+		s += " linklayer atm"
 	}
 	return s
 }
@@ -255,9 +319,20 @@ func (q Qdisc) equal(o Qdisc) bool {
 		return q.TBF.Rate == o.TBF.Rate && q.TBF.Limit == o.TBF.Limit && sameBurst(q.TBF.Rate, q.TBF.Burst, o.TBF.Burst)
 	case q.FIFO != nil && o.FIFO != nil:
 		return *q.FIFO == *o.FIFO
+	case q.FQCoDel != nil && o.FQCoDel != nil:
+		a, b := *q.FQCoDel, *o.FQCoDel
+		// CoDel counts time in steps of 1.024 us.
+		near := func(x, y time.Duration) bool { return (x - y).Abs() <= 3*time.Microsecond }
+		same := near(a.Target, b.Target) && near(a.Interval, b.Interval)
+		a.Target, a.Interval = b.Target, b.Interval
+		return same && a == b
+	case q.Cake != nil && o.Cake != nil:
+		return *q.Cake == *o.Cake
 	}
-	return q.HTB == nil && o.HTB == nil && q.TBF == nil && o.TBF == nil && q.FIFO == nil && o.FIFO == nil &&
-		bytes.Equal(q.Options, o.Options)
+	none := func(q Qdisc) bool {
+		return q.HTB == nil && q.TBF == nil && q.FIFO == nil && q.FQCoDel == nil && q.Cake == nil
+	}
+	return none(q) && none(o) && bytes.Equal(q.Options, o.Options)
 }
 
 // equal says whether the kernel would hold the same for both. The kernel takes prio and quantum
@@ -265,7 +340,7 @@ func (q Qdisc) equal(o Qdisc) bool {
 func (c HTBClass) equal(o HTBClass, inner bool) bool {
 	return c.Handle == o.Handle && c.Parent == o.Parent && c.Rate == o.Rate && c.Ceil == o.Ceil &&
 		sameBurst(c.Rate, c.Burst, o.Burst) && sameBurst(c.Ceil, c.CBurst, o.CBurst) &&
-		c.Overhead == o.Overhead && c.MPU == o.MPU &&
+		c.Overhead == o.Overhead && c.MPU == o.MPU && c.ATM == o.ATM &&
 		(inner || c.Prio == o.Prio && c.Quantum == o.Quantum)
 }
 

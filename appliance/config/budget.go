@@ -9,26 +9,38 @@ import (
 	"ringway/tunnel"
 )
 
-const (
-	ethernet   = 14  // what the kernel's queues count beyond the IP packet
-	minIPv4MTU = 576 // what every IPv4 host takes (RFC 791, section 3.1); below it no size helps
-)
+const minIPv4MTU = 576 // what every IPv4 host takes (RFC 791, section 3.1); below it no size helps
 
 // InternetMTU is how long packets outside tunnels are, bytes.
 const InternetMTU = 1500
 
 // Wire says what an IP packet counts on the provider's meter.
 func (w WAN) Wire() qos.Wire {
-	return func(packet qos.ByteCount) qos.ByteCount {
-		return qos.ByteCount(max(int(packet)+ethernet+w.Overhead, 0))
-	}
+	return func(packet qos.ByteCount) qos.ByteCount { return w.LinkLayer.Wire(packet + qos.EthernetHeader) }
 }
 
 // Shaped is the rate that w's queues are held to: the uplink less its margin; 0 where the uplink is not known.
 func (w WAN) Shaped() qos.BitRate { return w.less(w.Uplink) }
 
-// less is r without the margin, in whole bytes a second as the kernel counts.
-func (w WAN) less(r qos.BitRate) qos.BitRate { return r.Percent(100-w.Margin) / 8 * 8 }
+// less is what a line like w's leaves of r: without the margin, in whole bytes a second as the kernel counts.
+func (w WAN) less(r qos.BitRate) qos.BitRate { return w.Shape(r, w.Margin) }
+
+// Queue is w as its queues see it, mtu being its interface's (bytes; 0 = 1500).
+func (w WAN) Queue(mtu int) qos.WAN {
+	return qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, LinkLayer: w.LinkLayer, MTU: mtu}
+}
+
+// Queue is s as the queues see it.
+func (s Site) Queue() qos.Site { return qos.Site{Name: s.Name, Downlink: s.Downlink} }
+
+// QueueSites are all of them.
+func (cfg *Config) QueueSites() []qos.Site {
+	var out []qos.Site
+	for _, s := range cfg.Sites {
+		out = append(out, s.Queue())
+	}
+	return out
+}
 
 // Envelope is what stands around a tunnel's packets on w, IPv6 being the outer packet's.
 func (cfg *Config) Envelope(w WAN, c tunnel.Class, ipv6 bool) qos.Envelope {
@@ -39,7 +51,7 @@ func (cfg *Config) Envelope(w WAN, c tunnel.Class, ipv6 bool) qos.Envelope {
 // OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the endpoint is no
 // address, so that either family may come of it, the dearer one counts. A WAN with a lease counts as IPv4's: the address is DHCPv4's,
 // and names are asked for IPv4 first.
-func (w WAN) OuterIPv6(s tunnel.Site) bool {
+func (w WAN) OuterIPv6(s Site) bool {
 	if a, err := netip.ParseAddr(s.Endpoint); err == nil {
 		return a.Is6()
 	}
@@ -54,18 +66,17 @@ func (cfg *Config) anyOuterIPv6(w WAN) bool {
 	return slices.ContainsFunc(cfg.Sites, w.OuterIPv6)
 }
 
-// Media is the voice budget of w in bits a second: rate and ceiling of the class media. 0 where the uplink is not known.
-func (cfg *Config) Media(w WAN) qos.BitRate { return cfg.mediaOf(w.Shaped()) }
-
-func (cfg *Config) mediaOf(shaped qos.BitRate) qos.BitRate {
-	if shaped == 0 {
+// Media is the share of w's uplink that is for calls, in bits a second: the most that calls with any one site get. 0 where the
+// uplink is not known.
+func (cfg *Config) Media(w WAN) qos.BitRate {
+	if w.Shaped() == 0 {
 		return 0
 	}
-	return qos.Rate(shaped, cfg.Classes, qos.Media)
+	return qos.Rate(w.Shaped(), cfg.Classes, qos.Media)
 }
 
-// Budget is what all calls over w may take together, each counted as the dearest that there may be: where sites differ,
-// as over IPv6 outside.
+// Budget is what the calls with a site whose own line does not bound them may take over w, each counted as the dearest that there
+// may be: where sites differ, as over IPv6 outside.
 func (cfg *Config) Budget(w WAN) qos.Budget {
 	return qos.Budget{Rate: cfg.Media(w), Envelope: cfg.Envelope(w, tunnel.Voice, cfg.anyOuterIPv6(w)), CallIPv6: !lanHas(cfg.Voice, is4)}
 }
@@ -73,21 +84,22 @@ func (cfg *Config) Budget(w WAN) qos.Budget {
 // Calls is how many G.711 calls at once fit the voice budget of w; 0 where the uplink is not known.
 func (cfg *Config) Calls(w WAN) int { return cfg.Budget(w).Calls(qos.G711) }
 
-// SiteBudget is what the calls with s may take over w: as much as w's whole budget, or the share of media of what the site's
-// line carries inwards, where that is known and less. Calls of a site without a tunnel for voice travel as data, and have none.
-func (cfg *Config) SiteBudget(w WAN, s tunnel.Site, callIPv6 bool) (b qos.Budget, ok bool) {
+// SiteBudget is what the calls with s may take over w: ceiling of the site's class media in the queues, which is the share of media of
+// the uplink, or of the site's downlink where that is less; 0 where the uplink is not known. Calls of a site without a tunnel for
+// voice travel as data, and have none.
+func (cfg *Config) SiteBudget(w WAN, s Site, callIPv6 bool) (b qos.Budget, ok bool) {
 	if s.Via(tunnel.Voice) != tunnel.Voice {
 		return qos.Budget{}, false
 	}
-	b = qos.Budget{Rate: cfg.Media(w), Envelope: cfg.Envelope(w, tunnel.Voice, w.OuterIPv6(s)), CallIPv6: callIPv6}
-	if down := cfg.mediaOf(w.less(cfg.Downlinks[s.Name])); down > 0 && (b.Rate == 0 || down < b.Rate) {
-		b.Rate = down
+	b = qos.Budget{Envelope: cfg.Envelope(w, tunnel.Voice, w.OuterIPv6(s)), CallIPv6: callIPv6}
+	if w.Uplink > 0 {
+		b.Rate = w.Queue(0).VoiceBudget(s.Queue(), cfg.Classes)
 	}
 	return b, true
 }
 
 // CallFamilies says over what phones here and at s can call each other: IPv4, then IPv6.
-func (cfg *Config) CallFamilies(s tunnel.Site) (ipv6 []bool) {
+func (cfg *Config) CallFamilies(s Site) (ipv6 []bool) {
 	for _, six := range []bool{false, true} {
 		is := func(p netip.Prefix) bool { return p.Addr().Is6() == six }
 		if lanHas(cfg.Voice, is) && slices.ContainsFunc(s.VoiceNetworks, is) {
@@ -144,7 +156,7 @@ func (cfg *Config) FullPacket(w WAN, c tunnel.Class) qos.ByteCount {
 func (cfg *Config) SiteMTUs() map[string]int {
 	least, out := cfg.leastMTU(), map[string]int{}
 	for _, s := range cfg.Sites {
-		down, via := cfg.Downlinks[s.Name], s.Via(tunnel.Data)
+		down, via := s.Downlink, s.Via(tunnel.Data)
 		if down == 0 && via == tunnel.Data {
 			continue
 		}

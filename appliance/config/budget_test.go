@@ -78,11 +78,11 @@ func TestMTUOfSites(t *testing.T) {
 	cfg, err := Parse("box.yaml", []byte(slowBranch("20mbit", "")), WithoutKeyFiles())
 	require.NoError(t, err)
 	assert.Empty(t, cfg.SiteMTUs())
-	cfg.Downlinks = map[string]qos.BitRate{"munich": qos.Mbit}
+	cfg.Sites[0].Downlink = qos.Mbit
 	assert.Equal(t, map[string]int{"munich": 1136}, cfg.SiteMTUs(), "a multiple of 16: padding knows the tunnel's mtu only")
-	cfg.Downlinks["munich"] = 2 * qos.Mbit
+	cfg.Sites[0].Downlink = 2 * qos.Mbit
 	assert.Empty(t, cfg.SiteMTUs())
-	cfg.Downlinks = nil
+	cfg.Sites[0].Downlink = 0
 	cfg.Sites[0].Tunnels = tunnel.CarriedVoice
 	assert.Empty(t, cfg.SiteMTUs())
 	cfg.WANs[0].Uplink = qos.Mbit
@@ -102,6 +102,6 @@ func TestOuterFamily(t *testing.T) {
 		{wan(v4, v6), "", true}, {wan(v4, v6), "munich.example.net", true}, // it may be either
 		{WAN{WAN: routing.WAN{DHCP: true}}, "munich.example.net", false}, // DHCPv4
 	} {
-		assert.Equal(t, c.six, c.w.OuterIPv6(tunnel.Site{Endpoint: c.endpoint}), "%v to %q", c.w.Addresses, c.endpoint)
+		assert.Equal(t, c.six, c.w.OuterIPv6(Site{Site: tunnel.Site{Endpoint: c.endpoint}}), "%v to %q", c.w.Addresses, c.endpoint)
 	}
 }

@@ -24,9 +24,8 @@ type Config struct {
 	// PublicKey is this box's own; zero where the key file was not read (no permission, WithoutKeyFiles).
 	PublicKey tunnel.PublicKey
 	Tunnels   map[tunnel.Class]tunnel.Settings
-	Sites     []tunnel.Site          // in the file's order
-	Downlinks map[string]qos.BitRate // what a site's line carries inwards, by name; absent: not known
-	Classes   []qos.Class            // in order of urgency, all four
+	Sites     []Site      // in the file's order
+	Classes   []qos.Class // in order of urgency, all four
 	Control   Control
 	Machine   Machine
 	Warnings  []Problem // what is allowed but deserves a word
@@ -35,12 +34,19 @@ type Config struct {
 // WAN is an uplink: how it is addressed and how fast it is.
 type WAN struct {
 	routing.WAN
-	Uplink   qos.BitRate // 0 = not known: nothing is shaped
-	Downlink qos.BitRate // 0 = not known
-	Margin   int         // percent of the uplink left unused, so that the queue stays here and not at the provider
-	Overhead int         // bytes that the provider's meter counts on top of what the kernel counts, -14 to 64
+	Uplink        qos.BitRate // 0 = not known: nothing is shaped
+	Downlink      qos.BitRate // 0 = not known
+	Margin        int         // percent of the uplink left unused, so that the queue stays here and not at the provider
+	qos.LinkLayer             // how the provider's meter counts
 	// Serialization is how long one packet of data may keep the line busy while a call's packet waits behind it; 0 = no bound.
 	Serialization time.Duration
+	TakeOver      bool // a queue that somebody else made on the interface is replaced, and given back at stop
+}
+
+// Site is another branch: its tunnels, and what its line carries.
+type Site struct {
+	tunnel.Site
+	Downlink qos.BitRate // 0 = not known: what is sent to it is bounded by the uplink alone
 }
 
 // Control says who may ask the running daemon, and who reaches the box.

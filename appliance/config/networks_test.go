@@ -62,7 +62,7 @@ func TestOverlapsAgainstPairs(t *testing.T) {
 func TestCallRate(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("2001:db8::1/64")
 	wan := func(a netip.Prefix, overhead int) WAN {
-		return WAN{WAN: routing.WAN{Addresses: []netip.Prefix{a}}, Uplink: 20 * qos.Mbit, Margin: 3, Overhead: overhead}
+		return WAN{WAN: routing.WAN{Addresses: []netip.Prefix{a}}, Uplink: 20 * qos.Mbit, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: overhead}}
 	}
 	voice := func(a netip.Prefix) *Config {
 		return &Config{Voice: []routing.LAN{{Addresses: []netip.Prefix{a}}}, Classes: DefaultClasses()}

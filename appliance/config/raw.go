@@ -59,8 +59,12 @@ type rawWAN struct {
 	Uplink        scalar  `yaml:"uplink"`
 	Downlink      scalar  `yaml:"downlink"`
 	Margin        scalar  `yaml:"margin"`
+	Link          scalar  `yaml:"link"`
 	Overhead      scalar  `yaml:"overhead"`
+	MPU           scalar  `yaml:"mpu"`
+	Cells         scalar  `yaml:"cells"`
 	Serialization scalar  `yaml:"serialization"`
+	TakeOver      scalar  `yaml:"take_over"`
 }
 
 type rawLAN struct {

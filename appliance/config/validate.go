@@ -55,6 +55,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.control(raw.Control, cfg)
 	cfg.Machine.Tune = c.yesNo(raw.Machine.Tune, true)
 	c.rates(raw, cfg)
+	c.siteRates(raw, cfg)
 	if len(c.problems) == 0 {
 		c.notes(raw, cfg, &nets)
 	}

@@ -17,11 +17,13 @@ const DefaultKeepalive = 25 * time.Second
 func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 	names, keys, reached := map[string]int{}, map[tunnel.PublicKey]scalar{}, map[string]scalar{}
 	for _, r := range raw.Sites.items {
-		s := tunnel.Site{}
+		s := Site{}
 		c.need(r.at, r.Name, "name", "the site's name, 1 to 63 of a-z, 0-9 and -")
 		s.Name = c.siteName(r.Name)
 		switch first := names[s.Name]; {
 		case s.Name == "":
+		case s.Name == qos.Local:
+			c.wrong(r.Name.at, "%q is what goes to no site (allowed: any other name)", s.Name)
 		case s.Name == cfg.Site:
 			c.wrong(r.Name.at, "%q is this box itself (allowed: the other sites)", s.Name)
 		case first > 0:
@@ -39,15 +41,10 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 			c.wrong(pos, "%d is the site's port for voice and for data (allowed: a port of its own for each tunnel)", s.DataPort)
 		}
 		c.distinctEndpoints(r, s, reached)
+		s.Downlink = c.rate(r.Downlink)
 		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile)
 		s.Keepalive = c.duration(r.Keepalive, DefaultKeepalive, 0, 65535*time.Second, time.Second,
 			"0s for off, or 1s to 65535s in whole seconds")
-		if down := c.rate(r.Downlink); down > 0 && s.Name != "" {
-			if cfg.Downlinks == nil {
-				cfg.Downlinks = map[string]qos.BitRate{}
-			}
-			cfg.Downlinks[s.Name] = down
-		}
 		voice, data := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks)
 		if len(r.VoiceNetworks.items)+len(r.DataNetworks.items) == 0 && !r.VoiceNetworks.bad && !r.DataNetworks.bad {
 			c.missing(r.at, "voice_networks", "at least one network in voice_networks or data_networks")
@@ -60,7 +57,7 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 }
 
 // distinctEndpoints: behind one port of one address is one WireGuard with one key.
-func (c *checker) distinctEndpoints(r rawSite, s tunnel.Site, reached map[string]scalar) {
+func (c *checker) distinctEndpoints(r rawSite, s Site, reached map[string]scalar) {
 	if s.Endpoint == "" {
 		return
 	}

@@ -8,7 +8,10 @@ import (
 	"ringway/qos"
 )
 
-const maxWANs = 8
+const (
+	maxWANs     = 8
+	defaultLink = "kernel"
+)
 
 func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *deviceSet) {
 	switch l := raw.WAN; {
@@ -28,9 +31,10 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		nets.addOwn(w.Interface, true, r.Address, w.Addresses)
 		w.Uplink, w.Downlink = c.rate(r.Uplink), c.rate(r.Downlink)
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
-		w.Overhead = c.integer(r.Overhead, 0, -14, 64)
+		w.LinkLayer = c.linkLayer(r)
 		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,
 			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
+		w.TakeOver = c.yesNo(r.TakeOver, false)
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }
@@ -104,6 +108,24 @@ func sameFamily(ps []netip.Prefix, a netip.Addr) netip.Prefix {
 	return netip.Prefix{}
 }
 
+// linkLayer reads how the provider's meter counts: a name, and numbers that go before what the name means.
+func (c *checker) linkLayer(r rawWAN) qos.LinkLayer {
+	l, err := qos.ParseLink(c.choice(r.Link, defaultLink, qos.LinkNames()...))
+	if err != nil {
+		return l // said by choice
+	}
+	l.Overhead = c.integer(r.Overhead, l.Overhead, -14, 64)
+	l.MPU = c.integer(r.MPU, l.MPU, 0, 256)
+	cells := map[qos.Cells]string{qos.NoCells: "none", qos.ATM: "atm", qos.PTM: "ptm"}
+	chosen := c.choice(r.Cells, cells[l.Cells], "none", "atm", "ptm")
+	for k, word := range cells {
+		if word == chosen {
+			l.Cells = k
+		}
+	}
+	return l
+}
+
 // kbit rounds r down for a message.
 func kbit(r qos.BitRate) qos.BitRate { return r / qos.Kbit * qos.Kbit }
 
@@ -116,38 +138,50 @@ func (c *checker) rates(raw *rawFile, cfg *Config) {
 			continue
 		}
 		if call := b.Least(qos.G711, 1); media < call {
+			line := w
+			least := leastRate(w.Uplink, func(r qos.BitRate) bool { line.Uplink = r; return cfg.Media(line) >= call })
 			c.wrong(r.Uplink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
-				w.Uplink, kbit(media), upKbit(call), cfg.leastUplink(w, call))
+				w.Uplink, kbit(media), upKbit(call), least)
 		}
 		// A call takes as much inwards. What is admitted by the uplink must find its way back.
 		if down := w.less(w.Downlink); w.Downlink > 0 && down < media {
-			c.wrong(r.Downlink.at, "%s takes in less than the %s that media may send (allowed: at least %s, or a smaller share of media)",
-				w.Downlink, kbit(media), upKbit(media*100/qos.BitRate(100-w.Margin)))
-		}
-	}
-	for i, s := range cfg.Sites {
-		down := cfg.Downlinks[s.Name]
-		if down == 0 {
-			continue
-		}
-		for _, w := range cfg.WANs {
-			b, ok := cfg.SiteBudget(w, s, !lanHas(cfg.Voice, is4))
-			media, call := cfg.mediaOf(w.less(down)), b.Least(qos.G711, 1)
-			if ok && media < call {
-				c.wrong(raw.Sites.items[i].Downlink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: more, or a larger share of media)",
-					down, kbit(media), upKbit(call))
-				break
+			least := upKbit(media * 100 / qos.BitRate(100-w.Margin))
+			for w.less(least) < media { // a line of cells carries less
+				least += qos.Kbit
 			}
+			c.wrong(r.Downlink.at, "%s takes in less than the %s that media may send (allowed: at least %s, or a smaller share of media)",
+				w.Downlink, kbit(media), least)
 		}
 	}
 }
 
-// leastUplink is the smallest uplink, in whole 10 kbit, that leaves media so much.
-func (cfg *Config) leastUplink(w WAN, media qos.BitRate) qos.BitRate {
-	const step = 10 * qos.Kbit
-	for w.Uplink = w.Uplink / step * step; cfg.Media(w) < media; w.Uplink += step {
+// siteRates holds the voice budget of each site with a downlink to at least one call, where the uplink carries that.
+func (c *checker) siteRates(raw *rawFile, cfg *Config) {
+	for i, s := range cfg.Sites {
+		for _, w := range cfg.WANs {
+			b, ok := cfg.SiteBudget(w, s, !lanHas(cfg.Voice, is4))
+			call := b.Least(qos.G711, 1)
+			if !ok || s.Downlink == 0 || b.Rate >= call || cfg.Media(w) < call {
+				continue
+			}
+			wider := s
+			least := leastRate(s.Downlink, func(r qos.BitRate) bool {
+				wider.Downlink = r
+				return w.Queue(0).VoiceBudget(wider.Queue(), cfg.Classes) >= call
+			})
+			c.wrong(raw.Sites.items[i].Downlink.at, "%s leaves media %s, and one G.711 call on %s takes %s (allowed: at least %s, or a larger share of media)",
+				s.Downlink, kbit(b.Rate), w.Interface, upKbit(call), least)
+			break
+		}
 	}
-	return w.Uplink
+}
+
+// leastRate is the smallest rate, in whole 10 kbit from r upwards, that is enough.
+func leastRate(r qos.BitRate, enough func(qos.BitRate) bool) qos.BitRate {
+	const step = 10 * qos.Kbit
+	for r = r / step * step; !enough(r); r += step {
+	}
+	return r
 }
 
 // upKbit rounds r up for a message.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ringway/appliance"
+	"ringway/qos"
 	"ringway/stamp"
 	"ringway/test/lab/report"
 	"ringway/tunnel"
@@ -174,7 +175,7 @@ func findSite(ctx context.Context, p stamp.Probe, paths appliance.Paths, site st
 	if len(networks) == 0 {
 		return netip.AddrPort{}, usageError{fmt.Errorf("%q is no site of this box and no address (allowed: %s, or an address)", site, strings.Join(sites, ", "))}
 	}
-	if err := fitsBudget(p, st); err != nil {
+	if err := fitsBudget(p, st, site); err != nil {
 		return netip.AddrPort{}, usageError{err}
 	}
 	var names []string
@@ -190,16 +191,16 @@ func findSite(ctx context.Context, p stamp.Probe, paths appliance.Paths, site st
 		site, strings.Join(names, ", ")))
 }
 
-// fitsBudget refuses what would push calls out of the voice budget by itself. What calls that are up take of it is not known here.
-func fitsBudget(p stamp.Probe, st appliance.Status) error {
+// fitsBudget refuses what would push calls out of the site's voice budget by itself. What calls that are up take of it is not known here.
+func fitsBudget(p stamp.Probe, st appliance.Status, site string) error {
 	if p.DSCP != dscpOf[string(tunnel.Voice)] {
 		return nil
 	}
 	for _, q := range st.Queues {
 		rate := float64(p.Streams) / p.Interval.Seconds() * 8 * float64(p.Size+wireOverhead)
-		if q.Class == "media" && q.Ceil > 0 && rate > float64(q.Ceil) {
-			return fmt.Errorf("%d streams of %d bytes every %s take %.1f Mbit/s, more than the voice budget of %s, %s: calls would be lost (allowed: up to %d streams)",
-				p.Streams, p.Size, p.Interval, rate/1e6, q.WAN, q.Ceil, int(float64(p.Streams)*float64(q.Ceil)/rate))
+		if q.Class == qos.Media && q.Site == site && q.Ceil > 0 && rate > float64(q.Ceil) {
+			return fmt.Errorf("%d streams of %d bytes every %s take %.1f Mbit/s, more than the voice budget of %s to %s, %s: calls would be lost (allowed: up to %d streams)",
+				p.Streams, p.Size, p.Interval, rate/1e6, q.WAN, site, q.Ceil, int(float64(p.Streams)*float64(q.Ceil)/rate))
 		}
 	}
 	return nil

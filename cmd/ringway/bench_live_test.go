@@ -41,15 +41,16 @@ func TestLikelyBoxes(t *testing.T) {
 // Probing must not do to calls what it is there to find.
 func TestProbesFitTheVoiceBudget(t *testing.T) {
 	var st appliance.Status
-	require.NoError(t, json.Unmarshal([]byte(`{"queues":[{"wan":"wan0","class":"data"},{"wan":"wan0","class":"media"}]}`), &st))
-	require.Len(t, st.Queues, 2)
-	st.Queues[0].Ceil, st.Queues[1].Ceil = 1000, 5_820_000
+	require.NoError(t, json.Unmarshal([]byte(`{"queues":[{"wan":"wan0","site":"munich","class":"data"},{"wan":"wan0","site":"munich","class":"media"},
+		{"wan":"wan0","site":"local","class":"media"}]}`), &st))
+	require.Len(t, st.Queues, 3)
+	st.Queues[0].Ceil, st.Queues[1].Ceil, st.Queues[2].Ceil = 1000, 5_820_000, 1000
 	p := stamp.Probe{Streams: 51, Interval: 20 * time.Millisecond, Size: 172, DSCP: 46}
-	assert.NoError(t, fitsBudget(p, st))
+	assert.NoError(t, fitsBudget(p, st, "munich"))
 	p.Streams = 52
-	assert.EqualError(t, fitsBudget(p, st), "52 streams of 172 bytes every 20ms take 5.9 Mbit/s, more than the voice budget of wan0, 5820kbit: calls would be lost (allowed: up to 51 streams)")
+	assert.EqualError(t, fitsBudget(p, st, "munich"), "52 streams of 172 bytes every 20ms take 5.9 Mbit/s, more than the voice budget of wan0 to munich, 5820kbit: calls would be lost (allowed: up to 51 streams)")
 	p.DSCP = 0
-	assert.NoError(t, fitsBudget(p, st), "data waits its turn")
+	assert.NoError(t, fitsBudget(p, st, "munich"), "data waits its turn")
 }
 
 func TestTargets(t *testing.T) {

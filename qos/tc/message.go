@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,22 @@ const (
 	segmentTicks = 2 // no bucket of ours that only segments reads back as more
 
 	dumpTries = 5
+
+	// linux/pkt_sched.h; the library has none of these.
+	stabBase         = 1
+	sizeOfSizeSpec   = 24
+	sizeSpecOverhead = 4
+	sizeSpecLayer    = 8
+
+	cakeRate, cakeDiffserv, cakeATM, cakeFlows, cakeOverhead = 2, 3, 4, 5, 6
+	cakeAutorate, cakeMemory, cakeNAT, cakeWash              = 9, 10, 11, 13
+	cakeMPU, cakeIngress, cakeACKFilter, cakeSplitGSO        = 14, 15, 16, 17
+
+	cakeBestEffort = 3
+	cakeTriple     = 7 // cake's default: fair between hosts, and between the flows of each
+
+	codelFlows     = 256 // what qos plans; any other is somebody's
+	codelDropBatch = 64  // the kernel's default
 
 	attrTypeMask = 0x3fff // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 )
@@ -50,13 +67,44 @@ func burstBytes(rate qos.BitRate, ticks uint32) qos.ByteCount {
 
 // rateSpec is struct tc_ratespec; a rate beyond 32 bits is ^0 here and stands in an attribute of its own.
 // No rate table goes along: with the link layer named the kernel computes and needs none.
-func rateSpec(r qos.BitRate, overhead, mpu uint16) nl.TcRateSpec {
+func rateSpec(r qos.BitRate, overhead, mpu uint16, atm bool) nl.TcRateSpec {
+	layer := uint8(nl.LINKLAYER_ETHERNET)
+	if atm {
+		layer = nl.LINKLAYER_ATM
+	}
 	return nl.TcRateSpec{
-		Linklayer: nl.LINKLAYER_ETHERNET,
+		Linklayer: layer,
 		Overhead:  overhead,
 		Mpu:       mpu,
 		Rate:      uint32(min(bytesPerSecond(r), 1<<32-1)),
 	}
+}
+
+// sizeTable is TCA_STAB without a table: the kernel adds the overhead, which here may be negative, and looks nothing up.
+func sizeTable(overhead int) *nl.RtAttr {
+	base := make([]byte, sizeOfSizeSpec) // struct tc_sizespec: cell_log, size_log, cell_align, overhead, linklayer, mpu, mtu, tsize
+	binary.NativeEndian.PutUint32(base[sizeSpecOverhead:], uint32(int32(overhead)))
+	binary.NativeEndian.PutUint32(base[sizeSpecLayer:], nl.LINKLAYER_ETHERNET)
+	t := nl.NewRtAttr(nl.TCA_STAB, nil)
+	t.AddRtAttr(stabBase, base)
+	return t
+}
+
+// readSizeTable gives the overhead of what sizeTable makes, and false for a table that does more.
+func readSizeTable(stab []byte) (overhead int, plain bool, err error) {
+	if len(stab) == 0 {
+		return 0, true, nil
+	}
+	a, err := parseAttrs(stab)
+	if err != nil {
+		return 0, false, err
+	}
+	base := a[stabBase]
+	if len(base) < sizeOfSizeSpec {
+		return 0, false, fmt.Errorf("size table of %d bytes", len(base))
+	}
+	plain = u32at(base, sizeSpecLayer) == nl.LINKLAYER_ETHERNET && u32at(base, sizeSpecLayer+4) == 0 && u32at(base, sizeSpecLayer+12) == 0
+	return int(int32(u32at(base, sizeSpecOverhead))), plain, nil
 }
 
 func addRate64(o *nl.RtAttr, typ int, r qos.BitRate) {
@@ -70,8 +118,8 @@ func classOptions(c qos.HTBClass) *nl.RtAttr {
 	addRate64(o, nl.TCA_HTB_RATE64, c.Rate)
 	addRate64(o, nl.TCA_HTB_CEIL64, c.Ceil)
 	parms := nl.TcHtbCopt{
-		Rate:    rateSpec(c.Rate, c.Overhead, c.MPU),
-		Ceil:    rateSpec(c.Ceil, c.Overhead, c.MPU),
+		Rate:    rateSpec(c.Rate, c.Overhead, c.MPU, c.ATM),
+		Ceil:    rateSpec(c.Ceil, c.Overhead, c.MPU, c.ATM),
 		Buffer:  burstTicks(c.Rate, c.Burst),
 		Cbuffer: burstTicks(c.Ceil, c.CBurst),
 		Quantum: uint32(c.Quantum),
@@ -90,7 +138,7 @@ func qdiscOptions(q qos.Qdisc) *nl.RtAttr {
 		o.AddRtAttr(nl.TCA_HTB_INIT, glob.Serialize())
 	case q.TBF != nil:
 		parms := nl.TcTbfQopt{
-			Rate:   rateSpec(q.TBF.Rate, 0, 0),
+			Rate:   rateSpec(q.TBF.Rate, 0, 0, false),
 			Limit:  uint32(min(q.TBF.Limit, 1<<32-1)),
 			Buffer: burstTicks(q.TBF.Rate, q.TBF.Burst),
 		}
@@ -100,12 +148,33 @@ func qdiscOptions(q qos.Qdisc) *nl.RtAttr {
 		o.AddRtAttr(nl.TCA_TBF_BURST, nl.Uint32Attr(uint32(q.TBF.Burst)))
 	case q.FIFO != nil:
 		return nl.NewRtAttr(nl.TCA_OPTIONS, nl.Uint32Attr(q.FIFO.Limit))
+	case q.FQCoDel != nil:
+		c := q.FQCoDel
+		o.AddRtAttr(nl.TCA_FQ_CODEL_LIMIT, nl.Uint32Attr(c.Limit))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_FLOWS, nl.Uint32Attr(c.Flows))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_QUANTUM, nl.Uint32Attr(uint32(c.Quantum)))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_TARGET, nl.Uint32Attr(uint32(c.Target.Microseconds())))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_INTERVAL, nl.Uint32Attr(uint32(c.Interval.Microseconds())))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_MEMORY_LIMIT, nl.Uint32Attr(uint32(min(c.MemoryLimit, 1<<31))))
+		o.AddRtAttr(nl.TCA_FQ_CODEL_ECN, nl.Uint32Attr(flag(c.ECN)))
+	case q.Cake != nil:
+		o.AddRtAttr(cakeRate, nl.Uint64Attr(0))
+		o.AddRtAttr(cakeDiffserv, nl.Uint32Attr(cakeBestEffort))
+		o.AddRtAttr(cakeMemory, nl.Uint32Attr(uint32(min(q.Cake.MemoryLimit, 1<<31))))
+		o.AddRtAttr(cakeSplitGSO, nl.Uint32Attr(1))
 	case len(q.Options) > 0:
 		return nl.NewRtAttr(nl.TCA_OPTIONS, q.Options)
 	default:
 		return nil
 	}
 	return o
+}
+
+func flag(on bool) uint32 {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // attrs are the attributes of a message or of a nest, by type; the last of a type wins.
@@ -205,7 +274,14 @@ func readQdisc(m tcMessage) (qos.Qdisc, error) {
 		if err != nil {
 			return q, err
 		}
-		q.HTB = &qos.HTB{Default: u32at(a[nl.TCA_HTB_INIT], 8)}
+		overhead, plain, err := readSizeTable(m.attrs[nl.TCA_STAB])
+		if err != nil {
+			return q, fmt.Errorf("htb %s: %w", m.handle, err)
+		}
+		if !plain { // more than we build
+			overhead = foreignSizeTable
+		}
+		q.HTB = &qos.HTB{Default: u32at(a[nl.TCA_HTB_INIT], 8), Overhead: overhead}
 	case "tbf":
 		a, err := parseAttrs(opts)
 		if err != nil {
@@ -228,11 +304,46 @@ func readQdisc(m tcMessage) (qos.Qdisc, error) {
 		q.TBF = t
 	case "bfifo", "pfifo":
 		q.FIFO = &qos.FIFO{Limit: u32at(opts, 0)}
+	case "fq_codel":
+		a, err := parseAttrs(opts)
+		if err != nil {
+			return q, err
+		}
+		n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
+		_, threshold := a[nl.TCA_FQ_CODEL_CE_THRESHOLD]
+		if threshold || n(nl.TCA_FQ_CODEL_FLOWS) != codelFlows || n(nl.TCA_FQ_CODEL_DROP_BATCH_SIZE) != codelDropBatch {
+			q.Options = bytes.Clone(opts)
+			return q, nil
+		}
+		micros := func(typ uint16) time.Duration { return time.Duration(n(typ)) * time.Microsecond }
+		q.FQCoDel = &qos.FQCoDel{Limit: n(nl.TCA_FQ_CODEL_LIMIT), Target: micros(nl.TCA_FQ_CODEL_TARGET), Interval: micros(nl.TCA_FQ_CODEL_INTERVAL),
+			Flows: n(nl.TCA_FQ_CODEL_FLOWS), Quantum: qos.ByteCount(n(nl.TCA_FQ_CODEL_QUANTUM)),
+			MemoryLimit: qos.ByteCount(n(nl.TCA_FQ_CODEL_MEMORY_LIMIT)), ECN: n(nl.TCA_FQ_CODEL_ECN) != 0}
+	case "cake":
+		a, err := parseAttrs(opts)
+		if err != nil {
+			return q, err
+		}
+		n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
+		ours := n(cakeDiffserv) == cakeBestEffort && n(cakeFlows) == cakeTriple && n(cakeSplitGSO) == 1
+		rate, _ := a.u64(cakeRate)
+		ours = ours && rate == 0
+		for _, typ := range []uint16{cakeATM, cakeOverhead, cakeAutorate, cakeNAT, cakeWash, cakeMPU, cakeIngress, cakeACKFilter} {
+			ours = ours && n(typ) == 0
+		}
+		if !ours {
+			q.Options = bytes.Clone(opts)
+			return q, nil
+		}
+		q.Cake = &qos.Cake{MemoryLimit: qos.ByteCount(n(cakeMemory))}
 	default:
 		q.Options = bytes.Clone(opts)
 	}
 	return q, nil
 }
+
+// foreignSizeTable is an overhead that no plan has.
+const foreignSizeTable = -1 << 15
 
 func readClass(m tcMessage) (qos.HTBClass, error) {
 	c := qos.HTBClass{Handle: m.handle, Parent: m.parent}
@@ -251,6 +362,6 @@ func readClass(m tcMessage) (qos.HTBClass, error) {
 	c.Rate, c.Ceil = readRate(o.Rate, a, nl.TCA_HTB_RATE64), readRate(o.Ceil, a, nl.TCA_HTB_CEIL64)
 	c.Burst, c.CBurst = burstBytes(c.Rate, o.Buffer), burstBytes(c.Ceil, o.Cbuffer)
 	c.Prio, c.Quantum = o.Prio, qos.ByteCount(o.Quantum)
-	c.Overhead, c.MPU = o.Rate.Overhead, o.Rate.Mpu
+	c.Overhead, c.MPU, c.ATM = o.Rate.Overhead, o.Rate.Mpu, o.Rate.Linklayer == nl.LINKLAYER_ATM
 	return c, nil
 }

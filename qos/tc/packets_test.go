@@ -125,11 +125,17 @@ func (w *wan) capture() (stop func() []frame) {
 // dial opens a UDP socket in a, in a class's queue.
 func (w *wan) dial(class qos.ClassName, port int, options map[[2]int]int) *net.UDPConn {
 	w.t.Helper()
+	return w.dialPriority(qos.ClassID(class), port, options)
+}
+
+// dialPriority opens a UDP socket in a whose packets have a priority.
+func (w *wan) dialPriority(priority uint32, port int, options map[[2]int]int) *net.UDPConn {
+	w.t.Helper()
 	var c net.Conn
 	require.NoError(w.t, w.a.Do(func() error {
 		d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			cerr := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, int(qos.ClassID(class)))
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, int(priority))
 				for o, v := range options {
 					err = errors.Join(err, unix.SetsockoptInt(int(fd), o[0], o[1], v))
 				}
@@ -210,7 +216,7 @@ func (w *wan) providerWaits(frames []frame, uplink qos.BitRate) []time.Duration 
 	return out
 }
 
-func (w *wan) wire(f frame) int { return max(f.len+w.in.WANs[0].Overhead, w.in.WANs[0].MPU) }
+func (w *wan) wire(f frame) int { return int(w.in.WANs[0].Wire(qos.ByteCount(f.len))) }
 
 // throughput is the mean rate between the first and the last frame.
 func (w *wan) throughput(frames []frame) float64 {
@@ -280,7 +286,7 @@ func TestFloodOfSuperPacketsLeavesAsWirePacketsAtTheRate(t *testing.T) {
 	assert.GreaterOrEqual(t, 100*sent[9001]/total, 35, "signalling borrows first")
 
 	var stats []qos.QueueStats
-	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0", "none"}); return err }))
+	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0", "none"}, nil); return err }))
 	require.Len(t, stats, 4)
 	for _, s := range stats[1:] {
 		assert.Positive(t, s.Sent, "%s", s.Class)

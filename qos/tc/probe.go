@@ -34,7 +34,8 @@ func Probe() (qos.Features, error) {
 		case err != nil:
 			done <- result{err: fmt.Errorf("probe queueing features: make a network namespace: %w", err)}
 		default:
-			done <- result{f: probe(loopback)}
+			f, err := probe(loopback)
+			done <- result{f, err}
 		}
 	}()
 	r := <-done
@@ -59,21 +60,26 @@ func probeOnTUN() (qos.Features, error) {
 	if err != nil {
 		return qos.Features{}, fmt.Errorf("probe queueing features: find the TUN device: %w", err)
 	}
-	return probe(link.Attrs().Index), nil
+	return probe(link.Attrs().Index)
 }
 
 // probeName is one that two probes at once do not share.
 func probeName(kind string) string { return fmt.Sprintf("rwprobe%s%d", kind, os.Getpid()%100000) }
 
 // probe tries everything on the interface dev.
-func probe(dev int) qos.Features {
+func probe(dev int) (qos.Features, error) {
+	k, err := openKernel()
+	if err != nil {
+		return qos.Features{}, err
+	}
+	defer k.close()
 	frame := qos.WireFrame(1 << 16) // loopback's, or the kernel's log complains
 	root := func(q qos.Qdisc) bool {
 		q.Handle, q.Parent = 0x10000, qos.RootHandle
-		if apply(qos.Change{Op: qos.ReplaceOp, Qdisc: &q}, dev) != nil {
+		if k.apply(qos.Change{Op: qos.ReplaceOp, Qdisc: &q}, dev) != nil {
 			return false
 		}
-		return apply(qos.Change{Op: qos.DeleteOp, Qdisc: &q}, dev) == nil
+		return k.apply(qos.Change{Op: qos.DeleteOp, Qdisc: &q}, dev) == nil
 	}
 	prio := nl.TcPrioMap{Bands: 3, Priomap: [nl.TC_PRIO_MAX + 1]uint8{1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}}
 	clsact := qos.Qdisc{Handle: 0xffff0000, Parent: netlink.HANDLE_INGRESS, Kind: "clsact"}
@@ -91,6 +97,6 @@ func probe(dev int) qos.Features {
 		FQ:      root(qos.Qdisc{Kind: "fq"}),
 		Prio:    root(qos.Qdisc{Kind: "prio", Options: prio.Serialize()}),
 		IFB:     haveIFB,
-		Ingress: apply(qos.Change{Op: qos.Add, Qdisc: &clsact}, dev) == nil,
-	}
+		Ingress: k.apply(qos.Change{Op: qos.Add, Qdisc: &clsact}, dev) == nil,
+	}, nil
 }

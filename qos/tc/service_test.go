@@ -80,7 +80,7 @@ func TestMediaGoesFirst(t *testing.T) {
 	assert.Less(t, waits[n*95/100], 5*packet)
 
 	var stats []qos.QueueStats
-	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}); return err }))
+	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }))
 	assert.EqualValues(t, n, stats[0].SentPackets, "and all went through its class")
 	assert.EqualValues(t, n*270, stats[0].Sent)
 	assert.Zero(t, stats[0].Drops)
@@ -154,7 +154,7 @@ func TestSocketWaitsBeforeTheLeafDrops(t *testing.T) {
 				return w.throughput(settled(t, stop()))
 			})
 			var stats []qos.QueueStats
-			require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}); return err }))
+			require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }))
 			t.Logf("%.2f of %.2f Mbit/s, %d dropped in the leaf", got/1e6, want/1e6, stats[2].Drops)
 			assert.Zero(t, stats[2].Drops, "nothing is dropped after it was encrypted")
 			if tt.rate <= 100*qos.Mbit { // beyond, it is the machine that is measured
@@ -275,7 +275,7 @@ func TestIPv6IsSteeredAlike(t *testing.T) {
 	w.a.Run("ip", "neighbour", "replace", "2001:db8:9::2", "dev", "wan0", "lladdr", "02:00:00:00:00:02")
 	var before, after []qos.QueueStats
 	read := func(into *[]qos.QueueStats) {
-		require.NoError(t, w.a.Do(func() (err error) { *into, err = Stats([]string{"wan0"}); return err }))
+		require.NoError(t, w.a.Do(func() (err error) { *into, err = Stats([]string{"wan0"}, nil); return err }))
 	}
 	for i, class := range qos.ClassNames {
 		read(&before)
@@ -318,4 +318,25 @@ func TestNewRateLosesNoPacket(t *testing.T) {
 	}
 	wg.Wait()
 	require.Len(t, delays(stop()), n, "the call goes on while the rates change under it")
+}
+
+// On a slow line data's packets are made so short that a call's packet waits behind one for 10 ms. So after an idle moment no two of
+// them may leave together: the call's packet would find both in the provider's queue.
+func TestShortPacketsLeaveOneByOneOnASlowLine(t *testing.T) {
+	w := newWAN(t, qos.Mbit)
+	c := w.dial(qos.Data, 9001, nil)
+	for range 3 {
+		stop := w.capture()
+		for range 4 {
+			_, err := c.Write(make([]byte, 1138+60-28)) // as the data tunnel's
+			require.NoError(t, err)
+		}
+		pace(200 * time.Millisecond)
+		frames := stop()
+		require.Len(t, frames, 4)
+		for i, f := range frames[1:] {
+			between := w.in.WANs[0].Shaped().Serialization(qos.ByteCount(w.wire(f)))
+			assert.Greater(t, f.at.Sub(frames[i].at), between*7/10, "2 ms of burst at most stand before packet %d", i+1)
+		}
+	}
 }

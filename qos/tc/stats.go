@@ -1,9 +1,11 @@
 package tc
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -12,8 +14,10 @@ import (
 	"ringway/qos"
 )
 
-// Stats reads the counters of Ringway's classes; interfaces without its tree give none.
-func Stats(interfaces []string) ([]qos.QueueStats, error) {
+// Stats reads the counters of the leaves of Ringway's trees: of each interface in turn, first what goes to no site, then
+// sites by name, classes in order of urgency. Interfaces without a tree give none, nor do sites that are not named.
+func Stats(interfaces, sites []string) ([]qos.QueueStats, error) {
+	places := qos.Places(sites)
 	var out []qos.QueueStats
 	for _, name := range interfaces {
 		index, err := linkIndex(name)
@@ -23,7 +27,7 @@ func Stats(interfaces []string) ([]qos.QueueStats, error) {
 		if err != nil {
 			return nil, err
 		}
-		s, err := linkStats(name, index)
+		s, err := linkStats(name, index, places)
 		if err != nil {
 			return nil, fmt.Errorf("read queue counters of %s: %w", name, err)
 		}
@@ -32,7 +36,7 @@ func Stats(interfaces []string) ([]qos.QueueStats, error) {
 	return out, nil
 }
 
-func linkStats(name string, index int) ([]qos.QueueStats, error) {
+func linkStats(name string, index int, places map[qos.Handle]qos.Place) ([]qos.QueueStats, error) {
 	classes, err := dump(unix.RTM_GETTCLASS, unix.RTM_NEWTCLASS, index)
 	if err != nil {
 		return nil, err
@@ -45,9 +49,9 @@ func linkStats(name string, index int) ([]qos.QueueStats, error) {
 	for _, q := range qdiscs {
 		leaf[q.parent] = q
 	}
-	byClass := map[qos.ClassName]qos.QueueStats{}
+	var out []qos.QueueStats
 	for _, m := range classes {
-		class, ours := qos.ClassOf(m.handle)
+		place, ours := places[m.handle]
 		if !ours || m.kind != "htb" {
 			continue
 		}
@@ -55,7 +59,7 @@ func linkStats(name string, index int) ([]qos.QueueStats, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := qos.QueueStats{WAN: name, Class: class, Rate: c.Rate, Ceil: c.Ceil}
+		s := qos.QueueStats{WAN: name, Site: place.Site, Class: place.Class, Rate: c.Rate, Ceil: c.Ceil}
 		n, err := readCounters(m)
 		if err != nil {
 			return nil, err
@@ -74,6 +78,12 @@ func linkStats(name string, index int) ([]qos.QueueStats, error) {
 			if err != nil {
 				return nil, err
 			}
+			if m, ok := leaf[q.handle|1]; ok && m.kind == "fq_codel" {
+				if b := m.attrs[nl.TCA_XSTATS]; len(b) >= 16 && u32at(b, 0) == 0 { // struct tc_fq_codel_xstats: TCA_FQ_CODEL_XSTATS_QDISC
+					n := uint64(u32at(b, 12)) // after the type: maxpacket, drop_overlimit, ecn_mark, …
+					s.Marks = &n
+				}
+			}
 			switch {
 			case d.TBF != nil:
 				s.Limit = d.TBF.Limit
@@ -81,14 +91,19 @@ func linkStats(name string, index int) ([]qos.QueueStats, error) {
 				s.Limit = qos.ByteCount(d.FIFO.Limit)
 			}
 		}
-		byClass[class] = s
+		out = append(out, s)
 	}
-	var out []qos.QueueStats
-	for _, c := range qos.ClassNames {
-		if s, ok := byClass[c]; ok {
-			out = append(out, s)
+	slices.SortFunc(out, func(a, b qos.QueueStats) int {
+		switch {
+		case a.Site == b.Site:
+			return cmp.Compare(slices.Index(qos.ClassNames, a.Class), slices.Index(qos.ClassNames, b.Class))
+		case a.Site == qos.Local:
+			return -1
+		case b.Site == qos.Local:
+			return 1
 		}
-	}
+		return cmp.Compare(a.Site, b.Site)
+	})
 	return out, nil
 }
 

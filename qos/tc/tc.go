@@ -79,6 +79,14 @@ func observeLink(name string, index int) (qos.Link, error) {
 // Apply writes the changes one by one, in their order. After one that fails it leaves that interface,
 // whose further changes build on it, and goes on with the others. All errors come back joined.
 func Apply(changes []qos.Change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	k, err := openKernel()
+	if err != nil {
+		return err
+	}
+	defer k.close()
 	var errs []error
 	index, failed := map[string]int{}, map[string]bool{}
 	for _, c := range changes {
@@ -92,7 +100,7 @@ func Apply(changes []qos.Change) error {
 			index[c.Interface] = i
 		}
 		if err == nil {
-			err = apply(c, i)
+			err = k.apply(c, i)
 		}
 		if err != nil {
 			failed[c.Interface] = true
@@ -109,7 +117,23 @@ func describe(c qos.Change) string {
 	return fmt.Sprintf("%s %s qdisc %s on %s", c.Op, c.Qdisc.Kind, c.Qdisc.Handle, c.Interface)
 }
 
-func apply(c qos.Change, ifindex int) error {
+// kernel is one socket for all changes of an Apply: to open one for each would take longer than the change.
+type kernel struct {
+	sock *nl.NetlinkSocket
+	use  map[int]*nl.SocketHandle
+}
+
+func openKernel() (*kernel, error) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE) // no group: a socket of the thread's namespace, and no more
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	return &kernel{s, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+}
+
+func (k *kernel) close() { k.sock.Close() }
+
+func (k *kernel) apply(c qos.Change, ifindex int) error {
 	var flags int
 	switch c.Op {
 	case qos.Add:
@@ -138,8 +162,12 @@ func apply(c qos.Change, ifindex int) error {
 	}
 	req := nl.NewNetlinkRequest(typ, flags|unix.NLM_F_ACK)
 	req.AddData(msg)
+	req.Sockets = k.use
 	if c.Op != qos.DeleteOp {
 		req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated(kind)))
+		if c.Qdisc != nil && c.Qdisc.HTB != nil && c.Qdisc.HTB.Overhead != 0 {
+			req.AddData(sizeTable(c.Qdisc.HTB.Overhead))
+		}
 		if options != nil {
 			req.AddData(options)
 		}

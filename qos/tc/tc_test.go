@@ -2,6 +2,7 @@ package tc
 
 import (
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func classes() []qos.Class {
 
 func input(uplink qos.BitRate) qos.Input {
 	return qos.Input{
-		WANs:     []qos.WAN{{Interface: "wan0", Uplink: uplink, Margin: 3, Overhead: 24, MPU: 84, MTU: 1500}},
+		WANs:     []qos.WAN{{Interface: "wan0", Uplink: uplink, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: 24, MPU: 84}, MTU: 1500}},
 		Classes:  classes(),
 		Features: qos.AssumedFeatures(),
 	}
@@ -73,25 +74,73 @@ func readBack(t testing.TB, ns *netnstest.NS) string {
 		ns.Run("tc", "-d", "class", "show", "dev", "wan0") +
 		ns.Run("tc", "-d", "-j", "qdisc", "show", "dev", "wan0") +
 		ns.Run("tc", "-d", "-j", "class", "show", "dev", "wan0")
+	// Flows that happen to wait in fq_codel or cake are shown as classes.
+	text = regexp.MustCompile(`(?m)^class (fq_codel|cake) .*\n`).ReplaceAllString(text, "")
 	return regexp.MustCompile(`direct_packets_stat"?[: ]\d+`).ReplaceAllString(text, "")
 }
 
 var rates = []qos.BitRate{64 * qos.Kbit, qos.Mbit, 1455 * qos.Kbit, 20 * qos.Mbit, qos.Gbit, 40 * qos.Gbit, 100 * qos.Gbit}
 
+// variants are the forms that a plan's tree has.
+func variants(t testing.TB) map[string]qos.Input {
+	out := map[string]qos.Input{}
+	for _, r := range rates {
+		out[r.String()] = input(r)
+	}
+	with := func(name string, change func(*qos.Input)) {
+		in := input(20 * qos.Mbit)
+		change(&in)
+		out[name] = in
+	}
+	with("one site", func(in *qos.Input) { in.Sites = []qos.Site{{Name: "hub"}} })
+	with("sites that fit", func(in *qos.Input) {
+		in.WANs[0].Uplink = 100 * qos.Mbit
+		in.Sites = []qos.Site{{Name: "berlin", Downlink: 10 * qos.Mbit}, {Name: "munich", Downlink: qos.Mbit}}
+	})
+	with("sites beyond the uplink", func(in *qos.Input) {
+		for i := range 20 {
+			in.Sites = append(in.Sites, qos.Site{Name: fmt.Sprintf("branch-%d", i), Downlink: 10 * qos.Mbit})
+		}
+	})
+	for _, n := range qos.LinkNames() {
+		with(n, func(in *qos.Input) {
+			l, err := qos.ParseLink(n)
+			require.NoError(t, err)
+			in.WANs[0].LinkLayer = l
+		})
+	}
+	f, err := Probe()
+	require.NoError(t, err)
+	if f.FQCoDel {
+		with("fq_codel", func(in *qos.Input) { in.Features, in.Sites = f, []qos.Site{{Name: "hub"}} })
+		with("slow fq_codel", func(in *qos.Input) { in.Features, in.WANs[0].Uplink = f, qos.Mbit })
+	}
+	if f.Cake {
+		with("cake", func(in *qos.Input) { in.Features, in.Features.FQCoDel = f, false })
+	}
+	return out
+}
+
 func TestOracle(t *testing.T) {
-	for _, rate := range rates {
-		t.Run(rate.String(), func(t *testing.T) {
+	for name, in := range variants(t) {
+		t.Run(name, func(t *testing.T) {
 			ours, _ := pair(t)
 			theirs, _ := pair(t)
-			want := qos.Want(input(rate))
+			want := qos.Want(in)
 			changes := reconcile(t, ours, want)
 			assert.NotEmpty(t, changes)
 			feed(t, theirs, want.Text())
 
 			got := readBack(t, ours)
 			assert.Equal(t, readBack(t, theirs), got, "tc's own tree from the printed words, and ours")
-			assert.Contains(t, got, "overhead 24")
-			assert.Contains(t, got, "mpu 84")
+			l := in.WANs[0].LinkLayer
+			for text, set := range map[string]bool{
+				fmt.Sprintf("overhead %d", l.Overhead): l.Overhead != 0, fmt.Sprintf("mpu %d", l.MPU): l.MPU != 0, "linklayer atm": l.Cells == qos.ATM,
+			} {
+				if set {
+					assert.Contains(t, got, text)
+				}
+			}
 			assert.Equal(t, raw(t, theirs), raw(t, ours), "raw values")
 
 			assert.Empty(t, qos.Diff(want, observe(t, ours)), "applied twice")
@@ -115,11 +164,14 @@ func raw(t testing.TB, ns *netnstest.NS) []string {
 				return err
 			}
 			for _, m := range msgs {
+				if get == 40 && m.kind != "htb" {
+					continue // a leaf's own pseudo classes
+				}
 				opts := m.attrs[2] // TCA_OPTIONS
 				if m.kind == "htb" && get == 36 {
 					opts = nil // holds a counter (direct packets); tc's words are compared above
 				}
-				b, err := json.Marshal([]any{m.handle, m.parent, m.kind, opts})
+				b, err := json.Marshal([]any{m.handle, m.parent, m.kind, opts, m.attrs[8] /* TCA_STAB */})
 				if err != nil {
 					return err
 				}
@@ -180,10 +232,18 @@ func TestWordsOfADifferenceAreTrue(t *testing.T) {
 	narrow.Classes[0].Share, narrow.Classes[2].Share = 50, 25
 	plain := input(30 * qos.Mbit)
 	plain.Features.TBF = false
+	sites := input(20 * qos.Mbit)
+	sites.Sites = []qos.Site{{Name: "berlin", Downlink: 2 * qos.Mbit}, {Name: "munich"}}
+	fewer := sites
+	fewer.Sites = sites.Sites[:1]
+	atm := sites
+	atm.WANs = []qos.WAN{sites.WANs[0]}
+	atm.WANs[0].LinkLayer, _ = qos.ParseLink("ipoa-vcmux")
 	jumbo := input(20 * qos.Mbit)
 	jumbo.WANs[0].MTU = 9000
 	for _, want := range []qos.State{
 		qos.Want(input(20 * qos.Mbit)), qos.Want(input(50 * qos.Mbit)), qos.Want(narrow), qos.Want(plain),
+		qos.Want(sites), qos.Want(fewer), qos.Want(atm), qos.Want(sites),
 		qos.Want(jumbo), qos.Want(input(qos.Mbit)), {Links: []qos.Link{{Interface: "wan0"}}}, qos.Want(narrow),
 	} {
 		var words []string
@@ -205,9 +265,9 @@ func TestHandMadeChangeIsMended(t *testing.T) {
 		"tc qdisc del dev wan0 parent 1:10",
 		"tc qdisc replace dev wan0 parent 1:10 handle 10: tbf rate 1mbit burst 1600 limit 2000",
 		"tc qdisc replace dev wan0 parent 1:20 handle 99: pfifo limit 3",
-		"tc class change dev wan0 parent 1:1 classid 1:30 htb rate 1mbit ceil 2mbit prio 0",
+		"tc class change dev wan0 parent 1:2 classid 1:30 htb rate 1mbit ceil 2mbit prio 0",
 		"tc class add dev wan0 parent 1:1 classid 1:50 htb rate 9mbit",
-		"tc class add dev wan0 parent 1: classid 1:2 htb rate 9mbit",
+		"tc class add dev wan0 parent 1: classid 1:3 htb rate 9mbit",
 		"tc class del dev wan0 classid 1:40",
 		"tc qdisc replace dev wan0 root handle 1: pfifo limit 50",
 		"tc qdisc replace dev wan0 root handle 77: pfifo limit 50",
@@ -227,7 +287,7 @@ func TestHandMadeChangeIsMended(t *testing.T) {
 
 func TestErrorsSayWhatAndWhere(t *testing.T) {
 	a, _ := pair(t)
-	class := qos.Want(input(20 * qos.Mbit)).Links[0].Classes[1]
+	class := qos.Want(input(20 * qos.Mbit)).Links[0].Classes[2]
 	err := a.Do(func() error { return Apply([]qos.Change{{Op: qos.Add, Interface: "wan0", Class: &class}}) })
 	assert.ErrorContains(t, err, "add HTB class 1:10 on wan0: ")
 	err = a.Do(func() error { return Apply([]qos.Change{{Op: qos.Add, Interface: "wan9", Class: &class}}) })

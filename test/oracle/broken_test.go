@@ -43,7 +43,7 @@ func TestWhatIsBrokenIsMended(t *testing.T) {
 		{"the table", "nft delete table inet ringway", "nft list chain inet ringway egress_wan", "leak_wan"},
 		{"the whole ruleset", "nft flush ruleset", "nft list chain inet ringway egress_wan", "leak_wan"},
 		{"the queues", "tc qdisc del dev wan0 root", "tc qdisc show dev wan0", "qdisc tbf 40: parent 1:40"},
-		{"a class's rate", "tc class change dev wan0 parent 1:1 classid 1:30 htb rate 1mbit ceil 2mbit", "tc class show dev wan0", "rate 9700Kbit ceil 19400Kbit"},
+		{"a class's rate", "tc class change dev wan0 parent 1:2 classid 1:30 htb rate 1mbit ceil 2mbit", "tc class show dev wan0", "class htb 1:30 parent 1:2 leaf 30: prio 2 "},
 		{"a tunnel's device", "ip link del rw-data", "ip -o link show dev rw-data", ",UP"},
 	} {
 		sh(t, edge, c.breakIt)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,7 +61,7 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 					lab.PhoneA + "6": "2001:db8:2:10::10", lab.PCA + "6": "2001:db8:2:20::10"}[c.from+family]
 				name := fmt.Sprintf("%s %s port %d", c.from, c.dscp, c.port)
 				own := 30000 + i // a flow of its own: a class is remembered with its flow
-				check := func(to string, class qos.ClassName, mark string, ours func(capture.Frame) bool) {
+				check := func(to string, class qos.Place, mark string, ours func(capture.Frame) bool) {
 					t.Helper()
 					before := queues(t, edge)
 					wan, err := capture.StartFrames(netPath(edge), "wan0")
@@ -70,10 +71,10 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 					require.Eventually(t, func() bool {
 						after = queues(t, edge)
 						return after[class]-before[class] >= burst
-					}, patience, 20*time.Millisecond, "%s to %s: not in class %s", name, to, class)
+					}, patience, 20*time.Millisecond, "%s to %s: not in class %v", name, to, class)
 					for other, n := range after {
 						if other != class {
-							assert.Less(t, n-before[other], burst/2, "%s to %s: seen in class %s, wanted %s", name, to, other, class)
+							assert.Less(t, n-before[other], burst/2, "%s to %s: seen in class %v, wanted %v", name, to, other, class)
 						}
 					}
 					frames, err := wan.Stop()
@@ -90,11 +91,11 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 						assert.Less(t, n, burst/2, "%s to %s: DSCP on the WAN", name, to)
 					}
 				}
-				check(site, c.site, c.siteMark, func(f capture.Frame) bool {
+				check(site, qos.Place{Site: "munich", Class: c.site}, c.siteMark, func(f capture.Frame) bool {
 					return f.Kind == capture.WireGuard && f.Type == 4 && f.Destination.Addr() == netip.MustParseAddr(addressB)
 				})
 				if family == "4" { // the provider of the shipped pair has IPv4 alone
-					check("203.0.113.1", c.internet, c.mark, func(f capture.Frame) bool {
+					check("203.0.113.1", qos.Place{Site: qos.Local, Class: c.internet}, c.mark, func(f capture.Frame) bool {
 						return f.Destination == netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), uint16(c.port))
 					})
 				}
@@ -103,16 +104,20 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 	}
 }
 
-// queues counts packets by class on wan0.
-func queues(t *testing.T, edge *lab.Host) map[qos.ClassName]int {
+// queues counts packets by site and class on wan0.
+func queues(t *testing.T, edge *lab.Host) map[qos.Place]int {
 	out := sh(t, edge, "tc -s class show dev wan0")
-	counts := map[qos.ClassName]int{}
-	for _, m := range regexp.MustCompile(`class htb 1:([1-4]0) .*\n\s*Sent \d+ bytes (\d+) pkt`).FindAllStringSubmatch(out, -1) {
+	counts, places := map[qos.Place]int{}, qos.Places([]string{"munich"})
+	for _, m := range regexp.MustCompile(`class htb (1:[0-9a-f]+) .*\n\s*Sent \d+ bytes (\d+) pkt`).FindAllStringSubmatch(out, -1) {
 		n, err := strconv.Atoi(m[2])
 		require.NoError(t, err)
-		counts[map[string]qos.ClassName{"10": qos.Media, "20": qos.Signalling, "30": qos.Data, "40": qos.Background}[m[1]]] = n
+		var h qos.Handle
+		require.NoError(t, h.UnmarshalText([]byte(m[1])))
+		if p, ok := places[h]; ok {
+			counts[p] = n
+		}
 	}
-	require.Len(t, counts, 4, "%s", out)
+	require.Len(t, counts, 8, "%s", out)
 	return counts
 }
 
@@ -299,4 +304,31 @@ func synMSS(b []byte, port uint16) int {
 		}
 	}
 	return 0
+}
+
+// A site that is heard from another port, as behind a NAT that forgot it, takes its queues along: at once, by elements of the
+// maps, with every rule as it was.
+func TestASiteThatRoamsKeepsItsQueues(t *testing.T) {
+	l := branches(t)
+	edge, pc := l.Host(lab.EdgeA), l.Host(lab.PCA)
+	reaches(t, pc, "10.2.20.10")
+	rules := func() string {
+		return sh(t, edge, "nft -a list chain inet ringway wan_data; nft -a list chain inet ringway egress_wan")
+	}
+	element := func(port string) bool {
+		return strings.Contains(sh(t, edge, "nft list map inet ringway prio_data4"), addressB+" . "+port+" :")
+	}
+	before := rules()
+	require.True(t, element("51821"))
+	sh(t, l.Host(lab.EdgeB), strings.Join([]string{"nft add table inet nat_box",
+		"nft add chain inet nat_box out '{ type filter hook postrouting priority 300; }'", "nft add rule inet nat_box out oifname wan0 udp sport 51821 udp sport set 40021",
+		"nft add chain inet nat_box in '{ type filter hook prerouting priority -400; }'", "nft add rule inet nat_box in iifname wan0 udp dport 40021 udp dport set 51821"}, "\n"))
+	sh(t, l.Host(lab.PCB), "ping -n -q -c 1 -W 5 10.1.20.10") // it is heard
+	require.Eventually(t, func() bool { return element("40021") && !element("51821") }, patience, 20*time.Millisecond)
+	was := queues(t, edge)
+	send(t, pc, 31000, "10.2.20.10", 20004, 0)
+	munich := qos.Place{Site: "munich", Class: qos.Data}
+	require.Eventually(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience, 20*time.Millisecond)
+	assert.Equal(t, before, rules())
+	assert.Contains(t, sh(t, edge, "nft list map inet ringway prio_media4"), addressB+" . 51820 :", "the voice tunnel is where it was")
 }

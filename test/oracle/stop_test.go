@@ -3,6 +3,7 @@ package oracle
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -44,6 +45,7 @@ func TestStopLeavesWhatStartFound(t *testing.T) {
 			"sysctl -q -w net.ipv4.ip_forward=0 net.ipv4.conf.wan0.rp_filter=2 net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.voice0.accept_redirects=1",
 			"nft add table inet theirs", "nft add chain inet theirs input '{ type filter hook input priority 5; }'", "nft add rule inet theirs input tcp dport 1 drop",
 			"tc qdisc add dev wan0 root handle 7: tbf rate 50mbit burst 10000 limit 30000", "tc qdisc add dev data0 root handle 8: pfifo limit 50",
+			"sed -i 's/uplink: 20mbit/uplink: 20mbit\\n    take_over: true/' " + configFile,
 		}, "\n")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -64,4 +66,33 @@ func TestStopLeavesWhatStartFound(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A queue that was there before is left alone and said to be in the way, until it is gone or may be taken over. One that somebody
+// puts in the place of Ringway's own is a change by hand.
+func TestSomebodysQueueIsRefused(t *testing.T) {
+	l := branches(t)
+	e := l.Edge("a")
+	sh(t, e.Host, ringway+" stop")
+	sh(t, e.Host, "tc qdisc add dev wan0 root handle 7: tbf rate 50mbit burst 10000 limit 30000")
+	const refused = "wan0 has a queue that is not Ringway's (tbf 7:), so nothing is shaped there: remove it with `tc qdisc del dev wan0 root`, or set wan[wan0].take_over: true"
+	out := sh(t, e.Host, ringway+" plan --only tc "+configFile)
+	assert.Contains(t, out, "# "+refused)
+	assert.NotContains(t, out, "\ntc ")
+	require.NoError(t, e.Start(t.Context()))
+	require.NoError(t, e.WaitReady(within(t, 2*patience)))
+	reaches(t, l.Host(lab.PCA), "10.2.20.10")
+	assert.Contains(t, sh(t, e.Host, ringway+" status"), "PROBLEM: "+refused)
+	assert.Contains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc tbf 7: root")
+	assert.NotContains(t, sh(t, e.Host, "nft list ruleset"), "meta priority set", "whose classes these would be is not known")
+
+	shaped := func() bool { return strings.Contains(sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc htb 1: root") }
+	sh(t, e.Host, "tc qdisc del dev wan0 root")
+	require.Eventually(t, shaped, patience, 20*time.Millisecond, "the way is free")
+	require.Eventually(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") }, patience, 50*time.Millisecond)
+
+	sh(t, e.Host, "tc qdisc replace dev wan0 root handle 9: pfifo limit 20")
+	require.Eventually(t, shaped, patience, 20*time.Millisecond, "mended")
+	sh(t, e.Host, ringway+" stop")
+	assert.NotContains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "htb")
 }

@@ -50,6 +50,7 @@ export CGO_ENABLED=0
 go test -c -o "$root/test/vm.test" ./test/vm
 go test -c -o "$root/test/kernel.test" ./tunnel/kernel
 go test -c -o "$root/test/realtime.test" ./tunnel/realtime
+go test -c -o "$root/test/tc.test" ./qos/tc
 cat > "$root/etc/passwd" <<'P'
 root:x:0:0:root:/:/bin/sh
 P
@@ -67,6 +68,8 @@ rc=0
 ip link set lo up
 ./kernel.test -test.v -test.timeout 2m $(cat flags) || rc=1
 ./realtime.test -test.v -test.timeout 5m -test.run Kernel || rc=1
+# fq_codel, cake, VLANs: what a plan becomes here, and what tc makes of its words.
+./tc.test -test.v -test.timeout 5m -test.run 'Probe|Oracle/.*(site|cake|fq_codel|20mbit|ip)|Words|StopGives|CoDel' || rc=1
 ./vm.test -test.v -test.timeout 8m $(cat flags) || rc=1
 echo "guest exit: $rc"
 poweroff -f

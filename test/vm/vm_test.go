@@ -56,7 +56,7 @@ func (e *edge) state() string {
 
 func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 	inGuest(t)
-	b := newBranches(t, nil, nil)
+	b := newBranches(t, map[string]string{"wan[wan0].take_over": "true"}, nil)
 	// What a distribution or an operator may have put there: an AQM on the WAN, which the stop has to put back, and a
 	// delay and cake on what is not Ringway's business.
 	b.berlin.run("tc", "qdisc", "replace", "dev", "wan0", "root", "fq_codel")

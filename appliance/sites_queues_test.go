@@ -1,0 +1,146 @@
+package appliance
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/appliance/config"
+	"ringway/firewall"
+	"ringway/qos"
+	"ringway/tunnel"
+)
+
+// hubConfig is a box with that many sites, which dial in.
+func hubConfig(t testing.TB, sites int) *config.Config {
+	var b strings.Builder
+	b.WriteString(`site: hub
+wan: [{interface: wan0, address: 198.51.100.2/24, gateway: 198.51.100.1, uplink: 1gbit}]
+voice: [{interface: voice0, address: 10.0.10.1/24}]
+sites:
+`)
+	for i := range sites {
+		key, err := tunnel.NewPrivateKey()
+		require.NoError(t, err)
+		fmt.Fprintf(&b, "  - {name: branch-%d, public_key: %s, downlink: 20mbit, voice_networks: 10.%d.%d.0/24}\n", i, key.Public(), 100+i/250, i%250)
+	}
+	cfg, err := config.Parse("hub.yaml", []byte(b.String()), config.WithoutKeyFiles())
+	require.NoError(t, err)
+	return cfg
+}
+
+// heardIn is the test's own memory of where sites are.
+type heardIn map[string]netip.AddrPort
+
+func (h heardIn) at(c tunnel.Class, s tunnel.Site) (netip.AddrPort, uint64) {
+	a := h[s.Name]
+	if c == tunnel.Data && a.IsValid() {
+		a = netip.AddrPortFrom(a.Addr(), a.Port()+1)
+	}
+	return a, uint64(len(s.Name))
+}
+
+func whereMaps(s firewall.State) map[string]string {
+	out := map[string]string{}
+	for _, set := range s.Sets {
+		for _, e := range set.Elements {
+			if strings.HasPrefix(set.Name, "prio_") {
+				out[set.Name+" "+e.Key] = e.Value
+			}
+		}
+	}
+	return out
+}
+
+// A site's ciphertext is known by where the site is: each of its tunnels has the two classes that it carries. A site that moves
+// changes elements and no rule; one that was never heard is in no map.
+func TestSitesAreKnownByWhereTheyAre(t *testing.T) {
+	cfg := hubConfig(t, 3)
+	heard := heardIn{"branch-0": netip.MustParseAddrPort("203.0.113.7:4000"), "branch-1": netip.MustParseAddrPort("[2001:db8:f::1]:51820")}
+	f := facts{queues: qos.AssumedFeatures(), heard: heard.at}
+	w := want(cfg, f)
+	id := map[string]string{}
+	for _, p := range qos.SitePriorities(w.queueIn) {
+		id[p.Site+" "+string(p.Class)] = firewall.ClassIDText(p.ClassID)
+	}
+	assert.Equal(t, map[string]string{
+		"prio_media4 203.0.113.7 . 4000": id["branch-0 media"], "prio_signalling4 203.0.113.7 . 4000": id["branch-0 signalling"],
+		"prio_data4 203.0.113.7 . 4001": id["branch-0 data"], "prio_background4 203.0.113.7 . 4001": id["branch-0 background"],
+		"prio_media6 2001:db8:f::1 . 51820": id["branch-1 media"], "prio_signalling6 2001:db8:f::1 . 51820": id["branch-1 signalling"],
+		"prio_data6 2001:db8:f::1 . 51821": id["branch-1 data"], "prio_background6 2001:db8:f::1 . 51821": id["branch-1 background"],
+	}, whereMaps(w.firewall))
+
+	heard["branch-0"] = netip.MustParseAddrPort("192.0.2.9:9999")
+	heard["branch-2"] = netip.MustParseAddrPort("192.0.2.10:9999")
+	for _, c := range firewall.Diff(wantFirewall(cfg, f), w.firewall) {
+		assert.Contains(t, []firewall.Op{firewall.AddElements, firewall.DeleteElements}, c.Op, "%s", c)
+	}
+
+	f.refused = map[string]string{"wan0": "htb 1:"}
+	refused := want(cfg, f)
+	assert.Empty(t, refused.queues.Links)
+	assert.Empty(t, whereMaps(refused.firewall), "no packet is steered where somebody else's classes are")
+}
+
+// Of two sites said to be in one place it is the one heard there last, as after a NAT gave the port of one to the other.
+func TestTheSiteHeardLastIsThere(t *testing.T) {
+	cfg := hubConfig(t, 2)
+	place := netip.MustParseAddrPort("203.0.113.7:4000")
+	for last := range 2 {
+		f := facts{queues: qos.AssumedFeatures(), heard: func(_ tunnel.Class, s tunnel.Site) (netip.AddrPort, uint64) {
+			return place, map[bool]uint64{true: 2, false: 1}[s.Name == fmt.Sprintf("branch-%d", last)]
+		}}
+		w := want(cfg, f)
+		got := whereMaps(w.firewall)
+		for _, p := range qos.SitePriorities(w.queueIn) {
+			if p.Site == fmt.Sprintf("branch-%d", last) {
+				assert.Equal(t, firewall.ClassIDText(p.ClassID), got["prio_"+string(p.Class)+"4 203.0.113.7 . 4000"])
+			}
+		}
+		assert.Len(t, got, 4)
+	}
+}
+
+// What a tunnel may hold follows from where its packets go: a site's line that is narrower than ours, all sites' lines together,
+// and no super-packet is more than half of what the narrowest leaf holds.
+func TestBoundsFollowTheSites(t *testing.T) {
+	bounds := func(change map[string]string) tunnel.Bounds {
+		return device(t, want(shipped(t, "branch-berlin.yaml", change), facts{queues: qos.AssumedFeatures()}), tunnel.Data).Bounds
+	}
+	assert.Equal(t, bounds(map[string]string{"wan[wan0].uplink": "10mbit"}), bounds(map[string]string{"sites[munich].downlink": "10mbit"}))
+	assert.Equal(t, bounds(nil), bounds(map[string]string{"sites[munich].downlink": "100mbit"}))
+	hub := func(downlink qos.BitRate) tunnel.Bounds {
+		cfg := hubConfig(t, 60)
+		for i := range cfg.Sites {
+			cfg.Sites[i].Downlink = downlink
+		}
+		return device(t, want(cfg, facts{queues: qos.AssumedFeatures()}), tunnel.Data).Bounds
+	}
+	assert.EqualValues(t, 970*qos.Mbit, hub(20*qos.Mbit).Rate, "60 lines of 20 Mbit/s are more than ours")
+	assert.Equal(t, 60625/2, hub(20*qos.Mbit).SuperPacket)
+	assert.Equal(t, 15156, hub(10*qos.Mbit).SuperPacket)
+	assert.Equal(t, 3036, hub(qos.Mbit).SuperPacket, "two packets of a leaf of four")
+}
+
+func TestQueuesAreSummedUpWithSitesBeneath(t *testing.T) {
+	var queues []qos.QueueStats
+	for i := range 12 {
+		for j, c := range qos.ClassNames {
+			queues = append(queues, qos.QueueStats{WAN: "wan0", Site: fmt.Sprintf("branch-%d", i), Class: c, Rate: qos.Mbit, Ceil: 2 * qos.Mbit,
+				Sent: qos.ByteCount(1000 * i), SentPackets: uint64(i), Drops: uint64(j)})
+		}
+	}
+	lines := queueLines(queues)
+	require.Len(t, lines, 4*(1+busiest))
+	assert.Equal(t, "media", lines[0].name)
+	assert.EqualValues(t, 66, lines[0].SentPackets)
+	assert.Equal(t, 12*qos.Mbit, lines[0].Rate)
+	assert.Equal(t, 2*qos.Mbit, lines[0].Ceil)
+	assert.Equal(t, "  branch-11", lines[1].name)
+	assert.EqualValues(t, 12*3, lines[3*(1+busiest)].Drops)
+	assert.Len(t, queueLines(queues[:4]), 4, "one site alone says no more")
+}
