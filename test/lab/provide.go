@@ -39,6 +39,24 @@ func (p *Pair) provide(ctx context.Context) error {
 	return p.knowEdges(ctx)
 }
 
+// Carried is how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet frames without checksum, as the
+// bottleneck's rate counts them. It is read at once, where Bottleneck has a program look.
+func (p *Pair) Carried() (toB, toA uint64, err error) {
+	h := p.Host(Provider)
+	toB, errB := h.Counter(sides[1].provider, "tx_bytes")
+	toA, errA := h.Counter(sides[0].provider, "tx_bytes")
+	return toB, toA, errors.Join(errB, errA)
+}
+
+// Bottleneck reads what went through the provider's bottleneck so far.
+func (p *Pair) Bottleneck(ctx context.Context) (provider.Stats, error) {
+	s, err := provider.Bottleneck(ctx, p.Host(Provider).NetPath(), sides[0].provider, sides[1].provider)
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", p.Name, err)
+	}
+	return s, nil
+}
+
 // knowEdges tells the provider its customers' hardware addresses. Otherwise it would hold what is sent to an edge that is not up
 // yet, and deliver it seconds later, in the moment when that edge itself begins to speak.
 func (p *Pair) knowEdges(ctx context.Context) error {

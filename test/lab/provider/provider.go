@@ -234,19 +234,34 @@ func (p *Provider) Stats() (Stats, error) {
 		if p.config.RateBits == 0 {
 			continue
 		}
-		out, err := inside.Run(context.Background(), p.ns, "tc", "-s", "-j", "qdisc", "show", "dev", p.ifaces[1-i], "root")
-		if err != nil {
+		if err := d.read(context.Background(), p.ns, p.ifaces[1-i]); err != nil {
 			return s, err
 		}
-		var q []struct {
-			Packets, Drops, Backlog uint64
-		}
-		if err := json.Unmarshal([]byte(out), &q); err != nil || len(q) == 0 {
-			return s, fmt.Errorf("read queue of %s: %w: %s", p.ifaces[1-i], err, out)
-		}
-		d.Sent, d.Dropped, d.Backlog = q[0].Packets, q[0].Drops, q[0].Backlog
 	}
 	return s, nil
+}
+
+// Bottleneck reads the counters of the bottleneck inside ns from any process: its two directions, by the devices that Build was given.
+func Bottleneck(ctx context.Context, ns, ifaceA, ifaceB string) (s Stats, err error) {
+	if err := s.AToB.read(ctx, ns, ifaceB); err != nil {
+		return s, err
+	}
+	return s, s.BToA.read(ctx, ns, ifaceA)
+}
+
+func (d *DirectionStats) read(ctx context.Context, ns, device string) error {
+	out, err := inside.Run(ctx, ns, "tc", "-s", "-j", "qdisc", "show", "dev", device, "root")
+	if err != nil {
+		return err
+	}
+	var q []struct {
+		Packets, Drops, Backlog uint64
+	}
+	if err := json.Unmarshal([]byte(out), &q); err != nil || len(q) == 0 {
+		return fmt.Errorf("read queue of %s: %w: %s", device, err, out)
+	}
+	d.Sent, d.Dropped, d.Backlog = q[0].Packets, q[0].Drops, q[0].Backlog
+	return nil
 }
 
 // spare is held while any provider's relays work; several providers may run in one process.
