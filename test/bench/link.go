@@ -128,7 +128,7 @@ func (r *linkRun) pairs(rate qos.BitRate) []lab.PathName {
 func (r *linkRun) rate(ctx context.Context, rate qos.BitRate) error {
 	names := r.pairs(rate)
 	r.say("%s: building %d pairs of branches", rate, len(names))
-	l, err := lab.New(ctx, lab.Options{Paths: names, WireGuardGo: r.o.WireGuardGo, WAN: rate, Buffer: buffer(rate), NoCalls: true})
+	l, err := lab.New(ctx, lab.Options{Paths: names, WireGuardGo: r.o.WireGuardGo, WAN: rate, Buffer: buffer(rate), Wire: rate <= kernelAbove, NoCalls: true})
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 	if err != nil {
 		return nil, err
 	}
-	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate))}
+	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate)), Wire: s.rate <= kernelAbove}
 	packet := func(ip int, wire qos.ByteCount) report.LinkPacket {
 		return report.LinkPacket{IPBytes: ip, WireBytes: int(wire), TimeUS: micros(s.rate.Serialization(wire))}
 	}
@@ -287,11 +287,11 @@ func (r *linkRun) load(ctx context.Context, s *linkStand, row *report.LinkRate, 
 			directions = append(directions, d.figures(streams, unmatched))
 			r.keep(report.LinkDelays{Rate: s.rate.String(), Load: kind, Path: p.name, Direction: d.direction, Delays: delays(streams)})
 		}
-		row.Voice, row.ProviderHad = labreport.NewVoice(directions...), int(later.provider[i]-earlier.provider[i])
+		row.Voice = labreport.NewVoice(directions...)
 		if p.pair.Name == lab.Ringway {
 			row.ClassDrops = map[string]uint64{}
-			for class, n := range later.classes {
-				row.ClassDrops[class] = n - earlier.classes[class]
+			for class, n := range later {
+				row.ClassDrops[class] = n - earlier[class]
 			}
 		}
 		if kind != report.Alone {
@@ -402,28 +402,16 @@ func (r *linkRun) account(s *linkStand, p linkPath, row *report.LinkPath) {
 	}
 }
 
-// drops are what was dropped so far: by each path's provider, and by Ringway's own queues, by class.
-type drops struct {
-	provider []uint64
-	classes  map[string]uint64
-}
-
-func (s *linkStand) drops(ctx context.Context) (drops, error) {
-	out := drops{classes: map[string]uint64{}}
-	for _, p := range s.paths {
-		b, err := p.pair.Bottleneck(ctx)
-		if err != nil {
-			return out, err
-		}
-		out.provider = append(out.provider, b.AToB.Dropped+b.BToA.Dropped)
-	}
+// drops are what Ringway's own queues dropped so far, by class, at both edges.
+func (s *linkStand) drops(ctx context.Context) (map[string]uint64, error) {
+	out := map[string]uint64{}
 	for _, side := range []string{"a", "b"} {
 		st, err := s.lab.Pair(lab.Ringway).Edge(side).Status(ctx)
 		if err != nil {
-			return out, err
+			return nil, err
 		}
 		for _, q := range st.Queues {
-			out.classes[string(q.Class)] += q.Drops
+			out[string(q.Class)] += q.Drops
 		}
 	}
 	return out, nil

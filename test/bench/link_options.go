@@ -46,7 +46,8 @@ const (
 	fifoTime    = 120 * time.Millisecond
 	fifoPackets = 32
 	fullFrame   = 1514
-	// A link above this is compared with the kernel's own forwarding: the processor is part of the figures.
+	// A link up to this is a wire, busy with one packet at a time. Above, the relay that keeps a wire's clock would itself be in the figures, the
+	// kernel's meter stands there, and the kernel's own forwarding beside it for comparison.
 	kernelAbove = report.AddedUpTo * qos.BitRate(1)
 	leastLink   = qos.Mbit // the voice budget of less carries no call
 	mostLink    = qos.Gbit

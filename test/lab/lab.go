@@ -52,6 +52,7 @@ type Options struct {
 
 	WAN    qos.BitRate   // rate of the provider's bottleneck, both ways; 0 = none
 	Buffer Bytes         // of the provider's FIFO before the bottleneck
+	Wire   bool          // the bottleneck is busy with one packet at a time; otherwise a meter (test/lab/provider)
 	Delay  time.Duration // one way
 	Loss   float64       // fraction lost on the way, 0 to 1
 

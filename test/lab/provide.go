@@ -17,7 +17,7 @@ import (
 func (p *Pair) provide(ctx context.Context) error {
 	o := p.lab.Options
 	config, err := json.Marshal(provider.Config{
-		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
+		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Wire: o.Wire, Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
 	})
 	if err != nil {
 		return err
@@ -40,21 +40,12 @@ func (p *Pair) provide(ctx context.Context) error {
 }
 
 // Carried is how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet frames without checksum, as the
-// bottleneck's rate counts them. It is read at once, where Bottleneck has a program look.
+// bottleneck's rate counts them.
 func (p *Pair) Carried() (toB, toA uint64, err error) {
 	h := p.Host(Provider)
 	toB, errB := h.Counter(sides[1].provider, "tx_bytes")
 	toA, errA := h.Counter(sides[0].provider, "tx_bytes")
 	return toB, toA, errors.Join(errB, errA)
-}
-
-// Bottleneck reads what went through the provider's bottleneck so far.
-func (p *Pair) Bottleneck(ctx context.Context) (provider.Stats, error) {
-	s, err := provider.Bottleneck(ctx, p.Host(Provider).NetPath(), sides[0].provider, sides[1].provider)
-	if err != nil {
-		return s, fmt.Errorf("%s: %w", p.Name, err)
-	}
-	return s, nil
 }
 
 // knowEdges tells the provider its customers' hardware addresses. Otherwise it would hold what is sent to an edge that is not up

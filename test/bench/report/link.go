@@ -42,6 +42,7 @@ type LinkRate struct {
 	Rate        string     `json:"rate"`
 	Bits        uint64     `json:"rate_bits_per_s"`
 	BufferBytes int        `json:"buffer_bytes"` // the provider's FIFO
+	Wire        bool       `json:"wire"`         // the provider is busy with one packet at a time; otherwise it is a meter with a bucket (TBF)
 	DataPacket  LinkPacket `json:"data_packet"`  // the longest of Ringway's data, by its plan
 	VoicePacket LinkPacket `json:"voice_packet"` // a call's, by its plan
 	BudgetUS    float64    `json:"pdv_budget_us"`
@@ -85,16 +86,15 @@ type LinkRound struct {
 // ways together.
 type LinkPath struct {
 	lab.Path
-	Program     string            `json:"program"`
-	Margin      float64           `json:"margin"` // of the link, that the path leaves free by its own statement
-	Added       *float64          `json:"pdv_added_us,omitempty"`
-	OverKernel  *float64          `json:"pdv_over_kernel,omitempty"` // pdv_us over the path kernel's, same round
-	Wire        []LinkWire        `json:"wire"`                      // at the provider's bottleneck
-	Share       float64           `json:"data_share"`                // the lower of the directions'; 0 without a load
-	Signalling  *Echo             `json:"signalling,omitempty"`
-	SecondFlow  *Echo             `json:"second_flow,omitempty"`
-	ClassDrops  map[string]uint64 `json:"class_drops,omitempty"` // packets that Ringway's own queues dropped, both edges; all rounds
-	ProviderHad int               `json:"provider_drops"`        // packets that found the provider's FIFO full; all rounds
+	Program    string            `json:"program"`
+	Margin     float64           `json:"margin"` // of the link, that the path leaves free by its own statement
+	Added      *float64          `json:"pdv_added_us,omitempty"`
+	OverKernel *float64          `json:"pdv_over_kernel,omitempty"` // pdv_us over the path kernel's, same round
+	Wire       []LinkWire        `json:"wire"`                      // at the provider's bottleneck
+	Share      float64           `json:"data_share"`                // the lower of the directions'; 0 without a load
+	Signalling *Echo             `json:"signalling,omitempty"`
+	SecondFlow *Echo             `json:"second_flow,omitempty"`
+	ClassDrops map[string]uint64 `json:"class_drops,omitempty"` // packets that Ringway's own queues dropped, both edges; all rounds
 }
 
 // LinkWire is what went through the bottleneck in one direction, bits a second.
@@ -184,7 +184,6 @@ func (l *LinkLoad) Summarize() {
 		for _, r := range l.Rounds {
 			q := r.Paths[i]
 			voices = append(voices, q.Voice)
-			p.ProviderHad += q.ProviderHad
 			for class, n := range q.ClassDrops {
 				if p.ClassDrops == nil {
 					p.ClassDrops = map[string]uint64{}
@@ -410,8 +409,12 @@ func linkLine(s LinkSettings) string {
 }
 
 func (r LinkRate) line() string {
-	return fmt.Sprintf("%s both ways, FIFO of %d bytes at the provider; longest packet of data %d bytes on the wire, %s; of voice %d, %s; budget of added PDV %s",
-		r.Rate, r.BufferBytes, r.DataPacket.WireBytes, lab.Duration(r.DataPacket.TimeUS), r.VoicePacket.WireBytes, lab.Duration(r.VoicePacket.TimeUS), lab.Duration(r.BudgetUS))
+	what := "a meter"
+	if r.Wire {
+		what = "a wire"
+	}
+	return fmt.Sprintf("%s both ways, %s behind a FIFO of %d bytes; longest packet of data %d bytes on the wire, %s; of voice %d, %s; budget of added PDV %s",
+		r.Rate, what, r.BufferBytes, r.DataPacket.WireBytes, lab.Duration(r.DataPacket.TimeUS), r.VoicePacket.WireBytes, lab.Duration(r.VoicePacket.TimeUS), lab.Duration(r.BudgetUS))
 }
 
 func (r LinkRate) rows() [][]string {
