@@ -242,20 +242,22 @@ func ethernet(packet qos.ByteCount) qos.ByteCount { return packet + 14 }
 // load measures one load once, on all paths at the same time.
 func (r *linkRun) load(ctx context.Context, s *linkStand, row *report.LinkRate, kind string) (report.LinkRound, error) {
 	out := report.LinkRound{Paths: make([]report.LinkPath, len(s.paths))}
+	earlier, err := s.drops(ctx)
+	if err != nil {
+		return out, err
+	}
 	load, err := r.fill(ctx, s, kind)
 	if err != nil {
 		return out, err
 	}
 	defer load.kill()
-	earlier, err := s.drops(ctx)
-	if err != nil {
-		return out, err
-	}
 	before, err := readTicks(s.lab.Namespace())
 	if err != nil {
 		return out, err
 	}
-	results, err := converse(ctx, s.lab.Options.Binary, r.speakers(s), func(ctx context.Context) error { return r.watch(ctx, s, kind, out.Paths) })
+	results, err := converse(ctx, s.lab.Options.Binary, r.speakers(s), func(ctx context.Context) error {
+		return r.watch(ctx, s, load, kind, out.Paths)
+	})
 	if err != nil {
 		return out, err
 	}
@@ -264,14 +266,14 @@ func (r *linkRun) load(ctx context.Context, s *linkStand, row *report.LinkRate, 
 		return out, err
 	}
 	out.CPU = after.since(before)
-	later, err := s.drops(ctx)
-	if err != nil {
-		return out, err
-	}
 	if err := s.alive(); err != nil {
 		return out, err
 	}
 	if err := load.stop(ctx); err != nil {
+		return out, err
+	}
+	later, err := s.drops(ctx)
+	if err != nil {
 		return out, err
 	}
 	var all []heard
@@ -329,11 +331,16 @@ func (r *linkRun) speakers(s *linkStand) (out []speaker) {
 }
 
 // watch counts what goes through each bottleneck while voice is measured, and asks for round trips where there is a load.
-func (r *linkRun) watch(ctx context.Context, s *linkStand, kind string, rows []report.LinkPath) error {
+func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind string, rows []report.LinkPath) error {
 	var g errgroup.Group
 	for i, p := range s.paths {
 		row := &rows[i]
-		g.Go(func() error { return p.count(ctx, r.o.Duration, row) })
+		g.Go(func() error {
+			if err := p.count(ctx, r.o.Duration, row); err != nil {
+				return err
+			}
+			return load.lasted(i)
+		})
 		if kind == report.Alone {
 			continue
 		}
@@ -470,11 +477,12 @@ func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoa
 type flood struct {
 	sender, receiver *tester.Client
 	trial            tester.Trial
-	sent             chan error
+	sent             chan error    // why it did not do what it was told, or nil
+	ended            chan struct{} // closed when it has sent all
 }
 
 func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]string, number uint32) (_ *flood, err error) {
-	f := &flood{sent: make(chan error, 1), trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
+	f := &flood{sent: make(chan error, 1), ended: make(chan struct{}), trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
 		Rate:   linkFlood * float64(s.rate) / 8 / float64(p.flooding),
 		Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + floodBeyond}}
 	defer func() {
@@ -501,14 +509,33 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 		}
 	}
 	go func() {
-		_, err := f.sender.Send(ctx, f.trial)
+		sent, err := f.sender.Send(ctx, f.trial)
+		if err == nil && sent.Packets < f.trial.Packets()*9/10 {
+			err = fmt.Errorf("%s sent %d packets of a flood of %d in %s, %d were refused (%s)", pcs[0], sent.Packets, f.trial.Packets(), sent.Took, sent.Refused, sent.Error)
+		}
 		f.sent <- err
+		close(f.ended)
 	}()
 	return f, host.Pause(ctx, bulk.WarmUp)
 }
 
-// floodBeyond is how much longer than voice a flood lasts: probes take some time to start.
-const floodBeyond = 2 * time.Second
+// floodBeyond is how much longer than voice a flood lasts: probes take some time to start, on a busy machine seconds.
+const floodBeyond = 5 * time.Second
+
+// lasted refuses figures of a path whose flood was over before they were.
+func (l *linkLoad) lasted(path int) error {
+	for _, f := range l.floods[path] {
+		if f == nil {
+			continue
+		}
+		select {
+		case <-f.ended:
+			return errors.New("the flood was over before voice was (is the machine too busy?)")
+		default:
+		}
+	}
+	return nil
+}
 
 // stop waits for the flood's end, so that nothing of it is in what comes next.
 func (f *flood) stop(ctx context.Context) error {
