@@ -112,3 +112,14 @@ func TestEchoesAreRead(t *testing.T) {
 	assert.InEpsilon(t, 1_250_000, e.Max, 0.01)
 	assert.Zero(t, readEcho("", 3).Max)
 }
+
+// A flood that was over before voice was measured is no load: its figures are refused, not reported as good ones.
+func TestFloodHasToLast(t *testing.T) {
+	f := &flood{ended: make(chan struct{})}
+	l := &linkLoad{floods: [][2]*flood{{}, {nil, f}}}
+	require.NoError(t, l.lasted(0), "no flood")
+	require.NoError(t, l.lasted(1))
+	close(f.ended)
+	require.NoError(t, l.lasted(0))
+	assert.ErrorContains(t, l.lasted(1), "the flood was over before voice was")
+}
