@@ -52,6 +52,10 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 	$(BIN)/ringway bench throughput --sizes 200 --trial $(or $(TRIAL),500ms) --engines ringway,wireguard-go --rounds $(or $(PAIRS),3) --one-core
 	$(BIN)/ringway bench rekey --rekeys $(or $(PAIRS),3) --roams 1 --moves 0 --restarts 1
 
+.PHONY: bench-link
+bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, 20 minutes)
+	$(BIN)/ringway bench link --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
+
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)

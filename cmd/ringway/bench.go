@@ -15,11 +15,12 @@ func benchCommand() *cobra.Command {
 root, make their own network namespaces, send traffic nowhere else, and leave nothing behind.`,
 		Example: `  ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --plot bench-out
   ringway bench throughput --sizes 200 --one-core --engines ringway,wireguard-go --rounds 5
+  ringway bench link --rates 2mbit --duration 10s
   ringway bench rekey --far wireguard-go
   ringway bench live munich`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand(), benchThroughputCommand(), benchTesterCommand(), benchRekeyCommand())
+	c.AddCommand(benchJitterCommand(), benchProbeCommand(), benchWakeCommand(), benchEdgeCommand(), benchLiveCommand(), benchThroughputCommand(), benchLinkCommand(), benchTesterCommand(), benchRekeyCommand())
 	return c
 }
 

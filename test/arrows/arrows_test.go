@@ -44,7 +44,7 @@ func packages(t *testing.T) map[string]pkg {
 // mayImport lists, for every room, which other rooms of Ringway it may import. A room that is not listed is an
 // error: a new room says here where it stands.
 var mayImport = map[string][]string{
-	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/realtime", "tunnel/wireguardgo", "stamp", "test/bench", "test/bench/probe", "test/bench/rival", "test/bench/tester", "test/lab", "test/lab/report"},
+	"cmd/ringway":        {"appliance", "appliance/config", "tunnel", "tunnel/plane", "tunnel/realtime", "tunnel/wireguardgo", "qos", "stamp", "test/bench", "test/bench/probe", "test/bench/rival", "test/bench/tester", "test/lab", "test/lab/report"},
 	"appliance":          {"appliance/config", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "routing/dhcp", "stamp", "tunnel", "tunnel/kernel", "tunnel/plane", "tunnel/descriptor"},
 	"appliance/config":   {"qos", "routing", "tunnel"},
 	"configs":            {"appliance/config"}, // a shipped file with values set
@@ -65,7 +65,7 @@ var mayImport = map[string][]string{
 	"tunnel/datagram":    {},
 	"tunnel/wireguardgo": {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/uapi"},
 	"tunnel/realtime":    {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/uapi"},
-	"test/bench":         {"qos", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/bench/tester", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
+	"test/bench":         {"qos", "qos/tc", "quality", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/bench/tester", "test/lab", "test/lab/bulk", "test/lab/host", "test/lab/report", "tunnel"},
 	"test/bench/probe":   {"quality"},
 	"test/bench/report":  {"test/bench/probe", "test/lab/report"},
 	"test/bench/rival":   {"qos", "test/lab/host", "tunnel", "tunnel/descriptor", "tunnel/plane"},

@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"ringway/qos"
 	"ringway/quality"
@@ -20,7 +17,6 @@ import (
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
 	"ringway/test/lab/bulk"
-	"ringway/test/lab/host"
 	lab "ringway/test/lab/report"
 	"ringway/tunnel"
 )
@@ -313,63 +309,22 @@ func (r *jitterRun) wake(ctx context.Context, percent *int, round int) error {
 	return nil
 }
 
-// heard is what one direction's probes saw.
-type heard struct {
-	direction string
-	result    probe.Result // of the sending end
-	far       probe.Result // of the receiving end
-}
-
 // voiceOn sends voice both ways on these paths and gives what both ends saw.
 func (r *jitterRun) voiceOn(ctx context.Context, kinds []rival.Kind) ([]heard, error) {
 	r.run++
 	shape := r.o.shape()
 	shape.Seed = uint64(r.run)
 	gap := shape.Interval / time.Duration(shape.Streams*len(kinds))
-	var clients []*probe.Client
+	var speakers []speaker
 	for i, phone := range []string{phoneA, phoneB} {
-		h := r.stand.hosts[phone]
-		c := probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.voicePaths(phone, kinds)}
-		p, err := startProbe(h, r.o.Programs.Ringway, c)
-		if err != nil {
-			return nil, err
-		}
-		defer p.close()
-		clients = append(clients, p.Client)
-		if err := p.Ready(ctx); err != nil {
-			return nil, p.explain(err)
-		}
+		speakers = append(speakers, speaker{r.stand.hosts[phone],
+			probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.voicePaths(phone, kinds)}})
 	}
-	at := probe.Monotonic() + startIn
-	for _, p := range clients {
-		if err := p.Start(at); err != nil {
-			return nil, err
-		}
-	}
-	limit := lead + r.o.Duration + stragglers
-	patient, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var waiting, taking errgroup.Group
-	for _, p := range clients {
-		waiting.Go(func() error { return p.Complete(patient) })
-	}
-	// What never comes is lost, and no error; the probes are then told to stop in the middle of their waiting.
-	if err := waiting.Wait(); err != nil && !errors.Is(err, probe.ErrWaiting) {
+	results, err := converse(ctx, r.o.Programs.Ringway, speakers, nil)
+	if err != nil {
 		return nil, err
 	}
-	results := make([]probe.Result, len(clients))
-	stopping, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("the probes do not end"))
-	defer cancel()
-	for i, p := range clients {
-		taking.Go(func() (err error) {
-			results[i], err = p.Stop(stopping)
-			return err
-		})
-	}
-	if err := taking.Wait(); err != nil {
-		return nil, err
-	}
-	return []heard{{lab.AToB, results[0], results[1]}, {lab.BToA, results[1], results[0]}}, nil
+	return bothWays(results[0], results[1]), nil
 }
 
 // voicePaths are the ends of the measured paths on a phone.
@@ -383,74 +338,14 @@ func (r *jitterRun) voicePaths(phone string, kinds []rival.Kind) []probe.Ends {
 	return out
 }
 
-// process is a probe in a process of its own.
-type process struct {
-	*probe.Client
-	proc *host.Process
-	name string
-}
-
-func startProbe(h *host.Host, binary string, c probe.Config) (*process, error) {
-	cmd := h.Command(binary, "bench", "probe")
-	in, inNear, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	outNear, out, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		inNear.Close()
-		return nil, err
-	}
-	cmd.Stdin, cmd.Stdout = in, out
-	// The runtime's monitor may interrupt a thread that runs for long; ours do so on purpose.
-	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1")
-	proc, err := h.Spawn("probe", cmd)
-	in.Close()
-	out.Close()
-	if err != nil {
-		inNear.Close()
-		outNear.Close()
-		return nil, err
-	}
-	p := &process{proc: proc, name: h.Name}
-	if p.Client, err = probe.NewClient(h.Name, inNear, outNear, c); err != nil {
-		inNear.Close()
-		outNear.Close()
-		return nil, p.explain(err)
-	}
-	return p, nil
-}
-
-func (p *process) close() { p.Close() }
-
-// explain adds what the probe itself said.
-func (p *process) explain(err error) error {
-	return fmt.Errorf("%w: %s", err, p.proc.LastWords())
-}
-
 // figures matches what was sent with what came, path by path, and keeps the delays for the plots.
 func (r *jitterRun) figures(kinds []rival.Kind, seen []heard, percent int, bulkRate float64) []report.Path {
 	paths := make([]report.Path, len(kinds))
 	directions := make([][]lab.Direction, len(kinds))
 	for _, d := range seen {
 		for i := range kinds {
-			of := func(all []quality.Sighting[probe.Key]) []quality.Sighting[probe.Key] {
-				return slices.DeleteFunc(slices.Clone(all), func(s quality.Sighting[probe.Key]) bool { return int(s.Key.Path) != i })
-			}
-			sent := of(d.result.Sent)
-			// The lead is known by its numbers: they are sent by schedule.
-			first := uint32(lead / r.o.Interval)
-			from := quality.Timestamp(0)
-			for _, s := range sent {
-				if s.Media >= first {
-					from = s.At
-					break
-				}
-			}
-			streams, unmatched := quality.Match(sent, of(d.far.Received), quality.MatchOptions{From: from})
-			directions[i] = append(directions[i], lab.NewDirection(d.direction, quality.Summarize(streams, quality.G711),
-				lab.Found{Unmatched: unmatched, CaptureLost: d.far.Overflow + uint32(d.far.TooMany)}))
+			streams, unmatched := d.measured(i, r.o.Interval)
+			directions[i] = append(directions[i], d.figures(streams, unmatched))
 			r.keep(percent, string(kinds[i]), d.direction, streams)
 		}
 	}
@@ -476,13 +371,7 @@ func (r *jitterRun) keep(percent int, path, direction string, streams []quality.
 		i = len(r.out.Delays)
 		r.out.Delays = append(r.out.Delays, report.Delays{LoadPercent: percent, Path: path, Direction: direction})
 	}
-	for _, s := range streams {
-		for _, p := range s.Packets {
-			if !p.Lost {
-				r.out.Delays[i].Delays = append(r.out.Delays[i].Delays, p.Delay())
-			}
-		}
-	}
+	r.out.Delays[i].Delays = append(r.out.Delays[i].Delays, delays(streams)...)
 }
 
 func lateness(seen []heard) report.Late {

@@ -262,7 +262,7 @@ func (r *rekeyRun) voice(ctx context.Context) (seen []heard, from, until time.Ti
 	if err := g.Wait(); err != nil {
 		return nil, from, until, err
 	}
-	return []heard{{lab.AToB, results[0], results[1]}, {lab.BToA, results[1], results[0]}}, from, until, nil
+	return bothWays(results[0], results[1]), from, until, nil
 }
 
 // happen has the events happen, one after the other.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ringway/qos"
 	"ringway/test/lab/host"
 	"ringway/tunnel"
 )
@@ -29,10 +30,10 @@ type Edge struct {
 
 	Binary string // the program ringway that the next Start runs; empty: the lab's
 
-	stock bool // wireguard-go with one tunnel in place of Ringway
+	stock bool // wireguard-go with one tunnel in place of Ringway, or no tunnel at all
 
 	mu   sync.Mutex
-	main *host.Process // `ringway run`, or wireguard-go
+	main *host.Process // `ringway run`, or wireguard-go; nil where the kernel alone forwards
 }
 
 // bringUp starts both edges and waits until phones and PCs reach each other.
@@ -41,7 +42,7 @@ func (p *Pair) bringUp(ctx context.Context) error {
 	defer cancel()
 	for i, s := range sides {
 		e := &Edge{Host: p.Host(s.edge), pair: p, side: s, far: sides[1-i]}
-		e.stock = p.Name == Baseline || (s.edge == EdgeB && p.lab.Options.StockFarEnd)
+		e.stock = p.Name != Ringway || (s.edge == EdgeB && p.lab.Options.StockFarEnd)
 		var err error
 		if e.key, err = tunnel.NewPrivateKey(); err != nil {
 			return err
@@ -178,12 +179,33 @@ func (e *Edge) wait(ctx context.Context, good func(Status) bool) error {
 	}
 }
 
+// Alive says which edge's program has ended, if one has.
+func (p *Pair) Alive() error {
+	var errs []error
+	for _, s := range sides {
+		e := p.edges[s.edge]
+		e.mu.Lock()
+		main := e.main
+		e.mu.Unlock()
+		if main == nil {
+			continue
+		}
+		select {
+		case <-main.Ended:
+			errs = append(errs, fmt.Errorf("%s: %s: its program ended (%v):\n%s", p.Name, e.Name, main.Err(), main.LastWords()))
+		default:
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Status is what the lab reads of `ringway status --json`.
 type Status struct {
 	Build   string                `json:"build"`
 	PID     int                   `json:"pid"`
 	Ready   bool                  `json:"ready"`
 	Tunnels []tunnel.DeviceStatus `json:"tunnels"`
+	Queues  []qos.QueueStats      `json:"queues"`
 }
 
 func (s Status) up() bool {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
+	"ringway/appliance/config"
+	"ringway/qos"
 	"ringway/test/lab/host"
 	"ringway/tunnel"
 )
@@ -34,7 +37,24 @@ func (e *Edge) setUpBaseline(ctx context.Context) error {
 	if err := e.IP(ctx, nil, lines...); err != nil {
 		return err
 	}
+	for _, q := range stockQueue(e.pair.Name, e.pair.lab.Options.WAN) {
+		if _, err := e.Run(ctx, "tc", append([]string{"qdisc", "add", "dev", "wan0"}, strings.Fields(q)...)...); err != nil {
+			return err
+		}
+	}
 	return e.Do(forward)
+}
+
+// stockQueue is what people put in front of one tunnel for everything, in tc's words, at the margin that Ringway's config has by default.
+func stockQueue(p PathName, rate qos.BitRate) []string {
+	held := rate.Percent(100 - config.DefaultMargin)
+	switch p {
+	case FQCoDel:
+		return []string{fmt.Sprintf("root handle 1: tbf rate %dbit burst %d latency 1s", held, max(1600, held.Bytes(time.Millisecond))), "parent 1:1 fq_codel"}
+	case Cake:
+		return []string{fmt.Sprintf("root cake bandwidth %dbit diffserv4", held)}
+	}
+	return nil
 }
 
 // forward makes a router of the network namespace that the calling thread is in.
@@ -47,8 +67,13 @@ func forward() error {
 	return nil
 }
 
-// startBaseline runs stock wireguard-go with one peer, as its manual says.
+// startBaseline runs stock wireguard-go with one peer, as its manual says. Where there is no tunnel, the provider knows the branch's
+// networks, and nothing runs.
 func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
+	if e.pair.Name == Kernel {
+		return nil, e.pair.Host(Provider).IP(ctx, nil, "route replace "+e.side.voice.network+" via "+e.side.wan.edge,
+			"route replace "+e.side.data.network+" via "+e.side.wan.edge)
+	}
 	cmd := e.Command(e.pair.lab.Options.WireGuardGo, "--foreground", baselineDevice)
 	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
 	p, err := e.Spawn("wireguard-go", cmd)

@@ -2,9 +2,11 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 
+	"ringway/appliance"
 	"ringway/configs"
 	"ringway/test/lab/host"
 )
@@ -48,6 +50,22 @@ func (e *Edge) WriteConfig(text []byte) error {
 		return fmt.Errorf("write the configuration of %s: %w", e.Name, err)
 	}
 	return nil
+}
+
+// Calls is what `ringway plan` says of the WAN: its rates, its longest packets, how many calls it carries and how long their packets are.
+func (e *Edge) Calls(ctx context.Context) (appliance.WANCalls, error) {
+	out, err := e.Ringway(ctx, "plan", "--json", "--only", "calls", edgeConfig)
+	if err != nil {
+		return appliance.WANCalls{}, err
+	}
+	var plan appliance.Planned
+	if err := json.Unmarshal([]byte(out), &plan); err != nil {
+		return appliance.WANCalls{}, fmt.Errorf("%s: read `ringway plan --json`: %w", e.Name, err)
+	}
+	if len(plan.Calls) != 1 {
+		return appliance.WANCalls{}, fmt.Errorf("%s: `ringway plan` speaks of %d WANs", e.Name, len(plan.Calls))
+	}
+	return plan.Calls[0], nil
 }
 
 // Config reads the edge's configuration file.

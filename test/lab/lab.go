@@ -24,6 +24,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +52,7 @@ type Options struct {
 
 	WAN    qos.BitRate   // rate of the provider's bottleneck, both ways; 0 = none
 	Buffer Bytes         // of the provider's FIFO before the bottleneck
+	Wire   bool          // the bottleneck is busy with one packet at a time; otherwise a meter (test/lab/provider)
 	Delay  time.Duration // one way
 	Loss   float64       // fraction lost on the way, 0 to 1
 
@@ -57,6 +60,7 @@ type Options struct {
 
 	Bulk     Bulk
 	Calls    int
+	NoCalls  bool          // none will be placed: SIPp need not be there
 	Duration time.Duration // of each call's media
 
 	// EdgeConfig may change an edge's configuration before it is written: values by path, as config.SetValues takes them.
@@ -90,13 +94,9 @@ func ParseWAN(s string) (qos.BitRate, error) {
 	return r, nil
 }
 
-func (o Options) has(p PathName) bool {
-	for _, q := range o.Paths {
-		if p == q {
-			return true
-		}
-	}
-	return false
+// needsStock says whether an edge runs stock wireguard-go.
+func (o Options) needsStock() bool {
+	return o.StockFarEnd || slices.ContainsFunc(o.Paths, PathName.stock)
 }
 
 func (o *Options) fill() error {
@@ -138,8 +138,11 @@ func (o *Options) fill() error {
 		return fmt.Errorf("bulk %q (allowed: none, tcp, udp)", o.Bulk)
 	}
 	for _, p := range o.Paths {
-		if p != Ringway && p != Baseline {
-			return fmt.Errorf("no pair is called %q (allowed: ringway, baseline)", p)
+		if !slices.Contains(pathNames, p) {
+			return fmt.Errorf("no pair is called %q (allowed: %s)", p, strings.Trim(fmt.Sprint(pathNames), "[]"))
+		}
+		if (p == FQCoDel || p == Cake) && o.WAN == 0 {
+			return fmt.Errorf("the pair %s is held to a rate and needs one", p)
 		}
 	}
 	return nil
@@ -166,7 +169,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := checkTools(o); err != nil {
 		return nil, err
 	}
-	if o.has(Baseline) || o.StockFarEnd {
+	if o.needsStock() {
 		if o.WireGuardGo, err = findWireGuardGo(o.WireGuardGo, o.Binary); err != nil {
 			return nil, err
 		}
@@ -223,6 +226,9 @@ func (l *Lab) Pair(name PathName) *Pair {
 	}
 	return nil
 }
+
+// Namespace is the path of the PID namespace that all processes of the lab live in.
+func (l *Lab) Namespace() string { return l.world.Namespace() }
 
 // Host finds a host of the first pair.
 func (l *Lab) Host(name string) *Host { return l.pairs[0].Host(name) }

@@ -199,3 +199,33 @@ func TestHostsFoldersAreTheirOwn(t *testing.T) {
 	assert.Contains(t, out, "wan0\n")
 	assert.NotContains(t, out, "eth0")
 }
+
+// Without a tunnel the kernel's forwarding joins the branches (New waits for a packet in both classes), and what leaves the wire is counted.
+func TestKernelPairForwards(t *testing.T) {
+	l, err := New(t.Context(), Options{Paths: []PathName{Kernel}, WAN: 2 * qos.Mbit, Wire: true, NoCalls: true})
+	require.NoError(t, err)
+	t.Cleanup(l.Close)
+	p := l.Pair(Kernel)
+	require.NoError(t, p.Alive(), "no program is no error")
+	second, err := p.SecondPC(t.Context(), PCB)
+	require.NoError(t, err)
+	assert.Equal(t, "10.2.20.11", second)
+	toB, toA, err := p.Carried()
+	require.NoError(t, err)
+	_, err = p.Host(PCA).Run(t.Context(), "ping", "-c", "1", "-s", "1000", second)
+	require.NoError(t, err)
+	laterB, laterA, err := p.Carried()
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, laterB-toB, uint64(1042), "1000 bytes, ICMP, IPv4, Ethernet")
+	assert.GreaterOrEqual(t, laterA-toA, uint64(1042))
+}
+
+func TestStockQueuesInTheWordsOfTC(t *testing.T) {
+	assert.Equal(t, []string{"root handle 1: tbf rate 1940000bit burst 1600 latency 1s", "parent 1:1 fq_codel"}, stockQueue(FQCoDel, 2*qos.Mbit))
+	assert.Equal(t, []string{"root cake bandwidth 97000000bit diffserv4"}, stockQueue(Cake, 100*qos.Mbit))
+	assert.Empty(t, stockQueue(Baseline, qos.Mbit))
+	_, err := New(t.Context(), Options{Paths: []PathName{Cake}})
+	assert.ErrorContains(t, err, "the pair cake is held to a rate and needs one")
+	_, err = New(t.Context(), Options{Paths: []PathName{"ipsec"}})
+	assert.ErrorContains(t, err, "allowed: ringway baseline fq_codel cake kernel")
+}

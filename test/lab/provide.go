@@ -17,7 +17,7 @@ import (
 func (p *Pair) provide(ctx context.Context) error {
 	o := p.lab.Options
 	config, err := json.Marshal(provider.Config{
-		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
+		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Wire: o.Wire, Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
 	})
 	if err != nil {
 		return err
@@ -37,6 +37,15 @@ func (p *Pair) provide(ctx context.Context) error {
 	}
 	p.provider = proc
 	return p.knowEdges(ctx)
+}
+
+// Carried is how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet frames without checksum, as the
+// bottleneck's rate counts them.
+func (p *Pair) Carried() (toB, toA uint64, err error) {
+	h := p.Host(Provider)
+	toB, errB := h.Counter(sides[1].provider, "tx_bytes")
+	toA, errA := h.Counter(sides[0].provider, "tx_bytes")
+	return toB, toA, errors.Join(errB, errA)
 }
 
 // knowEdges tells the provider its customers' hardware addresses. Otherwise it would hold what is sent to an edge that is not up

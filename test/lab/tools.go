@@ -26,11 +26,14 @@ func checkTools(o Options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the lab makes network namespaces and needs root (try: sudo ringway lab)")
 	}
-	need := append(slices.Clone(toolsAlways), toolCalls)
+	need := slices.Clone(toolsAlways)
+	if !o.NoCalls {
+		need = append(need, toolCalls)
+	}
 	if o.Bulk != BulkNone {
 		need = append(need, toolBulk)
 	}
-	if o.has(Baseline) || o.StockFarEnd {
+	if o.needsStock() {
 		need = append(need, toolBaseline)
 	}
 	var programs, packages []string
@@ -42,7 +45,7 @@ func checkTools(o Options) error {
 			}
 		}
 	}
-	if _, err := os.Stat(voicePcap); err != nil && !slices.Contains(packages, toolCalls.pkg) {
+	if _, err := os.Stat(voicePcap); err != nil && !o.NoCalls && !slices.Contains(packages, toolCalls.pkg) {
 		programs, packages = append(programs, voicePcap), append(packages, toolCalls.pkg)
 	}
 	if len(programs) > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -62,6 +63,25 @@ var sides = [2]side{
 	},
 }
 
+// Address is the IPv4 address of a phone or a PC.
+func Address(host string) string {
+	for _, s := range sides {
+		switch host {
+		case s.phone:
+			return s.voice.remote
+		case s.pc:
+			return s.data.remote
+		}
+	}
+	panic("no address of " + host + " in the lab")
+}
+
+// SecondPC gives a PC another address, as if another host stood beside it, and returns it.
+func (p *Pair) SecondPC(ctx context.Context, host string) (string, error) {
+	address := strings.TrimSuffix(Address(host), ".10") + ".11"
+	return address, p.Host(host).IP(ctx, nil, "addr replace "+address+"/24 dev eth0")
+}
+
 // Ports of the phones. Every call has a media port of its own, from the first one up in steps of four (RTP and RTCP
 // of audio, and of a video that is not there).
 const (
@@ -74,11 +94,19 @@ const (
 // PathName names a pair after what joins its branches.
 type PathName string
 
-// The two pairs that may stand beside each other.
+// The pairs that may stand beside each other. `ringway lab` builds the first two, `ringway bench link` any.
 const (
 	Ringway  PathName = "ringway"  // the appliance: a tunnel a class, queues, marks
 	Baseline PathName = "baseline" // what people use today: one stock wireguard-go tunnel, no queues
+	FQCoDel  PathName = "fq_codel" // the same behind the rate less the default margin, with fq_codel
+	Cake     PathName = "cake"     // the same with cake, diffserv4
+	Kernel   PathName = "kernel"   // no tunnel: what forwarding alone costs, the floor
 )
+
+var pathNames = []PathName{Ringway, Baseline, FQCoDel, Cake, Kernel}
+
+// stock says whether the pair has one stock wireguard-go tunnel for everything.
+func (p PathName) stock() bool { return p == Baseline || p == FQCoDel || p == Cake }
 
 // Host is one machine of the lab.
 type Host = host.Host

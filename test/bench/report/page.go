@@ -2,6 +2,7 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -22,18 +23,10 @@ func Save(dir string, j Jitter, delays []Delays) (page string, err error) {
 	pictures := map[string]template.HTML{}
 	for _, l := range j.Loads {
 		for _, kind := range []lab.CurveKind{lab.ByPercentile, lab.Cumulative} {
-			c := curves(j, l, kind, delays)
 			name := fmt.Sprintf("load-%d-%s", l.LoadPercent, kind)
-			for _, ext := range []string{".png", ".svg"} {
-				if err := c.Save(filepath.Join(dir, name+ext)); err != nil {
-					return "", err
-				}
-			}
-			var b bytes.Buffer
-			if err := c.Write(&b, "svg"); err != nil {
+			if pictures[name], err = picture(dir, name, curves(j, l, kind, delays)); err != nil {
 				return "", err
 			}
-			pictures[name] = inline(b.String())
 		}
 	}
 	page = filepath.Join(dir, "jitter.html")
@@ -49,22 +42,33 @@ func curves(j Jitter, l Load, kind lab.CurveKind, delays []Delays) lab.Curves {
 	c := lab.Curves{Kind: kind, Title: fmt.Sprintf("Voice beside a load of %d %%", l.LoadPercent),
 		Below: []string{settingsLine(j.Settings), machineLine(j.Machine)}}
 	for _, p := range l.Paths {
-		worse := slices.MaxFunc(p.Voice.Directions, func(a, b lab.Direction) int {
-			switch {
-			case a.Delay.P999 < b.Delay.P999:
-				return -1
-			case a.Delay.P999 > b.Delay.P999:
-				return 1
-			}
-			return 0
-		})
+		worse := worse(p.Voice)
 		for _, d := range delays {
-			if d.LoadPercent == l.LoadPercent && d.Path == p.Name && d.Direction == worse.Name {
+			if d.LoadPercent == l.LoadPercent && d.Path == p.Name && d.Direction == worse {
 				c.Curves = append(c.Curves, lab.Curve{Name: p.Name, Delays: d.Delays})
 			}
 		}
 	}
 	return c
+}
+
+// worse names the direction with the greater p99.9.
+func worse(v lab.Voice) string {
+	return slices.MaxFunc(v.Directions, func(a, b lab.Direction) int { return cmp.Compare(a.Delay.P999, b.Delay.P999) }).Name
+}
+
+// picture saves curves into dir as PNG and SVG, and gives them for a page.
+func picture(dir, name string, c lab.Curves) (template.HTML, error) {
+	for _, ext := range []string{".png", ".svg"} {
+		if err := c.Save(filepath.Join(dir, name+ext)); err != nil {
+			return "", err
+		}
+	}
+	var b bytes.Buffer
+	if err := c.Write(&b, "svg"); err != nil {
+		return "", err
+	}
+	return inline(b.String()), nil
 }
 
 // inline is an SVG as it may stand in a page: without what belongs to a file.
@@ -75,8 +79,12 @@ func inline(svg string) template.HTML {
 	return template.HTML(svg) // our own drawing; names in it are escaped by the canvas
 }
 
-//go:embed page.html
-var pageText string
+var (
+	//go:embed page.html
+	pageText string
+	//go:embed style.html
+	styleText string // of every page
+)
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"us": lab.Duration, "against": func(p Path, what string) string {
@@ -89,7 +97,7 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	},
 	"lost": lost, "mos": func(v float64) string { return fmt.Sprintf("%.2f", v) },
 	"mbit": func(v float64) string { return fmt.Sprintf("%.0f", v) }, "percent": func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) },
-}).Parse(pageText))
+}).Parse(pageText + styleText))
 
 // Page is the whole report as one HTML page that refers to nothing outside itself.
 func Page(j Jitter, pictures map[string]template.HTML) ([]byte, error) {

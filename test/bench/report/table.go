@@ -232,38 +232,47 @@ func Warnings(j Jitter) []string {
 	for _, l := range j.Loads {
 		at := fmt.Sprintf("load %d %%", l.LoadPercent)
 		for _, r := range l.Rounds {
-			if r.CPU.Stolen > stolenIsMuch {
-				out = append(out, fmt.Sprintf("%s, round %d: the hypervisor took %.1f %% of the processor away; take a quieter machine.", at, r.Round, 100*r.CPU.Stolen))
-			}
-		}
-		for _, r := range l.Rounds {
-			if r.Unsent > 0 {
-				out = append(out, fmt.Sprintf("%s, round %d: the phones could not send %d packets (%s): they are in no figure.", at, r.Round, r.Unsent, r.UnsentWhy))
-			}
-			if r.CPU.Others > othersIsMuch {
-				out = append(out, fmt.Sprintf("%s, round %d: programs outside the benchmark took %.1f %% of the processor; end them and measure again.", at, r.Round, 100*r.CPU.Others))
-			}
+			out = append(out, roundWarnings(fmt.Sprintf("%s, round %d", at, r.Round), r.CPU, r.Unsent, r.UnsentWhy)...)
 		}
 		if l.Late.P999 > lateIsMuch {
 			out = append(out, fmt.Sprintf("%s: the sender itself was late by %s (p99.9): voice came in bursts.", at, lab.Duration(l.Late.P999)))
 		}
 		for _, p := range l.Paths {
-			v := p.Voice
-			if v.CaptureLost > 0 {
-				out = append(out, fmt.Sprintf("%s, %s: %d packets arrived and found the benchmark's own buffer full: they are not the path's loss.", at, p.Name, v.CaptureLost))
-			}
-			if v.Unmatched > 0 {
-				out = append(out, fmt.Sprintf("%s, %s: %d packets arrived that were never sent.", at, p.Name, v.Unmatched))
-			}
-			if v.Negative > 0 {
-				out = append(out, fmt.Sprintf("%s, %s: %d packets arrived before they were sent: the clock was set during the run.", at, p.Name, v.Negative))
-			}
+			out = append(out, voiceWarnings(at+", "+p.Name, p.Voice)...)
 		}
 	}
 	if len(j.Loads) > 0 && len(j.Loads[0].Paths) > 0 {
 		if n := j.Settings.Streams * int(j.Settings.Seconds*1e6/j.Settings.Interval); n < 10_000 {
 			out = append(out, fmt.Sprintf("with %d packets a direction and round, p99.99 is the worst packet (--duration takes longer).", n))
 		}
+	}
+	return out
+}
+
+// voiceWarnings name what is wrong with one path's books; at says which path.
+func voiceWarnings(at string, v lab.Voice) (out []string) {
+	if v.CaptureLost > 0 {
+		out = append(out, fmt.Sprintf("%s: %d packets arrived and found the benchmark's own buffer full: they are not the path's loss.", at, v.CaptureLost))
+	}
+	if v.Unmatched > 0 {
+		out = append(out, fmt.Sprintf("%s: %d packets arrived that were never sent.", at, v.Unmatched))
+	}
+	if v.Negative > 0 {
+		out = append(out, fmt.Sprintf("%s: %d packets arrived before they were sent: the clock was set during the run.", at, v.Negative))
+	}
+	return out
+}
+
+// roundWarnings name what disturbed one round; at says which.
+func roundWarnings(at string, cpu CPU, unsent int, why string) (out []string) {
+	if cpu.Stolen > stolenIsMuch {
+		out = append(out, fmt.Sprintf("%s: the hypervisor took %.1f %% of the processor away; take a quieter machine.", at, 100*cpu.Stolen))
+	}
+	if unsent > 0 {
+		out = append(out, fmt.Sprintf("%s: the phones could not send %d packets (%s): they are in no figure.", at, unsent, why))
+	}
+	if cpu.Others > othersIsMuch {
+		out = append(out, fmt.Sprintf("%s: programs outside the benchmark took %.1f %% of the processor; end them and measure again.", at, 100*cpu.Others))
 	}
 	return out
 }

@@ -150,11 +150,11 @@ func field(text, name string) (uint64, error) {
 
 // DeviceDrops is how many packets the tunnel's device on h had no room for, because its engine did not read.
 func (t *Tunnel) DeviceDrops(h *host.Host) (uint64, error) {
-	text, err := os.ReadFile(h.Path("/sys/class/net/" + t.device + "/statistics/tx_dropped"))
+	n, err := h.Counter(t.device, "tx_dropped")
 	if err != nil {
-		return 0, fmt.Errorf("%s: read what the device %s dropped on %s: %w", t.Kind, t.device, h.Name, err)
+		return 0, fmt.Errorf("%s: %w", t.Kind, err)
 	}
-	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return n, nil
 }
 
 // MessageSize is a WireGuard data message with an IP packet of so many bytes in it: padded to 16 bytes, not beyond the MTU, header

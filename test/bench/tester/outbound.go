@@ -20,6 +20,7 @@ const (
 
 type sender struct {
 	fd       int
+	load     bool
 	denied   error
 	messages [batch]mmsghdr
 	vectors  [batch]unix.Iovec
@@ -27,7 +28,7 @@ type sender struct {
 }
 
 func newSender(c Config) (*sender, error) {
-	s := &sender{}
+	s := &sender{load: c.Load}
 	local, err := address(c.Local)
 	if err != nil {
 		return nil, fmt.Errorf("open the sending socket: %w", err)
@@ -63,7 +64,7 @@ func (s *sender) close() { unix.Close(s.fd) }
 // do sends one trial by a schedule of absolute times: what one burst is late, the next ones are not.
 func (s *sender) do(q request) (answer, error) {
 	t := q.Trial
-	if s.denied == nil {
+	if s.denied == nil && !s.load {
 		s.denied = realTime()
 	}
 	// Between trials the thread waits as everybody does.
@@ -71,8 +72,6 @@ func (s *sender) do(q request) (answer, error) {
 	out := Sent{}
 	if s.denied != nil {
 		out.Denied = s.denied.Error()
-	} else {
-		_ = realTime()
 	}
 	burst := max(1, min(batch, int(t.Rate*burstTime.Seconds())))
 	total := t.Packets()

@@ -28,6 +28,7 @@ type Config struct {
 	Remote  string `json:"remote"`
 	Port    int    `json:"port"`
 	TOS     int    `json:"tos"`
+	Load    bool   `json:"load"` // beside what is measured, and not a measure itself: scheduled as everybody is
 }
 
 // Trial is one trial: both ends are told the same.

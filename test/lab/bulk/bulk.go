@@ -27,9 +27,10 @@ const (
 
 // Options say what flows.
 type Options struct {
-	To   string      // address of the receiving host
-	UDP  bool        // a flood of Rate; otherwise one TCP stream
-	Rate qos.BitRate // 0: as fast as TCP goes; otherwise TCP sends no more than that
+	To    string      // address of the receiving host
+	UDP   bool        // a flood of Rate; otherwise TCP
+	Rate  qos.BitRate // 0: as fast as TCP goes; otherwise TCP sends no more than that
+	Flows int         // TCP streams at the same time; 0 = one
 }
 
 // Running is bulk traffic that flows.
@@ -59,6 +60,9 @@ func Start(ctx context.Context, from, to *host.Host, o Options) (*Running, error
 	args := []string{"--client", o.To, "--port", strconv.Itoa(port), "--time", strconv.Itoa(int(forever / time.Second)), "--interval", "0"}
 	if o.UDP {
 		args = append(args, "--udp", "--length", strconv.Itoa(payload))
+	}
+	if o.Flows > 1 {
+		args = append(args, "--parallel", strconv.Itoa(o.Flows))
 	}
 	if o.Rate > 0 {
 		args = append(args, "--bitrate", strconv.FormatUint(uint64(o.Rate), 10))

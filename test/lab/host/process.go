@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,6 +92,15 @@ func (h *Host) IP(ctx context.Context, far *Host, lines ...string) error {
 		return fmt.Errorf("%s: ip %s: %w: %s", h.Name, strings.Join(lines, "; ip "), err, strings.TrimSpace(errOut.String()))
 	}
 	return ctx.Err()
+}
+
+// Counter reads one of a network device's counters, as /sys/class/net/DEVICE/statistics names them.
+func (h *Host) Counter(device, name string) (uint64, error) {
+	text, err := os.ReadFile(h.Path("/sys/class/net/" + device + "/statistics/" + name))
+	if err != nil {
+		return 0, fmt.Errorf("read a counter of %s on %s: %w", device, h.Name, err)
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 }
 
 // WaitReach pings until an answer comes; tos is the octet that the pings carry.

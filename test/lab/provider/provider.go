@@ -8,6 +8,9 @@
 //	        |  A - FIFO, TBF <------ relay-ba: loss, delay <------ B |
 //	        '-------------------------------------------------------'
 //
+// A meter lets a packet through at once when there is room in its bucket, as providers' policers and shapers do; the wire behind it is
+// faster. A wire (Config.Wire) is busy with one packet at a time, and the relay keeps its clock: no TBF, and the FIFO is the relay's.
+//
 // It works on layer 3: the caller gives A and B their addresses, and each branch's addresses are on link there. Rate and buffer are
 // the kernel's (TBF); delay and loss come from a relay of ours, a TUN device per direction that packets are routed through. Without
 // delay and loss there is no relay and the kernel alone forwards. Everything works alike for IPv4 and IPv6.
@@ -37,12 +40,16 @@ const DefaultBuffer = 300_000
 type Config struct {
 	RateBits    uint64        // of the bottleneck, counting Ethernet frames without checksum; 0 = none, nothing is queued
 	BufferBytes int           // FIFO before the bottleneck; 0 = DefaultBuffer. Means nothing without a rate
+	Wire        bool          // the bottleneck is a wire: a packet is there when its last bit is. Otherwise a meter (TBF)
 	Delay       time.Duration // one way
 	Loss        float64       // 0 to 1, each packet by itself
 	Seed        uint64        // of the loss: the same seed loses the same packets of each direction
 }
 
-func (c Config) relayed() bool { return c.Delay > 0 || c.Loss > 0 }
+// metered says whether the kernel's TBF is the bottleneck.
+func (c Config) metered() bool { return c.RateBits > 0 && !c.Wire }
+
+func (c Config) relayed() bool { return c.Delay > 0 || c.Loss > 0 || c.Wire }
 
 // Route tables and rule priority of the relay, in the provider's own namespace only.
 const (
@@ -62,7 +69,7 @@ type Provider struct {
 // Build sets the network up inside ns (see package inside) between two devices that are up and have their
 // addresses. Packets flow once Run runs. Close undoes it all.
 func Build(ns, ifaceA, ifaceB string, c Config) (*Provider, error) {
-	if c.Loss < 0 || c.Loss > 1 || c.Delay < 0 || c.BufferBytes < 0 {
+	if c.Loss < 0 || c.Loss > 1 || c.Delay < 0 || c.BufferBytes < 0 || c.Wire && c.RateBits == 0 {
 		return nil, fmt.Errorf("provider: loss %g, delay %v, buffer %d: out of range", c.Loss, c.Delay, c.BufferBytes)
 	}
 	if c.BufferBytes == 0 {
@@ -92,7 +99,7 @@ func (p *Provider) build() error {
 			return fmt.Errorf("device %s: %w", name, err)
 		}
 	}
-	if p.config.RateBits > 0 {
+	if p.config.metered() {
 		for _, name := range p.ifaces {
 			// One packet a frame: a super-packet that the burst would let through is cut when it leaves.
 			if _, err := inside.Run(ctx, p.ns, "ip", "link", "set", "dev", name, "gso_max_segs", "1"); err != nil {
@@ -196,7 +203,7 @@ func (p *Provider) Close() error {
 			}
 			errs = append(errs, p.relays[i].close()) // the routes go with the device
 		}
-		if p.config.RateBits > 0 {
+		if p.config.metered() {
 			for _, name := range p.ifaces {
 				_, err := inside.Run(ctx, p.ns, "tc", "qdisc", "del", "dev", name, "root")
 				_, err2 := inside.Run(ctx, p.ns, "ip", "link", "set", "dev", name, "gso_max_segs", "65535")
@@ -214,7 +221,7 @@ type Stats struct {
 
 // DirectionStats counts packets of one direction.
 type DirectionStats struct {
-	Sent     uint64 // left the bottleneck; counted with a rate only
+	Sent     uint64 // left the bottleneck; counted by TBF only
 	Dropped  uint64 // found the buffer full
 	Backlog  uint64 // bytes in the buffer now
 	Relayed  uint64 // by the relay
@@ -231,7 +238,7 @@ func (p *Provider) Stats() (Stats, error) {
 		if r := p.relays[i]; r != nil {
 			r.stats(d)
 		}
-		if p.config.RateBits == 0 {
+		if !p.config.metered() {
 			continue
 		}
 		out, err := inside.Run(context.Background(), p.ns, "tc", "-s", "-j", "qdisc", "show", "dev", p.ifaces[1-i], "root")

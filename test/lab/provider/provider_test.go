@@ -313,3 +313,55 @@ func TestBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
 	assert.LessOrEqual(t, got, 1.02*rate)
 	assert.GreaterOrEqual(t, got, 0.9*rate, "less what a busy machine's pauses take")
 }
+
+// On a wire a packet is there when its last bit is, waits behind those before it, and is dropped where the FIFO has no room.
+func TestWireIsBusyWithOnePacketAtATime(t *testing.T) {
+	r := &relay{bits: 1e6, limit: 3000}
+	for _, p := range []struct {
+		at, there time.Duration
+		room      bool
+	}{
+		{0, 10 * time.Millisecond, true}, // 1250 bytes
+		{5 * time.Millisecond, 20 * time.Millisecond, true},
+		{5 * time.Millisecond, 0, false}, // 15 ms of what was taken are 1875 bytes: 1250 more do not fit
+		{12 * time.Millisecond, 30 * time.Millisecond, true},
+		{50 * time.Millisecond, 60 * time.Millisecond, true}, // idle meanwhile: nothing is saved up
+	} {
+		there, room := r.serialize(p.at, 1250)
+		assert.Equal(t, p.room, room, "at %s", p.at)
+		assert.Equal(t, p.there, there, "at %s", p.at)
+	}
+}
+
+//	a --- wan-a [1 Mbit/s, a wire] wan-b --- b
+//
+// No packet is quicker than its own length, though the wire was idle before; a burst finds the FIFO full.
+func TestWireSerializes(t *testing.T) {
+	n, p := build(t, Config{RateBits: 1_000_000, BufferBytes: 4000, Wire: true})
+	listen(t, n.b, "203.0.113.2:16384")
+	ports := capture.Ports{Low: 16384, High: 16384}
+	atA, err := capture.Start(path(n.a), "wan0", ports)
+	require.NoError(t, err)
+	atB, err := capture.Start(path(n.b), "wan0", ports)
+	require.NoError(t, err)
+	conn := dial(t, n.a, "198.51.100.2:16384", "203.0.113.2:16384")
+	speak(t, conn, 1, 20, 20*time.Millisecond)
+	a, err := atA.Stop()
+	require.NoError(t, err)
+	b, err := atB.Stop()
+	require.NoError(t, err)
+	aToB, _ := capture.Match(a, b, quality.MatchOptions{})
+	s := aToB.Summary()
+	assert.Zero(t, s.Loss)
+	assert.GreaterOrEqual(t, s.Delay.Min(), 1700*time.Microsecond, "214 bytes are 1.712 ms")
+	require.NotContains(t, n.middle.Run("tc", "qdisc"), "tbf", "the relay is the bottleneck")
+	for range 40 {
+		_, err := conn.Write(make([]byte, 1200))
+		require.NoError(t, err)
+	}
+	full := func() bool {
+		s, err := p.Stats()
+		return err == nil && s.AToB.Dropped > 30
+	}
+	assert.Eventually(t, full, 5*time.Second, 10*time.Millisecond)
+}

@@ -35,6 +35,9 @@ const batch = 32
 type relay struct {
 	fd, wake int
 	delay    time.Duration
+	bits     float64       // a second on the wire; 0: there is none
+	limit    float64       // bytes that may wait for it
+	free     time.Duration // when the last packet taken has left the wire
 	loss     float64
 	dice     *rand.Rand
 	start    time.Time // of the clock that due counts from
@@ -49,6 +52,7 @@ type relay struct {
 	relayed  uint64
 	lost     uint64
 	overflow uint64
+	dropped  uint64 // found the buffer full
 	lateness *quality.Distribution
 }
 
@@ -56,6 +60,9 @@ func newRelay(ns, device string, mtu int, c Config, direction uint64) (*relay, e
 	r := &relay{
 		fd: -1, wake: -1, delay: c.Delay, loss: c.Loss, dice: rand.New(rand.NewPCG(c.Seed, direction)), start: time.Now(),
 		slot: mtu, memory: make([]byte, slots*mtu), lateness: quality.NewDistribution(),
+	}
+	if c.Wire {
+		r.bits, r.limit = float64(c.RateBits), float64(c.BufferBytes)
 	}
 	err := inside.Do(ns, func() error {
 		var err error
@@ -172,10 +179,32 @@ func (r *relay) take() error {
 			r.overflow++
 			continue
 		}
-		r.size[at], r.due[at] = uint16(n), time.Since(r.start)+r.delay
+		now := time.Since(r.start)
+		arrives := now
+		if r.bits > 0 {
+			var room bool
+			if arrives, room = r.serialize(now, n+ethernetHeader); !room {
+				r.dropped++
+				continue
+			}
+		}
+		r.size[at], r.due[at] = uint16(n), arrives+r.delay
 		r.tail++
 	}
 	return nil
+}
+
+// ethernetHeader is what a packet has on the wire beyond layer 3, as TBF counts.
+const ethernetHeader = 14
+
+// serialize puts a frame on the wire behind those that wait and says when its last bit has left; false where the FIFO is full.
+func (r *relay) serialize(now time.Duration, frame int) (time.Duration, bool) {
+	begin := max(now, r.free)
+	if waiting := (begin - now).Seconds() * r.bits / 8; waiting+float64(frame) > r.limit {
+		return 0, false
+	}
+	r.free = begin + time.Duration(float64(frame)*8/r.bits*float64(time.Second))
+	return r.free, true
 }
 
 // release lets go what is due.
@@ -213,7 +242,7 @@ func (r *relay) release() error {
 func (r *relay) stats(d *DirectionStats) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d.Relayed, d.Lost, d.Overflow = r.relayed, r.lost, r.overflow
+	d.Relayed, d.Lost, d.Overflow, d.Dropped = r.relayed, r.lost, r.overflow, r.dropped
 	d.LateP50, d.LateP99, d.LateP999 = r.lateness.Percentile(50), r.lateness.Percentile(99), r.lateness.Percentile(99.9)
 	d.LateMax = r.lateness.Max()
 }

@@ -1,0 +1,57 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+
+	"ringway/quality"
+	"ringway/test/bench/report"
+	"ringway/test/lab/host"
+)
+
+// Round trips are asked for by ping(8), which takes the kernel's timestamp for an answer's arrival.
+const (
+	echoEvery   = 100 * time.Millisecond
+	echoPayload = 100                      // of ICMP
+	echoPacket  = echoPayload + 8 + 20     // as IP
+	echoWait    = 4 * time.Second          // what is not back by then is lost
+	signalled   = "0x60"                   // CS3, as phones mark signalling; the answer carries it, too
+	plain       = "0"                      //
+	echoSlack   = echoWait + 2*time.Second // beyond the last question
+)
+
+var echoTime = regexp.MustCompile(` time=([0-9.]+) ms`)
+
+// echo asks for round trips for so long and says how long they took.
+func echo(ctx context.Context, h *host.Host, from, to, tos string, length time.Duration) (*report.Echo, error) {
+	count := max(1, int(length/echoEvery))
+	ctx, cancel := context.WithTimeoutCause(ctx, length+echoSlack, fmt.Errorf("ping does not end"))
+	defer cancel()
+	// It fails where nothing came back, too; how many came is counted here.
+	text, err := h.Run(ctx, "ping", "-n", "-I", from, "-Q", tos, "-s", strconv.Itoa(echoPayload), "-c", strconv.Itoa(count),
+		"-i", strconv.FormatFloat(echoEvery.Seconds(), 'f', -1, 64), "-W", strconv.Itoa(int(echoWait/time.Second)), to)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	e := readEcho(text, count)
+	if e.Received == 0 && err != nil && !echoSummary.MatchString(text) {
+		return nil, err
+	}
+	return e, nil
+}
+
+var echoSummary = regexp.MustCompile(`packets transmitted`)
+
+// readEcho reads what ping printed.
+func readEcho(text string, sent int) *report.Echo {
+	d := quality.NewDistribution()
+	for _, m := range echoTime.FindAllStringSubmatch(text, -1) {
+		if ms, err := strconv.ParseFloat(m[1], 64); err == nil {
+			d.Record(time.Duration(ms * float64(time.Millisecond)))
+		}
+	}
+	return &report.Echo{Sent: sent, Received: min(sent, int(d.Count())), Min: micros(d.Min()), P50: micros(d.Percentile(50)), P99: micros(d.Percentile(99)), Max: micros(d.Max())}
+}

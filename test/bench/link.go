@@ -1,0 +1,593 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ringway/qos"
+	"ringway/qos/tc"
+	"ringway/test/bench/probe"
+	"ringway/test/bench/report"
+	"ringway/test/bench/tester"
+	"ringway/test/lab"
+	"ringway/test/lab/bulk"
+	"ringway/test/lab/host"
+	labreport "ringway/test/lab/report"
+)
+
+// Link is a finished run: the report, and every delay for the plots.
+type Link struct {
+	Report report.Link
+	Delays []report.LinkDelays
+}
+
+// JSON writes the report for machines; the shape stays.
+func (l Link) JSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(l.Report)
+}
+
+// Table writes the report for people.
+func (l Link) Table(w io.Writer) error { return report.LinkTable(w, l.Report) }
+
+// Save writes plots and page into a folder and returns the page's path.
+func (l Link) Save(dir string) (string, error) { return report.SaveLink(dir, l.Report, l.Delays) }
+
+// linkRun is a run under way.
+type linkRun struct {
+	o   LinkOptions
+	say func(format string, args ...any)
+	out Link
+	run uint32
+}
+
+// linkStand is what stands at one rate: whole branches on links of their own.
+type linkStand struct {
+	rate  qos.BitRate
+	lab   *lab.Lab
+	paths []linkPath
+}
+
+// linkPath is one way between two branches.
+type linkPath struct {
+	name     string
+	pair     *lab.Pair
+	program  string
+	margin   float64
+	voice    qos.ByteCount // a packet of a call on the wire
+	echo     qos.ByteCount // and of a round trip
+	second   [2]string     // addresses of the second hosts of the data network
+	flooding int           // IP bytes of a flood's packets
+}
+
+// MeasureLink builds whole branches at each rate in turn, loads all their links at the same time, and measures voice, what data gets,
+// and the round trips of those who share the link. Nothing is left when it returns. It needs root.
+func MeasureLink(ctx context.Context, o LinkOptions) (Link, error) {
+	if err := o.check(); err != nil {
+		return Link{}, err
+	}
+	begin := time.Now()
+	r := &linkRun{o: o, say: progress(o.Progress)}
+	r.out.Report = report.Link{Machine: labreport.ThisMachine(), Denied: []string{}, LeftOut: []string{},
+		Settings: report.LinkSettings{Build: o.Build, Calls: o.Calls, Size: linkSize, IntervalUS: micros(linkInterval), Seconds: o.Duration.Seconds(), Rounds: o.Rounds,
+			Flows: linkFlows, Flood: linkFlood, EchoUS: micros(echoEvery), EchoBytes: echoPacket, Started: begin.UTC().Format(time.RFC3339), Command: o.command()}}
+	if err := r.choose(); err != nil {
+		return Link{}, err
+	}
+	for _, rate := range o.Rates {
+		if err := r.rate(ctx, rate); err != nil {
+			return Link{}, fmt.Errorf("%s: %w", rate, err)
+		}
+	}
+	r.out.Report.Judge()
+	return r.out, nil
+}
+
+// choose leaves out what this kernel has not.
+func (r *linkRun) choose() error {
+	has, err := tc.Probe()
+	if err != nil {
+		return fmt.Errorf("find out what the kernel can queue with: %w (try: sudo ringway bench link)", err)
+	}
+	for _, q := range []struct {
+		name lab.PathName
+		has  bool
+	}{{lab.FQCoDel, has.FQCoDel}, {lab.Cake, has.Cake}} {
+		if i := slices.Index(r.o.Against, string(q.name)); i >= 0 && !q.has {
+			r.o.Against = slices.Delete(slices.Clone(r.o.Against), i, i+1)
+			r.out.Report.LeftOut = append(r.out.Report.LeftOut, fmt.Sprintf("%s: this kernel has none", q.name))
+		}
+	}
+	return nil
+}
+
+// pairs are what stands at a rate. Below the rates that the processor feels forwarding alone says nothing.
+func (r *linkRun) pairs(rate qos.BitRate) []lab.PathName {
+	out := []lab.PathName{lab.Ringway}
+	for _, name := range LinkRivals {
+		switch pair := lab.PathName(name); {
+		case !slices.Contains(r.o.Against, name), pair == lab.Kernel && rate <= kernelAbove:
+		case name == "none":
+			out = append(out, lab.Baseline)
+		default:
+			out = append(out, pair)
+		}
+	}
+	return out
+}
+
+// rate measures everything at one rate.
+func (r *linkRun) rate(ctx context.Context, rate qos.BitRate) error {
+	names := r.pairs(rate)
+	r.say("%s: building %d pairs of branches", rate, len(names))
+	l, err := lab.New(ctx, lab.Options{Paths: names, WireGuardGo: r.o.WireGuardGo, WAN: rate, Buffer: buffer(rate), Wire: rate <= kernelAbove, NoCalls: true})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	s := &linkStand{rate: rate, lab: l}
+	stop, err := l.Host(lab.Provider).KeepAwake()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	row, err := r.know(ctx, s, names)
+	if err != nil {
+		return err
+	}
+	for round := 1; round <= r.o.Rounds; round++ {
+		for i := range row.Loads {
+			load := &row.Loads[i]
+			r.say("%s, load %s, round %d of %d: %s", rate, load.Scenario.Bulk, round, r.o.Rounds, r.o.Duration)
+			one, err := r.load(ctx, s, row, load.Scenario.Bulk)
+			for again := 0; errors.Is(err, errFloodOver) && again < floodAgain; again++ {
+				r.say("  once more: %v", err)
+				one, err = r.load(ctx, s, row, load.Scenario.Bulk)
+			}
+			if err != nil {
+				return errors.Join(fmt.Errorf("load %s, round %d: %w", load.Scenario.Bulk, round, err), s.alive())
+			}
+			one.Round = round
+			var alone *report.LinkRound
+			if i > 0 {
+				alone = &row.Loads[0].Rounds[round-1]
+			}
+			one.Compare(alone)
+			load.Rounds = append(load.Rounds, one)
+		}
+	}
+	for i := range row.Loads {
+		row.Loads[i].Summarize()
+	}
+	r.out.Report.Rates = append(r.out.Report.Rates, *row)
+	return nil
+}
+
+func (s *linkStand) alive() error {
+	var errs []error
+	for _, p := range s.paths {
+		errs = append(errs, p.pair.Alive())
+	}
+	return errors.Join(errs...)
+}
+
+// know takes the numbers of Ringway's own plan, and gives every path its own of the same kind.
+func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) (*report.LinkRate, error) {
+	plan, err := s.lab.Pair(lab.Ringway).Edge("a").Calls(ctx)
+	if err != nil {
+		return nil, err
+	}
+	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate)), Wire: s.rate <= kernelAbove}
+	packet := func(ip int, wire qos.ByteCount) report.LinkPacket {
+		return report.LinkPacket{IPBytes: ip, WireBytes: int(wire), TimeUS: micros(s.rate.Serialization(wire))}
+	}
+	for _, p := range plan.Longest {
+		if p.What == "data" {
+			row.DataPacket = packet(p.IP, p.Wire)
+		}
+	}
+	for _, site := range plan.Sites {
+		if site.Inner != "IPv4" { // the probes speak that
+			continue
+		}
+		for _, c := range site.Codecs {
+			if c.Codec != qos.G711.Name || c.SRTP {
+				continue
+			}
+			row.VoicePacket = packet(int(c.Steps[3].Total), c.Packet)
+			if r.o.Calls > c.Calls {
+				return nil, fmt.Errorf("%w: --calls: the voice budget carries %d calls of G.711 (allowed: 1-%d)", ErrUsage, c.Calls, c.Calls)
+			}
+		}
+	}
+	if row.DataPacket.WireBytes == 0 || row.VoicePacket.WireBytes == 0 {
+		return nil, errors.New("`ringway plan` does not say how long packets of data and voice are")
+	}
+	row.BudgetUS = row.DataPacket.TimeUS + report.AddedBeyondWire + float64(r.o.Calls-1)*row.VoicePacket.TimeUS
+	for _, bulk := range []string{report.Alone, report.TCP, report.UDP} {
+		row.Loads = append(row.Loads, report.LinkLoad{Scenario: labreport.Scenario{WAN: row.Rate, WANBits: row.Bits, BufferBytes: row.BufferBytes, Bulk: bulk, Calls: r.o.Calls,
+			Codec: "G.711 A-law, 20 ms", Seconds: r.o.Duration.Seconds(), Started: time.Now().UTC().Format(time.RFC3339)}})
+	}
+	inner := qos.ByteCount(row.VoicePacket.IPBytes)
+	tunnel := qos.Envelope{Wire: ethernet} // the lab's meter counts Ethernet frames without checksum
+	for _, name := range names {
+		p := linkPath{name: string(name), pair: s.lab.Pair(name), program: "stock wireguard-go, one tunnel", flooding: row.DataPacket.IPBytes,
+			voice: tunnel.OnWire(inner), echo: tunnel.OnWire(echoPacket)}
+		switch name {
+		case lab.Ringway:
+			p.program, p.margin, p.voice = "ringway run", float64(plan.Margin)/100, qos.ByteCount(row.VoicePacket.WireBytes)
+		case lab.Baseline:
+			p.name, p.program = "none", p.program+", nothing queues but the provider"
+		case lab.Kernel:
+			p.program, p.voice, p.echo = "Linux forwarding, no tunnel, nothing queues but the provider", ethernet(inner), ethernet(echoPacket)
+		default:
+			p.margin, p.program = float64(plan.Margin)/100, p.program+" behind "+p.name
+		}
+		for i, pc := range []string{lab.PCA, lab.PCB} {
+			if p.second[i], err = p.pair.SecondPC(ctx, pc); err != nil {
+				return nil, err
+			}
+		}
+		s.paths = append(s.paths, p)
+	}
+	return row, nil
+}
+
+func ethernet(packet qos.ByteCount) qos.ByteCount { return packet + 14 }
+
+// load measures one load once, on all paths at the same time.
+func (r *linkRun) load(ctx context.Context, s *linkStand, row *report.LinkRate, kind string) (report.LinkRound, error) {
+	out := report.LinkRound{Paths: make([]report.LinkPath, len(s.paths))}
+	earlier, err := s.drops(ctx)
+	if err != nil {
+		return out, err
+	}
+	load, err := r.fill(ctx, s, kind)
+	if err != nil {
+		return out, err
+	}
+	defer load.kill()
+	before, err := readTicks(s.lab.Namespace())
+	if err != nil {
+		return out, err
+	}
+	results, err := converse(ctx, s.lab.Options.Binary, r.speakers(s), func(ctx context.Context) error {
+		return r.watch(ctx, s, load, kind, out.Paths)
+	})
+	if err != nil {
+		return out, err
+	}
+	after, err := readTicks(s.lab.Namespace())
+	if err != nil {
+		return out, err
+	}
+	out.CPU = after.since(before)
+	if err := s.alive(); err != nil {
+		return out, err
+	}
+	if err := load.stop(ctx); err != nil {
+		return out, err
+	}
+	later, err := s.drops(ctx)
+	if err != nil {
+		return out, err
+	}
+	var all []heard
+	for i, p := range s.paths {
+		row := &out.Paths[i]
+		row.Name, row.Program, row.Margin = p.name, p.program, p.margin
+		row.Calls = labreport.Calls{Placed: r.o.Calls, Completed: r.o.Calls}
+		seen := bothWays(results[2*i], results[2*i+1])
+		all = append(all, seen...)
+		var directions []labreport.Direction
+		for _, d := range seen {
+			streams, unmatched := d.measured(0, linkInterval)
+			directions = append(directions, d.figures(streams, unmatched))
+			r.keep(report.LinkDelays{Rate: s.rate.String(), Load: kind, Path: p.name, Direction: d.direction, Delays: delays(streams)})
+		}
+		row.Voice = labreport.NewVoice(directions...)
+		if p.pair.Name == lab.Ringway {
+			row.ClassDrops = map[string]uint64{}
+			for class, n := range later {
+				row.ClassDrops[class] = n - earlier[class]
+			}
+		}
+		if kind != report.Alone {
+			r.account(s, p, row)
+		}
+	}
+	for _, h := range all {
+		if h.result.Unsent > 0 {
+			out.Unsent, out.UnsentWhy = out.Unsent+h.result.Unsent, h.result.SendError
+		}
+		for _, d := range h.result.Denied {
+			if d = "the probes " + d; !slices.Contains(r.out.Report.Denied, d) {
+				r.out.Report.Denied = append(r.out.Report.Denied, d)
+			}
+		}
+	}
+	out.Late = lateness(all)
+	return out, nil
+}
+
+// speakers are the probes of all paths' phones, spread over the interval.
+func (r *linkRun) speakers(s *linkStand) (out []speaker) {
+	r.run++
+	shape := r.o.shape()
+	shape.Seed = uint64(r.run)
+	gap := shape.Interval / time.Duration(shape.Streams*2*len(s.paths))
+	for i, p := range s.paths {
+		for j, phone := range []string{lab.PhoneA, lab.PhoneB} {
+			ends := probe.Ends{Local: lab.Address(phone), Remote: lab.Address([]string{lab.PhoneB, lab.PhoneA}[j])}
+			out = append(out, speaker{p.pair.Host(phone), probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(2*i+j) * gap,
+				Port: linkPort, TOS: expedited, Paths: []probe.Ends{ends}}})
+		}
+	}
+	return out
+}
+
+// watch counts what goes through each bottleneck while voice is measured, and asks for round trips where there is a load.
+func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind string, rows []report.LinkPath) error {
+	var g errgroup.Group
+	for i, p := range s.paths {
+		row := &rows[i]
+		g.Go(func() error {
+			if err := p.count(ctx, r.o.Duration, row); err != nil {
+				return err
+			}
+			return load.lasted(i)
+		})
+		if kind == report.Alone {
+			continue
+		}
+		g.Go(func() (err error) {
+			row.Signalling, err = echo(ctx, p.pair.Host(lab.PhoneA), lab.Address(lab.PhoneA), lab.Address(lab.PhoneB), signalled, r.o.Duration)
+			return errors.Join(err, load.lasted(i))
+		})
+		g.Go(func() (err error) {
+			row.SecondFlow, err = echo(ctx, p.pair.Host(lab.PCA), p.second[0], p.second[1], plain, r.o.Duration)
+			return errors.Join(err, load.lasted(i))
+		})
+	}
+	return g.Wait()
+}
+
+// count is what left the path's bottleneck in so long, and what reached the PCs.
+func (p linkPath) count(ctx context.Context, length time.Duration, row *report.LinkPath) error {
+	var at [2]time.Time
+	var carried [2][2]uint64
+	var arrived [2]uint64
+	for i := range at {
+		if i > 0 {
+			if err := host.Pause(ctx, length-time.Since(at[0])); err != nil {
+				return err
+			}
+		}
+		at[i] = time.Now()
+		toB, toA, err := p.pair.Carried()
+		if err != nil {
+			return err
+		}
+		carried[i] = [2]uint64{toB, toA}
+		for _, pc := range []string{lab.PCA, lab.PCB} {
+			n, err := p.pair.Host(pc).Counter("eth0", "rx_bytes")
+			if err != nil {
+				return err
+			}
+			arrived[i] += n
+		}
+	}
+	seconds := at[1].Sub(at[0]).Seconds()
+	row.Bulk.MbitPerS = float64(arrived[1]-arrived[0]) * 8 / seconds / 1e6
+	for d, name := range []string{labreport.AToB, labreport.BToA} {
+		row.Wire = append(row.Wire, report.LinkWire{Direction: name, Total: float64(carried[1][d]-carried[0][d]) * 8 / seconds})
+	}
+	return nil
+}
+
+// account says what of the bottleneck's bytes was data, and what could have been.
+func (r *linkRun) account(s *linkStand, p linkPath, row *report.LinkPath) {
+	bits := func(packet qos.ByteCount, every time.Duration, arrived float64) float64 {
+		return float64(packet) * 8 / every.Seconds() * arrived
+	}
+	for d := range row.Wire {
+		w := &row.Wire[d]
+		w.Voice = bits(p.voice, linkInterval, float64(r.o.Calls)*(1-row.Voice.Directions[d].Loss))
+		if e := row.Signalling; e.Sent > 0 {
+			w.Signals = bits(p.echo, echoEvery, float64(e.Received)/float64(e.Sent))
+		}
+		w.Left = float64(s.rate)*(1-p.margin) - w.Voice - w.Signals
+		w.Data = w.Total - w.Voice - w.Signals
+		w.Share = w.Data / w.Left
+		if d == 0 || w.Share < row.Share {
+			row.Share = w.Share
+		}
+	}
+}
+
+// drops are what Ringway's own queues dropped so far, by class, at both edges.
+func (s *linkStand) drops(ctx context.Context) (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for _, side := range []string{"a", "b"} {
+		st, err := s.lab.Pair(lab.Ringway).Edge(side).Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, q := range st.Queues {
+			out[string(q.Class)] += q.Drops
+		}
+	}
+	return out, nil
+}
+
+func (r *linkRun) keep(d report.LinkDelays) {
+	i := slices.IndexFunc(r.out.Delays, func(e report.LinkDelays) bool {
+		return e.Rate == d.Rate && e.Load == d.Load && e.Path == d.Path && e.Direction == d.Direction
+	})
+	if i < 0 {
+		r.out.Delays = append(r.out.Delays, d)
+		return
+	}
+	r.out.Delays[i].Delays = append(r.out.Delays[i].Delays, d.Delays...)
+}
+
+// linkLoad is what fills the links of all paths.
+type linkLoad struct {
+	flows  [][2]*bulk.Running
+	floods [][2]*flood
+}
+
+var directions = [2][2]string{{lab.PCA, lab.PCB}, {lab.PCB, lab.PCA}}
+
+// fill loads all links both ways at the same time and returns when the load has run for bulk.WarmUp.
+func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoad, error) {
+	l := &linkLoad{flows: make([][2]*bulk.Running, len(s.paths)), floods: make([][2]*flood, len(s.paths))}
+	if kind == report.Alone {
+		return l, nil
+	}
+	var g errgroup.Group
+	for i, p := range s.paths {
+		for d, pcs := range directions {
+			from, to := p.pair.Host(pcs[0]), p.pair.Host(pcs[1])
+			g.Go(func() (err error) {
+				if kind == report.TCP {
+					l.flows[i][d], err = bulk.Start(ctx, from, to, bulk.Options{To: lab.Address(pcs[1]), Flows: linkFlows})
+				} else {
+					l.floods[i][d], err = r.flood(ctx, s, p, pcs, uint32(d))
+				}
+				if err != nil {
+					err = fmt.Errorf("%s: %w", p.name, err)
+				}
+				return err
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		l.kill()
+		return nil, err
+	}
+	return l, nil
+}
+
+// flood is UDP in one direction. The receiver is there so that nobody answers with "port unreachable".
+type flood struct {
+	sender, receiver *tester.Client
+	trial            tester.Trial
+	sent             chan error    // why it did not do what it was told, or nil
+	ended            chan struct{} // closed when it has sent all
+}
+
+func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]string, number uint32) (_ *flood, err error) {
+	f := &flood{sent: make(chan error, 1), ended: make(chan struct{}), trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
+		Rate:   linkFlood * float64(s.rate) / 8 / float64(p.flooding),
+		Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + floodBeyond}}
+	defer func() {
+		if err != nil {
+			f.kill()
+		}
+	}()
+	local, remote := lab.Address(pcs[0]), lab.Address(pcs[1])
+	for _, end := range []struct {
+		on     string
+		client **tester.Client
+		config tester.Config
+	}{
+		{pcs[1], &f.receiver, tester.Config{Receive: true, Local: remote, Remote: local, Port: floodPort, Load: true}},
+		{pcs[0], &f.sender, tester.Config{Local: local, Remote: remote, Port: floodPort, Load: true}},
+	} {
+		proc, client, err := startTester(p.pair.Host(end.on), s.lab.Options.Binary, end.config)
+		if err != nil {
+			return f, err
+		}
+		*end.client = client
+		if err := client.Ready(ctx); err != nil {
+			return f, fmt.Errorf("%w: %s", err, proc.LastWords())
+		}
+	}
+	go func() {
+		sent, err := f.sender.Send(ctx, f.trial)
+		if err == nil && sent.Packets < f.trial.Packets()*9/10 {
+			err = fmt.Errorf("%s sent %d packets of a flood of %d in %s, %d were refused (%s)", pcs[0], sent.Packets, f.trial.Packets(), sent.Took, sent.Refused, sent.Error)
+		}
+		f.sent <- err
+		close(f.ended)
+	}()
+	return f, host.Pause(ctx, bulk.WarmUp)
+}
+
+// floodBeyond is how much longer than voice a flood lasts: probes take some time to start, on a busy machine seconds.
+const floodBeyond = 5 * time.Second
+
+// errFloodOver: programs took seconds to start, and what was measured was measured without the flood. Such a round is made once more.
+var errFloodOver = errors.New("the flood was over before voice was (is the machine too busy?)")
+
+const floodAgain = 3
+
+// lasted refuses figures of a path whose flood was over before they were.
+func (l *linkLoad) lasted(path int) error {
+	for _, f := range l.floods[path] {
+		if f == nil {
+			continue
+		}
+		select {
+		case <-f.ended:
+			return errFloodOver
+		default:
+		}
+	}
+	return nil
+}
+
+// stop waits for the flood's end, so that nothing of it is in what comes next.
+func (f *flood) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, f.trial.Length+20*time.Second, errors.New("the flood does not end"))
+	defer cancel()
+	select {
+	case err := <-f.sent:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (f *flood) kill() {
+	for _, c := range []*tester.Client{f.sender, f.receiver} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// stop ends the load.
+func (l *linkLoad) stop(ctx context.Context) error {
+	var g errgroup.Group
+	for i := range l.floods {
+		for _, f := range l.floods[i] {
+			if f != nil {
+				g.Go(func() error { return f.stop(ctx) })
+			}
+		}
+	}
+	return g.Wait()
+}
+
+func (l *linkLoad) kill() {
+	for i := range l.flows {
+		for d := range directions {
+			if f := l.flows[i][d]; f != nil {
+				f.Kill()
+			}
+			if f := l.floods[i][d]; f != nil {
+				f.kill()
+			}
+		}
+	}
+}

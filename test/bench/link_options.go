@@ -1,0 +1,100 @@
+package bench
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"ringway/qos"
+	"ringway/test/bench/probe"
+	"ringway/test/bench/report"
+	"ringway/test/lab"
+)
+
+// LinkOptions say what `ringway bench link` measures.
+type LinkOptions struct {
+	WireGuardGo string        // the stock program; empty: beside ringway, else in PATH
+	Rates       []qos.BitRate // of the links, the same both ways
+	Against     []string      // beside ringway: LinkRivals
+	Calls       int
+	Duration    time.Duration // of a load and round
+	Rounds      int
+	Build       string    // of this program, for the report
+	Progress    io.Writer // nil: silent
+}
+
+// LinkRivals are what may stand beside Ringway, each on a link of its own. The lab calls none its baseline.
+var LinkRivals = []string{"none", string(lab.FQCoDel), string(lab.Cake), string(lab.Kernel)}
+
+// DefaultLink is one call on links from the slowest to one that the processor feels.
+func DefaultLink() LinkOptions {
+	return LinkOptions{Rates: []qos.BitRate{qos.Mbit, 2 * qos.Mbit, 10 * qos.Mbit, 20 * qos.Mbit, 100 * qos.Mbit},
+		Against: LinkRivals, Calls: 1, Duration: 20 * time.Second, Rounds: 3}
+}
+
+// What flows.
+const (
+	linkFlows    = 8 // TCP, each way
+	linkFlood    = 2 // times the link, each way
+	linkInterval = 20 * time.Millisecond
+	linkSize     = 172   // RTP with 20 ms of G.711
+	linkPort     = 30000 // not one of those on which the lab's phones drop what nobody listens to
+	floodPort    = 5202
+	// What the provider holds: as long as an access router's, and never less than a handful of packets.
+	fifoTime    = 120 * time.Millisecond
+	fifoPackets = 32
+	fullFrame   = 1514
+	// A link up to this is a wire, busy with one packet at a time. Above, the relay that keeps a wire's clock would itself be in the figures, the
+	// kernel's meter stands there, and the kernel's own forwarding beside it for comparison.
+	kernelAbove = report.AddedUpTo * qos.BitRate(1)
+	leastLink   = qos.Mbit // the voice budget of less carries no call
+	mostLink    = qos.Gbit
+	longestLink = 10 * time.Minute
+)
+
+func (o *LinkOptions) check() error {
+	if len(o.Rates) == 0 {
+		return fmt.Errorf("%w: --rates: none is given (allowed: %s-%s)", ErrUsage, leastLink, mostLink)
+	}
+	for i, r := range o.Rates {
+		if r < leastLink || r > mostLink || slices.Contains(o.Rates[:i], r) {
+			return fmt.Errorf("%w: --rates: %s (allowed: %s-%s, each once)", ErrUsage, r, leastLink, mostLink)
+		}
+	}
+	for i, a := range o.Against {
+		if !slices.Contains(LinkRivals, a) || slices.Contains(o.Against[:i], a) {
+			return fmt.Errorf("%w: --vs: %q (allowed: %s, each once)", ErrUsage, a, strings.Join(LinkRivals, ", "))
+		}
+	}
+	switch {
+	case o.Duration < shortestTime || o.Duration > longestLink:
+		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-%s)", ErrUsage, o.Duration, shortestTime, longestLink)
+	case o.Rounds < 1 || o.Rounds > 100:
+		return fmt.Errorf("%w: --rounds: %d (allowed: 1-100)", ErrUsage, o.Rounds)
+	case o.Calls < 1 || o.Calls > 500:
+		return fmt.Errorf("%w: --calls: %d (allowed: 1-500)", ErrUsage, o.Calls)
+	}
+	return nil
+}
+
+func (o *LinkOptions) shape() probe.Shape {
+	return probe.Shape{Streams: o.Calls, Interval: linkInterval, Size: linkSize, Lead: lead, Length: o.Duration}
+}
+
+// command is the command line that repeats the run.
+func (o *LinkOptions) command() string {
+	var rates []string
+	for _, r := range o.Rates {
+		rates = append(rates, r.String())
+	}
+	against := strings.Join(o.Against, ",")
+	if against == "" {
+		against = `""`
+	}
+	return fmt.Sprintf("ringway bench link --rates %s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), against, o.Calls, o.Duration, o.Rounds)
+}
+
+// buffer is the provider's FIFO.
+func buffer(rate qos.BitRate) qos.ByteCount { return max(rate.Bytes(fifoTime), fifoPackets*fullFrame) }
