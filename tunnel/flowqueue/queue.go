@@ -47,6 +47,7 @@ type Queue struct {
 	packets, bytes, memory, active int
 
 	hostFlows [hostsMany]uint16 // active flows of a host
+	hostSite  [hostsMany]uint16 // where a host is counted: two hosts behind two sites may share their place
 	siteHosts [sitesMany]uint16 // hosts with active flows to a site
 	sites     int               // with active flows
 
@@ -190,6 +191,7 @@ func (q *Queue) quantum(f *flow) int {
 func (q *Queue) begin(f *flow) {
 	q.active++
 	if q.hostFlows[f.host]++; q.hostFlows[f.host] == 1 {
+		q.hostSite[f.host] = f.site
 		if q.siteHosts[f.site]++; q.siteHosts[f.site] == 1 {
 			q.sites++
 		}
@@ -200,7 +202,8 @@ func (q *Queue) end(f *flow) {
 	f.listed = false
 	q.active--
 	if q.hostFlows[f.host]--; q.hostFlows[f.host] == 0 {
-		if q.siteHosts[f.site]--; q.siteHosts[f.site] == 0 {
+		site := q.hostSite[f.host]
+		if q.siteHosts[site]--; q.siteHosts[site] == 0 {
 			q.sites--
 		}
 	}

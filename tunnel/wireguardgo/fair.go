@@ -38,7 +38,11 @@ const (
 	chargeFull = 2048 + chargeBuff
 
 	limitHold = time.Second // as in byte queue limits
-	takeMost  = 64          // packets read before the device gets the next
+	// What may be under way, in milliseconds at the WAN's rate, and a packet more. A leaf that is shaped has a packet's time after it
+	// let one go until it may let the next go, so on a slow line one packet at a time keeps it busy, which byte queue limits, made
+	// for drivers, would take for starved. On a fast one a millisecond disturbs nobody, and waiting for room costs.
+	limitLeast, limitMost = 1, 4
+	takeMost              = 64 // packets read before the device gets the next
 )
 
 // charge is about what the kernel charges a socket for a message of n bytes.
@@ -126,8 +130,13 @@ func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 	if n.on {
 		wire := mtu + tunnel.OverheadIPv6
 		n.queue = flowqueue.Config{Packets: b.FlowPackets, Bytes: b.FlowPackets * 2048, Quantum: mtu, CoDel: flowqueue.CoDelFor(b.Rate, wire)}
-		n.most = max(b.SendBuffer-1, 1)
-		n.least = min(chargeFull, n.most)
+		n.most = b.SendBuffer - 1
+		if b.Rate > 0 {
+			ms := int(b.Rate / 8000 * chargeFull / uint64(wire))
+			n.most, n.least = min(n.most, limitMost*ms), limitLeast*ms
+		}
+		n.most = max(n.most, 1)
+		n.least = min(max(n.least, chargeFull), n.most)
 	}
 	f.wanted.Store(n)
 	f.seen.on.Store(n.on)
