@@ -173,13 +173,10 @@ func (f *fair) unsent(c syscall.RawConn) (n int) {
 	return n
 }
 
-// space is how much the device may get; below 0 nothing. At 0 it still gets a packet.
+// space is how much more may be under way; below 0 nothing. At 0 a packet still may.
 func (f *fair) space() int {
 	n := f.underWay()
 	f.limit.Look(f.clock(), n)
-	if !f.gate.open() {
-		return -1
-	}
 	return f.limit.Now() - n
 }
 
@@ -252,7 +249,7 @@ func (f *fair) status() *tunnel.FlowStatus {
 }
 
 // readFair is Read with flow queues.
-func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset int) (int, error) {
+func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned int) (int, error) {
 	f := t.fair
 	for f.ready() {
 		select {
@@ -262,6 +259,11 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset int) (int, error
 		}
 		space := f.space()
 		if f.queue.Len() == 0 && space >= 0 {
+			// Only the device may be busy, not the WAN: then it is waited for as ever, and costs no more than ever.
+			if !t.place.pass(last, returned) {
+				return 0, os.ErrClosed
+			}
+			last = 0
 			n, err := t.take(bufs, sizes, offset)
 			if err != nil {
 				return 0, err
@@ -281,7 +283,7 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset int) (int, error
 			}
 		}
 		f.note()
-		if space >= 0 {
+		if space >= 0 && f.gate.open() {
 			n := t.dequeue(bufs, sizes, offset, space)
 			f.note()
 			if n > 0 {

@@ -95,7 +95,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	last := t.last
 	t.last = 0
 	if t.fair.ready() {
-		return t.readFair(bufs, sizes, offset)
+		return t.readFair(bufs, sizes, offset, last, returned)
 	}
 	if !t.place.pass(last, returned) { // once: packets that go nowhere must not use up a full gate's rare turns
 		return 0, os.ErrClosed
