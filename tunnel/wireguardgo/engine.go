@@ -224,7 +224,11 @@ func (e *Engine) SetBounds(b tunnel.Bounds) error {
 	e.bounds = b
 	e.boundsMu.Unlock()
 	e.setFair()
-	e.hub.out.setLimit(b.InFlight)
+	inside := b.InFlight
+	if b.FlowPackets > 0 { // what waits behind them is bounded more closely, and packets that wait for a session may not fill the gate
+		inside = max(inside, segmentedFrom)
+	}
+	e.hub.out.setLimit(inside)
 	e.bind.superPacket.Store(int64(b.SuperPacket))
 	return nil
 }

@@ -3,6 +3,7 @@ package wireguardgo
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -251,19 +252,35 @@ func (f *fair) status() *tunnel.FlowStatus {
 // readFair is Read with flow queues.
 func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned int) (int, error) {
 	f := t.fair
+	passed := false
+	pass := func() bool { // once, as in Read
+		passed = passed || t.place.pass(last, returned)
+		return passed
+	}
 	for f.ready() {
 		select {
 		case <-f.hub.closed:
 			return 0, os.ErrClosed
 		default:
 		}
+		if !f.now.on { // not any more: what waits goes first
+			if !pass() {
+				return 0, os.ErrClosed
+			}
+			n := t.dequeue(bufs, sizes, offset, math.MaxInt)
+			f.note()
+			if n > 0 {
+				t.last = n
+				return n, nil
+			}
+			continue
+		}
 		space := f.space()
 		if f.queue.Len() == 0 && space >= 0 {
 			// Only the device may be busy, not the WAN: then it is waited for as ever, and costs no more than ever.
-			if !t.place.pass(last, returned) {
+			if !pass() {
 				return 0, os.ErrClosed
 			}
-			last = 0
 			n, err := t.take(bufs, sizes, offset)
 			if err != nil {
 				return 0, err

@@ -176,12 +176,15 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		}
 		t.hub.claim(b, tagPeer+to.slot)
 		entered++
-		cost := charge(sizes[i])
-		setCharge(b, cost)
-		charged += cost
-		if queued {
-			t.fair.limit.Give(cost)
+		cost := 0 // of one that waits for a session: nothing behind the flow queues waits for it
+		if to.fresh.Load() {
+			cost = charge(sizes[i])
+			charged += cost
+			if queued {
+				t.fair.limit.Give(cost)
+			}
 		}
+		setCharge(b, cost)
 	}
 	t.hub.out.enter(entered, charged)
 	return entered
