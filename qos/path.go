@@ -4,14 +4,14 @@ import "time"
 
 // Path bounds every queue that a tunnel's packet meets on its way out, together:
 //
-//	TUN queue -> engine -> send buffer of the tunnel's socket = part of the class's leaf -> wire
+//	TUN queue -> (flow queues) -> engine -> send buffer of the tunnel's socket = part of the class's leaf -> wire
 //
 // What is in the send buffer is the leaf's own content: the kernel charges a packet to its socket
 // until it leaves the queue. So the two are not added up.
 type Path struct {
 	TUNPackets    int           // txqueuelen of the tunnel device
 	TUNGSOBytes   int           // gso_max_size of the tunnel device: a queued packet is no longer than this
-	FlowPackets   int           // packets that wait in flow queues before an engine that has them; 0 = none are needed
+	FlowPackets   int           // packets that wait in flow queues, where the engine has them; Alone and Total are without. 0 = none
 	EnginePackets int           // plaintext packets that the engine holds at most; 0 = no bound needed
 	SendBuffer    int           // for SO_SNDBUF (the kernel doubles it)
 	LeafBytes     int           // the leaf's limit, as Want makes it; 0 where nothing is shaped

@@ -140,6 +140,7 @@ func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 		n.least = min(max(n.least, chargeFull), n.most)
 	}
 	f.wanted.Store(n)
+	f.seen.limit.CompareAndSwap(0, int64(n.least))
 	f.seen.on.Store(n.on)
 	f.wake()
 }
@@ -277,6 +278,10 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 		}
 		space := f.space()
 		if f.queue.Len() == 0 && space >= 0 {
+			if f.queue.Active() > 0 { // nobody is behind any more
+				f.queue.Pop(0, nil)
+				f.note()
+			}
 			// Only the device may be busy, not the WAN: then it is waited for as ever, and costs no more than ever.
 			if !pass() {
 				return 0, os.ErrClosed
