@@ -73,6 +73,11 @@ var (
 	tunnelCollections = counter("ringway_tunnel_garbage_collections_total", "Garbage collections of the engine realtime; each may keep packets waiting for a moment.", "tunnel")
 	tunnelDrops       = counter("ringway_tunnel_dropped_packets_total", "Packets that the tunnel's engine dropped, by reason.", "tunnel", "reason")
 	threadRealtime    = gauge("ringway_tunnel_thread_realtime", "Whether all forwarding threads of a name run under SCHED_FIFO now.", "tunnel", "thread")
+	flowPackets       = gauge("ringway_tunnel_flow_queue_packets", "Packets that wait in the engine's flow queues now. Only where it has them.", "tunnel")
+	flowBytes         = gauge("ringway_tunnel_flow_queue_bytes", "What they come to.", "tunnel")
+	flowFlows         = gauge("ringway_tunnel_flow_queue_flows", "Flows that send now.", "tunnel")
+	flowMarks         = counter("ringway_tunnel_flow_queue_ecn_marked_packets_total", "Packets that the flow queues marked instead of dropping them.", "tunnel")
+	flowLimit         = gauge("ringway_tunnel_flow_queue_limit_bytes", "Socket memory that may be under way behind the flow queues, as it is now.", "tunnel")
 
 	peerHandshake = gauge("ringway_peer_last_handshake_timestamp_seconds", "Latest handshake with a site, Unix time; 0: never. Its age is time() less this.", "tunnel", "site")
 	peerRxBytes   = counter("ringway_peer_receive_bytes_total", "Received from a site, as WireGuard counts.", "tunnel", "site")
@@ -228,6 +233,13 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 	s.put(tunnelAdopted, truth(t.Adopted), name)
 	if t.Engine == tunnel.EngineRealtime {
 		s.put(tunnelCollections, float64(t.Collections), name)
+	}
+	if q := t.Queue; q != nil {
+		s.put(flowPackets, float64(q.Packets), name)
+		s.put(flowBytes, float64(q.Bytes), name)
+		s.put(flowFlows, float64(q.Flows), name)
+		s.put(flowMarks, float64(q.Marked), name)
+		s.put(flowLimit, float64(q.Limit), name)
 	}
 	other := uint64(0)
 	for reason, n := range t.Drops {

@@ -125,7 +125,7 @@ func busy() Status {
 			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}, {Name: "rw-fwd-out", TID: int(n()), Realtime: true}},
 			Peers: []tunnel.PeerStatus{peer("munich", true), peer("hamburg", true)}},
 		{Class: tunnel.Data, Interface: "rw-data", Engine: tunnel.EngineWireGuardGo, ListenPort: 51821, PlanePID: int(n()), Since: at(), Restarts: int(n()),
-			Drops: drops(wireguardgo.Reasons()), Peers: []tunnel.PeerStatus{peer("munich", true)}},
+			Drops: drops(wireguardgo.Reasons()), Queue: &tunnel.FlowStatus{Packets: n(), Bytes: n(), Flows: int(n()), Marked: n(), Limit: n()}, Peers: []tunnel.PeerStatus{peer("munich", true)}},
 	}
 	return st
 }
@@ -215,6 +215,10 @@ func assertNoZero(t *testing.T, v reflect.Value, path string) {
 			if f.IsExported() {
 				assertNoZero(t, e, path+"/"+f.Name)
 			}
+		}
+	case reflect.Pointer:
+		if !v.IsNil() {
+			assertNoZero(t, v.Elem(), path)
 		}
 	case reflect.Slice:
 		if v.Len() > 0 { // of several tunnels, queues, peers, the first has everything

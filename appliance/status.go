@@ -96,6 +96,11 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
+	for _, t := range s.Tunnels {
+		if q := t.Queue; q != nil {
+			fmt.Fprintf(w, "Flow queues of %s: %d packets of %d flows wait; %d marked so far\n", t.Class, q.Packets, q.Flows, q.Marked)
+		}
+	}
 	if len(s.Queues) > 0 {
 		fmt.Fprintf(tw, "\nQUEUE\tCLASS\tRATE\tCEIL\tSENT\tBACKLOG\tDROPS\n")
 		for _, q := range queueLines(s.Queues) {

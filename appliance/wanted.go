@@ -163,6 +163,11 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 		if d.Settings.Engine == tunnel.EngineAuto {
 			d.Settings.Engine = tunnel.Auto(c, f.kernelWireGuard)
 		}
+		if d.Settings.Engine != tunnel.EngineWireGuardGo {
+			d.Bounds.FlowPackets = 0
+		} else if d.Bounds.FlowPackets > 0 { // the TUN's queue is emptied at once, and drops blindly what comes meanwhile
+			d.Bounds.TxQueueLen = max(d.Bounds.TxQueueLen, flowTUN)
+		}
 		for _, s := range cfg.Sites {
 			if !s.Has(c) {
 				continue
@@ -203,7 +208,7 @@ func widestMTU(cfg *config.Config, f facts) int {
 
 func bounds(uplink qos.BitRate, class qos.Class, wanMTU, mtu int) tunnel.Bounds {
 	p := qos.PathBounds(uplink, class, wanMTU)
-	b := tunnel.Bounds{Rate: uint64(uplink), TxQueueLen: p.TUNPackets, InFlight: p.EnginePackets, SendBuffer: p.SendBuffer,
+	b := tunnel.Bounds{Rate: uint64(uplink), TxQueueLen: p.TUNPackets, InFlight: p.EnginePackets, FlowPackets: p.FlowPackets, SendBuffer: p.SendBuffer,
 		ReceiveBuffer: receiveBuffer, SuperPacket: maxSuperPacket}
 	b.DeviceGSO = p.TUNGSOBytes
 	if b.InFlight == 0 {
@@ -221,6 +226,7 @@ func bounds(uplink qos.BitRate, class qos.Class, wanMTU, mtu int) tunnel.Bounds 
 const (
 	maxSuperPacket = 65000   // under UDP's 65,507 with room for options
 	maxInFlight    = 128     // where time asks for no bound memory does: an engine's buffers are 64 kB each, and more bring no throughput
+	flowTUN        = 256     // packets: what hosts send at once while the plane gets no processor
 	receiveBuffer  = 7 << 20 // what stock wireguard-go asks for; the inbound direction has no pacing of ours
 )
 

@@ -4,13 +4,14 @@ import "time"
 
 // Path bounds every queue that a tunnel's packet meets on its way out, together:
 //
-//	TUN queue -> engine -> send buffer of the tunnel's socket = part of the class's leaf -> wire
+//	TUN queue -> (flow queues) -> engine -> send buffer of the tunnel's socket = part of the class's leaf -> wire
 //
 // What is in the send buffer is the leaf's own content: the kernel charges a packet to its socket
 // until it leaves the queue. So the two are not added up.
 type Path struct {
 	TUNPackets    int           // txqueuelen of the tunnel device
 	TUNGSOBytes   int           // gso_max_size of the tunnel device: a queued packet is no longer than this
+	FlowPackets   int           // packets that wait in flow queues, where the engine has them; Alone and Total are without. 0 = none
 	EnginePackets int           // plaintext packets that the engine holds at most; 0 = no bound needed
 	SendBuffer    int           // for SO_SNDBUF (the kernel doubles it)
 	LeafBytes     int           // the leaf's limit, as Want makes it; 0 where nothing is shaped
@@ -38,6 +39,14 @@ const (
 	engineTime = 10 * time.Millisecond
 	gsoTime    = time.Millisecond // a super-packet is one packet in every queue: it may not be long
 	gsoPackets = 10               // nor may a queue of them hold too few single packets
+)
+
+// Flow queues may hold much: CoDel shortens each of them, and nobody waits behind another's. The bound is for who sends on
+// whatever is dropped, and for memory.
+const (
+	flowTime = 200 * time.Millisecond
+	minFlow  = 64
+	maxFlow  = 4096
 )
 
 // PathBounds gives the bounds for a tunnel by the class that it is made for (media for the voice
@@ -76,6 +85,7 @@ func PathBounds(rate BitRate, class Class, mtu int) Path {
 	default:
 		p.TUNPackets = atLeast(4, most.Bytes(queue), gso)
 		p.EnginePackets = atLeast(4, most.Bytes(engineTime), packet)
+		p.FlowPackets = min(atLeast(minFlow, most.Bytes(flowTime), packet), maxFlow)
 		p.SendBuffer = max(int(leaf*3/4/packet*truesizeFull/2), minSendBuffer)
 		queued := leaf + ByteCount(p.TUNPackets)*gso + ByteCount(p.EnginePackets)*packet
 		p.Alone, p.Total = most.Serialization(queued), own.Serialization(queued)

@@ -181,6 +181,7 @@ type Bounds struct {
 	Rate          uint64 // bits a second the WAN takes; 0 = unknown, nothing is shaped
 	TxQueueLen    int    // packets in the tunnel device's own queue
 	InFlight      int    // packets between tunnel device and socket, each direction
+	FlowPackets   int    // packets that wait in flow queues before the engine (wireguard-go); 0 = no flow queues
 	SendBuffer    int    // SO_SNDBUF as set (the kernel doubles it), bytes
 	ReceiveBuffer int    // SO_RCVBUF as set, bytes
 	DeviceGSO     int    // largest super-packet that the tunnel device takes from the kernel, bytes
@@ -203,8 +204,18 @@ type DeviceStatus struct {
 	// Collections counts how often the engine realtime had its garbage collected: each may keep packets waiting for a moment.
 	Collections uint64         `json:"collections,omitempty"`
 	Threads     []ThreadStatus `json:"threads,omitempty"` // the engine realtime's that forward (the daemon fills them in)
+	Queue       *FlowStatus    `json:"queue,omitempty"`   // flow queues before the engine; nil: none
 	Error       string         `json:"error,omitempty"`   // why it could not be read; then what is above is as much as is known (the daemon's)
 	Peers       []PeerStatus   `json:"peers"`
+}
+
+// FlowStatus is how the queues are in which the flows of a tunnel wait for the WAN.
+type FlowStatus struct {
+	Packets uint64 `json:"packets"` // that wait now
+	Bytes   uint64 `json:"bytes"`   // of them
+	Flows   int    `json:"flows"`   // that send now
+	Marked  uint64 `json:"marked"`  // packets that went on with ECN's mark, in all
+	Limit   uint64 `json:"limit"`   // bytes of socket memory (truesize) that may be under way behind the queues, as it is now
 }
 
 // ThreadStatus is how a thread that forwards packets is scheduled.

@@ -7,6 +7,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -63,7 +64,7 @@ func run(m *testing.M) int {
 // branches builds a lab whose edges run the program under test. When the test fails, it prints what the edges said.
 func branches(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	o.Binary, o.WireGuardGo = ringway, wireguardGo
+	o.Binary, o.WireGuardGo = cmp.Or(o.Binary, ringway), wireguardGo
 	l, err := lab.New(t.Context(), o)
 	require.NoError(t, err)
 	t.Cleanup(l.Close)

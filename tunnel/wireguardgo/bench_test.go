@@ -14,7 +14,8 @@ import (
 // BenchmarkAgainstStock fills a tunnel of ours and one of stock wireguard-go with a TCP flow, in
 // turns, and reports the throughput of both and the median of the ratios. Both cores are
 // saturated; every engine is a process of its own.
-// RINGWAY_BENCH_SECONDS sets the length of a run, RINGWAY_BENCH_PAIRS the number of pairs.
+// RINGWAY_BENCH_FLOWS puts flow queues of so many packets before ours, RINGWAY_BENCH_RATE tells it of a WAN of so many bit/s, which
+// nothing holds it to. RINGWAY_BENCH_SECONDS sets the length of a run, RINGWAY_BENCH_PAIRS the number of pairs.
 func BenchmarkAgainstStock(b *testing.B) {
 	number := func(name string, otherwise int) int {
 		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -26,6 +27,7 @@ func BenchmarkAgainstStock(b *testing.B) {
 	bounds := wide
 	bounds.InFlight = number("RINGWAY_BENCH_INFLIGHT", wide.InFlight)
 	bounds.SuperPacket = number("RINGWAY_BENCH_SUPER", wide.SuperPacket)
+	bounds.FlowPackets, bounds.Rate = number("RINGWAY_BENCH_FLOWS", 0), uint64(number("RINGWAY_BENCH_RATE", 0))
 	bounds.ReceiveBuffer, bounds.SendBuffer = 7<<20, 7<<20 // as stock
 
 	oursA, oursB := wire(b)

@@ -15,6 +15,8 @@ const (
 	dropSegments                     // outbound: a segmented read with more segments than fit (a tiny MSS)
 	dropTUNRead                      // outbound: the tunnel device gave what nobody can read
 	dropDevice                       // outbound: inside the engine: no session in time, or its peer went
+	dropQueueDelay                   // outbound: its flow's queue was long for too long (CoDel)
+	dropQueueFull                    // outbound: all flow queues together were full, its flow's most
 	dropSendRefused                  // outbound: the firewall refused it (EPERM)
 	dropUnreachable                  // outbound: no route to the endpoint
 	dropNoBuffers                    // outbound: the kernel had no memory for it
@@ -30,7 +32,7 @@ const (
 )
 
 var reasonNames = [reasons]string{
-	"no_site", "no_session", "oversized", "too_many_segments", "tun_read", "engine_outbound",
+	"no_site", "no_session", "oversized", "too_many_segments", "tun_read", "engine_outbound", "queue_delay", "queue_full",
 	"send_refused", "send_unreachable", "send_no_buffers", "send_failed",
 	"garbage", "bad_mac1", "handshake_rate", "refused", "inner_source", "tun_write", "socket_overflow",
 }

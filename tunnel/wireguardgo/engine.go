@@ -48,6 +48,9 @@ type Engine struct {
 	endpoints chan map[tunnel.PublicKey]netip.AddrPort
 	lastEnds  map[tunnel.PublicKey]netip.AddrPort // refresh only
 
+	boundsMu sync.Mutex
+	bounds   tunnel.Bounds
+
 	setMu sync.Mutex // one set operation at a time
 	own   tunnel.PublicKey
 	pair  atomic.Pointer[keyPair]
@@ -75,8 +78,13 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	h.cross = newCrossings(bind.wake)
 	h.out = newGate(h.closed, b.InFlight, func() bool { return bind.blocked.Load() > 0 })
+	if h.fair, err = newFair(h, bind); err != nil {
+		bind.release()
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
 	t, err := newTUN(f.TUN, h, mtu)
 	if err != nil {
+		h.fair.close()
 		bind.release()
 		return nil, fmt.Errorf("start wireguard-go: %w", err)
 	}
@@ -87,6 +95,7 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	if err := e.SetBounds(b); err != nil {
 		t.Close()
+		h.fair.close()
 		bind.release()
 		return nil, fmt.Errorf("start wireguard-go: %w", err)
 	}
@@ -98,10 +107,12 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	if err != nil {
 		e.dev.Close()
+		h.fair.close()
 		bind.release()
 		return nil, fmt.Errorf("start wireguard-go: %w", err)
 	}
 	e.tasks.Go(e.refreshLoop)
+	e.tasks.Go(h.fair.run)
 	go func() {
 		<-e.dev.Wait() // also when the tunnel device went
 		e.stop.Do(func() { close(h.closed) })
@@ -196,6 +207,7 @@ func (e *Engine) SetMTU(mtu int) error {
 		return fmt.Errorf("set MTU %d (allowed 576-%d)", mtu, maxPacket)
 	}
 	e.tun.setMTU(mtu)
+	e.setFair()
 	return nil
 }
 
@@ -208,9 +220,24 @@ func (e *Engine) SetBounds(b tunnel.Bounds) error {
 	if err := e.tun.setSegmented(b.InFlight >= segmentedFrom); err != nil {
 		return err
 	}
-	e.hub.out.setLimit(b.InFlight)
+	e.boundsMu.Lock()
+	e.bounds = b
+	e.boundsMu.Unlock()
+	e.setFair()
+	inside := b.InFlight
+	if b.FlowPackets > 0 { // what waits behind them is bounded more closely, and packets that wait for a session may not fill the gate
+		inside = max(inside, segmentedFrom)
+	}
+	e.hub.out.setLimit(inside)
 	e.bind.superPacket.Store(int64(b.SuperPacket))
 	return nil
+}
+
+// setFair has the flow queues follow bounds and MTU.
+func (e *Engine) setFair() {
+	e.boundsMu.Lock()
+	defer e.boundsMu.Unlock()
+	e.hub.fair.setBounds(e.bounds, int(e.tun.mtu.Load()))
 }
 
 // Handshake initiates handshakes at once with those peers that have an endpoint; with all if
@@ -244,6 +271,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 		Class: e.class, Interface: e.tun.name, Engine: tunnel.EngineWireGuardGo,
 		ListenPort: e.bind.port, PlanePID: os.Getpid(), Since: e.since, Drops: e.hub.drops.all(),
 	}
+	s.Queue = e.hub.fair.status()
 	if n := e.bind.overflow(); n > 0 {
 		s.Drops[dropSocketOverflow.String()] = n
 	}

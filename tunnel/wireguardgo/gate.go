@@ -24,6 +24,8 @@ const (
 	tagEnd    = tagAt + 4
 	markAt    = tagEnd // not 0: the buffer has our finalizer
 	markEnd   = markAt + 1
+	chargeAt  = markEnd // what the packet counts for beside itself (fair.go)
+	chargeEnd = chargeAt + 4
 	maxPacket = 65000 // of one packet, so that it never reaches the tag
 
 	tagNone    = 0
@@ -55,10 +57,24 @@ func setTag(buf []byte, v uint32) {
 	}
 }
 
+func getCharge(buf []byte) int {
+	if cap(buf) < chargeEnd {
+		return 0
+	}
+	return int(binary.NativeEndian.Uint32(buf[chargeAt:chargeEnd:chargeEnd]))
+}
+
+func setCharge(buf []byte, n int) {
+	if cap(buf) >= chargeEnd {
+		binary.NativeEndian.PutUint32(buf[chargeAt:chargeEnd:chargeEnd], uint32(n))
+	}
+}
+
 // gate counts the outbound packets inside the device.
 type gate struct {
 	limit   atomic.Int64
 	inside  atomic.Int64
+	charged atomic.Int64 // what they count for
 	waiting atomic.Int32
 	wake    chan struct{}
 	closed  <-chan struct{}
@@ -75,13 +91,18 @@ func newGate(closed <-chan struct{}, limit int, blocked func() bool) *gate {
 
 func (g *gate) setLimit(n int) { g.limit.Store(int64(max(n, 1))) }
 
-func (g *gate) enter(n int) { g.inside.Add(int64(n)) }
+// enter counts in n packets, and what they count for.
+func (g *gate) enter(n, charged int) {
+	g.charged.Add(int64(charged))
+	g.inside.Add(int64(n))
+}
 
 // leave counts out n packets.
-func (g *gate) leave(n int) {
+func (g *gate) leave(n, charged int) {
 	if n == 0 {
 		return
 	}
+	g.charged.Add(-int64(charged))
 	g.inside.Add(-int64(n))
 	if g.waiting.Load() > 0 && g.open() {
 		select {

@@ -17,6 +17,14 @@ type hub struct {
 	mac1   device.CookieChecker // of our public key
 	cross  *crossings
 	closed chan struct{}
+	fair   *fair
+}
+
+// left tells the flow queues that something left the device.
+func (h *hub) left() {
+	if h.fair != nil {
+		h.fair.left()
+	}
 }
 
 // claim tags a buffer whose packet enters the device. buf is the buffer from its start.
@@ -32,7 +40,7 @@ func (h *hub) claim(buf []byte, v uint32) {
 
 // reclaim counts packets out that the device dropped: their buffers come back with a tag.
 func (h *hub) reclaim(bufs [][]byte) int {
-	in, out := 0, 0
+	in, out, charged := 0, 0, 0
 	for _, b := range bufs {
 		t := getTag(b)
 		switch {
@@ -42,20 +50,22 @@ func (h *hub) reclaim(bufs [][]byte) int {
 			in++
 		default:
 			out++
+			charged += getCharge(b)
 		}
 		setTag(b, tagNone)
 	}
 	if in+out > 0 {
 		h.drops.add(dropRefused, in)
 		h.drops.add(dropDevice, out)
-		h.out.leave(out)
+		h.out.leave(out, charged)
+		h.left()
 	}
 	return in + out
 }
 
 // sent counts packets out that reached the socket.
 func (h *hub) sent(bufs [][]byte) {
-	n := 0
+	n, charged := 0, 0
 	slot := uint32(tagNone)
 	for _, b := range bufs {
 		if len(b) <= device.MessageKeepaliveSize || binary.LittleEndian.Uint32(b) != device.MessageTransportType {
@@ -64,11 +74,13 @@ func (h *hub) sent(bufs [][]byte) {
 		if t := getTag(b); t >= tagPeer && t < tagInbound {
 			slot = t
 			setTag(b, tagNone)
+			charged += getCharge(b)
 			n++
 		}
 	}
 	if n > 0 {
-		h.out.leave(n)
+		h.out.leave(n, charged)
+		h.left()
 		h.peers.sent(slot-tagPeer, n)
 	}
 }

@@ -23,6 +23,8 @@ type tunDevice struct {
 	name   string
 	mtu    atomic.Int32
 	place  turnstile
+	fair   *fair
+	poll   int // the TUN's descriptor, for the reader alone
 	last   int // buffers that the device replaced since the last read, at most
 	errs   int // errors in a row
 
@@ -52,6 +54,8 @@ func newTUN(f *os.File, h *hub, mtu int) (*tunDevice, error) {
 	}
 	t := &tunDevice{hub: h, native: d.(*tun.NativeTun), name: name, events: make(chan tun.Event, 4)}
 	t.place = turnstile{g: h.out, stuck: h.peers.forsake}
+	t.fair, t.poll = h.fair, fd
+	h.fair.wakeup = func() { _ = t.native.File().SetReadDeadline(time.Unix(1, 0)) }
 	t.mtu.Store(int32(mtu))
 	t.segmented.Store(true) // as CreateUnmonitoredTUNFromFD leaves it
 	return t, nil
@@ -90,38 +94,51 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	returned := t.hub.reclaim(bufs[:t.last])
 	last := t.last
 	t.last = 0
+	if t.fair.ready() {
+		return t.readFair(bufs, sizes, offset, last, returned)
+	}
 	if !t.place.pass(last, returned) { // once: packets that go nowhere must not use up a full gate's rare turns
 		return 0, os.ErrClosed
 	}
 	for {
-		n, err := t.native.Read(bufs, sizes, offset)
-		switch {
-		case err == nil:
-			t.errs = 0
-		case errors.Is(err, tun.ErrTooManySegments):
-			t.hub.drops.add(dropSegments, 1)
-			err = nil
-		case errors.Is(err, os.ErrClosed):
+		n, err := t.take(bufs, sizes, offset)
+		if err != nil {
 			return 0, err
-		default: // a packet that cannot be cut; the device would close for it
-			t.hub.drops.add(dropTUNRead, 1)
-			if t.errs++; t.errs > 100 {
-				return 0, fmt.Errorf("read from %s: %w", t.name, err)
-			}
-			if t.errs > 10 {
-				select {
-				case <-t.hub.closed:
-					return 0, os.ErrClosed
-				case <-time.After(10 * time.Millisecond):
-				}
-			}
-			continue
 		}
-		if t.admit(bufs[:max(n, 0)], sizes, offset) > 0 {
+		if t.admit(bufs[:n], sizes, offset) > 0 {
 			t.last = n
 			return n, nil
 		}
+		if t.fair.ready() {
+			return 0, nil
+		}
 	}
+}
+
+// took judges what a read gave. An error ends the device.
+func (t *tunDevice) took(n int, err error) (int, error) {
+	switch {
+	case err == nil:
+		t.errs = 0
+	case errors.Is(err, tun.ErrTooManySegments):
+		t.hub.drops.add(dropSegments, 1)
+	case errors.Is(err, os.ErrClosed):
+		return 0, err
+	default: // a packet that cannot be cut; the device would close for it
+		t.hub.drops.add(dropTUNRead, 1)
+		if t.errs++; t.errs > 100 {
+			return 0, fmt.Errorf("read from %s: %w", t.name, err)
+		}
+		if t.errs > 10 {
+			select {
+			case <-t.hub.closed:
+				return 0, os.ErrClosed
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		return 0, nil
+	}
+	return max(n, 0), nil
 }
 
 // admit tags the packets that may enter and sets the size of the others to 0.
@@ -130,6 +147,9 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		table = t.hub.peers.now.Load()
 		last  netip.Addr
 		to    *peer
+
+		charged int
+		queued  = t.fair.now.on
 	)
 	for i, b := range bufs {
 		if sizes[i] > maxPacket {
@@ -156,8 +176,17 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		}
 		t.hub.claim(b, tagPeer+to.slot)
 		entered++
+		cost := 0 // of one that waits for a session: nothing behind the flow queues waits for it
+		if to.fresh.Load() {
+			cost = charge(sizes[i])
+			charged += cost
+			if queued {
+				t.fair.limit.Give(cost)
+			}
+		}
+		setCharge(b, cost)
 	}
-	t.hub.out.enter(entered)
+	t.hub.out.enter(entered, charged)
 	return entered
 }
 

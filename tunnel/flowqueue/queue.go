@@ -1,0 +1,260 @@
+// Package flowqueue keeps packets apart that will share one way: flow queues with CoDel (RFC 8290, RFC 8289), fair between
+// flows, between the hosts that send them and between the sites they go to, and the limit on what may be under way behind the
+// queues, as byte queue limits set it for a driver. All of it is pure: no clock, no kernel, no locks. One goroutine owns a Queue.
+//
+// tunnel/wireguardgo imports it; it imports nothing of Ringway's.
+package flowqueue
+
+import (
+	"time"
+)
+
+const (
+	flowsMany = 1024 // as fq_codel has it by default
+	hostsMany = 1024
+	sitesMany = 256
+
+	// A flow's quantum is shared by its host's flows. Below this part of it the queue would only turn in circles.
+	leastShare = 48
+
+	slotSize = 2048 // what holds a packet of any ordinary MTU
+	keepFree = 128  // slots that an empty queue keeps
+)
+
+// Config bounds a queue.
+type Config struct {
+	Packets int // that wait at most; 1 at least
+	Bytes   int // of memory that they take at most
+	Quantum int // bytes that a flow may send in a round: one packet's
+	CoDel
+}
+
+// Counters tell what became of packets. They only grow.
+type Counters struct {
+	Marked  uint64 // went on, marked that the queue is long (ECN)
+	Delayed uint64 // dropped by CoDel: their flow's queue has been long for too long
+	Crowded uint64 // dropped since all together were more than the bounds allow
+}
+
+// Queue is a set of flow queues. The zero value is not usable.
+type Queue struct {
+	Counters
+	c     Config
+	flows [flowsMany]flow
+	fresh list // flows that have just begun: they go first, once
+	old   list
+
+	packets, bytes, memory, active int
+
+	hostFlows [hostsMany]uint16 // active flows of a host
+	hostSite  [hostsMany]uint16 // where a host is counted: two hosts behind two sites may share their place
+	siteHosts [sitesMany]uint16 // hosts with active flows to a site
+	sites     int               // with active flows
+
+	free *packet
+	kept int
+	seed uint64
+}
+
+// flow is a queue of its own: packets of one connection, or of the few that share its hash.
+type flow struct {
+	head, tail *packet
+	next       *flow
+	listed     bool
+	bytes      int
+	deficit    int
+	host, site uint16
+	codel      state
+}
+
+// packet is a copy of one, in memory that is used again.
+type packet struct {
+	next *packet
+	at   time.Duration
+	n    int
+	buf  []byte
+}
+
+// list is of flows, first in first out.
+type list struct{ head, tail *flow }
+
+func (l *list) push(f *flow) {
+	f.next = nil
+	if l.tail == nil {
+		l.head = f
+	} else {
+		l.tail.next = f
+	}
+	l.tail = f
+}
+
+func (l *list) pop() *flow {
+	f := l.head
+	if l.head = f.next; l.head == nil {
+		l.tail = nil
+	}
+	f.next = nil
+	return f
+}
+
+// New makes an empty queue. seed scatters flows, so that nobody can choose whom he collides with.
+func New(c Config, seed uint64) *Queue {
+	q := &Queue{seed: seed}
+	q.Set(c)
+	return q
+}
+
+// Set changes the bounds. What waits beyond them is dropped at the next Push.
+func (q *Queue) Set(c Config) {
+	c.Packets, c.Bytes, c.Quantum = max(c.Packets, 1), max(c.Bytes, 1<<16), max(c.Quantum, 1)
+	q.c = c
+}
+
+// Len is how many packets wait.
+func (q *Queue) Len() int { return q.packets }
+
+// Bytes is how many bytes wait.
+func (q *Queue) Bytes() int { return q.bytes }
+
+// Active is how many flows have packets that wait, or had a moment ago.
+func (q *Queue) Active() int { return q.active }
+
+// Push takes a copy of an IP packet for a site. Where it does not fit, packets of the longest flow are dropped, its oldest
+// first, so that who sends too much hears of it soonest.
+func (q *Queue) Push(now time.Duration, p []byte, site uint32) {
+	k := classify(p, site, q.seed)
+	f := &q.flows[k.flow]
+	if !f.listed {
+		f.listed, f.host, f.site = true, k.host, k.site
+		q.begin(f)
+		f.deficit = q.quantum(f)
+		q.fresh.push(f)
+	}
+	m := q.take(len(p))
+	m.at, m.n = now, copy(m.buf[:cap(m.buf)], p)
+	if f.tail == nil {
+		f.head = m
+	} else {
+		f.tail.next = m
+	}
+	f.tail = m
+	f.bytes += m.n
+	q.packets++
+	q.bytes += m.n
+	for q.packets > q.c.Packets || q.memory > q.c.Bytes {
+		q.put(q.cut(q.fattest()))
+		q.Crowded++
+	}
+}
+
+// Pop copies the next packet to dst and returns its length; 0 when none waits. dst has room for any packet that was pushed.
+func (q *Queue) Pop(now time.Duration, dst []byte) int {
+	for {
+		from := &q.fresh
+		if from.head == nil {
+			if from = &q.old; from.head == nil {
+				return 0
+			}
+		}
+		f := from.head
+		if f.deficit <= 0 {
+			f.deficit += q.quantum(f)
+			q.old.push(from.pop())
+			continue
+		}
+		m := q.codel(f, now)
+		if m == nil {
+			from.pop()
+			if from == &q.fresh && q.old.head != nil {
+				q.old.push(f) // or a flow that is never long would always be new (RFC 8290, section 4.2)
+			} else {
+				q.end(f)
+			}
+			continue
+		}
+		f.deficit -= m.n
+		n := copy(dst, m.buf[:m.n])
+		q.put(m)
+		return n
+	}
+}
+
+// quantum is what a flow may send in a round: hosts of a site are equal, whatever the number of their flows, and so are sites.
+func (q *Queue) quantum(f *flow) int {
+	share := max(int(q.hostFlows[f.host]), 1)
+	if q.sites > 1 {
+		share *= max(int(q.siteHosts[f.site]), 1)
+	}
+	return max(q.c.Quantum/min(share, leastShare), 1)
+}
+
+func (q *Queue) begin(f *flow) {
+	q.active++
+	if q.hostFlows[f.host]++; q.hostFlows[f.host] == 1 {
+		q.hostSite[f.host] = f.site
+		if q.siteHosts[f.site]++; q.siteHosts[f.site] == 1 {
+			q.sites++
+		}
+	}
+}
+
+func (q *Queue) end(f *flow) {
+	f.listed = false
+	q.active--
+	if q.hostFlows[f.host]--; q.hostFlows[f.host] == 0 {
+		site := q.hostSite[f.host]
+		if q.siteHosts[site]--; q.siteHosts[site] == 0 {
+			q.sites--
+		}
+	}
+}
+
+// fattest is the flow with the most bytes. Some packet waits.
+func (q *Queue) fattest() (fat *flow) {
+	for _, l := range [...]*list{&q.fresh, &q.old} {
+		for f := l.head; f != nil; f = f.next {
+			if fat == nil || f.bytes > fat.bytes {
+				fat = f
+			}
+		}
+	}
+	return fat
+}
+
+// cut takes a flow's first packet out; nil when it has none.
+func (q *Queue) cut(f *flow) *packet {
+	m := f.head
+	if m == nil {
+		return nil
+	}
+	if f.head = m.next; f.head == nil {
+		f.tail = nil
+	}
+	m.next = nil
+	f.bytes -= m.n
+	q.packets--
+	q.bytes -= m.n
+	return m
+}
+
+func (q *Queue) take(n int) *packet {
+	if m := q.free; m != nil && n <= slotSize {
+		q.free, m.next = m.next, nil
+		q.kept--
+		q.memory += cap(m.buf)
+		return m
+	}
+	m := &packet{buf: make([]byte, max(n, slotSize))}
+	q.memory += cap(m.buf)
+	return m
+}
+
+// put takes a packet's memory back. A busy queue keeps what it needs soon; one that is nearly empty, a little.
+func (q *Queue) put(m *packet) {
+	q.memory -= cap(m.buf)
+	if len(m.buf) > slotSize || q.kept >= max(keepFree, q.packets) {
+		return
+	}
+	m.next, q.free = q.free, m
+	q.kept++
+}
