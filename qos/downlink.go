@@ -37,7 +37,8 @@ const CallsID = uint32(callsClass)
 type Downlink struct {
 	WAN     string
 	ClassID uint32
-	Rate    BitRate
+	Rate    BitRate // what it is held to
+	Line    BitRate // the WAN's downlink
 	wan     WAN
 }
 
@@ -48,7 +49,7 @@ func Downlinks(in Input) (out []Downlink) {
 	}
 	for i, w := range in.WANs[:min(len(in.WANs), maxDownlinks)] {
 		if r := w.Arriving(in.Classes); r > 0 {
-			out = append(out, Downlink{w.Interface, uint32(downlinkClass(i)), r, w})
+			out = append(out, Downlink{w.Interface, uint32(downlinkClass(i)), r, w.Downlink, w})
 		}
 	}
 	return out
