@@ -117,6 +117,9 @@ func variants(t testing.TB) map[string]qos.Input {
 	require.NoError(t, err)
 	if f.FQCoDel {
 		with("fq_codel", func(in *qos.Input) { in.Features, in.Sites = f, []qos.Site{{Name: "hub"}} })
+		with("a LAN's fq_codel", func(in *qos.Input) {
+			in.Features, in.LANs, in.WANs = f, []string{"wan0"}, []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit}}
+		})
 		with("slow fq_codel", func(in *qos.Input) { in.Features, in.WANs[0].Uplink = f, qos.Mbit })
 	}
 	if f.Cake {
