@@ -280,7 +280,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	more, err := d.journal.applyRouting(w.routing)
 	did("network", more, err)
 	more, err = d.journal.applyQueues(w.queues)
-	did("queues", more, errors.Join(err, refusedQueues(d.facts.refused)))
+	did("queues", more, errors.Join(err, refusedQueues(d.cfg, d.facts.refused)))
 	for _, old := range d.freePorts(w.devices) {
 		did("tunnel "+string(old), nil, d.slots[old].stop(ctx))
 	}

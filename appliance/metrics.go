@@ -108,7 +108,7 @@ var (
 	reflectorDrops      = counter("ringway_reflector_dropped_packets_total", "Probes not answered, by reason.", "reason")
 )
 
-var queueLabels = []string{"wan", "class", "site"} // site is local for what goes to no site
+var queueLabels = []string{"wan", "class", "site"} // site is local for what goes to no site; of class downlink wan is the LAN's card and site the WAN
 
 // otherReason holds what a plane counts under a name that this build does not know.
 const otherReason = "other"

@@ -120,6 +120,8 @@ func busy() Status {
 		st.Queues = append(st.Queues, qos.QueueStats{WAN: "wan0", Site: "munich", Class: c, Marks: &marks, Rate: qos.BitRate(n()), Ceil: qos.BitRate(n()), Limit: qos.ByteCount(n()), Backlog: qos.ByteCount(n()),
 			BacklogPackets: n(), Sent: qos.ByteCount(n()), SentPackets: n(), Drops: n(), Overlimits: n(), Borrowed: n()})
 	}
+	st.Queues = append(st.Queues, qos.QueueStats{WAN: "data0", Site: "wan0", Class: qos.ClassDownlink, Rate: qos.BitRate(n()), Ceil: qos.BitRate(n()), Limit: qos.ByteCount(n()), Backlog: qos.ByteCount(n()),
+		BacklogPackets: n(), Sent: qos.ByteCount(n()), SentPackets: n(), Drops: n(), Overlimits: n(), Borrowed: n()})
 	st.Tunnels = []tunnel.DeviceStatus{
 		{Class: tunnel.Voice, Interface: "rw-voice", Engine: tunnel.EngineRealtime, ListenPort: 51820, PlanePID: int(n()), PlaneBuild: "1.2.2", Since: at(), Restarts: int(n()), Adopted: true,
 			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}, {Name: "rw-fwd-out", TID: int(n()), Realtime: true}},

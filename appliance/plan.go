@@ -135,7 +135,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 			lines = append(slices.Clone(lines), remarks...)
 		}
 		if name == "tc" {
-			lines = append(slices.Clone(lines), queueRemarks(f, w.queueIn, lines)...)
+			lines = append(slices.Clone(lines), queueRemarks(cfg, f, w.queueIn, lines)...)
 		}
 		p.Parts = append(p.Parts, PlannedPart{Part: name, Title: title, Note: note, Lines: lines})
 		return nil
@@ -182,7 +182,7 @@ func Plan(ctx context.Context, cfg *config.Config, paths Paths, o PlanOptions) (
 }
 
 // queueRemarks is what tc has no words for: which site is meant, what is left alone, and why the leaves are what they are.
-func queueRemarks(f facts, in qos.Input, lines []string) (out []string) {
+func queueRemarks(cfg *config.Config, f facts, in qos.Input, lines []string) (out []string) {
 	text := strings.Join(lines, "\n")
 	for _, p := range qos.SitePriorities(in) {
 		if p.Class != qos.Media {
@@ -198,7 +198,11 @@ func queueRemarks(f facts, in qos.Input, lines []string) (out []string) {
 			out = append(out, "# "+budgetWords(w.Interface, qos.VoiceBudgets(w, in.Sites, in.Classes)))
 		}
 	}
-	if err := refusedQueues(f.refused); err != nil {
+	for _, d := range qos.Downlinks(in) {
+		out = append(out, fmt.Sprintf("# %s on %s: what comes in from %s in clear and is no call, held to %s of %s; calls go first, the rest as it comes",
+			qos.Handle(d.ClassID), strings.Join(in.LANs, ", "), d.WAN, d.Rate.About(), d.Line.About()))
+	}
+	if err := refusedQueues(cfg, f.refused); err != nil {
 		for line := range strings.Lines(err.Error()) {
 			out = append(out, "# "+strings.TrimSpace(line))
 		}

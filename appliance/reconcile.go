@@ -74,15 +74,22 @@ func (j *journal) note(w wanted, path string) error {
 	return j.save(path)
 }
 
-// refuse lists the WANs that are to be shaped and have a queue that somebody else made before Ringway came, by interface, with
+// refuse lists the interfaces that are to be shaped and have a queue that somebody else made before Ringway came, by interface, with
 // what it is: it is left as it is unless take_over says otherwise. One that is put in the place of Ringway's own later is
 // a change by hand, and mended.
 func (j *journal) refuse(cfg *config.Config) (map[string]string, error) {
 	var names []string
+	inwards, lansToo := false, false
 	for _, w := range cfg.WANs {
 		if w.Uplink > 0 && !w.TakeOver {
 			names = append(names, w.Interface)
 		}
+		if w.ShapeDownlink && w.Downlink > 0 {
+			inwards, lansToo = true, lansToo || w.TakeOver
+		}
+	}
+	if inwards && !lansToo {
+		names = append(names, cfg.Cards()...)
 	}
 	have, err := tc.Observe(names)
 	if err != nil {
@@ -102,9 +109,14 @@ func (j *journal) refuse(cfg *config.Config) (map[string]string, error) {
 }
 
 // refusedQueues says what refuse found, and what to do.
-func refusedQueues(refused map[string]string) error {
+func refusedQueues(cfg *config.Config, refused map[string]string) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(refused)) {
+		if !slices.ContainsFunc(cfg.WANs, func(w config.WAN) bool { return w.Interface == name }) {
+			errs = append(errs, fmt.Errorf("%s has a queue that is not Ringway's (%s), so what comes in from WANs is not shaped there: remove it with `tc qdisc del dev %s root`, or set take_over: true of a WAN with a downlink to have it replaced until `ringway stop`, or shape_downlink: false of each to have it left alone",
+				name, refused[name], name))
+			continue
+		}
 		errs = append(errs, fmt.Errorf("%s has a queue that is not Ringway's (%s), so nothing is shaped there: remove it with `tc qdisc del dev %s root`, or set wan[%s].take_over: true to have it replaced until `ringway stop`",
 			name, refused[name], name, name))
 	}

@@ -144,3 +144,58 @@ func TestQueuesAreSummedUpWithSitesBeneath(t *testing.T) {
 	assert.EqualValues(t, 12*3, lines[3*(1+busiest)].Drops)
 	assert.Len(t, queueLines(queues[:4]), 4, "one site alone says no more")
 }
+
+// What comes in is held on each LAN's card, VLANs of one together, and steered where it is held and nowhere else.
+func TestWhatComesInIsHeldOnTheLANs(t *testing.T) {
+	parse := func(wan string) *config.Config {
+		cfg, err := config.Parse("branch.yaml", []byte(`site: branch
+wan:
+  - {interface: wan0, address: dhcp, uplink: 10mbit, downlink: 50mbit`+wan+`}
+  - {interface: lte0, address: dhcp}
+voice: [{interface: lan0, vlan: 20, address: 10.0.20.1/24}]
+data: [{interface: lan0, vlan: 30, address: 10.0.30.1/24}, {interface: lan1, address: 10.0.40.1/24}]
+`), config.WithoutKeyFiles())
+		require.NoError(t, err)
+		return cfg
+	}
+	f := facts{queues: qos.AssumedFeatures()}
+	w := want(parse(""), f)
+	assert.Equal(t, []string{"lan0", "lan1", "wan0"}, w.queues.Interfaces())
+	lans := func(w wanted) (out []string) {
+		for _, s := range w.firewall.Sets {
+			for _, e := range s.Elements {
+				if s.Name == "shaped_lan" {
+					out = append(out, e.Key)
+				}
+			}
+		}
+		return out
+	}
+	assert.Equal(t, []string{"lan0.20", "lan0.30", "lan1"}, lans(w))
+	text := strings.Join(w.firewall.Text(), "\n")
+	assert.Contains(t, text, `iifname "wan0" meta priority set 2:10`)
+	assert.NotContains(t, text, `iifname "lte0" meta priority set`)
+
+	f.refused = map[string]string{"lan0": "htb 7:"}
+	assert.Equal(t, []string{"lan1"}, lans(want(parse(""), f)), "no packet is steered where somebody else's classes are")
+	assert.Equal(t, []string{"lan1", "wan0"}, want(parse(""), f).queues.Interfaces())
+	f.refused = map[string]string{"wan0": "htb 7:"}
+	assert.Equal(t, []string{"lan0", "lan1"}, want(parse(""), f).queues.Interfaces(), "the way in does not depend on the way out")
+	f.refused = nil
+	off := want(parse(", shape_downlink: false"), f)
+	assert.Equal(t, []string{"wan0"}, off.queues.Interfaces())
+	assert.Empty(t, lans(off))
+	assert.NotContains(t, strings.Join(off.firewall.Text(), "\n"), "arriving")
+}
+
+func TestStatusShowsWhatComesIn(t *testing.T) {
+	q := qos.QueueStats{WAN: "data0", Site: "wan0", Class: qos.ClassDownlink, Rate: qos.Mbit}
+	lines := queueLines([]qos.QueueStats{{WAN: "wan0", Site: qos.Local, Class: qos.Data}, q})
+	require.Len(t, lines, 2)
+	assert.Equal(t, "data0 downlink", lines[1].WAN+" "+lines[1].name)
+	other := q
+	other.Site = "lte0"
+	lines = queueLines([]qos.QueueStats{q, other})
+	require.Len(t, lines, 3, "with each WAN's part beneath")
+	assert.Equal(t, "  wan0", lines[1].name)
+}

@@ -147,7 +147,7 @@ func queueLines(queues []qos.QueueStats) (out []queueLine) {
 		}
 	}
 	for _, wan := range wans {
-		for _, class := range qos.ClassNames {
+		for _, class := range append(slices.Clone(qos.ClassNames), qos.ClassDownlink) {
 			sum := queueLine{QueueStats: qos.QueueStats{WAN: wan, Class: class}, name: string(class)}
 			var parts []queueLine
 			for _, q := range queues {
@@ -254,6 +254,14 @@ func (s *Status) addKernel(cfg *config.Config, f facts) {
 	}
 	s.Leaves = f.queues
 	if s.Queues, err = tc.Stats(shaped, sites); err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	var wans []string
+	for _, w := range cfg.WANs {
+		wans = append(wans, w.Interface)
+	}
+	inwards, err := tc.DownlinkStats(cfg.Cards(), wans)
+	if s.Queues = append(s.Queues, inwards...); err != nil {
 		s.Problems = append(s.Problems, err.Error())
 	}
 	counters, err := nft.Counters()

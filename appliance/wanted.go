@@ -37,7 +37,7 @@ type facts struct {
 	secrets         secrets
 	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news int)    // what an engine is to be told; zero: not known
 	heard           func(tunnel.Class, tunnel.Site) (at netip.AddrPort, when uint64) // where a site is now, the later the higher; zero: not known
-	refused         map[string]string                                                // WANs whose queue is somebody else's, by interface: what it is
+	refused         map[string]string                                                // interfaces whose queue is somebody else's: what it is
 }
 
 // want is the composition, and the only place where the domains' plans meet. It is pure.
@@ -284,6 +284,7 @@ func firewallInput(cfg *config.Config, f facts, queues qos.Input) firewall.Input
 	for _, p := range qos.Priorities(queues) {
 		in.Priorities = append(in.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
 	}
+	in.Downlink = downlink(cfg, queues)
 	for _, s := range cfg.Sites {
 		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, s.VoiceNetworks...)
 		in.SiteDataNetworks = append(in.SiteDataNetworks, s.DataNetworks...)
@@ -292,6 +293,23 @@ func firewallInput(cfg *config.Config, f facts, queues qos.Input) firewall.Input
 		}
 	}
 	return in
+}
+
+// downlink says which queue what comes in takes on the LANs that have one.
+func downlink(cfg *config.Config, queues qos.Input) (d firewall.Downlink) {
+	for _, q := range qos.Downlinks(queues) {
+		d.WANs = append(d.WANs, firewall.WANQueue{WAN: q.WAN, ClassID: q.ClassID})
+	}
+	if len(d.WANs) == 0 {
+		return d
+	}
+	d.CallsID = qos.CallsID
+	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
+		if slices.Contains(queues.LANs, l.Interface) {
+			d.LANs = append(d.LANs, l.Device())
+		}
+	}
+	return d
 }
 
 // served is what the box serves to data networks: the config's services, and metrics where they are not for the box alone.
@@ -345,8 +363,15 @@ func peers(cfg *config.Config, f facts, queues qos.Input) []firewall.Peer {
 func queueInput(cfg *config.Config, f facts) qos.Input {
 	in := qos.Input{Classes: cfg.Classes, Sites: cfg.QueueSites(), Features: f.queues}
 	for _, w := range cfg.WANs {
-		if _, refused := f.refused[w.Interface]; !refused {
-			in.WANs = append(in.WANs, w.Queue(f.wanMTU[w.Interface]))
+		q := w.Queue(f.wanMTU[w.Interface])
+		if _, refused := f.refused[w.Interface]; refused {
+			q.Uplink = 0
+		}
+		in.WANs = append(in.WANs, q)
+	}
+	for _, card := range cfg.Cards() {
+		if _, refused := f.refused[card]; !refused {
+			in.LANs = append(in.LANs, card)
 		}
 	}
 	return in

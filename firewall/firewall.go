@@ -27,6 +27,7 @@ type Input struct {
 	Classes    []qos.Class
 	Priorities []Priority // empty where nothing is shaped
 	Peers      []Peer     // ciphertext endpoints with a queue of their own; of two for one endpoint and class the first counts
+	Downlink   Downlink   // zero where nothing is shaped inwards
 	PeerQueues bool       // there may be peers later: the maps stand there empty. Else, without peers, no packet is looked up
 
 	SiteNetworks       []netip.Prefix // every network of every site; the three below are added to it
@@ -73,6 +74,19 @@ type Peer struct {
 	Endpoint netip.AddrPort
 	Class    qos.ClassName
 	ClassID  uint32
+}
+
+// Downlink are the queues on LANs' devices: of what comes in from WANs in clear, and of calls, which go before it.
+type Downlink struct {
+	LANs    []string // devices whose card has the queues, VLANs too
+	CallsID uint32   // skb->priority of media and signalling, wherever they come from
+	WANs    []WANQueue
+}
+
+// WANQueue is the queue on LANs of what comes in from a WAN.
+type WANQueue struct {
+	WAN     string
+	ClassID uint32 // skb->priority
 }
 
 // Feature is a part of nftables that a kernel may lack.

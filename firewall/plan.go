@@ -58,7 +58,7 @@ type plan struct {
 //
 // The way of a packet: guard (prerouting: is the source possible?), classify (prerouting:
 // class, inner bit, memory in conntrack) or own (output: the same for the box's own packets),
-// routing by mark, clamp and forward, or input; then egress (postrouting: leak check, DSCP,
+// routing by mark, clamp, downlink (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP,
 // queue), then nat.
 //
 // No rule assigns a conntrack helper: the kernel's SIP helper would rewrite SDP and open holes.
@@ -72,6 +72,7 @@ func Want(in Input) State {
 	p.classify()
 	p.outgoing()
 	p.clamp()
+	p.downlink()
 	p.forward()
 	p.input()
 	p.egress()
@@ -167,6 +168,9 @@ func (p *plan) sets() {
 	add(nameSet("icmp_errors4", "icmp_type", "3", "11", "12"), nameSet("icmp_errors6", "icmpv6_type", "1", "2", "3", "4"))
 	// Router and neighbour discovery (RFC 4861).
 	add(nameSet("nd", "icmpv6_type", "133", "134", "135", "136"))
+	if len(p.Downlink.WANs) > 0 {
+		add(nameSet("shaped_lan", "ifname", p.Downlink.LANs...))
+	}
 	if p.shapedPeers() {
 		add(priorityMaps(p.Peers)...)
 	}
@@ -382,4 +386,22 @@ func (p *plan) clamp() {
 	}
 	p.base("clamp", "filter", "forward", hookMangle, "accept", one(syn, goTo("segments")))
 	p.chain("segments", rules)
+}
+
+// downlink chooses the queue on a LAN of what is forwarded there: that of its WAN for what came in by one, and is no call; ciphertext
+// never comes this way, and what was in it comes from a tunnel. It is done on the way through, where the way in is known to
+// every kernel, and after IPv4's forwarding has written a priority of its own from the TOS.
+func (p *plan) downlink() {
+	if len(p.Downlink.WANs) == 0 || len(p.Downlink.LANs) == 0 {
+		return
+	}
+	p.base("downlink", "filter", "forward", hookMangle, "accept", one(oifIn("shaped_lan"), goTo("arriving")))
+	var rules []Rule
+	for _, c := range []qos.ClassName{qos.Media, qos.Signalling} {
+		rules = append(rules, rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), priority(p.Downlink.CallsID), leave))
+	}
+	for _, w := range p.Downlink.WANs {
+		rules = append(rules, rule(iif(w.WAN), priority(w.ClassID)))
+	}
+	p.chain("arriving", rules)
 }

@@ -51,6 +51,7 @@ func branch() Input {
 		Peers:      []Peer{{netip.MustParseAddrPort("203.0.113.2:51820"), qos.Media, 0x10110}},
 		Reflector:  true,
 		Slow:       []SlowWAN{{Device: "wan0", Sent: 1198}},
+		Downlink:   Downlink{LANs: []string{"data0", "lan0.20"}, CallsID: qos.CallsID, WANs: []WANQueue{{"wan0", 0x20010}}},
 	}
 }
 
@@ -81,6 +82,29 @@ func TestNoMapsWithoutPeers(t *testing.T) {
 	in = branch()
 	in.Priorities = nil
 	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "prio_", "nothing is shaped")
+}
+
+// Calls go before, and only what a WAN brought is held.
+func TestWhatComesInIsSteered(t *testing.T) {
+	in := branch()
+	rules := func() (out []string) {
+		for _, c := range Want(in).Chains {
+			if c.Name == "arriving" {
+				for _, r := range c.Rules {
+					out = append(out, r.Text)
+				}
+			}
+		}
+		return out
+	}
+	assert.Equal(t, []string{
+		"meta mark & 0xe00 == 0x200 meta priority set 2:e0 return",
+		"meta mark & 0xe00 == 0x400 meta priority set 2:e0 return",
+		`iifname "wan0" meta priority set 2:10`,
+	}, rules())
+	in.Downlink.WANs = nil
+	assert.Empty(t, rules())
+	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "shaped_lan")
 }
 
 // What must hold for every rule, whoever adds the next one.

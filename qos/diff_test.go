@@ -126,7 +126,7 @@ func (k *fakeKernel) class(l *Link, c Change) {
 }
 
 // cards are what drawInput's WANs run on, with the kernel's default queue.
-var cards = State{Links: []Link{{Interface: "wan0"}, {Interface: "wan1"}, {Interface: "wan2"}}}
+var cards = State{Links: []Link{{Interface: "wan0"}, {Interface: "wan1"}, {Interface: "wan2"}, {Interface: "lan0"}, {Interface: "lan1"}}}
 
 func TestDiffLeavesOutWhatIsNotThere(t *testing.T) {
 	want := Want(Input{Classes: reference(), Features: AssumedFeatures(),
@@ -178,6 +178,9 @@ func TestSameTreeOtherRateIsChangedInPlace(t *testing.T) {
 		have := Want(in)
 		for i := range in.WANs {
 			in.WANs[i].Uplink = BitRate(rapid.Uint64Range(uint64(64*Kbit), uint64(100*Gbit)).Draw(t, "uplink"))
+			if in.WANs[i].Downlink > 0 {
+				in.WANs[i].Downlink = BitRate(rapid.Uint64Range(uint64(64*Kbit), uint64(100*Gbit)).Draw(t, "downlink"))
+			}
 		}
 		for i := range in.Sites {
 			in.Sites[i].Downlink = BitRate(rapid.Uint64Range(uint64(64*Kbit), uint64(100*Gbit)).Draw(t, "downlink"))

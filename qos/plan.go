@@ -10,7 +10,8 @@ import (
 // Input is what the plan of the queues depends on.
 type Input struct {
 	WANs     []WAN
-	Sites    []Site // in any order; the plan does not depend on it
+	LANs     []string // cards of LANs, where what comes in from WANs is shaped; VLANs' parents
+	Sites    []Site   // in any order; the plan does not depend on it
 	Classes  []Class
 	Features Features
 }
@@ -19,7 +20,8 @@ type Input struct {
 type WAN struct {
 	Interface string
 	Uplink    BitRate // what the provider's meter lets through; 0 = unknown, the interface is left alone
-	Margin    int     // percent of the uplink kept free, 0-50
+	Downlink  BitRate // the same inwards, of what is shaped on LANs; 0 = unknown, or not to be shaped
+	Margin    int     // percent of both kept free, 0-50
 	LinkLayer         // how that meter counts
 	MTU       int     // of the interface, layer 3; 0 = 1500
 }
@@ -147,6 +149,8 @@ var leafPackets = map[ClassName]ByteCount{Media: 2, Signalling: 2, Data: 4, Back
 // HTB's prio orders only classes that borrow on one level; a class within its own rate always sends first, and does
 // not ask the parent. So the rates of the leaves never sum up to more than the parent's, on every level, and there are two
 // ways to fill them in, by whether the sites' voice budgets fit the WAN (see shares).
+//
+// LANs have another tree (downlink.go).
 func Want(in Input) State {
 	var s State
 	slots, sites := slotsOf(in.Sites), slices.Clone(in.Sites)
@@ -156,6 +160,7 @@ func Want(in Input) State {
 			s.Links = append(s.Links, wantLink(w, sites, slots, in.Classes, in.Features))
 		}
 	}
+	s.Links = append(s.Links, wantLANs(in)...)
 	return s.Canonical()
 }
 

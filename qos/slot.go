@@ -144,20 +144,30 @@ func (s State) Foreign() State {
 	return out
 }
 
-// ours is whether a tree is by its numbers one that some Ringway made, with whatever sites.
+// ours is whether a tree is by its numbers one that some Ringway made, with whatever sites or WANs.
 func (l Link) ours() bool {
+	leaf := func(h Handle) bool { _, ok := leafClass(h); return ok }
+	inner, fallback := innerClass, classMinor[Data]
 	r := l.root()
-	if r == nil || r.HTB == nil || r.Handle != rootQdisc || r.HTB.Default != classMinor[Data] {
+	switch {
+	case r == nil || r.HTB == nil:
+		return false
+	case r.Handle == lanQdisc:
+		leaf, inner, fallback = lanClass, func(Handle) bool { return false }, uint32(restClass&0xffff)
+	case r.Handle != rootQdisc:
+		return false
+	}
+	if r.HTB.Default != fallback {
 		return false
 	}
 	for _, c := range l.Classes {
-		if _, leaf := leafClass(c.Handle); !leaf && !innerClass(c.Handle) {
+		if !leaf(c.Handle) && !inner(c.Handle) {
 			return false
 		}
 	}
 	heads := map[Handle]Handle{} // class by its leaf's handle
 	for _, q := range l.Qdiscs {
-		if _, leaf := leafClass(q.Parent); leaf && q.Handle == q.Parent&0xffff<<16 {
+		if leaf(q.Parent) && q.Handle == q.Parent&0xffff<<16 {
 			heads[q.Handle] = q.Parent
 		}
 	}

@@ -1,9 +1,10 @@
 package qos
 
-// QueueStats are the counters of one class's queue to one site on one WAN, for status.
+// QueueStats are the counters of one class's queue to one site on one WAN, for status; or, with ClassDownlink, of what comes in
+// from one WAN on one LAN.
 type QueueStats struct {
-	WAN            string    `json:"wan"`
-	Site           string    `json:"site"` // Local for what goes to no site
+	WAN            string    `json:"wan"`  // the interface that the queue stands on: of a LAN with ClassDownlink
+	Site           string    `json:"site"` // Local for what goes to no site; with ClassDownlink the WAN that it came from
 	Class          ClassName `json:"class"`
 	Rate           BitRate   `json:"rate"`
 	Ceil           BitRate   `json:"ceil"`

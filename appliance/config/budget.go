@@ -27,11 +27,26 @@ func (w WAN) less(r qos.BitRate) qos.BitRate { return w.Shape(r, w.Margin) }
 
 // Queue is w as its queues see it, mtu being its interface's (bytes; 0 = 1500).
 func (w WAN) Queue(mtu int) qos.WAN {
-	return qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, LinkLayer: w.LinkLayer, MTU: mtu}
+	q := qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, LinkLayer: w.LinkLayer, MTU: mtu}
+	if w.ShapeDownlink {
+		q.Downlink = w.Downlink
+	}
+	return q
 }
 
 // Queue is s as the queues see it.
 func (s Site) Queue() qos.Site { return qos.Site{Name: s.Name, Downlink: s.Downlink} }
+
+// Cards are the interfaces that LANs are on, without those that are a WAN's as well. VLANs share theirs.
+func (cfg *Config) Cards() (out []string) {
+	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
+		wan := slices.ContainsFunc(cfg.WANs, func(w WAN) bool { return w.Interface == l.Interface })
+		if !wan && !slices.Contains(out, l.Interface) {
+			out = append(out, l.Interface)
+		}
+	}
+	return out
+}
 
 // QueueSites are all of them.
 func (cfg *Config) QueueSites() []qos.Site {

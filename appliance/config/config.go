@@ -36,11 +36,12 @@ type WAN struct {
 	routing.WAN
 	Uplink        qos.BitRate // 0 = not known: nothing is shaped
 	Downlink      qos.BitRate // 0 = not known
-	Margin        int         // percent of the uplink left unused, so that the queue stays here and not at the provider
+	ShapeDownlink bool        // what comes in by it in clear is held to the downlink on the LANs
+	Margin        int         // percent of the uplink (and of what is held to the downlink) left unused, so that the queue stays here and not at the provider
 	qos.LinkLayer             // how the provider's meter counts
 	// Serialization is how long one packet of data may keep the line busy while a call's packet waits behind it; 0 = no bound.
 	Serialization time.Duration
-	TakeOver      bool // a queue that somebody else made on the interface is replaced, and given back at stop
+	TakeOver      bool // a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given back at stop
 }
 
 // Site is another branch: its tunnels, and what its line carries.

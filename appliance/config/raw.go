@@ -58,6 +58,7 @@ type rawWAN struct {
 	Gateway       scalars `yaml:"gateway"`
 	Uplink        scalar  `yaml:"uplink"`
 	Downlink      scalar  `yaml:"downlink"`
+	ShapeDownlink scalar  `yaml:"shape_downlink"`
 	Margin        scalar  `yaml:"margin"`
 	Link          scalar  `yaml:"link"`
 	Overhead      scalar  `yaml:"overhead"`

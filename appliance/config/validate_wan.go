@@ -30,6 +30,7 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		c.wanAddress(r, &w)
 		nets.addOwn(w.Interface, true, r.Address, w.Addresses)
 		w.Uplink, w.Downlink = c.rate(r.Uplink), c.rate(r.Downlink)
+		w.ShapeDownlink = c.yesNo(r.ShapeDownlink, true)
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
 		w.LinkLayer = c.linkLayer(r)
 		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,

@@ -54,6 +54,7 @@ func branch() firewall.Input {
 			{WAN: "wan0", Class: qos.Media, ClassID: 0x10010}, {WAN: "wan0", Class: qos.Signalling, ClassID: 0x10020},
 			{WAN: "wan0", Class: qos.Data, ClassID: 0x10030}, {WAN: "wan0", Class: qos.Background, ClassID: 0x10040},
 		},
+		Downlink: firewall.Downlink{LANs: []string{"data0", "voice0"}, CallsID: qos.CallsID, WANs: []firewall.WANQueue{{WAN: "wan0", ClassID: 0x20010}}},
 		Peers: []firewall.Peer{
 			{Endpoint: netip.MustParseAddrPort("203.0.113.2:51820"), Class: qos.Media, ClassID: 0x10110},
 			{Endpoint: netip.MustParseAddrPort("[2001:db8:f::2]:51820"), Class: qos.Media, ClassID: 0x10110},

@@ -17,7 +17,15 @@ import (
 // Stats reads the counters of the leaves of Ringway's trees: of each interface in turn, first what goes to no site, then
 // sites by name, classes in order of urgency. Interfaces without a tree give none, nor do sites that are not named.
 func Stats(interfaces, sites []string) ([]qos.QueueStats, error) {
-	places := qos.Places(sites)
+	return stats(interfaces, qos.Places(sites))
+}
+
+// DownlinkStats reads the counters of what comes in from WANs, on the LANs' cards. wans are all WANs of the config, in its order.
+func DownlinkStats(cards, wans []string) ([]qos.QueueStats, error) {
+	return stats(cards, qos.DownlinkPlaces(wans))
+}
+
+func stats(interfaces []string, places map[qos.Handle]qos.Place) ([]qos.QueueStats, error) {
 	var out []qos.QueueStats
 	for _, name := range interfaces {
 		index, err := linkIndex(name)

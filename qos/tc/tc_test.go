@@ -102,6 +102,10 @@ func variants(t testing.TB) map[string]qos.Input {
 			in.Sites = append(in.Sites, qos.Site{Name: fmt.Sprintf("branch-%d", i), Downlink: 10 * qos.Mbit})
 		}
 	})
+	with("a LAN's", func(in *qos.Input) { // the tree of LANs, on the same device
+		in.LANs = []string{"wan0"}
+		in.WANs = []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit, Margin: 3, LinkLayer: in.WANs[0].LinkLayer}, {Interface: "wan2", Downlink: 2 * qos.Mbit, LinkLayer: in.WANs[0].LinkLayer}}
+	})
 	for _, n := range qos.LinkNames() {
 		with(n, func(in *qos.Input) {
 			l, err := qos.ParseLink(n)
@@ -113,6 +117,9 @@ func variants(t testing.TB) map[string]qos.Input {
 	require.NoError(t, err)
 	if f.FQCoDel {
 		with("fq_codel", func(in *qos.Input) { in.Features, in.Sites = f, []qos.Site{{Name: "hub"}} })
+		with("a LAN's fq_codel", func(in *qos.Input) {
+			in.Features, in.LANs, in.WANs = f, []string{"wan0"}, []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit}}
+		})
 		with("slow fq_codel", func(in *qos.Input) { in.Features, in.WANs[0].Uplink = f, qos.Mbit })
 	}
 	if f.Cake {
@@ -241,10 +248,11 @@ func TestWordsOfADifferenceAreTrue(t *testing.T) {
 	atm.WANs[0].LinkLayer, _ = qos.ParseLink("ipoa-vcmux")
 	jumbo := input(20 * qos.Mbit)
 	jumbo.WANs[0].MTU = 9000
+	lan := qos.Input{LANs: []string{"wan0"}, WANs: []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit}}, Classes: classes(), Features: qos.AssumedFeatures()}
 	for _, want := range []qos.State{
 		qos.Want(input(20 * qos.Mbit)), qos.Want(input(50 * qos.Mbit)), qos.Want(narrow), qos.Want(plain),
 		qos.Want(sites), qos.Want(fewer), qos.Want(atm), qos.Want(sites),
-		qos.Want(jumbo), qos.Want(input(qos.Mbit)), {Links: []qos.Link{{Interface: "wan0"}}}, qos.Want(narrow),
+		qos.Want(jumbo), qos.Want(input(qos.Mbit)), {Links: []qos.Link{{Interface: "wan0"}}}, qos.Want(narrow), qos.Want(lan),
 	} {
 		var words []string
 		for _, c := range qos.Diff(want, observe(t, theirs)) {

@@ -117,7 +117,7 @@ func TestQueuesNow(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { // the flood needs a moment to begin
 		out, err := a.Ringway(t.Context(), "status", "--queues", "--json", "--once", "--interval", "500ms")
-		if err != nil || json.Unmarshal([]byte(out), &v) != nil || len(v.Queues) != 8 {
+		if err != nil || json.Unmarshal([]byte(out), &v) != nil || len(v.Queues) != 10 {
 			return false
 		}
 		data := v.Queues[6]
@@ -134,7 +134,7 @@ func TestQueuesNow(t *testing.T) {
 
 	table, err := a.Ringway(t.Context(), "status", "--queues")
 	require.NoError(t, err, "not a terminal: one table, and an end")
-	assert.Regexp(t, `^ +WAN +CLASS +SITE +NOW +GUARANTEED +CEILING +BACKLOG +WAIT +DROPS +DROPS/S +BORROWED/S\n( +wan0 +(media|signalling|data|background) +(local|munich) .*\n){8}$`, table)
+	assert.Regexp(t, `^ +WAN +CLASS +SITE +NOW +GUARANTEED +CEILING +BACKLOG +WAIT +DROPS +DROPS/S +BORROWED/S\n( +wan0 +(media|signalling|data|background) +(local|munich) .*\n){8}( +(voice0|data0) +downlink +wan0 .*\n){2}$`, table)
 	t.Log("\n" + table)
 
 	// Followed: JSON a line a look, and a terminal that is drawn again; Ctrl-C ends either well.
@@ -144,7 +144,7 @@ func TestQueuesNow(t *testing.T) {
 	assert.Greater(t, len(looks), 3)
 	for _, line := range looks {
 		require.NoError(t, json.Unmarshal([]byte(line), &v), line)
-		assert.Len(t, v.Queues, 8)
+		assert.Len(t, v.Queues, 10)
 	}
 	screen, err := a.Run(t.Context(), "script", "-qec", "timeout --foreground --preserve-status -s INT 3 "+ringway+" status --queues --interval 200ms", "/dev/null")
 	require.NoError(t, err)

@@ -104,6 +104,34 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 	}
 }
 
+// What the internet answers is held on the LAN where it goes; what comes out of a tunnel is not.
+func TestWhatComesInFromTheInternetIsHeldOnTheLAN(t *testing.T) {
+	l := branches(t)
+	edge, pc := l.Edge("a").Host, l.Host(lab.PCA)
+	counts := func() (held, rest int) {
+		out := sh(t, edge, "tc -s class show dev data0")
+		for h, n := range map[string]*int{"2:10": &held, "2:f0": &rest} {
+			m := regexp.MustCompile(`class htb ` + h + ` .*\n\s*Sent \d+ bytes (\d+) pkt`).FindStringSubmatch(out)
+			require.NotNil(t, m, "%s", out)
+			var err error
+			*n, err = strconv.Atoi(m[1])
+			require.NoError(t, err)
+		}
+		return held, rest
+	}
+	reaches(t, pc, "10.2.20.10")
+	held, rest := counts()
+	reaches(t, pc, "203.0.113.1")
+	now, _ := counts()
+	assert.Greater(t, now, held)
+	held = now
+	reaches(t, pc, "10.2.20.10")
+	now, more := counts()
+	assert.Equal(t, held, now)
+	assert.Greater(t, more, rest)
+	assert.Regexp(t, `data0 +downlink `, sh(t, edge, ringway+" status --queues --once"))
+}
+
 // queues counts packets by site and class on wan0.
 func queues(t *testing.T, edge *lab.Host) map[qos.Place]int {
 	out := sh(t, edge, "tc -s class show dev wan0")

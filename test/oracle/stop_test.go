@@ -78,13 +78,13 @@ func TestSomebodysQueueIsRefused(t *testing.T) {
 	const refused = "wan0 has a queue that is not Ringway's (tbf 7:), so nothing is shaped there: remove it with `tc qdisc del dev wan0 root`, or set wan[wan0].take_over: true"
 	out := sh(t, e.Host, ringway+" plan --only tc "+configFile)
 	assert.Contains(t, out, "# "+refused)
-	assert.NotContains(t, out, "\ntc ")
+	assert.NotRegexp(t, `(?m)^tc .* dev wan0 `, out)
 	require.NoError(t, e.Start(t.Context()))
 	require.NoError(t, e.WaitReady(within(t, 2*patience)))
 	reaches(t, l.Host(lab.PCA), "10.2.20.10")
 	assert.Contains(t, sh(t, e.Host, ringway+" status"), "PROBLEM: "+refused)
 	assert.Contains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc tbf 7: root")
-	assert.NotContains(t, sh(t, e.Host, "nft list ruleset"), "meta priority set", "whose classes these would be is not known")
+	assert.NotContains(t, sh(t, e.Host, "nft list ruleset"), "meta priority set 1:", "whose classes these would be is not known")
 
 	shaped := func() bool { return strings.Contains(sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc htb 1: root") }
 	sh(t, e.Host, "tc qdisc del dev wan0 root")
@@ -95,4 +95,33 @@ func TestSomebodysQueueIsRefused(t *testing.T) {
 	require.Eventually(t, shaped, patience, 20*time.Millisecond, "mended")
 	sh(t, e.Host, ringway+" stop")
 	assert.NotContains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "htb")
+}
+
+// The same on a LAN: nothing is steered there, the WAN and the other LAN are as ever.
+func TestSomebodysQueueOnALANIsRefused(t *testing.T) {
+	l := branches(t)
+	e := l.Edge("a")
+	sh(t, e.Host, ringway+" stop")
+	sh(t, e.Host, "tc qdisc add dev data0 root handle 2: pfifo limit 50")
+	const refused = "data0 has a queue that is not Ringway's (pfifo 2:), so what comes in from WANs is not shaped there: remove it with `tc qdisc del dev data0 root`, or set take_over: true"
+	require.NoError(t, e.Start(t.Context()))
+	require.NoError(t, e.WaitReady(within(t, 2*patience)))
+	reaches(t, l.Host(lab.PCA), "10.2.20.10")
+	assert.Contains(t, sh(t, e.Host, ringway+" status"), "PROBLEM: "+refused)
+	assert.Contains(t, sh(t, e.Host, "tc qdisc show dev data0"), "qdisc pfifo 2: root")
+	assert.Contains(t, sh(t, e.Host, "tc class show dev voice0"), "class htb 2:10 ")
+	assert.Contains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc htb 1: root")
+	assert.NotContains(t, sh(t, e.Host, "nft list set inet ringway shaped_lan"), "data0")
+
+	shaped := func() bool { return strings.Contains(sh(t, e.Host, "tc class show dev data0"), "class htb 2:10 ") }
+	sh(t, e.Host, "tc qdisc del dev data0 root")
+	require.Eventually(t, shaped, patience, 20*time.Millisecond, "the way is free")
+	require.Eventually(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") }, patience, 50*time.Millisecond)
+	assert.Contains(t, sh(t, e.Host, "nft list set inet ringway shaped_lan"), "data0")
+	assert.Regexp(t, `data0 +downlink `, sh(t, e.Host, ringway+" status"))
+
+	sh(t, e.Host, "tc class del dev data0 classid 2:10")
+	require.Eventually(t, shaped, patience, 20*time.Millisecond, "mended")
+	sh(t, e.Host, ringway+" stop")
+	assert.NotContains(t, sh(t, e.Host, "tc qdisc show"), "htb")
 }

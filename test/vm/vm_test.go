@@ -207,6 +207,8 @@ func TestLANsOnVLANs(t *testing.T) {
 	assert.Empty(t, b.berlin.status().Problems)
 	streams := b.streams()
 	lossless(t, "LANs on VLANs", streams, func() {})
+	// A VLAN's packets pass the queues of its parent, where calls to the phones have their class.
+	assert.Regexp(t, `class htb 2:e0 root [^\n]*\n Sent [1-9]`, b.berlin.run("tc", "-s", "class", "show", "dev", "lan0"))
 
 	// What the PC marks as a call is not believed: its mark comes from the data VLAN.
 	data := b.berlin.tunnel(tunnel.Data).Peers[0].TxBytes
