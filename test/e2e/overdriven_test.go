@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/qos"
-	"ringway/quality"
 	"ringway/test/lab"
 )
 
@@ -74,8 +73,6 @@ func flood(t *testing.T, from *lab.Host, to string, flows int, rate qos.BitRate)
 func worst(h lab.Heard) float64 {
 	return min(h.AToB.Summary().WorstVoice.MOS, h.BToA.Summary().WorstVoice.MOS)
 }
-
-var _ quality.Voice
 
 // One phone gone mad sends three times what all calls may take, as media. Data keeps its floor, and the calls that are up stay good.
 func TestAPhoneGoneMad(t *testing.T) {
