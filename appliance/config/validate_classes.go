@@ -105,6 +105,9 @@ func (c *checker) classes(raw *rawFile, cfg *Config) {
 	c.shares(raw, cfg, given)
 }
 
+// leastFlow is a call of G.711 with SRTP over IPv6, 92 kbit/s (222 bytes 50 times a second), and its RTCP where that shares the port.
+const leastFlow = 100 * qos.Kbit
+
 func (c *checker) class(r *rawClass, cl *qos.Class) {
 	if r.DSCP.set {
 		cl.DSCP = nil
@@ -130,7 +133,9 @@ func (c *checker) class(r *rawClass, cl *qos.Class) {
 	case r.FlowLimit.text == "none":
 		cl.FlowLimit = 0
 	default:
-		cl.FlowLimit = c.rate(r.FlowLimit)
+		if cl.FlowLimit = c.rate(r.FlowLimit); cl.FlowLimit > 0 && cl.FlowLimit < leastFlow {
+			c.wrong(r.FlowLimit.at, "%s is less than one call of G.711 sends (allowed: at least %s, or none)", show(r.FlowLimit.text), leastFlow)
+		}
 	}
 }
 
