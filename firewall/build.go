@@ -331,6 +331,35 @@ func limit(rate uint64, burst uint32) statement {
 	}
 }
 
+// flowLimit holds for what its flow's bucket has no room for. A flow is known by two addresses and, where ports are, two of them.
+// A bucket holds a second of rate and burst bytes (the kernel's nft_limit).
+func flowLimit(f family, set string, bytes uint64, burst uint32, ports bool) statement {
+	return func(l *line) {
+		l.isFamily(f)
+		key := fmt.Sprintf("%[1]s saddr . %[1]s daddr", f.ip())
+		// Registers of 32 bits are numbered from 8, those of 128 from 1: 2 is 12, 3 is 16.
+		dest, sport, dport := uint32(9), uint32(10), uint32(11)
+		if f == ipv6 {
+			dest, sport, dport = 2, 3, 17
+		}
+		if ports {
+			key += " . udp sport . udp dport"
+			l.isL4(protoUDP)
+		}
+		l.say("update @%s { %s limit rate over %d bytes/second burst %d bytes }", set+f.suffix(), key, bytes, burst)
+		l.add(addrLoad(f, "saddr", 1), addrLoad(f, "daddr", dest))
+		if ports {
+			l.add(portLoad("sport", sport), portLoad("dport", dport))
+		}
+		l.add(Expr{Op: "dynset", Reg: 1, Name: set + f.suffix(), Rate: bytes, Burst: burst})
+	}
+}
+
+func isUDP(l *line) {
+	l.say("meta l4proto udp")
+	l.isL4(protoUDP)
+}
+
 // Connections and TCP.
 
 func ctState(words string) statement {

@@ -6,7 +6,7 @@ import "fmt"
 // `nft --debug=netlink` prints. It is comparable: two rules are equal when their Exprs are.
 // Data, Mask and Xor are the raw bytes as hex, so that no printed name can lie about them.
 type Expr struct {
-	Op     string `json:"op"`              // meta ct payload exthdr cmp bitwise lookup immediate objref limit verdict masq notrack; what is not known: its name
+	Op     string `json:"op"`              // meta ct payload exthdr cmp bitwise lookup immediate objref limit dynset verdict masq notrack; what is not known: its name
 	Key    string `json:"key,omitempty"`   // meta, ct: what; payload: base; cmp: operator; verdict: which
 	Write  bool   `json:"write,omitempty"` // meta, ct, payload, exthdr: register into packet
 	Reg    uint32 `json:"reg,omitempty"`
@@ -19,7 +19,7 @@ type Expr struct {
 	Invert bool   `json:"invert,omitempty"`
 	Name   string `json:"name,omitempty"` // set, counter, chain
 	Csum   bool   `json:"csum,omitempty"` // payload write: mend the IPv4 header checksum at offset 10
-	Rate   uint64 `json:"rate,omitempty"` // limit: packets a second
+	Rate   uint64 `json:"rate,omitempty"` // limit: packets a second; dynset: bytes a second
 	Burst  uint32 `json:"burst,omitempty"`
 }
 
@@ -57,6 +57,8 @@ func (e Expr) String() string {
 		return fmt.Sprintf("[ objref counter name %s ]", e.Name)
 	case "limit":
 		return fmt.Sprintf("[ limit rate %d/second burst %d ]", e.Rate, e.Burst)
+	case "dynset":
+		return fmt.Sprintf("[ dynset update reg_key %d set %s expr [ limit over %d bytes/second burst %d ] ]", e.Reg, e.Name, e.Rate, e.Burst)
 	case "verdict":
 		if e.Name != "" {
 			return fmt.Sprintf("[ immediate reg 0 %s -> %s ]", e.Key, e.Name)

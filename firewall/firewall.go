@@ -98,6 +98,7 @@ const (
 	FeatureMSS        Feature = "mss"        // rewriting of TCP's segment size
 	FeatureLimit      Feature = "limit"      // rate limits
 	FeatureNAT        Feature = "nat"        // chains of type nat
+	FeatureFlowLimit  Feature = "flow_limit" // a rate limit of its own for every flow
 )
 
 // Cost says in an operator's words what the lack of f means.
@@ -109,6 +110,8 @@ func (f Feature) Cost() string {
 		return "TCP through the tunnels depends on path MTU discovery, and that of local internet sends long packets on slow lines"
 	case FeatureLimit:
 		return "pings from the internet are not answered"
+	case FeatureFlowLimit:
+		return "one phone gone mad takes what all calls share"
 	}
 	return "unknown feature"
 }
@@ -124,10 +127,14 @@ type State struct {
 
 // Set is a named set, or a named map where Data is not empty.
 type Set struct {
-	Name     string    `json:"name"`
-	Type     string    `json:"type"`           // nft's words: ipv4_addr . inet_service
-	Data     string    `json:"data,omitempty"` // nft's word: classid
-	Interval bool      `json:"interval,omitempty"`
+	Name     string `json:"name"`
+	Type     string `json:"type"`           // nft's words: ipv4_addr . inet_service
+	Data     string `json:"data,omitempty"` // nft's word: classid
+	Interval bool   `json:"interval,omitempty"`
+	// Size is not 0 for a set that rules fill themselves: at most so many elements, each of which goes when no packet of it came for
+	// Timeout seconds. What it holds is the kernel's, and is neither read nor compared.
+	Size     uint32    `json:"size,omitempty"`
+	Timeout  uint32    `json:"timeout,omitempty"`
 	Elements []Element `json:"elements,omitempty"` // in canonical order (Canonical)
 }
 
@@ -215,6 +222,9 @@ func (t Set) spec() string {
 	s += ";"
 	if t.Interval {
 		s += " flags interval;"
+	}
+	if t.Size > 0 {
+		s += fmt.Sprintf(" flags dynamic,timeout; timeout %ds; size %d;", t.Timeout, t.Size)
 	}
 	return s
 }

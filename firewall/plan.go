@@ -22,12 +22,14 @@ const (
 	CounterHairpinWAN      = "hairpin_wan"       // from a tunnel to the WAN
 	CounterInvalidWAN      = "invalid_wan"       // to the WAN without a connection: NAT would miss it
 	CounterForwardDrop     = "forward_drop"      // anything else that may not be forwarded
+	CounterMediaFlow       = "media_flow"        // of one flow of media, more than a call sends
 )
 
 // DropCounters names every counter of what the table drops.
 func DropCounters() []string {
 	return []string{CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
-		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop}
+		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop,
+		CounterMediaFlow}
 }
 
 // ClassCounter names the counter of packets that were put into class c.
@@ -58,7 +60,7 @@ type plan struct {
 //
 // The way of a packet: guard (prerouting: is the source possible?), classify (prerouting:
 // class, inner bit, memory in conntrack) or own (output: the same for the box's own packets),
-// routing by mark, clamp, downlink (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP,
+// routing by mark, clamp, flows, downlink (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP,
 // queue), then nat.
 //
 // No rule assigns a conntrack helper: the kernel's SIP helper would rewrite SDP and open holes.
@@ -72,6 +74,7 @@ func Want(in Input) State {
 	p.classify()
 	p.outgoing()
 	p.clamp()
+	p.flows()
 	p.downlink()
 	p.forward()
 	p.input()

@@ -42,7 +42,7 @@ func branch() Input {
 		SiteVoiceNetworks: prefixes("10.2.10.0/24"),
 		SiteDataNetworks:  prefixes("10.2.20.0/24", "2001:db8:2:20::/64"),
 		Classes: []qos.Class{
-			{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Ports: []qos.PortMatch{port(qos.UDP, 16384, 32767)}},
+			{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, FlowLimit: 256 * qos.Kbit, Ports: []qos.PortMatch{port(qos.UDP, 16384, 32767)}},
 			{Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Ports: []qos.PortMatch{port(qos.UDP, 5060, 5060), port(qos.TCP, 5061, 5061), port(qos.TCP, 5060, 5060)}},
 			{Name: qos.Data, Ports: []qos.PortMatch{port(qos.UDP, 67, 67), port(qos.TCP, 80, 80)}},
 			{Name: qos.Background, DSCP: []qos.DSCP{8, 1}, Outer: 8},
@@ -162,13 +162,13 @@ func TestOrderOfClassification(t *testing.T) {
 
 func TestDegrades(t *testing.T) {
 	in := branch()
-	in.Missing = []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit}
+	in.Missing = []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureFlowLimit}
 	text := strings.Join(Want(in).Text(), "\n")
-	for _, word := range []string{"masquerade", "type nat", "maxseg", "limit rate"} {
+	for _, word := range []string{"masquerade", "type nat", "maxseg", "limit rate", "media_flows4", "media_hosts4"} {
 		assert.NotContains(t, text, word)
 	}
 	assert.Contains(t, text, `iifname @lan oifname @wan ip saddr @nat4 counter name "forward_drop" drop`, "what is private does not leave untranslated")
-	for _, f := range []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureNAT} {
+	for _, f := range []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureNAT, FeatureFlowLimit} {
 		assert.NotEqual(t, "unknown feature", f.Cost())
 	}
 }

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"slices"
 
 	"ringway/qos"
@@ -166,4 +167,39 @@ func (p *plan) outer(special, usual qos.ClassName) []Rule {
 		rules = both(func(f family) Rule { return rule(dscp(f, "eq", d), goTo("wan_"+string(special))) })
 	}
 	return append(rules, rule(goTo("wan_"+string(usual))))
+}
+
+// What a flow of media may do at once beyond its rate, and how many flows are known. A flow that pauses for flowPause seconds is new.
+const (
+	flowBurst = 3000
+	flowPause = 30
+	mostFlows = 16384
+)
+
+// flows bounds every single flow of media that leaves the branch: the queue holds all calls together to the voice budget, but cannot
+// tell one from another, least of all when they are encrypted. One phone gone mad, or a forged flow, would take the calls' part
+// with it. It is done here, where flows can be told apart, with what the branch sends; what comes in has passed the far box, and
+// what the box itself sends (probes) is its own business.
+func (p *plan) flows() {
+	rate := p.class(qos.Media).FlowLimit
+	if rate == 0 || p.lacks(FeatureFlowLimit) {
+		return
+	}
+	bytes := uint64(rate / 8)
+	for _, f := range families {
+		addr := fmt.Sprintf("ipv%[1]s_addr . ipv%[1]s_addr", f.suffix())
+		p.state.Sets = append(p.state.Sets,
+			Set{Name: "media_flows" + f.suffix(), Type: addr + " . inet_service . inet_service", Size: mostFlows, Timeout: flowPause},
+			Set{Name: "media_hosts" + f.suffix(), Type: addr, Size: mostFlows, Timeout: flowPause})
+	}
+	media := markIs("meta", qos.MarkClassMask, qos.ClassMark(qos.Media))
+	p.base("flows", "filter", "forward", hookMangle, "accept",
+		one(oifIn("tunnel"), media, goTo("media_flow")), one(oifIn("wan"), media, goTo("media_flow")))
+	over := func(set string, ports bool) []Rule {
+		return both(func(f family) Rule {
+			return rule(flowLimit(f, set, bytes, flowBurst, ports), counter(CounterMediaFlow), drop)
+		})
+	}
+	p.chain("media_flow", one(isUDP, goTo("media_flow_udp")), over("media_hosts", false))
+	p.chain("media_flow_udp", over("media_flows", true))
 }

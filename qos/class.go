@@ -103,4 +103,6 @@ type Class struct {
 	Share int           // guaranteed share of the shaped uplink, percent, 1-95; media's is also its ceiling (the voice budget)
 	Limit time.Duration // longest queue at the class's rate before packets are dropped
 	Ports []PortMatch   // services by port, to or from voice networks
+	// FlowLimit is the most that one flow may send out of the branch, IP headers included; 0 = no bound. Media's alone: a call is a flow.
+	FlowLimit BitRate
 }

@@ -38,6 +38,7 @@ const (
 	tunTime    = 20 * time.Millisecond // twice that in super-packets: a queue counted in packets must hold single ones too
 	engineTime = 10 * time.Millisecond
 	gsoTime    = time.Millisecond // a super-packet is one packet in every queue: it may not be long
+	leastTUN   = 256              // packets of calls, which the leaf bounds in time
 	gsoPackets = 10               // nor may a queue of them hold too few single packets
 )
 
@@ -79,7 +80,12 @@ func PathBounds(rate BitRate, class Class, mtu int) Path {
 	p := Path{LeafBytes: int(leaf), TUNGSOBytes: int(gso)}
 	switch class.Name {
 	case Media, Signalling:
-		p.TUNPackets = int(max(most.Bytes(tunTime)/voicePacket, 32))
+		// A device is taken off the air for some milliseconds when its queue gets another length, and what comes meanwhile is lost
+		// (the kernel's dev_qdisc_change_tx_queue_len). So the length is a power of two, and the same for all budgets up to 27 Mbit/s.
+		p.TUNPackets = leastTUN
+		for p.TUNPackets < int(most.Bytes(tunTime)/voicePacket) {
+			p.TUNPackets *= 2
+		}
 		p.SendBuffer = int(max(2*leaf/voicePacket*truesizeVoice/2, 32*truesizeVoice))
 		p.Alone, p.Total = most.Serialization(leaf), own.Serialization(leaf)
 	default:

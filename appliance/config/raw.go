@@ -102,12 +102,13 @@ type rawSite struct {
 
 type rawClass struct {
 	at
-	Name  scalar  `yaml:"name"`
-	DSCP  scalars `yaml:"dscp"`
-	Outer scalar  `yaml:"outer"`
-	Share scalar  `yaml:"share"`
-	Limit scalar  `yaml:"limit"`
-	Ports scalars `yaml:"ports"`
+	Name      scalar  `yaml:"name"`
+	DSCP      scalars `yaml:"dscp"`
+	Outer     scalar  `yaml:"outer"`
+	Share     scalar  `yaml:"share"`
+	Limit     scalar  `yaml:"limit"`
+	Ports     scalars `yaml:"ports"`
+	FlowLimit scalar  `yaml:"flow_limit"`
 }
 
 type rawControl struct {

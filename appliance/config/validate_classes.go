@@ -14,7 +14,7 @@ import (
 // DefaultClasses is what a file without classes gets, in order of urgency.
 func DefaultClasses() []qos.Class {
 	return []qos.Class{
-		{Name: qos.Media, DSCP: dscps("EF"), Outer: 46, Share: 30, Limit: 20 * time.Millisecond},
+		{Name: qos.Media, DSCP: dscps("EF"), Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit},
 		{Name: qos.Signalling, DSCP: dscps("CS3", "CS5", "AF31"), Outer: 24, Share: 10, Limit: 100 * time.Millisecond,
 			Ports: ports("udp/5060", "tcp/5060", "tcp/5061")},
 		{Name: qos.Data, Outer: 0, Share: 50, Limit: 50 * time.Millisecond,
@@ -105,6 +105,9 @@ func (c *checker) classes(raw *rawFile, cfg *Config) {
 	c.shares(raw, cfg, given)
 }
 
+// leastFlow is a call of G.711 with SRTP over IPv6, 92 kbit/s (222 bytes 50 times a second), and its RTCP where that shares the port.
+const leastFlow = 100 * qos.Kbit
+
 func (c *checker) class(r *rawClass, cl *qos.Class) {
 	if r.DSCP.set {
 		cl.DSCP = nil
@@ -122,6 +125,17 @@ func (c *checker) class(r *rawClass, cl *qos.Class) {
 		"1ms to 2s in whole milliseconds, like 20ms")
 	if r.Ports.set {
 		cl.Ports = c.portList(r.Ports)
+	}
+	switch {
+	case !r.FlowLimit.ok():
+	case cl.Name != qos.Media:
+		c.wrong(r.FlowLimit.at, "flow_limit is for media alone: a flow of another class has no rate that is right for all (allowed: leave it away)")
+	case r.FlowLimit.text == "none":
+		cl.FlowLimit = 0
+	default:
+		if cl.FlowLimit = c.rate(r.FlowLimit); cl.FlowLimit > 0 && cl.FlowLimit < leastFlow {
+			c.wrong(r.FlowLimit.at, "%s is less than one call of G.711 sends (allowed: at least %s, or none)", show(r.FlowLimit.text), leastFlow)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -22,6 +23,9 @@ var types = map[string]nftables.SetDatatype{
 
 func encodeSet(t *nftables.Table, s firewall.Set) (*nftables.Set, error) {
 	out := &nftables.Set{Table: t, Name: s.Name, Interval: s.Interval, IsMap: s.Data != ""}
+	if s.Size > 0 {
+		out.Dynamic, out.HasTimeout, out.Size, out.Timeout = true, true, s.Size, time.Duration(s.Timeout)*time.Second
+	}
 	var parts []nftables.SetDatatype
 	for w := range strings.SplitSeq(s.Type, " . ") {
 		d, ok := types[w]

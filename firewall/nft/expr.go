@@ -94,6 +94,9 @@ func encode(e firewall.Expr) (expr.Any, error) {
 		out = &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: e.Name}
 	case "limit":
 		out = &expr.Limit{Type: expr.LimitTypePkts, Rate: e.Rate, Unit: expr.LimitTimeSecond, Burst: e.Burst}
+	case "dynset":
+		out = &expr.Dynset{SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
+			&expr.Limit{Type: expr.LimitTypePktBytes, Rate: e.Rate, Over: true, Unit: expr.LimitTimeSecond, Burst: e.Burst}}}
 	case "verdict":
 		k, ok := verdicts[e.Key]
 		known(ok)
@@ -148,6 +151,12 @@ func decode(a expr.Any) firewall.Expr {
 	case *expr.Limit:
 		if e.Type == expr.LimitTypePkts && e.Unit == expr.LimitTimeSecond && !e.Over {
 			return firewall.Expr{Op: "limit", Rate: e.Rate, Burst: e.Burst}
+		}
+	case *expr.Dynset:
+		if e.Operation == unix.NFT_DYNSET_OP_UPDATE && e.SrcRegData == 0 && e.Timeout == 0 && !e.Invert && len(e.Exprs) == 1 {
+			if l, ok := e.Exprs[0].(*expr.Limit); ok && l.Type == expr.LimitTypePktBytes && l.Unit == expr.LimitTimeSecond && l.Over {
+				return firewall.Expr{Op: "dynset", Reg: e.SrcRegKey, Name: e.SetName, Rate: l.Rate, Burst: l.Burst}
+			}
 		}
 	case *expr.Verdict:
 		return firewall.Expr{Op: "verdict", Key: name(verdicts, e.Kind), Name: e.Chain}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -100,6 +101,10 @@ func observe(c *nftables.Conn) (firewall.State, error) {
 	for _, set := range sets {
 		if set.Anonymous {
 			continue // belongs to its rule, which nobody but a stranger wrote
+		}
+		if set.Dynamic {
+			s.Sets = append(s.Sets, firewall.Set{Name: set.Name, Type: set.KeyType.Name, Size: set.Size, Timeout: uint32(set.Timeout / time.Second)})
+			continue // what flows there are is not ours to keep
 		}
 		elems, err := c.GetSetElements(set)
 		if err != nil {

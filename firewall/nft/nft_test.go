@@ -28,7 +28,7 @@ func prefixes(list ...string) []netip.Prefix {
 func classes() []qos.Class {
 	port := func(p qos.Protocol, n uint16) qos.PortMatch { return qos.PortMatch{Protocol: p, Low: n, High: n} }
 	return []qos.Class{
-		{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Share: 30, Limit: 20 * time.Millisecond},
+		{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit},
 		{Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Share: 10, Ports: []qos.PortMatch{port(qos.UDP, 5060), port(qos.TCP, 5060), port(qos.TCP, 5061)}},
 		{Name: qos.Data, Outer: 0, Share: 50, Ports: []qos.PortMatch{port(qos.UDP, 67), port(qos.UDP, 123), port(qos.TCP, 80), port(qos.TCP, 443)}},
 		{Name: qos.Background, DSCP: []qos.DSCP{8, 1}, Outer: 8, Share: 5},

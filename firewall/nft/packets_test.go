@@ -123,13 +123,18 @@ func (w *world) listen(n *netnstest.NS, host string, port int) *net.UDPConn {
 
 func (w *world) send(from *net.UDPConn, host string, port int, tos int) {
 	w.t.Helper()
+	w.sendBytes(from, host, port, tos, []byte("voice"))
+}
+
+func (w *world) sendBytes(from *net.UDPConn, host string, port int, tos int, payload []byte) {
+	w.t.Helper()
 	raw, err := from.SyscallConn()
 	require.NoError(w.t, err)
 	require.NoError(w.t, raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, tos)
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, tos)
 	}))
-	_, err = from.WriteToUDPAddrPort([]byte("voice"), netip.AddrPortFrom(netip.MustParseAddr(host), uint16(port)))
+	_, err = from.WriteToUDPAddrPort(payload, netip.AddrPortFrom(netip.MustParseAddr(host), uint16(port)))
 	if !errors.Is(err, unix.EPERM) { // the sender's own postrouting dropped it
 		require.NoError(w.t, err)
 	}

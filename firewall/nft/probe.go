@@ -44,10 +44,23 @@ func Probe() ([]firewall.Feature, error) {
 			missing = append(missing, p.feature)
 		}
 	}
+	flows := firewall.Set{Name: "flows", Type: "ipv4_addr . ipv4_addr", Size: 16, Timeout: 1}
+	limited, err := encode(firewall.Expr{Op: "dynset", Reg: 1, Name: flows.Name, Rate: 32000, Burst: 3000})
+	if err != nil {
+		return nil, fmt.Errorf("probe nf_tables: %w", err)
+	}
+	address := func(offset, reg uint32) expr.Any {
+		return &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4, DestRegister: reg}
+	}
+	if err := try(nftables.ChainTypeFilter, nftables.ChainHookForward, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{2}},
+		address(12, 1), address(16, 9), limited}, flows); err != nil {
+		missing = append(missing, firewall.FeatureFlowLimit)
+	}
 	return missing, nil
 }
 
-func try(typ nftables.ChainType, hook *nftables.ChainHook, exprs []expr.Any) error {
+func try(typ nftables.ChainType, hook *nftables.ChainHook, exprs []expr.Any, sets ...firewall.Set) error {
 	c, err := open()
 	if err != nil {
 		return err
@@ -59,6 +72,15 @@ func try(typ nftables.ChainType, hook *nftables.ChainHook, exprs []expr.Any) err
 		priority = nftables.ChainPriorityNATSource
 	}
 	chain := c.AddChain(&nftables.Chain{Table: t, Name: "probe", Type: typ, Hooknum: hook, Priority: priority})
+	for _, s := range sets {
+		set, err := encodeSet(t, s)
+		if err != nil {
+			return err
+		}
+		if err := c.AddSet(set, nil); err != nil {
+			return err
+		}
+	}
 	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: exprs})
 	c.DelTable(t)
 	return c.Flush()

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -187,15 +186,3 @@ func killProcess(t *testing.T, h *lab.Host, pid int) {
 
 // twenty is the WAN of most tests.
 const twenty = 20 * qos.Mbit
-
-// resident is how much memory a process of a host has, in bytes, shared pages included.
-func resident(t *testing.T, h *lab.Host, pid int) (bytes int) {
-	t.Helper()
-	out, err := h.Run(t.Context(), "cat", fmt.Sprintf("/proc/%d/status", pid))
-	require.NoError(t, err)
-	_, rest, found := strings.Cut(out, "VmRSS:")
-	require.True(t, found)
-	_, err = fmt.Sscan(rest, &bytes)
-	require.NoError(t, err)
-	return bytes << 10
-}

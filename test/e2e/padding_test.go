@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
 	"ringway/tunnel"
@@ -40,5 +41,5 @@ func TestPaddingInACall(t *testing.T) {
 	assert.Greater(t, media, 100)
 	is, _ := status(t, e).Tunnel(tunnel.Voice)
 	assert.Equal(t, was.PlanePID, is.PlanePID)
-	assert.Less(t, resident(t, l.Edge("a").Host, is.PlanePID), 24<<20, "the one binary's pages that a plane does not need are not its own")
+	assert.Less(t, resident(t, e, is.PlanePID), qos.ByteCount(24<<20), "the one binary's pages that a plane does not need are not its own")
 }

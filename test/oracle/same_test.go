@@ -90,6 +90,10 @@ func TestPlansWordsMakeTheSame(t *testing.T) {
 	assert.Greater(t, len(slices.Concat(slices.Collect(maps.Values(ours.rules))...)), 100)
 	assert.Greater(t, len(ours.sets), 30)
 	assert.Equal(t, theirs.rules, ours.rules, "expressions of the rules")
+	for _, flows := range []string{"media_flows4", "media_flows6", "media_hosts4", "media_hosts6"} { // rules fill these, from what passes
+		require.Contains(t, ours.sets, flows)
+		ours.sets[flows], theirs.sets[flows] = nil, nil
+	}
 	assert.Equal(t, theirs.sets, ours.sets, "raw elements of the sets")
 	assert.Equal(t, theirs.chains, ours.chains, "chains, their hooks and policies")
 }
