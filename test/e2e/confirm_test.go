@@ -108,6 +108,7 @@ func (b *box) starts() {
 // A branch far away is given a config that cuts it off. Nobody can confirm it; it comes back by itself, also where the
 // daemon is killed or the box is booted meanwhile. One that is confirmed stays, and a call does not notice.
 func TestAConfigThatCutsOffIsUndone(t *testing.T) {
+	long(t)
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	text, err := e.Config()

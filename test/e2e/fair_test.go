@@ -92,6 +92,7 @@ func besideBulk(t *testing.T, l *lab.Lab, both bool, seconds int) (b beside) {
 // A flow beside bulk waits for what is under way, not for what waits: hosts that share a slow line can still work.
 // RINGWAY_BEFORE names another build of the program that is measured in turns with this one. RINGWAY_BESIDE_SECONDS is how long each time.
 func TestAFlowBesideBulkWaitsLittle(t *testing.T) {
+	long(t)
 	seconds := 8
 	if n, err := strconv.Atoi(os.Getenv("RINGWAY_BESIDE_SECONDS")); err == nil {
 		seconds = n

@@ -98,6 +98,7 @@ func mediaTo(t *testing.T, e *lab.Edge, site string) (packets int) {
 // One site of 500 gets another rate while another one's calls are up: its classes change, in place, and nothing else does. Applied
 // twice, nothing is written.
 func TestOneSiteOfAHubChanges(t *testing.T) {
+	long(t)
 	l := branches(t, lab.Options{WAN: qos.Gbit})
 	e := l.Edge("a")
 	text, _ := hub(t, l)

@@ -43,6 +43,7 @@ func stopped(h lab.Heard) time.Duration {
 // last. The start that follows ends in the wanted state, and the calls that go on meanwhile never stop for 50 ms.
 // (appliance's TestKilledAtAnyStep kills after each step of what is kept on the disk.)
 func TestKilledInAReloadInACall(t *testing.T) {
+	long(t)
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	first, err := e.Config()

@@ -186,3 +186,11 @@ func killProcess(t *testing.T, h *lab.Host, pid int) {
 
 // twenty is the WAN of most tests.
 const twenty = 20 * qos.Mbit
+
+// long keeps a test of half a minute and more for `make test-long`.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("RINGWAY_LONG") == "" {
+		t.Skip("takes long: make test-long")
+	}
+}

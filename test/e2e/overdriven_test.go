@@ -76,6 +76,7 @@ func worst(h lab.Heard) float64 {
 // One phone gone mad sends three times what all calls may take, as media, for as long as calls are up. Data keeps its floor and more, the
 // calls stay good, and what exceeds is counted. The bound of a flow is what does it: without one, the calls share the loss.
 func TestAPhoneGoneMad(t *testing.T) {
+	long(t)
 	const calls, shaped = 10, twenty * 97 / 100
 	const budget = shaped * 30 / 100
 	for _, c := range []struct {
