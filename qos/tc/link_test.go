@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
 )
@@ -22,18 +23,26 @@ func TestTheRateIsTheMeters(t *testing.T) {
 				w := newWAN(t, 5*qos.Mbit)
 				w.in.WANs[0].LinkLayer, _ = qos.ParseLink(link)
 				reconcile(t, w.a, qos.Want(w.in))
-				var wg sync.WaitGroup
-				var end atomic.Bool
-				stop := w.capture()
-				c := w.dial(qos.Data, 9002, nil)
-				wg.Go(func() { push(c, size, &end) })
-				pace(500 * time.Millisecond)
-				end.Store(true)
-				wg.Wait()
 				shaped := float64(w.in.WANs[0].Shaped())
-				got := w.throughput(settled(t, stop()))
-				t.Logf("%.0f kbit/s of %.0f on the meter", got/1e3, shaped/1e3)
-				assert.InDelta(t, shaped, got, 0.02*shaped)
+				c := w.dial(qos.Data, 9002, nil)
+				// More than the rate there is never. Less there is where the machine itself stood still for longer than a burst: then it is
+				// looked at again.
+				for look := 1; ; look++ {
+					var wg sync.WaitGroup
+					var end atomic.Bool
+					stop := w.capture()
+					wg.Go(func() { push(c, size, &end) })
+					pace(500 * time.Millisecond)
+					end.Store(true)
+					wg.Wait()
+					got := w.throughput(settled(t, stop()))
+					t.Logf("%.0f kbit/s of %.0f on the meter", got/1e3, shaped/1e3)
+					require.Less(t, got, 1.02*shaped)
+					if got > 0.98*shaped || look == 5 {
+						assert.Greater(t, got, 0.98*shaped)
+						break
+					}
+				}
 				if link == "pppoe-ptm" {
 					assert.InDelta(t, 5e6*0.97*64/65, shaped, 80)
 				}
