@@ -57,9 +57,9 @@ bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbi
 	$(BIN)/ringway bench link --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
 
 .PHONY: test-long
-test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows (root, 4 minutes)
+test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows (root, 6 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_LONG=1 $(GO) test -count=1 -v -timeout 12m -run "^Test($(LONG))$$" ./test/e2e
-LONG := AFlowBesideBulkWaitsLittle|APhoneGoneMad|AConfigThatCutsOffIsUndone|OneSiteOfAHubChanges|KilledInAReloadInACall
+LONG := AFlowBesideBulkWaitsLittle|APhoneGoneMad|AConfigThatCutsOffIsUndone|OneSiteOfAHubChanges|KilledInAReloadInACall|FarEndRestarted|DaemonGoesAndComesBackInACall|NothingLeavesInClear|SaturatedProcessor
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)

@@ -74,6 +74,9 @@ func TestStatsNameSites(t *testing.T) {
 	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, []string{"munich", "berlin"}); return err }))
 	var got []string
 	for _, s := range stats {
+		if s.Site == qos.Local {
+			s.SentPackets = 0 // the box's own neighbour discovery may be there
+		}
 		got = append(got, fmt.Sprintf("%s %s %d", s.Site, s.Class, s.SentPackets))
 	}
 	assert.Equal(t, []string{

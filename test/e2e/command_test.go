@@ -80,6 +80,7 @@ func TestFloodedWAN(t *testing.T) {
 
 // The processor is the bottleneck: voice does not wait behind the bulk.
 func TestSaturatedProcessor(t *testing.T) {
+	long(t)
 	p := ringwayLab(t, "--wan", "none", "--bulk", "tcp", "--baseline")
 	ours, theirs := p["ringway"], p["baseline"]
 	assert.Equal(t, 10, ours.Calls.Completed)

@@ -19,6 +19,7 @@ import (
 // The daemon of either edge is killed, restarted and replaced by the next version while calls are up: the planes
 // forward on, the next daemon adopts them, and no packet of voice is lost.
 func TestDaemonGoesAndComesBackInACall(t *testing.T) {
+	long(t)
 	for _, c := range []struct {
 		name string
 		end  func(t *testing.T, e *lab.Edge)
@@ -129,6 +130,7 @@ func farSiteDialsIn(site string, values map[string]string) {
 
 // The far end goes altogether, as in a reboot: daemon, planes, tunnels, keys in memory. Voice is back five seconds after it is.
 func TestFarEndRestarted(t *testing.T) {
+	long(t)
 	for _, c := range []struct {
 		name, side string
 		config     func(string, map[string]string)

@@ -146,6 +146,7 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 // Whatever is taken away from under a call, nothing of it appears on the WAN in clear: not while the tunnels' devices, the
 // planes and the daemon are gone, nor when the rules or one of the routes' tables are flushed beside that.
 func TestNothingLeavesInClear(t *testing.T) {
+	long(t)
 	for _, c := range []struct {
 		name string
 		take func(t *testing.T, e *lab.Edge)

@@ -139,7 +139,7 @@ func (o *Options) fill() error {
 	}
 	for _, p := range o.Paths {
 		if !slices.Contains(pathNames, p) {
-			return fmt.Errorf("no pair is called %q (allowed: %s)", p, strings.Trim(fmt.Sprint(pathNames), "[]"))
+			return fmt.Errorf("no pair is called %q (allowed: %s)", p, strings.ReplaceAll(strings.Trim(fmt.Sprint(pathNames), "[]"), " ", ", "))
 		}
 		if (p == FQCoDel || p == Cake) && o.WAN == 0 {
 			return fmt.Errorf("the pair %s is held to a rate and needs one", p)

@@ -36,7 +36,7 @@ func TestOptionsAreHeldToTheirRange(t *testing.T) {
 		"a loss of 1 (allowed: 0 to less than 1)":            {Loss: 1},
 		"a delay of 1m0s (allowed: 0-5s)":                    {Delay: time.Minute},
 		`bulk "sctp" (allowed: none, tcp, udp)`:              {Bulk: "sctp"},
-		`no pair is called "x" (allowed: ringway, baseline)`: {Paths: []PathName{"x"}},
+		`no pair is called "x" (allowed: ringway, baseline, fq_codel, cake, kernel)`: {Paths: []PathName{"x"}},
 	} {
 		assert.EqualError(t, o.fill(), want)
 	}
