@@ -127,8 +127,9 @@ func (t *thread) next(sleep bool) bool {
 		if !t.sleep() {
 			return false
 		}
-		// Who has the turn most likely has the packet, too, and looks again before it sleeps: no need to stand in line at once.
-		if tries >= turnTries {
+		// Who has the turn most likely has the packet, too, and looks again before it sleeps: no need to stand in line at once. A call
+		// is for this thread alone.
+		if tries >= turnTries || t.called {
 			return t.takeTurn()
 		}
 		if t.tryTurn() {

@@ -38,10 +38,7 @@ func newWay(name string, e *Engine, cpus []int, fds ...int) (*way, error) {
 		t.way, t.first = w, i == 0
 		if len(cpus) > 1 {
 			t.affinity.own.Set(cpus[i])
-			for _, c := range cpus {
-				t.affinity.all.Set(c)
-			}
-			t.affinity.set = e.alone
+			t.affinity.set = e.alone && unix.SchedGetaffinity(0, &t.affinity.all) == nil
 		}
 		w.threads = append(w.threads, t)
 	}

@@ -69,6 +69,27 @@ func TestOneThreadHasTheTurn(t *testing.T) {
 	assert.Zero(t, w.turn.word.Load()&turnTaken)
 }
 
+// A thread that is called while another has the turn does not forget it: what waits for a session would wait on.
+func TestACallOutlivesSomebodysTurn(t *testing.T) {
+	w := &way{}
+	for range 2 {
+		th, err := newThread("test", func() int64 { return 1 }, false)
+		require.NoError(t, err)
+		th.way, th.first = w, len(w.threads) == 0
+		w.threads = append(w.threads, th)
+	}
+	t.Cleanup(w.close)
+	first, other := w.threads[0], w.threads[1]
+	require.True(t, first.takeTurn())
+	went := make(chan bool)
+	go func() { went <- first.next(true) && first.called }()
+	require.Eventually(t, other.tryTurn, 10*time.Second, time.Millisecond) // when the first sleeps
+	w.ring()
+	require.Eventually(t, func() bool { return w.turn.word.Load() == turnAwaited }, 10*time.Second, time.Millisecond, "it has gone back to sleep")
+	other.giveTurn()
+	require.True(t, <-went)
+}
+
 // Every processor has a thread of each direction, which stays there while there is little to forward.
 func TestAThreadOnEachProcessor(t *testing.T) {
 	cpus, err := processors(0)
