@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -35,4 +37,31 @@ func benchError(c *cobra.Command, err error) error {
 		return errors.New("interrupted; nothing of the benchmark is left")
 	}
 	return err
+}
+
+// measured is what a benchmark with plots brings back.
+type measured interface {
+	Table(io.Writer) error
+	JSON(io.Writer) error
+	Save(dir string) (page string, err error)
+}
+
+// show prints what was measured, and draws it into the folder plot where that is named.
+func show(c *cobra.Command, r measured, asJSON bool, plot string) error {
+	write := r.Table
+	if asJSON {
+		write = r.JSON
+	}
+	if err := write(c.OutOrStdout()); err != nil {
+		return fmt.Errorf("write what was measured: %w", err)
+	}
+	if plot == "" {
+		return nil
+	}
+	page, err := r.Save(plot)
+	if err != nil {
+		return fmt.Errorf("draw what was measured: %w", err)
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "\nThe whole report, with plots: %s\n", page)
+	return nil
 }

@@ -60,22 +60,7 @@ It needs root, and ip, ss, ping, iperf3, wg and the stock program wireguard-go.`
 			if err != nil {
 				return benchError(c, err)
 			}
-			write := r.Table
-			if printJSON {
-				write = r.JSON
-			}
-			if err := write(c.OutOrStdout()); err != nil {
-				return fmt.Errorf("write what was measured: %w", err)
-			}
-			if plot == "" {
-				return nil
-			}
-			page, err := r.Save(plot)
-			if err != nil {
-				return fmt.Errorf("draw what was measured: %w", err)
-			}
-			fmt.Fprintf(c.ErrOrStderr(), "\nThe whole report, with plots: %s\n", page)
-			return nil
+			return show(c, r, printJSON, plot)
 		},
 	}
 	flags := c.Flags()

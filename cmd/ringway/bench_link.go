@@ -54,19 +54,8 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 			if err != nil {
 				return benchError(c, err)
 			}
-			write := r.Table
-			if printJSON {
-				write = r.JSON
-			}
-			if err := write(c.OutOrStdout()); err != nil {
-				return fmt.Errorf("write what was measured: %w", err)
-			}
-			if plot != "" {
-				page, err := r.Save(plot)
-				if err != nil {
-					return fmt.Errorf("draw what was measured: %w", err)
-				}
-				fmt.Fprintf(c.ErrOrStderr(), "\nThe whole report, with plots: %s\n", page)
+			if err := show(c, r, printJSON, plot); err != nil {
+				return err
 			}
 			if n := r.Report.Unmet(); check && n > 0 {
 				return fmt.Errorf("%d of %d goals are not met", n, len(r.Report.Verdicts))
