@@ -196,7 +196,7 @@ func (r *rekeyRun) connect(ctx context.Context) (err error) {
 		[2]rival.LinkEnd{nearEnd, r.far()}); err != nil {
 		return err
 	}
-	if err := r.link.KeepAddresses(); err != nil {
+	if err := r.link.Route(ctx); err != nil {
 		return err
 	}
 	path := standPath{tunnel: r.link.Tunnel, a: netA + ".10", b: netB + ".10"}
