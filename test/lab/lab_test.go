@@ -227,5 +227,5 @@ func TestStockQueuesInTheWordsOfTC(t *testing.T) {
 	_, err := New(t.Context(), Options{Paths: []PathName{Cake}})
 	assert.ErrorContains(t, err, "the pair cake is held to a rate and needs one")
 	_, err = New(t.Context(), Options{Paths: []PathName{"ipsec"}})
-	assert.ErrorContains(t, err, "allowed: ringway baseline fq_codel cake kernel")
+	assert.ErrorContains(t, err, "allowed: ringway, baseline, fq_codel, cake, kernel")
 }
