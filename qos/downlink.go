@@ -98,7 +98,7 @@ func wantLANs(in Input) (out []Link) {
 		}
 		for _, d := range downs {
 			packet := d.wan.wire()
-			b := burst(d.Rate, d.Rate, packet)
+			b := burst(d.Rate, d.Rate, d.Rate, packet)
 			c := HTBClass{Handle: Handle(d.ClassID), Parent: lanQdisc, Rate: d.Rate, Ceil: d.Rate, Burst: b, CBurst: b, Prio: 2, Quantum: packet,
 				Overhead: uint16(max(d.wan.Overhead, 0)), MPU: uint16(max(d.wan.MPU, 0)), ATM: d.wan.Cells == ATM}
 			l.Classes = append(l.Classes, c)

@@ -108,12 +108,14 @@ func WireFrame(mtu int) ByteCount {
 
 // Sizes of the bursts, and why. What leaves HTB at once stands in the provider's queue in front
 // of the next voice packet, so bursts are as small as the kernel's timers allow: a millisecond
-// (a late timer then costs no throughput), or one packet where that is more and the line is not slow. HTB sends as long as it owes
-// nothing, so after an idle moment a burst and one packet leave at once, whatever the packet's length. On a slow line a burst of a
-// whole packet would let two shorter ones through, and a call's packet wait behind both: there it is slowBurst.
+// (a late timer then costs no throughput), or one packet where that is more. HTB sends as long as it owes
+// nothing, so after an idle moment a burst and one packet leave at once, whatever the packet's length. Where a packet takes
+// longer than a millisecond, the burst comes on top of what a call waits for anyway, and is half of that; a timer that is late by more
+// costs little there, for there are few packets to be late with.
 const (
 	burstTime = time.Millisecond
-	slowBurst = 2 * time.Millisecond // of the line
+	slowBurst = burstTime / 2 // of the line
+	slowSite  = 2 * burstTime // the most of a slow site's line at a faster WAN
 	// The phones of a site are not in step, but often enough many of them speak at the same
 	// instant. What they send in up to mediaBurst of the whole link goes out at once and in
 	// front of everything; the rest of a packet interval's worth (mediaInterval of the budget)
@@ -291,7 +293,7 @@ func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f F
 	total, packet := w.Shaped(), w.wire()
 	root := HTBClass{
 		Handle: rootClass, Parent: rootQdisc, Rate: total, Ceil: total,
-		Burst: burst(total, total, packet), CBurst: burst(total, total, packet),
+		Burst: burst(total, total, total, packet), CBurst: burst(total, total, total, packet),
 		Quantum: packet, Overhead: uint16(max(w.Overhead, 0)), MPU: uint16(max(w.MPU, 0)), ATM: w.Cells == ATM,
 	}
 	l := Link{
@@ -304,14 +306,14 @@ func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f F
 	fit := shares(w, &local, branches, classes)
 	small := func(rate, line BitRate) ByteCount {
 		if fit {
-			return burst(rate, line, packet)
+			return burst(rate, line, total, packet)
 		}
 		return tokenBurst
 	}
 	for _, b := range append([]branch{local}, branches...) {
 		inner := root
 		inner.Handle, inner.Parent, inner.Rate, inner.Ceil = b.inner, rootClass, b.rate(), b.ceil
-		inner.Burst, inner.CBurst = small(inner.Rate, b.ceil), burst(b.ceil, b.ceil, packet)
+		inner.Burst, inner.CBurst = small(inner.Rate, b.ceil), burst(b.ceil, b.ceil, total, packet)
 		l.Classes = append(l.Classes, inner)
 		for i, name := range ClassNames {
 			leaf := inner
@@ -353,9 +355,16 @@ func LeafBytes(rate BitRate, c Class, packet ByteCount) ByteCount {
 	return max(rate.Bytes(c.Limit), least*packet)
 }
 
-// burst is that of a class on a line, or on its part.
-func burst(rate, line BitRate, packet ByteCount) ByteCount {
-	return max(rate.Bytes(burstTime), min(packet, line.Bytes(slowBurst)))
+// burst is that of a class on a line, or on its part, of a WAN that carries total.
+func burst(rate, line, total BitRate, packet ByteCount) ByteCount {
+	if packet <= line.Bytes(burstTime) {
+		return max(rate.Bytes(burstTime), packet)
+	}
+	wait := slowBurst
+	if line < total { // a site's: while its tokens come, it waits for its turn between packets to others
+		wait = min(wait+total.Serialization(2*packet), slowSite)
+	}
+	return line.Bytes(wait)
 }
 
 // segmentTick is how long a segmenting TBF's bucket takes to fill: two wire packets leave no
