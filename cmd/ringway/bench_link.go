@@ -35,7 +35,7 @@ one packet of voice for each further call. Data's goal is 95 % of the bytes at t
 margin leave, signalling's a round trip under 50 ms, a second data flow's a ping under 30 ms (p99, from 2 Mbit/s up). A
 goal that is not met is said, and is no error unless --check is given.
 
-It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireguard-go. A full run takes some twenty minutes.`,
+It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireguard-go. A full run takes some half hour.`,
 		Example: `  ringway bench link                                        all rates, three rounds of 20 s a load
   ringway bench link --rates 2mbit --duration 10s --check   one link, and an error where a goal is not met
   ringway bench link --rates 10mbit --calls 10 --plot bench-out

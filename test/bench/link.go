@@ -147,11 +147,7 @@ func (r *linkRun) rate(ctx context.Context, rate qos.BitRate) error {
 		for i := range row.Loads {
 			load := &row.Loads[i]
 			r.say("%s, load %s, round %d of %d: %s", rate, load.Scenario.Bulk, round, r.o.Rounds, r.o.Duration)
-			one, err := r.load(ctx, s, row, load.Scenario.Bulk)
-			for again := 0; errors.Is(err, errFloodOver) && again < floodAgain; again++ {
-				r.say("  once more: %v", err)
-				one, err = r.load(ctx, s, row, load.Scenario.Bulk)
-			}
+			one, err := r.loaded(ctx, s, row, load.Scenario.Bulk)
 			if err != nil {
 				return errors.Join(fmt.Errorf("load %s, round %d: %w", load.Scenario.Bulk, round, err), s.alive())
 			}
@@ -171,6 +167,32 @@ func (r *linkRun) rate(ctx context.Context, rate qos.BitRate) error {
 	return nil
 }
 
+// loaded measures one load once: on all paths at the same time or, where they would share the processor and not each fill its own link, one
+// after the other.
+func (r *linkRun) loaded(ctx context.Context, s *linkStand, row *report.LinkRate, kind string) (out report.LinkRound, err error) {
+	turns := [][]linkPath{s.paths}
+	if row.InTurn {
+		turns = nil
+		for p := range slices.Chunk(s.paths, 1) {
+			turns = append(turns, p)
+		}
+	}
+	for _, paths := range turns {
+		now := *s
+		now.paths = paths
+		one, err := r.load(ctx, &now, kind)
+		for again := 0; errors.Is(err, errFloodOver) && again < floodAgain; again++ {
+			r.say("  once more: %v", err)
+			one, err = r.load(ctx, &now, kind)
+		}
+		if err != nil {
+			return out, err
+		}
+		out.Join(one)
+	}
+	return out, nil
+}
+
 func (s *linkStand) alive() error {
 	var errs []error
 	for _, p := range s.paths {
@@ -185,7 +207,8 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 	if err != nil {
 		return nil, err
 	}
-	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate)), Wire: s.rate <= kernelAbove}
+	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate)), Wire: s.rate <= kernelAbove,
+		InTurn: s.rate > togetherUpTo && len(names) > 1}
 	packet := func(ip int, wire qos.ByteCount) report.LinkPacket {
 		return report.LinkPacket{IPBytes: ip, WireBytes: int(wire), TimeUS: micros(s.rate.Serialization(wire))}
 	}
@@ -243,8 +266,8 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 
 func ethernet(packet qos.ByteCount) qos.ByteCount { return packet + 14 }
 
-// load measures one load once, on all paths at the same time.
-func (r *linkRun) load(ctx context.Context, s *linkStand, row *report.LinkRate, kind string) (report.LinkRound, error) {
+// load measures one load once, on all of the stand's paths at the same time.
+func (r *linkRun) load(ctx context.Context, s *linkStand, kind string) (report.LinkRound, error) {
 	out := report.LinkRound{Paths: make([]report.LinkPath, len(s.paths))}
 	earlier, err := s.drops(ctx)
 	if err != nil {

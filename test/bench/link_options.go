@@ -49,9 +49,11 @@ const (
 	// A link up to this is a wire, busy with one packet at a time. Above, the relay that keeps a wire's clock would itself be in the figures, the
 	// kernel's meter stands there, and the kernel's own forwarding beside it for comparison.
 	kernelAbove = report.AddedUpTo * qos.BitRate(1)
-	leastLink   = qos.Mbit // the voice budget of less carries no call
-	mostLink    = qos.Gbit
-	longestLink = 10 * time.Minute
+	// Up to this all paths are loaded at the same time. Above, three floods of twice the link both ways are more than two cores carry.
+	togetherUpTo = 50 * qos.Mbit
+	leastLink    = qos.Mbit // the voice budget of less carries no call
+	mostLink     = qos.Gbit
+	longestLink  = 10 * time.Minute
 )
 
 func (o *LinkOptions) check() error {

@@ -41,10 +41,11 @@ type LinkSettings struct {
 type LinkRate struct {
 	Rate        string     `json:"rate"`
 	Bits        uint64     `json:"rate_bits_per_s"`
-	BufferBytes int        `json:"buffer_bytes"` // the provider's FIFO
-	Wire        bool       `json:"wire"`         // the provider is busy with one packet at a time; otherwise it is a meter with a bucket (TBF)
-	DataPacket  LinkPacket `json:"data_packet"`  // the longest of Ringway's data, by its plan
-	VoicePacket LinkPacket `json:"voice_packet"` // a call's, by its plan
+	BufferBytes int        `json:"buffer_bytes"`  // the provider's FIFO
+	Wire        bool       `json:"wire"`          // the provider is busy with one packet at a time; otherwise it is a meter with a bucket (TBF)
+	InTurn      bool       `json:"paths_in_turn"` // each path alone, one after the other; otherwise all at the same time
+	DataPacket  LinkPacket `json:"data_packet"`   // the longest of Ringway's data, by its plan
+	VoicePacket LinkPacket `json:"voice_packet"`  // a call's, by its plan
 	BudgetUS    float64    `json:"pdv_budget_us"`
 	Loads       []LinkLoad `json:"loads"`
 }
@@ -413,8 +414,23 @@ func (r LinkRate) line() string {
 	if r.Wire {
 		what = "a wire"
 	}
-	return fmt.Sprintf("%s both ways, %s behind a FIFO of %d bytes; longest packet of data %d bytes on the wire, %s; of voice %d, %s; budget of added PDV %s",
-		r.Rate, what, r.BufferBytes, r.DataPacket.WireBytes, lab.Duration(r.DataPacket.TimeUS), r.VoicePacket.WireBytes, lab.Duration(r.VoicePacket.TimeUS), lab.Duration(r.BudgetUS))
+	turn := ""
+	if r.InTurn {
+		turn = "; one path after the other, for together they would fill the processor first"
+	}
+	return fmt.Sprintf("%s both ways, %s behind a FIFO of %d bytes; longest packet of data %d bytes on the wire, %s; of voice %d, %s; budget of added PDV %s%s",
+		r.Rate, what, r.BufferBytes, r.DataPacket.WireBytes, lab.Duration(r.DataPacket.TimeUS), r.VoicePacket.WireBytes, lab.Duration(r.VoicePacket.TimeUS), lab.Duration(r.BudgetUS), turn)
+}
+
+// Join adds what was measured on other paths in the same round.
+func (r *LinkRound) Join(o LinkRound) {
+	r.Unsent += o.Unsent
+	if o.UnsentWhy != "" {
+		r.UnsentWhy = o.UnsentWhy
+	}
+	r.CPU = CPU{SoftIRQ: max(r.CPU.SoftIRQ, o.CPU.SoftIRQ), Stolen: max(r.CPU.Stolen, o.CPU.Stolen), Others: max(r.CPU.Others, o.CPU.Others)}
+	r.Late = Late{P50: max(r.Late.P50, o.Late.P50), P999: max(r.Late.P999, o.Late.P999), Max: max(r.Late.Max, o.Late.Max)}
+	r.Paths = append(r.Paths, o.Paths...)
 }
 
 func (r LinkRate) rows() [][]string {

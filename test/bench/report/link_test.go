@@ -96,3 +96,14 @@ func TestLinkGoalsDependOnTheRate(t *testing.T) {
 	assert.Contains(t, what, "voice PDV added")
 	assert.NotContains(t, what, "second flow's ping, p99")
 }
+
+// Paths that were measured one after the other stand in one round, which says the worst of the machine.
+func TestTurnsMakeARound(t *testing.T) {
+	var r LinkRound
+	r.Join(LinkRound{Unsent: 1, UnsentWhy: "no buffer space", CPU: CPU{Others: 0.2}, Late: Late{Max: 7}, Paths: []LinkPath{{Margin: 0.03}}})
+	r.Join(LinkRound{Unsent: 2, CPU: CPU{Others: 0.1, Stolen: 0.3}, Late: Late{Max: 9}, Paths: []LinkPath{{}}})
+	assert.Equal(t, LinkRound{Unsent: 3, UnsentWhy: "no buffer space", CPU: CPU{Others: 0.2, Stolen: 0.3}, Late: Late{Max: 9},
+		Paths: []LinkPath{{Margin: 0.03}, {}}}, r)
+	assert.Contains(t, LinkRate{InTurn: true}.line(), "one path after the other")
+	assert.NotContains(t, LinkRate{}.line(), "after the other")
+}
