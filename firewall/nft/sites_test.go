@@ -234,7 +234,7 @@ func BenchmarkPacketToASite(b *testing.B) {
 	}
 	var took [2][]float64
 	var ratio []float64
-	for round := range b.N {
+	for round := 0; b.Loop(); round++ {
 		var t [2]float64
 		for k := range sizes {
 			i := (k + round) % 2
