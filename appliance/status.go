@@ -13,7 +13,6 @@ import (
 	"ringway/appliance/config"
 	"ringway/firewall/nft"
 	"ringway/qos"
-	"ringway/qos/tc"
 	"ringway/tunnel"
 )
 
@@ -239,29 +238,15 @@ func scaled(v float64, unit string, step float64, units ...string) string {
 
 // addKernel reads the kernel's counters and says what it lacks.
 func (s *Status) addKernel(cfg *config.Config, f facts) {
-	var shaped []string
 	for _, w := range cfg.WANs {
-		if w.Uplink > 0 {
-			shaped = append(shaped, w.Interface)
-		} else {
+		if w.Uplink == 0 {
 			s.Features = append(s.Features, FeatureStatus{"uplink rate of " + w.Interface, "not configured, so nothing is shaped: voice waits behind data in the provider's queue"})
 		}
 	}
-	var err error
-	var sites []string
-	for _, site := range cfg.Sites {
-		sites = append(sites, site.Name)
-	}
 	s.Leaves = f.queues
-	if s.Queues, err = tc.Stats(shaped, sites); err != nil {
-		s.Problems = append(s.Problems, err.Error())
-	}
-	var wans []string
-	for _, w := range cfg.WANs {
-		wans = append(wans, w.Interface)
-	}
-	inwards, err := tc.DownlinkStats(cfg.Cards(), wans)
-	if s.Queues = append(s.Queues, inwards...); err != nil {
+	var errs []error
+	s.Queues, errs = queueCounters(cfg)
+	for _, err := range errs {
 		s.Problems = append(s.Problems, err.Error())
 	}
 	counters, err := nft.Counters()

@@ -175,6 +175,13 @@ func (f labFlags) show(c *cobra.Command, r lab.Result) error {
 		return fmt.Errorf("draw the plot: %w", err)
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "\nEvery packet's delay: %s\n", f.plot)
+	queues, err := r.PlotQueues(f.plot)
+	if err != nil {
+		return fmt.Errorf("draw the plot of the queues: %w", err)
+	}
+	if queues != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "What stood in the queues: %s\n", queues)
+	}
 	return nil
 }
 
