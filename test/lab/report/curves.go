@@ -57,7 +57,9 @@ const (
 func (c Curves) Save(path string) error { return save(path, c.Write) }
 
 // Write draws as png or svg.
-func (c Curves) Write(w io.Writer, format string) error { return render(w, format, curveWidth, curveHeight, c.draw) }
+func (c Curves) Write(w io.Writer, format string) error {
+	return render(w, format, curveWidth, curveHeight, c.draw)
+}
 
 // save writes a picture into a file, in the format that the file's name ends in.
 func save(path string, write func(w io.Writer, format string) error) (err error) {

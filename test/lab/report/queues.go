@@ -66,8 +66,8 @@ func (q *Queues) Find(direction, place, class string) *QueueSeries {
 	return nil
 }
 
-// numbers are lists of numbers as json indents them.
-var numbers = regexp.MustCompile(`\[\s+-?[0-9][-+.0-9eE]*(?:,\s+-?[0-9][-+.0-9eE]*)*\s+\]`)
+// numbers are lists of numbers as json indents them. There is no line break in a string.
+var numbers = regexp.MustCompile(`\[\n *-?[0-9][-+.0-9eE]*(?:,\n *-?[0-9][-+.0-9eE]*)*\n *\]`)
 var space = regexp.MustCompile(`\s+`)
 
 // WriteJSON writes v indented, but a list of numbers on one line: a series of a minute would take three hundred.

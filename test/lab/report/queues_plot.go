@@ -82,7 +82,7 @@ type queueRow struct {
 	local        bool
 	place        string
 	rates, waits []plotter.XYs // one a part
-	drops        plotter.XYs   // when some were, and how many
+	drops        []float64     // when some were
 	loaded       []float64     // waits that count for the table
 	dropped      float64
 }
@@ -227,7 +227,7 @@ func (r *queueRow) add(part QueuePart, s QueueSeries, offset float64) {
 		}
 		waits = append(waits, plotter.XY{X: at, Y: s.Wait[i]})
 		if s.Drops[i] > 0 {
-			r.drops = append(r.drops, plotter.XY{X: at})
+			r.drops = append(r.drops, at)
 		}
 		if !part.Quiet && t >= 0 {
 			r.loaded = append(r.loaded, s.Wait[i])
@@ -244,13 +244,14 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 	if top > 1.9*wait && wait > 1 { // 110 ms need no axis of 200
 		top = 1.25 * wait
 	}
-	rates.Y.Min, rates.Y.Max, waits.Y.Min, waits.Y.Max = 0, 1.12*max(fast, 0.1), 0, 1.14*top
+	rates.Y.Max, waits.Y.Max = 1.12*max(fast, 0.1), 1.14*top
 	for _, p := range []*plot.Plot{rates, waits} {
+		p.Y.Min = -0.02 * p.Y.Max // what lies at 0 is not hidden by the axis
 		p.X.Min, p.X.Max = d.low, max(d.high, d.low+1)
 		p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(secondTicksFrom), plot.TickerFunc(evenTicks)
 		for _, m := range d.marks {
 			if m.From > d.low {
-				if err := stroke(p, draw.LineStyle{Color: grey, Width: 0.7, Dashes: []vg.Length{2, 2}}, plotter.XYs{{X: m.From, Y: 0}, {X: m.From, Y: p.Y.Max}}); err != nil {
+				if err := stroke(p, draw.LineStyle{Color: grey, Width: 0.7, Dashes: []vg.Length{2, 2}}, plotter.XYs{{X: m.From, Y: p.Y.Min}, {X: m.From, Y: p.Y.Max}}); err != nil {
 					return err
 				}
 			}
@@ -281,23 +282,6 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 			}
 		}
 	}
-	row := 0
-	for _, r := range d.rows {
-		if len(r.drops) == 0 {
-			continue
-		}
-		ticks := slices.Clone(r.drops)
-		for i := range ticks {
-			ticks[i].Y = waits.Y.Max * (0.97 - 0.055*float64(row))
-		}
-		marks, err := plotter.NewScatter(ticks)
-		if err != nil {
-			return err
-		}
-		marks.GlyphStyle = draw.GlyphStyle{Color: r.line(queueStyles[r.style].line).Color, Radius: vg.Points(2.6), Shape: bar{}}
-		waits.Add(marks)
-		row++
-	}
 	rates.X.Tick.Marker = plot.TickerFunc(unlabelled(secondTicksFrom))
 
 	above := draw.Crop(c, vg.Points(8), -vg.Points(10), 0, -vg.Points(20))
@@ -317,11 +301,12 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 		}
 		p.Draw(canvases[i])
 		area := p.DataCanvas(canvases[i])
-		if i > 0 {
+		toX, toY := p.Transforms(&area)
+		if p == waits {
+			d.drops(c, toX, area.Max.Y)
 			continue
 		}
 		c.FillText(title, vg.Point{X: area.Min.X, Y: area.Max.Y + vg.Points(14)}, name(d.Name))
-		toX, toY := p.Transforms(&area)
 		for j, m := range d.marks {
 			at := vg.Point{X: max(toX(m.From), area.Min.X), Y: area.Max.Y + vg.Points(3)}
 			style, end := small, area.Max.X
@@ -343,13 +328,27 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 	return nil
 }
 
+// drops marks when packets were dropped, a row a queue, under top.
+func (d queueColumnData) drops(c draw.Canvas, toX func(float64) vg.Length, top vg.Length) {
+	for _, r := range d.rows {
+		if len(r.drops) == 0 {
+			continue
+		}
+		style := draw.LineStyle{Color: queueStyles[r.style].line.Color, Width: vg.Points(0.8)}
+		for _, t := range r.drops {
+			c.StrokeLine2(style, toX(t), top-vg.Points(6), toX(t), top-vg.Points(1))
+		}
+		top -= vg.Points(7)
+	}
+}
+
 // table names the lines and gives their figures.
 func (d queueColumnData) table(c draw.Canvas, y vg.Length) {
 	left, text := c.Min.X+vg.Points(12), draw.TextStyle{Color: ink, Font: sans(9, false), Handler: plot.DefaultTextHandler, YAlign: draw.YCenter}
 	number, head := text, text
 	number.XAlign = draw.XRight
 	head.Color, head.XAlign = grey, draw.XRight
-	right := [3]vg.Length{c.Min.X + 8.2*vg.Centimeter, c.Min.X + 10.2*vg.Centimeter, c.Max.X - vg.Points(12)}
+	right := [3]vg.Length{c.Min.X + 8.2*vg.Centimeter, c.Min.X + 10.2*vg.Centimeter, c.Max.X - vg.Points(16)}
 	y -= queueLine / 2
 	for i, h := range []string{"waiting: median", "most", "packets dropped"} {
 		c.FillText(head, vg.Point{X: right[i], Y: y}, h)
