@@ -3,7 +3,6 @@ package appliance
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -16,49 +15,41 @@ import (
 	"ringway/tunnel"
 )
 
-// QueuesNow is what the daemon says of the queues alone. To ask for it a few times a second costs the voice plane nothing: the status asks it, too, and
-// each answer is garbage there.
+// QueuesNow is what the daemon says of the WANs' queues alone, for who asks a few times a second beside calls whose latency he measures: the
+// status asks the voice plane, too, and each answer is garbage there.
 type QueuesNow struct {
-	Queues    []qos.QueueStats   `json:"queues"`          // as the status has them
+	Queues    []qos.QueueStats   `json:"queues"`          // of the WANs, as the status has them
 	Flows     *tunnel.FlowStatus `json:"flows,omitempty"` // before the data tunnel's engine; nil: none
 	FlowDrops uint64             `json:"flow_drops"`      // packets that they dropped, in all
 }
 
-// Queues reads the kernel's counters of the queues, and asks the data plane for its flow queues.
-func (d *Daemon) Queues(ctx context.Context) (QueuesNow, error) {
+// Queues reads the kernel's counters of the WANs' queues, and asks the data plane for its flow queues.
+func (d *Daemon) Queues(ctx context.Context) (q QueuesNow, err error) {
 	d.mu.Lock()
 	cfg := d.cfg
 	d.mu.Unlock()
-	var q QueuesNow
-	var errs []error
-	q.Queues, errs = queueCounters(cfg)
+	if q.Queues, err = wanQueues(cfg); err != nil {
+		return q, err
+	}
 	data, err := d.slots[tunnel.Data].status(ctx)
 	if err == nil {
 		q.Flows, q.FlowDrops = data.Queue, data.Drops["queue_delay"]+data.Drops["queue_full"]
 	}
-	return q, errors.Join(append(errs, err)...)
+	return q, err
 }
 
-// queueCounters reads the kernel's counters of all queues: on WANs, and of what comes in on LANs. What can be read comes back beside the errors.
-func queueCounters(cfg *config.Config) (out []qos.QueueStats, errs []error) {
-	var wans, shaped, sites []string
+// wanQueues reads the kernel's counters of the queues on all WANs that are shaped.
+func wanQueues(cfg *config.Config) ([]qos.QueueStats, error) {
+	var shaped, sites []string
 	for _, w := range cfg.WANs {
-		if wans = append(wans, w.Interface); w.Uplink > 0 {
+		if w.Uplink > 0 {
 			shaped = append(shaped, w.Interface)
 		}
 	}
 	for _, site := range cfg.Sites {
 		sites = append(sites, site.Name)
 	}
-	out, err := tc.Stats(shaped, sites)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	inwards, err := tc.DownlinkStats(cfg.Cards(), wans)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	return append(out, inwards...), errs
+	return tc.Stats(shaped, sites)
 }
 
 // QueueWatch makes rates of one status after the other.

@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/firewall/nft"
 	"ringway/qos"
+	"ringway/qos/tc"
 	"ringway/tunnel"
 )
 
@@ -244,9 +245,16 @@ func (s *Status) addKernel(cfg *config.Config, f facts) {
 		}
 	}
 	s.Leaves = f.queues
-	var errs []error
-	s.Queues, errs = queueCounters(cfg)
-	for _, err := range errs {
+	var err error
+	if s.Queues, err = wanQueues(cfg); err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	var wans []string
+	for _, w := range cfg.WANs {
+		wans = append(wans, w.Interface)
+	}
+	inwards, err := tc.DownlinkStats(cfg.Cards(), wans)
+	if s.Queues = append(s.Queues, inwards...); err != nil {
 		s.Problems = append(s.Problems, err.Error())
 	}
 	counters, err := nft.Counters()

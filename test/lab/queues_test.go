@@ -21,7 +21,7 @@ import (
 )
 
 // program builds ringway: the edges run it.
-func program(t *testing.T) string {
+func program(t testing.TB) string {
 	t.Helper()
 	p := filepath.Join(t.TempDir(), "ringway")
 	cmd := exec.Command("go", "build", "-o", p, "ringway/cmd/ringway")
