@@ -25,7 +25,7 @@ import (
 const queueEvery = 200 * time.Millisecond
 
 // readTime bounds one reading of one host.
-const readTime = time.Second
+const readTime = 5 * time.Second
 
 // QueueWatch reads the queues on the ways of all pairs, a few times a second. A Ringway edge is asked over its control socket for
 // the queues alone, which its voice plane does not notice; other edges' and the provider's come from the kernel, or from the relay where that is the wire.
