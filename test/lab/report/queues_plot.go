@@ -53,7 +53,7 @@ const WaitLegend = "Waiting: the backlog at the class's guaranteed rate, before 
 // Measures of the picture.
 const (
 	queueColumn  = 13.5 * vg.Centimeter
-	queueColumns = 3 // beside each other; more paths stand in the next row
+	queueColumns = 2 // beside each other; more paths stand in the next row
 	queueHead    = 2.9 * vg.Centimeter
 	queueRates   = 4.3 * vg.Centimeter
 	queueWaits   = 5.1 * vg.Centimeter
@@ -108,7 +108,7 @@ func (q QueuePicture) Write(w io.Writer, format string) error {
 	}
 	across := min(max(len(columns), 1), queueColumns)
 	down := (len(columns) + queueColumns - 1) / queueColumns
-	block := queueRates + queueWaits + vg.Length(lines+1)*queueLine + vg.Points(34)
+	block := queueRates + queueWaits + vg.Length(lines+1)*queueLine + vg.Points(44)
 	width, height := vg.Length(across)*queueColumn, queueHead+vg.Length(down)*block
 	return render(w, format, width, height, func(c draw.Canvas) error {
 		c.SetColor(color.White)
@@ -388,8 +388,11 @@ func stroke(p *plot.Plot, style draw.LineStyle, points plotter.XYs) error {
 
 // name is a path's as a title.
 func name(path string) string {
-	if path == "none" {
+	switch path {
+	case "none":
 		return "No queues at the edge"
+	case "fq_codel", "cake": // tc's words
+		return path
 	}
 	return title(path)
 }
