@@ -163,7 +163,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 
-	control := &controlServer{path: p.socket(), log: d.log, group: d.controlGroup, status: d.Status, metrics: d.metrics.handler, reload: d.reload, upgrade: d.upgrade,
+	control := &controlServer{path: p.socket(), log: d.log, group: d.controlGroup, status: d.Status, queues: d.Queues, metrics: d.metrics.handler, reload: d.reload, upgrade: d.upgrade,
 		apply: d.apply, confirm: d.confirm, undo: d.undo,
 		stop: func() { d.stopOnce.Do(func() { close(d.stopAsked) }) }}
 	tasks := []task{

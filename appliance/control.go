@@ -82,6 +82,7 @@ type controlServer struct {
 	log     *slog.Logger
 	group   func() int // of the current config; 0 = none
 	status  func(ctx context.Context) (Status, error)
+	queues  func(ctx context.Context) (QueuesNow, error)
 	metrics http.Handler
 	reload  func(ctx context.Context) (ReloadResult, error)
 	stop    func()
@@ -123,6 +124,10 @@ func (s *controlServer) handler() http.Handler {
 	mux.HandleFunc("GET /v1/status", guard(false, func(w http.ResponseWriter, r *http.Request) {
 		st, err := s.status(r.Context())
 		answer(w, st, err)
+	}))
+	mux.HandleFunc("GET /v1/queues", guard(false, func(w http.ResponseWriter, r *http.Request) {
+		q, err := s.queues(r.Context())
+		answer(w, q, err)
 	}))
 	mux.HandleFunc("GET /v1/metrics", guard(false, func(w http.ResponseWriter, r *http.Request) { s.metrics.ServeHTTP(w, r) }))
 	mux.HandleFunc("POST /v1/reload", guard(true, func(w http.ResponseWriter, r *http.Request) {
@@ -240,10 +245,19 @@ func NewClient(p Paths) *Client {
 	}}}
 }
 
+// Close lets go of connections that are kept for the next question.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
 // Status asks for the status.
 func (c *Client) Status(ctx context.Context) (st Status, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/status", nil, &st)
 	return st, err
+}
+
+// Queues asks for the queues alone.
+func (c *Client) Queues(ctx context.Context) (q QueuesNow, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/queues", nil, &q)
+	return q, err
 }
 
 // Metrics asks for the numbers of the status in Prometheus' text format.

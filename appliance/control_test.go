@@ -70,8 +70,9 @@ func TestRootAsksAndIsAnswered(t *testing.T) {
 
 // Whoever is not root gets nothing, a member of the group the status alone. What counts is the kernel's word.
 func TestTheSocketChecksWhoAsks(t *testing.T) {
+	fakeQueues := func(context.Context) (QueuesNow, error) { return QueuesNow{FlowDrops: 7}, nil }
 	metrics := metricsHandler(slog.New(slog.DiscardHandler), &collector{status: fakeStatus, now: time.Now})
-	p, c := serve(t, &controlServer{status: fakeStatus, metrics: metrics, group: func() int { return 4711 }, stop: func() { t.Error("a stranger stopped the daemon") }})
+	p, c := serve(t, &controlServer{status: fakeStatus, queues: fakeQueues, metrics: metrics, group: func() int { return 4711 }, stop: func() { t.Error("a stranger stopped the daemon") }})
 	ask := func(gid uint32, method, path string) string {
 		cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "--unix-socket", p.socket(), "http://x"+path)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: gid, NoSetGroups: false}}
@@ -83,6 +84,11 @@ func TestTheSocketChecksWhoAsks(t *testing.T) {
 	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/status"))
 	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/metrics"))
 	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/metrics"))
+	assert.Equal(t, "403", ask(65534, http.MethodGet, "/v1/queues"))
+	assert.Equal(t, "200", ask(4711, http.MethodGet, "/v1/queues"))
+	queues, err := c.Queues(t.Context())
+	require.NoError(t, err)
+	assert.EqualValues(t, 7, queues.FlowDrops)
 	text, err := c.Metrics(t.Context())
 	require.NoError(t, err)
 	assert.Contains(t, string(text), `ringway_box_info{box="berlin"} 1`)

@@ -2,14 +2,55 @@ package appliance
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"slices"
 	"text/tabwriter"
 	"time"
 
+	"ringway/appliance/config"
 	"ringway/qos"
+	"ringway/qos/tc"
+	"ringway/tunnel"
 )
+
+// QueuesNow is what the daemon says of the WANs' queues alone, for who asks a few times a second beside calls whose latency he measures: the
+// status asks the voice plane, too, and each answer is garbage there.
+type QueuesNow struct {
+	Queues    []qos.QueueStats   `json:"queues"`          // of the WANs, as the status has them
+	Flows     *tunnel.FlowStatus `json:"flows,omitempty"` // before the data tunnel's engine; nil: none
+	FlowDrops uint64             `json:"flow_drops"`      // packets that they dropped, in all
+}
+
+// Queues reads the kernel's counters of the WANs' queues, and asks the data plane for its flow queues.
+func (d *Daemon) Queues(ctx context.Context) (q QueuesNow, err error) {
+	d.mu.Lock()
+	cfg := d.cfg
+	d.mu.Unlock()
+	if q.Queues, err = wanQueues(cfg); err != nil {
+		return q, err
+	}
+	data, err := d.slots[tunnel.Data].status(ctx)
+	if err == nil {
+		q.Flows, q.FlowDrops = data.Queue, data.Drops["queue_delay"]+data.Drops["queue_full"]
+	}
+	return q, err
+}
+
+// wanQueues reads the kernel's counters of the queues on all WANs that are shaped.
+func wanQueues(cfg *config.Config) ([]qos.QueueStats, error) {
+	var shaped, sites []string
+	for _, w := range cfg.WANs {
+		if w.Uplink > 0 {
+			shaped = append(shaped, w.Interface)
+		}
+	}
+	for _, site := range cfg.Sites {
+		sites = append(sites, site.Name)
+	}
+	return tc.Stats(shaped, sites)
+}
 
 // QueueWatch makes rates of one status after the other.
 type QueueWatch struct {

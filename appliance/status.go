@@ -239,21 +239,14 @@ func scaled(v float64, unit string, step float64, units ...string) string {
 
 // addKernel reads the kernel's counters and says what it lacks.
 func (s *Status) addKernel(cfg *config.Config, f facts) {
-	var shaped []string
 	for _, w := range cfg.WANs {
-		if w.Uplink > 0 {
-			shaped = append(shaped, w.Interface)
-		} else {
+		if w.Uplink == 0 {
 			s.Features = append(s.Features, FeatureStatus{"uplink rate of " + w.Interface, "not configured, so nothing is shaped: voice waits behind data in the provider's queue"})
 		}
 	}
-	var err error
-	var sites []string
-	for _, site := range cfg.Sites {
-		sites = append(sites, site.Name)
-	}
 	s.Leaves = f.queues
-	if s.Queues, err = tc.Stats(shaped, sites); err != nil {
+	var err error
+	if s.Queues, err = wanQueues(cfg); err != nil {
 		s.Problems = append(s.Problems, err.Error())
 	}
 	var wans []string

@@ -33,7 +33,7 @@ While one packet of data is on the wire, voice has to wait; what is more is the 
 PDV (p99.9 less the minimum, less the same round's without load) is one packet of data on the wire, 1 ms, and
 one packet of voice for each further call. Data's goal is 95 % of the bytes at the provider's bottleneck that voice and the stated
 margin leave, signalling's a round trip under 50 ms, a second data flow's a ping under 30 ms (p99, from 2 Mbit/s up). A
-goal that is not met is said, and is no error unless --check is given.
+goal that is not met is said, and is no error unless --check is given. What stood in which queue meanwhile is in --json and in the plots.
 
 It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireguard-go. A full run takes some half hour.`,
 		Example: `  ringway bench link                                        all rates, three rounds of 20 s a load

@@ -41,7 +41,8 @@ tunnel without queues: what people use today.
 
 Every packet of voice is seen at both phones with the kernel's timestamps. The table gives each path's worse direction:
 one-way delay, its variation (PDV: p99.9 less the minimum, RFC 8219), jitter (RFC 3550), loss, and what a listener would
-say (MOS and R, ITU-T G.107).
+say (MOS and R, ITU-T G.107). Meanwhile the queues on the way are read five times a second: what each class at the edge and the
+provider's FIFO sent, held and dropped. --plot draws both, the queues into FILE-queues; --json has both.
 
 The lab needs root, and the programs sipp, iperf3, nft, ip, tc and, for the baseline, wg and wireguard-go. It never touches
 the machine's own network, and nothing is left of it when it ends, even if it is killed. The kernel's idle loop
@@ -68,7 +69,7 @@ is held to polling meanwhile: a virtual machine that falls asleep between packet
 	flags.StringVar(&f.only, "only", "", "build one pair alone: ringway or baseline")
 	flags.StringVar(&f.wireguardGo, "wireguard-go", "", "the stock `PROGRAM` of the baseline (default: beside ringway, else in PATH)")
 	flags.BoolVar(&f.json, "json", false, "print JSON to standard output, everything else to standard error")
-	flags.StringVar(&f.plot, "plot", "lab-out/ringway-lab.png", "draw every packet's delay into `FILE` (.png or .svg), or none")
+	flags.StringVar(&f.plot, "plot", "lab-out/ringway-lab.png", "draw every packet's delay into `FILE` (.png or .svg), and the queues beside it, or none")
 	flags.BoolVar(&f.keep, "keep", false, "leave the lab up, say how to enter it")
 	flags.StringVar(&f.down, "down", "", "end the lab `ID` that was kept")
 	c.AddCommand(&cobra.Command{
@@ -175,6 +176,13 @@ func (f labFlags) show(c *cobra.Command, r lab.Result) error {
 		return fmt.Errorf("draw the plot: %w", err)
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "\nEvery packet's delay: %s\n", f.plot)
+	queues, err := r.PlotQueues(f.plot)
+	if err != nil {
+		return fmt.Errorf("draw the plot of the queues: %w", err)
+	}
+	if queues != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "What stood in the queues: %s\n", queues)
+	}
 	return nil
 }
 

@@ -115,6 +115,31 @@ func linkStats(name string, index int, places map[qos.Handle]qos.Place) ([]qos.Q
 	return out, nil
 }
 
+// RootStats reads the counters of an interface's root queue, whoever made it, with what its children hold. It is false where there is none but the
+// kernel's default.
+func RootStats(name string) (s qos.QueueStats, found bool, err error) {
+	index, err := linkIndex(name)
+	if err != nil {
+		return s, false, err
+	}
+	qdiscs, err := dump(unix.RTM_GETQDISC, unix.RTM_NEWQDISC, index)
+	if err != nil {
+		return s, false, fmt.Errorf("read queue counters of %s: %w", name, err)
+	}
+	for _, m := range qdiscs {
+		if m.handle == 0 || m.parent != qos.RootHandle {
+			continue
+		}
+		n, err := readCounters(m)
+		if err != nil {
+			return s, false, fmt.Errorf("read queue counters of %s: %w", name, err)
+		}
+		return qos.QueueStats{WAN: name, Sent: qos.ByteCount(n.bytes), SentPackets: n.packets, Overlimits: uint64(n.overlimits),
+			Backlog: qos.ByteCount(n.backlog), BacklogPackets: uint64(n.qlen), Drops: uint64(n.drops)}, true, nil
+	}
+	return s, false, nil
+}
+
 type counters struct {
 	bytes, packets                   uint64
 	qlen, backlog, drops, overlimits uint32

@@ -71,7 +71,7 @@ var mayImport = map[string][]string{
 	"test/bench/report":  {"test/bench/probe", "test/lab/report"},
 	"test/bench/rival":   {"qos", "test/lab/host", "tunnel", "tunnel/descriptor", "tunnel/plane"},
 	"test/bench/tester":  {},
-	"test/lab":           {"appliance", "appliance/config", "configs", "quality", "qos", "tunnel", "test/lab/bulk", "test/lab/capture", "test/lab/host", "test/lab/inside", "test/lab/provider", "test/lab/report"},
+	"test/lab":           {"appliance", "appliance/config", "configs", "quality", "qos", "qos/tc", "tunnel", "test/lab/bulk", "test/lab/capture", "test/lab/host", "test/lab/inside", "test/lab/provider", "test/lab/report"},
 	"test/lab/bulk":      {"qos", "test/lab/host"},
 	"test/lab/host":      {},
 	"test/lab/capture":   {"quality", "test/lab/inside"},

@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,9 +29,7 @@ type Link struct {
 
 // JSON writes the report for machines; the shape stays.
 func (l Link) JSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(l.Report)
+	return labreport.WriteJSON(w, l.Report)
 }
 
 // Table writes the report for people.
@@ -359,8 +356,11 @@ func (r *linkRun) speakers(s *linkStand) (out []speaker) {
 
 // watch counts what goes through each bottleneck while voice is measured, and asks for round trips where there is a load.
 func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind string, rows []report.LinkPath) error {
+	queues := s.lab.WatchQueues(ctx)
+	defer queues.Stop()
 	var g errgroup.Group
 	for i, p := range s.paths {
+		queues.Phase(i, kind) // the paths stand in the order of the lab's pairs
 		row := &rows[i]
 		g.Go(func() error {
 			if err := p.count(ctx, r.o.Duration, row); err != nil {
@@ -380,7 +380,11 @@ func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind 
 			return errors.Join(err, load.lasted(i))
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	for i, q := range queues.Stop() {
+		rows[i].Queues = q
+	}
+	return err
 }
 
 // count is what left the path's bottleneck in so long, and what reached the PCs.

@@ -3,8 +3,10 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"ringway/qos"
 	"ringway/test/bench/report"
+	lab "ringway/test/lab/report"
 )
 
 //	phone, pc --- edge --- a wire of 2 Mbit/s --- edge --- phone, pc      Ringway, and one stock tunnel on a wire of its own
@@ -31,6 +34,10 @@ func TestLinkOfOneRate(t *testing.T) {
 	require.NoError(t, dec.Decode(&l))
 	assert.FileExists(t, filepath.Join(plots, "link.html"))
 	assert.FileExists(t, filepath.Join(plots, "link-2mbit-udp.png"))
+	assert.FileExists(t, filepath.Join(plots, "link-2mbit-queues.png"))
+	page, err := os.ReadFile(filepath.Join(plots, "link.html"))
+	require.NoError(t, err)
+	assert.Contains(t, string(page), "Where packets wait on 2mbit")
 	require.Len(t, l.Rates, 1)
 	r := l.Rates[0]
 	assert.True(t, r.Wire)
@@ -73,6 +80,17 @@ func TestLinkOfOneRate(t *testing.T) {
 		}
 		assert.Contains(t, load.Paths[0].ClassDrops, "media", "Ringway's queues say what they dropped")
 	}
+	for _, direction := range []string{lab.AToB, lab.BToA} {
+		most := func(path int) float64 {
+			q := r.Loads[2].Rounds[0].Paths[path].Queues.Find(direction, lab.AtProvider, "")
+			require.NotNil(t, q)
+			return slices.Max(q.Wait)
+		}
+		assert.Less(t, most(0), most(1)/2, "ms: the provider's FIFO is full, but not Ringway's")
+		assert.InDelta(t, 194, most(1), 5)
+		require.NotNil(t, r.Loads[2].Rounds[0].Paths[0].Queues.Find(direction, lab.AtFlows, "data"))
+	}
+	assert.Nil(t, r.Loads[2].Paths[0].Queues, "rounds have them")
 	flooded := r.Loads[2].Paths
 	assert.Greater(t, flooded[1].Voice.Delay.P50, 50_000.0, "µs: a shared tunnel's voice waits in the provider's FIFO of 194 ms")
 	assert.Len(t, l.Verdicts, 1+5+5)

@@ -99,6 +99,7 @@ func TestQuietBaselineIsClear(t *testing.T) {
 	assert.Less(t, p.Voice.Delay.P50, 5000.0, "µs")
 	assert.Greater(t, p.Voice.Delay.Min, 10.0, "µs: encryption and six hops take longer than nothing")
 	assert.Len(t, r.Series, 2)
+	assert.Nil(t, p.Queues, "nothing is held to a rate")
 }
 
 // The provider's FIFO of 300,000 bytes at 20 Mbit/s is 120 ms, and a flood keeps it full.

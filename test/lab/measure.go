@@ -2,12 +2,12 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -86,9 +86,7 @@ type Result struct {
 
 // JSON writes the report for machines; the shape stays.
 func (r Result) JSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(r.Report)
+	return report.WriteJSON(w, r.Report)
 }
 
 // Table writes the report for people.
@@ -100,6 +98,21 @@ func (r Result) Plot(path string) error {
 		return err
 	}
 	return report.Plot(path, r.Report, r.Series)
+}
+
+// PlotQueues draws what stood in the queues into a file beside the one that Plot draws, lab-queues.png beside lab.png, and says which. It
+// is empty where there was no queue.
+func (r Result) PlotQueues(beside string) (path string, err error) {
+	picture, ok := report.NewQueuePicture(r.Report)
+	if !ok {
+		return "", nil
+	}
+	if err := os.MkdirAll(filepath.Dir(beside), 0o755); err != nil {
+		return "", err
+	}
+	ext := filepath.Ext(beside)
+	path = strings.TrimSuffix(beside, ext) + "-queues" + ext
+	return path, picture.Save(path)
 }
 
 // wantAwake says whether the cores would fall asleep between packets. What a guest's core then takes to
@@ -119,6 +132,8 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 		}
 		defer stop()
 	}
+	watch := l.WatchQueues(ctx)
+	defer watch.Stop()
 	if o.Bulk != BulkNone {
 		l.show.timed(bulk.WarmUp, "filling the WAN with %s", o.Bulk)
 	}
@@ -132,6 +147,7 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 	}()
 	if o.Bulk != BulkNone {
 		if err := l.each(ctx, func(ctx context.Context, i int, p *Pair) (err error) {
+			watch.Phase(i, strings.ToUpper(string(o.Bulk))+" bulk")
 			running[i], err = p.StartBulk(ctx, o.Bulk)
 			return err
 		}); err != nil {
@@ -146,10 +162,12 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 		}
 	}
 	begin := time.Now()
+	watch.Zero(begin)
 	l.show.timed(rampTime+o.Duration+hangUp, "%d calls of %s on each path", o.Calls, o.Duration)
 	counts := make([]CallResult, len(l.pairs))
 	rates := make([]float64, len(l.pairs))
 	callErr := l.each(ctx, func(ctx context.Context, i int, p *Pair) error {
+		watch.Phase(i, "calls")
 		calls, err := p.StartCalls(ctx, o.Calls, o.Duration)
 		if err != nil {
 			return err
@@ -157,9 +175,11 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 		if counts[i], err = calls.Wait(ctx); err != nil {
 			return err
 		}
+		watch.Phase(i, "calls over")
 		return host.Pause(ctx, settle)
 	})
 	end := time.Now()
+	queues := watch.Stop()
 	heard := make([]Heard, len(l.pairs))
 	for i, e := range ears { // also after an error: a capture holds a goroutine and a socket
 		var err error
@@ -191,7 +211,7 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 			Name:  string(p.Name),
 			Voice: heard[i].voice(),
 			Calls: report.Calls{Placed: counts[i].Placed, Completed: counts[i].Completed},
-			Bulk:  report.Bulk{MbitPerS: rates[i]},
+			Bulk:  report.Bulk{MbitPerS: rates[i]}, Queues: queues[i],
 		})
 		start := quality.Timestamp(begin.UnixNano())
 		r.Series = append(r.Series,

@@ -69,6 +69,9 @@ func (p *Pair) knowEdges(ctx context.Context) error {
 	return nil
 }
 
+// providerSocket is where the provider's process says what stands before its wires; the folder is the host's own.
+const providerSocket = "/run/provider.sock"
+
 // carry is the life of the provider's process.
 func carry(config string, stdout io.Writer) (err error) {
 	var c provider.Config
@@ -81,6 +84,12 @@ func carry(config string, stdout io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
+	l, err := net.Listen("unix", providerSocket)
+	if err != nil {
+		return fmt.Errorf("listen for who asks after the queues: %w", err)
+	}
+	defer l.Close()
+	go n.Serve(l)
 	if _, err := fmt.Fprintln(stdout, host.Ready); err != nil {
 		return err
 	}

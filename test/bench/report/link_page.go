@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"os"
 	"path/filepath"
+	"slices"
 
 	lab "ringway/test/lab/report"
 )
@@ -16,7 +17,29 @@ var linkPageText string
 
 var linkPageTemplate = template.Must(template.New("link").Parse(linkPageText + styleText))
 
-// SaveLink writes a plot of every rate and load (PNG and SVG), and one page that holds them, the tables and how to repeat the run, into
+// queues are those of the first round, its loads beside each other on the time axis.
+func (r LinkRate) queues(below ...string) (lab.QueuePicture, bool) {
+	q := lab.QueuePicture{Title: "Where packets wait on " + r.Rate + ", from A to B", Direction: lab.AToB, Below: append(below, lab.WaitLegend)}
+	for _, load := range r.Loads {
+		if len(load.Rounds) == 0 {
+			continue
+		}
+		for _, p := range load.Rounds[0].Paths {
+			if p.Queues == nil {
+				continue
+			}
+			i := slices.IndexFunc(q.Paths, func(known lab.QueuePath) bool { return known.Name == p.Name })
+			if i < 0 {
+				i, q.Paths = len(q.Paths), append(q.Paths, lab.QueuePath{Name: p.Name, Link: r.Bits})
+			}
+			name := map[string]string{Alone: "voice alone", TCP: "TCP both ways", UDP: "UDP flood both ways"}[load.Scenario.Bulk]
+			q.Paths[i].Parts = append(q.Paths[i].Parts, lab.QueuePart{Name: name, Quiet: load.Scenario.Bulk == Alone, Queues: p.Queues})
+		}
+	}
+	return q, len(q.Paths) > 0
+}
+
+// SaveLink writes a plot of every rate and load, and of every rate's queues (PNG and SVG), and one page that holds them, the tables and how to repeat the run, into
 // dir. It returns the page's path.
 func SaveLink(dir string, l Link, delays []LinkDelays) (page string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -50,6 +73,13 @@ func SaveLink(dir string, l Link, delays []LinkDelays) (page string, err error) 
 				}
 			}
 			svg, err := picture(dir, fmt.Sprintf("link-%s-%s", r.Rate, load.Scenario.Bulk), c)
+			if err != nil {
+				return "", err
+			}
+			one.Pictures = append(one.Pictures, svg)
+		}
+		if q, ok := r.queues(data.What, data.Machine); ok {
+			svg, err := picture(dir, fmt.Sprintf("link-%s-queues", r.Rate), q)
 			if err != nil {
 				return "", err
 			}

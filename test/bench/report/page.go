@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"fmt"
 	"html/template"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,8 +58,14 @@ func worse(v lab.Voice) string {
 	return slices.MaxFunc(v.Directions, func(a, b lab.Direction) int { return cmp.Compare(a.Delay.P999, b.Delay.P999) }).Name
 }
 
-// picture saves curves into dir as PNG and SVG, and gives them for a page.
-func picture(dir, name string, c lab.Curves) (template.HTML, error) {
+// drawing is what the lab's report draws.
+type drawing interface {
+	Save(path string) error
+	Write(w io.Writer, format string) error
+}
+
+// picture saves a drawing into dir as PNG and SVG, and gives it for a page.
+func picture(dir, name string, c drawing) (template.HTML, error) {
 	for _, ext := range []string{".png", ".svg"} {
 		if err := c.Save(filepath.Join(dir, name+ext)); err != nil {
 			return "", err

@@ -256,6 +256,34 @@ func (p *Provider) Stats() (Stats, error) {
 	return s, nil
 }
 
+// Queue is what stands before a wire, and what went past it: bytes of frames, packets.
+type Queue struct {
+	Sent    uint64 `json:"sent"`
+	Backlog uint64 `json:"backlog"`
+	Drops   uint64 `json:"drops"`
+}
+
+// Queues are the FIFOs before the wires, from A to B and back; nothing where the bottleneck is a meter: its queue is the kernel's. To ask
+// keeps no packet waiting.
+func (p *Provider) Queues() []Queue {
+	if !p.config.Wire {
+		return nil
+	}
+	return []Queue{p.relays[0].queue(), p.relays[1].queue()}
+}
+
+// Serve answers each connection with Queues, until l is closed.
+func (p *Provider) Serve(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_ = json.NewEncoder(c).Encode(p.Queues()) // who asked may have gone
+		c.Close()
+	}
+}
+
 // spare is held while any provider's relays work; several providers may run in one process.
 var spare struct {
 	sync.Mutex

@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"net"
 	"runtime"
@@ -365,3 +366,45 @@ func TestWireSerializes(t *testing.T) {
 	}
 	assert.Eventually(t, full, 5*time.Second, 10*time.Millisecond)
 }
+
+// What the wire took is past it or before it, to the byte, and what found no room is counted. Nothing leaves so slow a wire meanwhile.
+func TestQueuesSayWhatStandsBeforeTheWire(t *testing.T) {
+	n, p := build(t, Config{RateBits: 1000, BufferBytes: 5000, Wire: true}) // the pings that build sends take a second each
+	listen(t, n.b, "203.0.113.2:9")
+	conn := dial(t, n.a, "198.51.100.2:9", "203.0.113.2:9")
+	before := p.Queues()[0]
+	for range 8 {
+		_, err := conn.Write(make([]byte, 1000-28-14))
+		require.NoError(t, err)
+	}
+	var now Queue
+	require.Eventually(t, func() bool {
+		now = p.Queues()[0]
+		return (now.Sent+now.Backlog-before.Sent-before.Backlog)/1000+now.Drops-before.Drops == 8
+	}, 5*time.Second, 5*time.Millisecond, "all have come")
+	assert.Zero(t, (now.Sent+now.Backlog-before.Sent-before.Backlog)%1000)
+	assert.LessOrEqual(t, now.Backlog, uint64(5000))
+	assert.Greater(t, now.Backlog, uint64(4000-before.Backlog), "each takes 8 s")
+	assert.GreaterOrEqual(t, now.Drops-before.Drops, uint64(3))
+
+	near, far := net.Pipe()
+	defer near.Close()
+	l := &once{conn: far}
+	go p.Serve(l)
+	var said []Queue
+	require.NoError(t, json.NewDecoder(near).Decode(&said))
+	require.Len(t, said, 2)
+	assert.Equal(t, now.Sent+now.Backlog, said[0].Sent+said[0].Backlog)
+}
+
+// once is a listener to whom one connection comes.
+type once struct{ conn net.Conn }
+
+func (o *once) Accept() (c net.Conn, err error) {
+	if c, o.conn = o.conn, nil; c == nil {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (*once) Close() error   { return nil }
+func (*once) Addr() net.Addr { return nil }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -47,6 +48,10 @@ type relay struct {
 	size       [slots]uint16
 	due        [slots]time.Duration
 	head, tail uint32 // taken from head, put at tail; both count on and wrap by themselves
+
+	// What Queues reads: nobody who asks may hold a lock that a packet waits for.
+	taken, refused atomic.Uint64 // bytes that the wire took, of frames; packets that found the FIFO full
+	until          atomic.Int64  // when the wire is free, as free
 
 	mu       sync.Mutex
 	relayed  uint64
@@ -185,8 +190,11 @@ func (r *relay) take() error {
 			var room bool
 			if arrives, room = r.serialize(now, n+ethernetHeader); !room {
 				r.dropped++
+				r.refused.Add(1)
 				continue
 			}
+			r.taken.Add(uint64(n + ethernetHeader))
+			r.until.Store(int64(r.free))
 		}
 		r.size[at], r.due[at] = uint16(n), arrives+r.delay
 		r.tail++
@@ -237,6 +245,16 @@ func (r *relay) release() error {
 		r.lateness.Record(late)
 	}
 	return nil
+}
+
+// queue is what stands before the wire.
+func (r *relay) queue() Queue {
+	q := Queue{Sent: r.taken.Load(), Drops: r.refused.Load()}
+	if wait := time.Duration(r.until.Load()) - time.Since(r.start); wait > 0 {
+		q.Backlog = min(uint64(wait.Seconds()*r.bits/8), q.Sent)
+		q.Sent -= q.Backlog
+	}
+	return q
 }
 
 func (r *relay) stats(d *DirectionStats) {

@@ -54,7 +54,15 @@ const (
 )
 
 // Save draws into a file whose name ends in .png or .svg.
-func (c Curves) Save(path string) (err error) {
+func (c Curves) Save(path string) error { return save(path, c.Write) }
+
+// Write draws as png or svg.
+func (c Curves) Write(w io.Writer, format string) error {
+	return render(w, format, curveWidth, curveHeight, c.draw)
+}
+
+// save writes a picture into a file, in the format that the file's name ends in.
+func save(path string, write func(w io.Writer, format string) error) (err error) {
 	format := strings.TrimPrefix(strings.ToLower(filepath.Ext(path)), ".")
 	if format != "png" && format != "svg" {
 		return fmt.Errorf("%s: %w", path, ErrPlotFormat)
@@ -65,24 +73,24 @@ func (c Curves) Save(path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriter(f)
-	if err := c.Write(w, format); err != nil {
+	if err := write(w, format); err != nil {
 		return fmt.Errorf("draw %s: %w", path, err)
 	}
 	return w.Flush()
 }
 
-// Write draws as png or svg.
-func (c Curves) Write(w io.Writer, format string) error {
+// render draws on a canvas of that size, as png or svg.
+func render(w io.Writer, format string, width, height vg.Length, picture func(draw.Canvas) error) error {
 	if format == "png" {
-		canvas := vgimg.NewWith(vgimg.UseWH(curveWidth, curveHeight), vgimg.UseDPI(plotDPI))
-		if err := c.draw(draw.New(canvas)); err != nil {
+		canvas := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(plotDPI))
+		if err := picture(draw.New(canvas)); err != nil {
 			return err
 		}
 		_, err := vgimg.PngCanvas{Canvas: canvas}.WriteTo(w)
 		return err
 	}
-	canvas := vgsvg.New(curveWidth, curveHeight)
-	if err := c.draw(draw.New(canvas)); err != nil {
+	canvas := vgsvg.New(width, height)
+	if err := picture(draw.New(canvas)); err != nil {
 		return err
 	}
 	_, err := canvas.WriteTo(w)

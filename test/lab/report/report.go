@@ -34,10 +34,11 @@ type Scenario struct {
 
 // Path is one way from branch to branch: "ringway" or "baseline".
 type Path struct {
-	Name  string `json:"name"`
-	Voice Voice  `json:"voice"`
-	Calls Calls  `json:"calls"`
-	Bulk  Bulk   `json:"bulk"`
+	Name   string  `json:"name"`
+	Voice  Voice   `json:"voice"`
+	Calls  Calls   `json:"calls"`
+	Bulk   Bulk    `json:"bulk"`
+	Queues *Queues `json:"queues,omitempty"` // over time; absent where nothing on the way has a queue of a known rate
 }
 
 // Calls are the SIP calls placed.
