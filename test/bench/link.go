@@ -356,11 +356,15 @@ func (r *linkRun) speakers(s *linkStand) (out []speaker) {
 
 // watch counts what goes through each bottleneck while voice is measured, and asks for round trips where there is a load.
 func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind string, rows []report.LinkPath) error {
-	queues := s.lab.WatchQueues(ctx)
+	var pairs []*lab.Pair
+	for _, p := range s.paths {
+		pairs = append(pairs, p.pair)
+	}
+	queues := lab.WatchQueues(ctx, pairs...)
 	defer queues.Stop()
 	var g errgroup.Group
 	for i, p := range s.paths {
-		queues.Phase(i, kind) // the paths stand in the order of the lab's pairs
+		queues.Phase(i, kind)
 		row := &rows[i]
 		g.Go(func() error {
 			if err := p.count(ctx, r.o.Duration, row); err != nil {

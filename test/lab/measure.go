@@ -132,7 +132,7 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 		}
 		defer stop()
 	}
-	watch := l.WatchQueues(ctx)
+	watch := WatchQueues(ctx, l.pairs...)
 	defer watch.Stop()
 	if o.Bulk != BulkNone {
 		l.show.timed(bulk.WarmUp, "filling the WAN with %s", o.Bulk)

@@ -84,9 +84,9 @@ type queueReading struct {
 	flowDrops uint64
 }
 
-// WatchQueues begins to read. Stop ends it.
-func (l *Lab) WatchQueues(ctx context.Context) *QueueWatch {
-	w := l.newQueueWatch()
+// WatchQueues begins to read the queues of pairs, whose order is that of all figures. Stop ends it.
+func WatchQueues(ctx context.Context, pairs ...*Pair) *QueueWatch {
+	w := newQueueWatch(pairs)
 	ctx, w.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(w.done)
@@ -104,10 +104,10 @@ func (l *Lab) WatchQueues(ctx context.Context) *QueueWatch {
 	return w
 }
 
-func (l *Lab) newQueueWatch() *QueueWatch {
+func newQueueWatch(pairs []*Pair) *QueueWatch {
 	w := &QueueWatch{done: make(chan struct{}), begin: time.Now()}
 	w.zero = w.begin
-	for _, p := range l.pairs {
+	for _, p := range pairs {
 		w.ways = append(w.ways, &queueWay{readers: p.queueReaders()})
 	}
 	return w

@@ -17,7 +17,7 @@ func BenchmarkQueueReading(b *testing.B) {
 	l, err := New(b.Context(), Options{Binary: program(b), WAN: 20 * qos.Mbit, NoCalls: true})
 	require.NoError(b, err)
 	b.Cleanup(l.Close)
-	w := l.newQueueWatch()
+	w := newQueueWatch(l.pairs)
 	clocks := func() (here, daemons, planes time.Duration) {
 		var u unix.Rusage
 		require.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &u))

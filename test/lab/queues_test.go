@@ -136,7 +136,7 @@ func queuesAreTCs(t *testing.T, l *Lab) {
 	for _, f := range floods {
 		defer f.Kill()
 	}
-	w := l.newQueueWatch()
+	w := newQueueWatch(l.pairs)
 	w.cancel = func() {}
 	close(w.done)
 	before := show()
