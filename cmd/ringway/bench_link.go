@@ -66,6 +66,7 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 	flags := c.Flags()
 	flags.StringSliceVar(&rates, "rates", rates, "of the links, the same both ways")
 	flags.StringSliceVar(&o.Against, "vs", o.Against, "rivals beside ringway")
+	flags.StringVar((*string)(&o.Family), "family", string(o.Family), "of the links and of what phones and PCs speak: ipv4 or ipv6")
 	flags.IntVar(&o.Calls, "calls", o.Calls, "at the same time, both ways on each path")
 	flags.DurationVar(&o.Duration, "duration", o.Duration, "of voice, each load and round")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "repeat the loads of a rate so often, in turn")

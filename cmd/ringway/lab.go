@@ -17,12 +17,12 @@ import (
 
 // labFlags is the command line of `ringway lab` as it was typed.
 type labFlags struct {
-	wan, loss, bulk, only, plot, down, wireguardGo string
-	delay, duration                                time.Duration
-	buffer                                         uint64
-	calls                                          int
-	seed                                           uint64
-	baseline, json, keep                           bool
+	wan, family, loss, bulk, only, plot, down, wireguardGo string
+	delay, duration                                        time.Duration
+	buffer                                                 uint64
+	calls                                                  int
+	seed                                                   uint64
+	baseline, json, keep                                   bool
 }
 
 func labCommand() *cobra.Command {
@@ -57,6 +57,7 @@ is held to polling meanwhile: a virtual machine that falls asleep between packet
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.wan, "wan", "20mbit", "rate of the provider's bottleneck, or none")
+	flags.StringVar(&f.family, "family", string(lab.IPv4), "of the WAN and of what phones and PCs speak: ipv4 or ipv6")
 	flags.DurationVar(&f.delay, "delay", 0, "the provider adds, one way")
 	flags.StringVar(&f.loss, "loss", "0%", "the provider loses, each way: 0.5% or 0.005")
 	flags.Uint64Var(&f.buffer, "buffer", uint64(lab.DefaultBuffer), "bytes in the provider's FIFO")
@@ -109,7 +110,7 @@ func runLab(c *cobra.Command, f labFlags) error {
 // options turns what was typed into what the lab takes.
 func (f labFlags) options() (lab.Options, error) {
 	o := lab.Options{
-		WireGuardGo: f.wireguardGo, Buffer: lab.Bytes(f.buffer), Delay: f.delay, Seed: f.seed,
+		WireGuardGo: f.wireguardGo, Underlay: lab.Family(f.family), Overlay: lab.Family(f.family), Buffer: lab.Bytes(f.buffer), Delay: f.delay, Seed: f.seed,
 		Bulk: lab.Bulk(f.bulk), Calls: f.calls, Duration: f.duration,
 	}
 	var err error

@@ -18,6 +18,7 @@ type LinkOptions struct {
 	WireGuardGo string        // the stock program; empty: beside ringway, else in PATH
 	Rates       []qos.BitRate // of the links, the same both ways
 	Against     []string      // beside ringway: LinkRivals
+	Family      lab.Family    // of the links and of what phones and PCs speak
 	Calls       int
 	Duration    time.Duration // of a load and round
 	Rounds      int
@@ -31,7 +32,7 @@ var LinkRivals = []string{"none", string(lab.FQCoDel), string(lab.Cake), string(
 // DefaultLink is one call on links from the slowest to one that the processor feels.
 func DefaultLink() LinkOptions {
 	return LinkOptions{Rates: []qos.BitRate{qos.Mbit, 2 * qos.Mbit, 10 * qos.Mbit, 20 * qos.Mbit, 100 * qos.Mbit},
-		Against: LinkRivals, Calls: 1, Duration: 20 * time.Second, Rounds: 3}
+		Against: LinkRivals, Family: lab.IPv4, Calls: 1, Duration: 20 * time.Second, Rounds: 3}
 }
 
 // What flows.
@@ -69,6 +70,8 @@ func (o *LinkOptions) check() error {
 		}
 	}
 	switch {
+	case o.Family != lab.IPv4 && o.Family != lab.IPv6:
+		return fmt.Errorf("%w: --family: %q (allowed: %s, %s)", ErrUsage, o.Family, lab.IPv4, lab.IPv6)
 	case o.Duration < shortestTime || o.Duration > longestLink:
 		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-%s)", ErrUsage, o.Duration, shortestTime, longestLink)
 	case o.Rounds < 1 || o.Rounds > 100:
@@ -93,7 +96,11 @@ func (o *LinkOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	return fmt.Sprintf("ringway bench link --rates %s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), against, o.Calls, o.Duration, o.Rounds)
+	family := ""
+	if o.Family != lab.IPv4 {
+		family = " --family " + string(o.Family)
+	}
+	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), family, against, o.Calls, o.Duration, o.Rounds)
 }
 
 // buffer is the provider's FIFO.

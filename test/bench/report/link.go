@@ -24,6 +24,7 @@ type Link struct {
 // LinkSettings are what was asked for.
 type LinkSettings struct {
 	Build      string  `json:"build"`
+	Family     string  `json:"family"` // ipv4 or ipv6: of the links and of what phones and PCs speak
 	Calls      int     `json:"calls"`
 	Size       int     `json:"payload_bytes"` // of UDP, in a packet of voice
 	IntervalUS float64 `json:"interval_us"`

@@ -69,6 +69,6 @@ func TestMainSaysWhoStartsIt(t *testing.T) {
 	assert.ErrorContains(t, err, "the tester is started by `ringway bench`")
 	err = Main(strings.NewReader("{\n"), io.Discard)
 	assert.ErrorContains(t, err, "read the tester's configuration")
-	err = Main(strings.NewReader(`{"local":"fd00::1"}`+"\n"), io.Discard)
-	assert.EqualError(t, err, "open the sending socket: fd00::1: the tester speaks IPv4")
+	err = Main(strings.NewReader(`{"local":"fd00::1","remote":"here"}`+"\n"), io.Discard)
+	assert.EqualError(t, err, `open the sending socket: ParseAddr("here"): unable to parse IP`)
 }
