@@ -69,9 +69,10 @@ func (o *LinkOptions) check() error {
 			return fmt.Errorf("%w: --vs: %q (allowed: %s, each once)", ErrUsage, a, strings.Join(LinkRivals, ", "))
 		}
 	}
+	if err := checkFamily(o.Family); err != nil {
+		return err
+	}
 	switch {
-	case o.Family != lab.IPv4 && o.Family != lab.IPv6:
-		return fmt.Errorf("%w: --family: %q (allowed: %s, %s)", ErrUsage, o.Family, lab.IPv4, lab.IPv6)
 	case o.Duration < shortestTime || o.Duration > longestLink:
 		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-%s)", ErrUsage, o.Duration, shortestTime, longestLink)
 	case o.Rounds < 1 || o.Rounds > 100:
@@ -96,11 +97,22 @@ func (o *LinkOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	family := ""
-	if o.Family != lab.IPv4 {
-		family = " --family " + string(o.Family)
+	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), familyFlag(o.Family), against, o.Calls, o.Duration, o.Rounds)
+}
+
+func checkFamily(f lab.Family) error {
+	if f != lab.IPv4 && f != lab.IPv6 {
+		return fmt.Errorf("%w: --family: %q (allowed: %s, %s)", ErrUsage, f, lab.IPv4, lab.IPv6)
 	}
-	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), family, against, o.Calls, o.Duration, o.Rounds)
+	return nil
+}
+
+// familyFlag is how a command line asks for it.
+func familyFlag(f lab.Family) string {
+	if f == lab.IPv4 {
+		return ""
+	}
+	return " --family " + string(f)
 }
 
 // buffer is the provider's FIFO.
