@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/ipv6"
 
 	"ringway/qos"
 	"ringway/test/lab"
@@ -156,5 +159,55 @@ func TestFamiliesMix(t *testing.T) {
 			steered(t, l, 2)
 			tooBig(t, l.Host(lab.PCA), l.Pair(lab.Ringway).Address(lab.PCB), 1500, 1420)
 		})
+	}
+}
+
+// advertise sends a router advertisement (RFC 4861, section 4.2) for the network of the provider's device.
+func advertise(t *testing.T, provider *lab.Host, device string, network netip.Prefix) {
+	t.Helper()
+	require.NoError(t, provider.Do(func() error {
+		c, err := net.ListenPacket("ip6:ipv6-icmp", "::")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := ipv6.NewPacketConn(c).SetMulticastHopLimit(255); err != nil {
+			return err
+		}
+		ra := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0}
+		ra = append(ra, 3, 4, byte(network.Bits()), 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0)
+		ra = append(ra, network.Addr().AsSlice()...)
+		_, err = c.WriteTo(ra, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: device})
+		return err
+	}))
+}
+
+// A WAN with a lease, or without one yet, has the IPv6 that its provider's routers advertise.
+func TestIPv6BesideALease(t *testing.T) {
+	l := branches(t, lab.Options{WAN: twenty, Underlay: lab.IPv6, Overlay: lab.IPv6})
+	p, a := l.Pair(lab.Ringway), l.Edge("a")
+	config, err := a.Config()
+	require.NoError(t, err)
+	var text []string
+	for _, line := range strings.Split(string(config), "\n") {
+		switch {
+		case strings.Contains(line, "gateway:"):
+			continue
+		case strings.Contains(line, "address: "+p.WANAddress("a")):
+			line = "    address: dhcp"
+		}
+		text = append(text, line)
+	}
+	require.NoError(t, a.WriteConfig([]byte(strings.Join(text, "\n"))))
+	_, err = a.Ringway(within(t, 20*time.Second), "reload")
+	require.NoError(t, err)
+	advertise(t, l.Host(lab.Provider), "wan-a", netip.MustParsePrefix("2001:db8:a::/64"))
+	reached(t, l.Host(lab.PhoneA), p.Address(lab.PhoneB), "0xb8")
+	reached(t, l.Host(lab.PCA), p.Address(lab.PCB), "0")
+	for _, d := range status(t, l.Edge("b")).Tunnels {
+		require.Len(t, d.Peers, 1)
+		at := d.Peers[0].Endpoint.Addr()
+		assert.True(t, netip.MustParsePrefix("2001:db8:a::/64").Contains(at), "%s", at)
+		assert.NotEqual(t, p.WANAddress("a"), at.String(), "that one is gone")
 	}
 }
