@@ -24,6 +24,9 @@ type resolver struct {
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	haveV4 bool // whether a WAN can reach IPv4 and IPv6 at all
 	haveV6 bool
+	// A WAN with a lease may have IPv6 besides, by the kernel's autoconfiguration, of which the config says nothing: it is what is
+	// left where a name has no address of IPv4.
+	mayHaveV6 bool
 }
 
 // newResolver asks the name servers that DHCP named, in turn, or the system's where it named none.
@@ -57,13 +60,16 @@ func (r resolver) resolve(ctx context.Context, host string, inUse netip.Addr, si
 		switch a = a.Unmap(); {
 		case a.Is4() && r.haveV4:
 			v4 = append(v4, a)
-		case a.Is6() && r.haveV6:
+		case a.Is6() && (r.haveV6 || r.mayHaveV6):
 			v6 = append(v6, a)
 		}
 	}
 	slices.SortFunc(v4, netip.Addr.Compare)
 	slices.SortFunc(v6, netip.Addr.Compare)
-	usable := append(v4, v6...)
+	usable := v4
+	if r.haveV6 || len(v4) == 0 {
+		usable = append(v4, v6...)
+	}
 	if len(usable) == 0 {
 		return netip.Addr{}, &net.DNSError{Err: "no address of a family that the WAN has", Name: host}
 	}
@@ -80,7 +86,7 @@ func (d *Daemon) lookUpAll(ctx context.Context, cfg *config.Config) (found map[s
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	r := newResolver(d.leases.nameServers())
-	r.haveV4, r.haveV6 = families(cfg)
+	r.haveV4, r.haveV6, r.mayHaveV6 = families(cfg)
 	d.mu.Lock()
 	inUse := map[string]netip.Addr{}
 	for host, a := range d.resolved {
@@ -175,15 +181,15 @@ func (d *Daemon) takeAddressesLocked(cfg *config.Config) {
 	}
 }
 
-// families says which address families the WANs have. DHCP here is DHCPv4.
-func families(cfg *config.Config) (v4, v6 bool) {
+// families says which address families the WANs have, and whether one may have IPv6 that is not in the config. DHCP here is DHCPv4.
+func families(cfg *config.Config) (v4, v6, mayV6 bool) {
 	for _, w := range cfg.WANs {
-		v4 = v4 || w.DHCP
+		v4, mayV6 = v4 || w.DHCP, mayV6 || w.DHCP
 		for _, a := range w.Addresses {
 			v4, v6 = v4 || a.Addr().Is4(), v6 || a.Addr().Is6()
 		}
 	}
-	return v4, v6
+	return v4, v6, mayV6
 }
 
 // lookSoon asks for a look at the names, without making anybody wait.

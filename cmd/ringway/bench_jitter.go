@@ -65,6 +65,7 @@ It needs root, and ip, ss, ping, iperf3, wg and the stock program wireguard-go.`
 	}
 	flags := c.Flags()
 	flags.StringSliceVar(&against, "vs", against, "rivals beside ringway")
+	flags.StringVar((*string)(&o.Family), "family", string(o.Family), "of the WAN and of what goes through the tunnels: ipv4 or ipv6")
 	flags.IntSliceVar(&o.Loads, "loads", o.Loads, "percents of the capacity that TCP takes")
 	flags.DurationVar(&o.Duration, "duration", o.Duration, "of voice, each load and round")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "repeat all loads so often, in turn")
@@ -76,6 +77,7 @@ It needs root, and ip, ss, ping, iperf3, wg and the stock program wireguard-go.`
 	flags.StringVar(&plot, "plot", "", "write plots (PNG, SVG) and a page that holds everything into `DIR`")
 	flags.StringVar(&o.Programs.WireGuardGo, "wireguard-go", "", "the stock `PROGRAM` (default: beside ringway, else in PATH)")
 	flags.StringVar(&nebula, "nebula", "", "a Nebula `PROGRAM` to take in place of building one; nebula-cert beside it")
+	_ = c.RegisterFlagCompletionFunc("family", completeFamily)
 	return c
 }
 

@@ -39,6 +39,7 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 		Example: `  ringway bench link                                        all rates, three rounds of 20 s a load
   ringway bench link --rates 2mbit --duration 10s --check   one link, and an error where a goal is not met
   ringway bench link --rates 10mbit --calls 10 --plot bench-out
+  ringway bench link --rates 2mbit --family ipv6            the same without IPv4; packets are 20 bytes longer, twice
   ringway bench link --json > run.json                      for machines`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.Rates = nil
@@ -66,6 +67,7 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 	flags := c.Flags()
 	flags.StringSliceVar(&rates, "rates", rates, "of the links, the same both ways")
 	flags.StringSliceVar(&o.Against, "vs", o.Against, "rivals beside ringway")
+	flags.StringVar((*string)(&o.Family), "family", string(o.Family), "of the links and of what phones and PCs speak: ipv4 or ipv6")
 	flags.IntVar(&o.Calls, "calls", o.Calls, "at the same time, both ways on each path")
 	flags.DurationVar(&o.Duration, "duration", o.Duration, "of voice, each load and round")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "repeat the loads of a rate so often, in turn")
@@ -73,6 +75,7 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 	flags.BoolVar(&printJSON, "json", false, "print JSON to standard output, everything else to standard error")
 	flags.StringVar(&plot, "plot", "", "write plots (PNG, SVG) and a page that holds everything into `DIR`")
 	flags.StringVar(&o.WireGuardGo, "wireguard-go", "", "the stock `PROGRAM` (default: beside ringway, else in PATH)")
+	_ = c.RegisterFlagCompletionFunc("family", completeFamily)
 	_ = c.RegisterFlagCompletionFunc("vs", cobra.FixedCompletions(bench.LinkRivals, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

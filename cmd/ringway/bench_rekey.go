@@ -48,6 +48,7 @@ It needs root, and ip, ss, ping, iperf3, wg, the stock program wireguard-go, and
 	}
 	flags := c.Flags()
 	flags.StringVar(&o.Far, "far", o.Far, "what the far end is: "+strings.Join(bench.FarEnds, ", "))
+	flags.StringVar((*string)(&o.Family), "family", string(o.Family), "of the WAN and of voice: ipv4 or ipv6")
 	flags.IntVar(&o.Rekeys, "rekeys", o.Rekeys, "new sessions begun by each end")
 	flags.IntVar(&o.Roams, "roams", o.Roams, "of each end, its old address still receives")
 	flags.IntVar(&o.Moves, "moves", o.Moves, "of each end, its old address gone at once")
@@ -58,6 +59,7 @@ It needs root, and ip, ss, ping, iperf3, wg, the stock program wireguard-go, and
 	flags.IntVar(&o.Size, "size", o.Size, "UDP payload of a voice packet in bytes")
 	flags.BoolVar(&printJSON, "json", false, "print JSON to standard output, everything else to standard error")
 	flags.StringVar(&o.Programs.WireGuardGo, "wireguard-go", "", "the stock `PROGRAM` (default: beside ringway, else in PATH)")
+	_ = c.RegisterFlagCompletionFunc("family", completeFamily)
 	_ = c.RegisterFlagCompletionFunc("far", cobra.FixedCompletions(bench.FarEnds, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

@@ -17,12 +17,12 @@ import (
 
 // labFlags is the command line of `ringway lab` as it was typed.
 type labFlags struct {
-	wan, loss, bulk, only, plot, down, wireguardGo string
-	delay, duration                                time.Duration
-	buffer                                         uint64
-	calls                                          int
-	seed                                           uint64
-	baseline, json, keep                           bool
+	wan, family, loss, bulk, only, plot, down, wireguardGo string
+	delay, duration                                        time.Duration
+	buffer                                                 uint64
+	calls                                                  int
+	seed                                                   uint64
+	baseline, json, keep                                   bool
 }
 
 func labCommand() *cobra.Command {
@@ -37,7 +37,7 @@ func labCommand() *cobra.Command {
 The edges run this program with configs/branch-berlin.yaml and branch-munich.yaml. The provider holds the WAN to its
 rate, with a FIFO buffer. SIPp places real SIP calls from phone-a to phone-b while iperf3 fills the WAN from pc-a to
 pc-b. With --baseline a second such pair stands beside the first at the same time, joined by one stock wireguard-go
-tunnel without queues: what people use today.
+tunnel without queues: what people use today. With --family ipv6 the WAN and the branches have addresses of IPv6 alone.
 
 Every packet of voice is seen at both phones with the kernel's timestamps. The table gives each path's worse direction:
 one-way delay, its variation (PDV: p99.9 less the minimum, RFC 8219), jitter (RFC 3550), loss, and what a listener would
@@ -50,6 +50,7 @@ is held to polling meanwhile: a virtual machine that falls asleep between packet
 		Example: `  ringway lab                                     ten calls while TCP fills 20 Mbit/s
   ringway lab --baseline --bulk udp               the same beside stock WireGuard, under a flood
   ringway lab --baseline --wan none               no bottleneck: what the processor makes of it
+  ringway lab --family ipv6                       without IPv4: the WAN, phones and PCs
   ringway lab --delay 40ms --loss 1% --bulk none  a long and lossy way
   ringway lab --json --plot calls.svg > run.json  for machines, and a picture
   ringway lab --keep                              leave it up and look around`,
@@ -58,6 +59,7 @@ is held to polling meanwhile: a virtual machine that falls asleep between packet
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.wan, "wan", "20mbit", "rate of the provider's bottleneck, or none")
+	flags.StringVar(&f.family, "family", string(lab.IPv4), "of the WAN and of what phones and PCs speak: ipv4 or ipv6")
 	flags.DurationVar(&f.delay, "delay", 0, "the provider adds, one way")
 	flags.StringVar(&f.loss, "loss", "0%", "the provider loses, each way: 0.5% or 0.005")
 	flags.Uint64Var(&f.buffer, "buffer", uint64(lab.DefaultBuffer), "bytes in the provider's FIFO")
@@ -72,12 +74,15 @@ is held to polling meanwhile: a virtual machine that falls asleep between packet
 	flags.StringVar(&f.plot, "plot", "lab-out/ringway-lab.png", "draw every packet's delay into `FILE` (.png or .svg), and the queues beside it, or none")
 	flags.BoolVar(&f.keep, "keep", false, "leave the lab up, say how to enter it")
 	flags.StringVar(&f.down, "down", "", "end the lab `ID` that was kept")
+	_ = c.RegisterFlagCompletionFunc("family", completeFamily)
 	c.AddCommand(&cobra.Command{
 		Use: "holder", Hidden: true, Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error { return lab.Holder(args, os.Stdin, os.Stdout) },
 	})
 	return c
 }
+
+var completeFamily = cobra.FixedCompletions([]string{string(lab.IPv4), string(lab.IPv6)}, cobra.ShellCompDirectiveNoFileComp)
 
 func runLab(c *cobra.Command, f labFlags) error {
 	if f.down != "" {
@@ -110,7 +115,7 @@ func runLab(c *cobra.Command, f labFlags) error {
 // options turns what was typed into what the lab takes.
 func (f labFlags) options() (lab.Options, error) {
 	o := lab.Options{
-		WireGuardGo: f.wireguardGo, Buffer: lab.Bytes(f.buffer), Delay: f.delay, Seed: f.seed,
+		WireGuardGo: f.wireguardGo, Underlay: lab.Family(f.family), Overlay: lab.Family(f.family), Buffer: lab.Bytes(f.buffer), Delay: f.delay, Seed: f.seed,
 		Bulk: lab.Bulk(f.bulk), Calls: f.calls, Duration: f.duration,
 	}
 	var err error

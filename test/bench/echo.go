@@ -9,6 +9,7 @@ import (
 
 	"ringway/quality"
 	"ringway/test/bench/report"
+	"ringway/test/lab"
 	"ringway/test/lab/host"
 )
 
@@ -16,12 +17,19 @@ import (
 const (
 	echoEvery   = 100 * time.Millisecond
 	echoPayload = 100                      // of ICMP
-	echoPacket  = echoPayload + 8 + 20     // as IP
 	echoWait    = 4 * time.Second          // what is not back by then is lost
 	signalled   = "0x60"                   // CS3, as phones mark signalling; the answer carries it, too
 	plain       = "0"                      //
 	echoSlack   = echoWait + 2*time.Second // beyond the last question
 )
+
+// echoPacket is how long a question is as an IP packet.
+func echoPacket(f lab.Family) int {
+	if f == lab.IPv6 {
+		return echoPayload + 8 + 40
+	}
+	return echoPayload + 8 + 20
+}
 
 var echoTime = regexp.MustCompile(` time=([0-9.]+) ms`)
 

@@ -16,14 +16,16 @@ import (
 	"ringway/test/bench/probe"
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
+	"ringway/test/lab"
 	"ringway/test/lab/bulk"
-	lab "ringway/test/lab/report"
+	labreport "ringway/test/lab/report"
 	"ringway/tunnel"
 )
 
 // JitterOptions say what `ringway bench jitter` measures.
 type JitterOptions struct {
 	Programs rival.Programs
+	Family   lab.Family   // of the WAN and of what goes through the tunnels
 	Engine   string       // of Ringway's planes
 	Against  []rival.Kind // beside ringway, which is always there
 	Loads    []int        // percent of the capacity
@@ -39,6 +41,7 @@ type JitterOptions struct {
 // DefaultJitter is voice as most phones send it.
 func DefaultJitter() JitterOptions {
 	return JitterOptions{
+		Family:  lab.IPv4,
 		Engine:  string(tunnel.EngineRealtime),
 		Against: []rival.Kind{rival.WireGuardGoShared, rival.WireGuardGo, rival.Kernel},
 		Loads:   []int{0, 10, 50, 90, 100},
@@ -76,12 +79,18 @@ func (o *JitterOptions) check() error {
 			return fmt.Errorf("%w: --loads: %d (allowed: percents of the capacity, 0-100, each once)", ErrUsage, l)
 		}
 	}
+	if err := checkFamily(o.Family); err != nil {
+		return err
+	}
 	if !slices.Contains(engines, o.Engine) {
 		return fmt.Errorf("%w: --engine: %q (allowed: %s)", ErrUsage, o.Engine, strings.Join(engines, ", "))
 	}
 	for i, k := range o.Against {
 		if !slices.Contains(rival.Kinds, k) || slices.Contains(o.Against[:i], k) {
 			return fmt.Errorf("%w: --vs: %q (allowed: %s, each once)", ErrUsage, k, kindNames(rival.Kinds[1:]))
+		}
+		if o.Family == lab.IPv6 && (k == rival.Nebula || k == rival.OpenVPN) {
+			return fmt.Errorf("%w: --vs: %s stands here over IPv4 alone (allowed with --family ipv6: wireguard-go-shared, wireguard-go, kernel)", ErrUsage, k)
 		}
 	}
 	if err := o.shape().Check(len(o.measured())); err != nil {
@@ -117,8 +126,8 @@ func (o *JitterOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	return fmt.Sprintf("ringway bench jitter --engine %s --vs %s --loads %s --streams %d --interval %s --size %d --duration %s --rounds %d",
-		o.Engine, against, strings.Join(loads, ","), o.Streams, o.Interval, o.Size, o.Duration, o.Rounds)
+	return fmt.Sprintf("ringway bench jitter%s --engine %s --vs %s --loads %s --streams %d --interval %s --size %d --duration %s --rounds %d",
+		familyFlag(o.Family), o.Engine, against, strings.Join(loads, ","), o.Streams, o.Interval, o.Size, o.Duration, o.Rounds)
 }
 
 // Jitter is a finished run: the report, and every delay for the plots.
@@ -168,13 +177,13 @@ func MeasureJitter(ctx context.Context, o JitterOptions) (Jitter, error) {
 		return Jitter{}, err
 	}
 	r.out.Report = report.Jitter{
-		Machine: report.Machine{Machine: lab.ThisMachine(), Denied: []string{}, NetdevBudget: netdevBudget()},
-		Settings: report.Settings{Build: o.Build, Engine: o.Engine, Streams: o.Streams, Interval: micros(o.Interval), Size: o.Size, Seconds: o.Duration.Seconds(),
+		Machine: report.Machine{Machine: labreport.ThisMachine(), Denied: []string{}, NetdevBudget: netdevBudget()},
+		Settings: report.Settings{Build: o.Build, Family: string(o.Family), Engine: o.Engine, Streams: o.Streams, Interval: micros(o.Interval), Size: o.Size, Seconds: o.Duration.Seconds(),
 			Rounds: o.Rounds, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 	}
 	say("building two phones, two edges and two PCs")
 	var err error
-	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, len(r.kinds)); err != nil {
+	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, r.o.Family, len(r.kinds)); err != nil {
 		return Jitter{}, err
 	}
 	defer r.stand.close()
@@ -222,7 +231,7 @@ func (r *jitterRun) measure(ctx context.Context) error {
 }
 
 func (r *jitterRun) capacity(ctx context.Context) (qos.BitRate, error) {
-	flow, err := bulk.Start(ctx, r.stand.hosts[pcA], r.stand.hosts[pcB], bulk.Options{To: bulkB + ".10"})
+	flow, err := bulk.Start(ctx, r.stand.hosts[pcA], r.stand.hosts[pcB], bulk.Options{To: r.stand.bulkTo()})
 	if err != nil {
 		return 0, err
 	}
@@ -235,7 +244,7 @@ func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacit
 	out := report.Round{Round: round}
 	var flow *bulk.Running
 	if l.LoadPercent > 0 {
-		o := bulk.Options{To: bulkB + ".10"}
+		o := bulk.Options{To: r.stand.bulkTo()}
 		if l.LoadPercent < 100 {
 			o.Rate = capacity * qos.BitRate(l.LoadPercent) / 100
 			out.Bulk.Asked = mbits(o.Rate)
@@ -341,7 +350,7 @@ func (r *jitterRun) voicePaths(phone string, kinds []rival.Kind) []probe.Ends {
 // figures matches what was sent with what came, path by path, and keeps the delays for the plots.
 func (r *jitterRun) figures(kinds []rival.Kind, seen []heard, percent int, bulkRate float64) []report.Path {
 	paths := make([]report.Path, len(kinds))
-	directions := make([][]lab.Direction, len(kinds))
+	directions := make([][]labreport.Direction, len(kinds))
 	for _, d := range seen {
 		for i := range kinds {
 			streams, unmatched := d.measured(i, r.o.Interval)
@@ -350,7 +359,7 @@ func (r *jitterRun) figures(kinds []rival.Kind, seen []heard, percent int, bulkR
 		}
 	}
 	for i, k := range kinds {
-		paths[i].Name, paths[i].Voice = string(k), lab.NewVoice(directions[i]...)
+		paths[i].Name, paths[i].Voice = string(k), labreport.NewVoice(directions[i]...)
 		if k == rival.WireGuardGoShared {
 			paths[i].Bulk.MbitPerS = bulkRate
 		}

@@ -19,6 +19,7 @@ import (
 
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
+	"ringway/test/lab"
 	"ringway/test/lab/host"
 )
 
@@ -107,6 +108,26 @@ func TestJitterOfAllThatIsAlwaysThere(t *testing.T) {
 	assert.Contains(t, j.Settings.Command, "--loads 0,50,100")
 }
 
+// Over IPv6 the same paths stand, and voice goes through each.
+func TestPathsOverIPv6(t *testing.T) {
+	kinds := []rival.Kind{rival.Ringway, rival.WireGuardGo, rival.Kernel}
+	s, err := newStand(t.Context(), programs.Ringway, lab.IPv6, len(kinds))
+	require.NoError(t, err)
+	defer s.close()
+	require.NoError(t, s.join(t.Context(), kinds, programs, engine(t), t.Logf))
+	r := &jitterRun{o: DefaultJitter(), stand: s, kinds: kinds, say: t.Logf}
+	r.o.Programs, r.o.Against, r.o.Streams, r.o.Duration = programs, kinds[1:], 4, time.Second
+	seen, err := r.voiceOn(t.Context(), kinds)
+	require.NoError(t, err)
+	for i, path := range r.figures(kinds, seen, 0, 0) {
+		for _, d := range path.Voice.Directions {
+			assert.InDelta(t, 4*50, d.Received, 4, "%s %s", kinds[i], d.Name)
+			assert.Positive(t, d.Delay.Min)
+		}
+	}
+	assert.True(t, strings.HasPrefix(s.paths[0].a, "2001:db8:"), s.paths[0].a)
+}
+
 // engine is what the shipped program's plane can run.
 func engine(t *testing.T) string {
 	t.Helper()
@@ -135,7 +156,7 @@ func TestJitterOfInstalledRivals(t *testing.T) {
 // The stamp of a packet is taken where it arrives: a queue on the last cable is in its delay. (Were it taken on the first of the
 // cables, the whole benchmark would measure nothing.)
 func TestDelayReachesToTheLastCable(t *testing.T) {
-	s, err := newStand(t.Context(), programs.Ringway, 1)
+	s, err := newStand(t.Context(), programs.Ringway, lab.IPv4, 1)
 	require.NoError(t, err)
 	defer s.close()
 	p := programs

@@ -75,7 +75,7 @@ func MeasureLink(ctx context.Context, o LinkOptions) (Link, error) {
 	r := &linkRun{o: o, say: progress(o.Progress)}
 	r.out.Report = report.Link{Machine: labreport.ThisMachine(), Denied: []string{}, LeftOut: []string{},
 		Settings: report.LinkSettings{Build: o.Build, Calls: o.Calls, Size: linkSize, IntervalUS: micros(linkInterval), Seconds: o.Duration.Seconds(), Rounds: o.Rounds,
-			Flows: linkFlows, Flood: linkFlood, EchoUS: micros(echoEvery), EchoBytes: echoPacket, Started: begin.UTC().Format(time.RFC3339), Command: o.command()}}
+			Flows: linkFlows, Flood: linkFlood, EchoUS: micros(echoEvery), EchoBytes: echoPacket(o.Family), Family: string(o.Family), Started: begin.UTC().Format(time.RFC3339), Command: o.command()}}
 	if err := r.choose(); err != nil {
 		return Link{}, err
 	}
@@ -125,7 +125,7 @@ func (r *linkRun) pairs(rate qos.BitRate) []lab.PathName {
 func (r *linkRun) rate(ctx context.Context, rate qos.BitRate) error {
 	names := r.pairs(rate)
 	r.say("%s: building %d pairs of branches", rate, len(names))
-	l, err := lab.New(ctx, lab.Options{Paths: names, WireGuardGo: r.o.WireGuardGo, WAN: rate, Buffer: buffer(rate), Wire: rate <= kernelAbove, NoCalls: true})
+	l, err := lab.New(ctx, lab.Options{Paths: names, WireGuardGo: r.o.WireGuardGo, Underlay: r.o.Family, Overlay: r.o.Family, WAN: rate, Buffer: buffer(rate), Wire: rate <= kernelAbove, NoCalls: true})
 	if err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 		}
 	}
 	for _, site := range plan.Sites {
-		if site.Inner != "IPv4" { // the probes speak that
+		if site.Inner != familyNames[r.o.Family] {
 			continue
 		}
 		for _, c := range site.Codecs {
@@ -233,21 +233,22 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 	}
 	row.BudgetUS = row.DataPacket.TimeUS + report.AddedBeyondWire + float64(r.o.Calls-1)*row.VoicePacket.TimeUS
 	for _, bulk := range []string{report.Alone, report.TCP, report.UDP} {
-		row.Loads = append(row.Loads, report.LinkLoad{Scenario: labreport.Scenario{WAN: row.Rate, WANBits: row.Bits, BufferBytes: row.BufferBytes, Bulk: bulk, Calls: r.o.Calls,
+		row.Loads = append(row.Loads, report.LinkLoad{Scenario: labreport.Scenario{WAN: row.Rate, WANBits: row.Bits, BufferBytes: row.BufferBytes, Bulk: bulk, Calls: r.o.Calls, Underlay: string(r.o.Family), Overlay: string(r.o.Family),
 			Codec: "G.711 A-law, 20 ms", Seconds: r.o.Duration.Seconds(), Started: time.Now().UTC().Format(time.RFC3339)}})
 	}
 	inner := qos.ByteCount(row.VoicePacket.IPBytes)
-	tunnel := qos.Envelope{Wire: ethernet} // the lab's meter counts Ethernet frames without checksum
+	echo := qos.ByteCount(echoPacket(r.o.Family))
+	tunnel := qos.Envelope{IPv6: r.o.Family == lab.IPv6, Wire: ethernet} // the lab's meter counts Ethernet frames without checksum
 	for _, name := range names {
 		p := linkPath{name: string(name), pair: s.lab.Pair(name), program: "stock wireguard-go, one tunnel", flooding: row.DataPacket.IPBytes,
-			voice: tunnel.OnWire(inner), echo: tunnel.OnWire(echoPacket)}
+			voice: tunnel.OnWire(inner), echo: tunnel.OnWire(echo)}
 		switch name {
 		case lab.Ringway:
 			p.program, p.margin, p.voice = "ringway run", float64(plan.Margin)/100, qos.ByteCount(row.VoicePacket.WireBytes)
 		case lab.Baseline:
 			p.name, p.program = "none", p.program+", nothing queues but the provider"
 		case lab.Kernel:
-			p.program, p.voice, p.echo = "Linux forwarding, no tunnel, nothing queues but the provider", ethernet(inner), ethernet(echoPacket)
+			p.program, p.voice, p.echo = "Linux forwarding, no tunnel, nothing queues but the provider", ethernet(inner), ethernet(echo)
 		default:
 			p.margin, p.program = float64(plan.Margin)/100, p.program+" behind "+p.name
 		}
@@ -260,6 +261,9 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 	}
 	return row, nil
 }
+
+// familyNames are the families as `ringway plan` calls them.
+var familyNames = map[lab.Family]string{lab.IPv4: "IPv4", lab.IPv6: "IPv6"}
 
 func ethernet(packet qos.ByteCount) qos.ByteCount { return packet + 14 }
 
@@ -346,7 +350,7 @@ func (r *linkRun) speakers(s *linkStand) (out []speaker) {
 	gap := shape.Interval / time.Duration(shape.Streams*2*len(s.paths))
 	for i, p := range s.paths {
 		for j, phone := range []string{lab.PhoneA, lab.PhoneB} {
-			ends := probe.Ends{Local: lab.Address(phone), Remote: lab.Address([]string{lab.PhoneB, lab.PhoneA}[j])}
+			ends := probe.Ends{Local: p.pair.Address(phone), Remote: p.pair.Address([]string{lab.PhoneB, lab.PhoneA}[j])}
 			out = append(out, speaker{p.pair.Host(phone), probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(2*i+j) * gap,
 				Port: linkPort, TOS: expedited, Paths: []probe.Ends{ends}}})
 		}
@@ -376,7 +380,7 @@ func (r *linkRun) watch(ctx context.Context, s *linkStand, load *linkLoad, kind 
 			continue
 		}
 		g.Go(func() (err error) {
-			row.Signalling, err = echo(ctx, p.pair.Host(lab.PhoneA), lab.Address(lab.PhoneA), lab.Address(lab.PhoneB), signalled, r.o.Duration)
+			row.Signalling, err = echo(ctx, p.pair.Host(lab.PhoneA), p.pair.Address(lab.PhoneA), p.pair.Address(lab.PhoneB), signalled, r.o.Duration)
 			return errors.Join(err, load.lasted(i))
 		})
 		g.Go(func() (err error) {
@@ -490,7 +494,7 @@ func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoa
 			from, to := p.pair.Host(pcs[0]), p.pair.Host(pcs[1])
 			g.Go(func() (err error) {
 				if kind == report.TCP {
-					l.flows[i][d], err = bulk.Start(ctx, from, to, bulk.Options{To: lab.Address(pcs[1]), Flows: linkFlows})
+					l.flows[i][d], err = bulk.Start(ctx, from, to, bulk.Options{To: p.pair.Address(pcs[1]), Flows: linkFlows})
 				} else {
 					l.floods[i][d], err = r.flood(ctx, s, p, pcs, uint32(d))
 				}
@@ -525,7 +529,7 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 			f.kill()
 		}
 	}()
-	local, remote := lab.Address(pcs[0]), lab.Address(pcs[1])
+	local, remote := p.pair.Address(pcs[0]), p.pair.Address(pcs[1])
 	for _, end := range []struct {
 		on     string
 		client **tester.Client

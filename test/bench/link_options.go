@@ -18,6 +18,7 @@ type LinkOptions struct {
 	WireGuardGo string        // the stock program; empty: beside ringway, else in PATH
 	Rates       []qos.BitRate // of the links, the same both ways
 	Against     []string      // beside ringway: LinkRivals
+	Family      lab.Family    // of the links and of what phones and PCs speak
 	Calls       int
 	Duration    time.Duration // of a load and round
 	Rounds      int
@@ -31,7 +32,7 @@ var LinkRivals = []string{"none", string(lab.FQCoDel), string(lab.Cake), string(
 // DefaultLink is one call on links from the slowest to one that the processor feels.
 func DefaultLink() LinkOptions {
 	return LinkOptions{Rates: []qos.BitRate{qos.Mbit, 2 * qos.Mbit, 10 * qos.Mbit, 20 * qos.Mbit, 100 * qos.Mbit},
-		Against: LinkRivals, Calls: 1, Duration: 20 * time.Second, Rounds: 3}
+		Against: LinkRivals, Family: lab.IPv4, Calls: 1, Duration: 20 * time.Second, Rounds: 3}
 }
 
 // What flows.
@@ -70,6 +71,9 @@ func (o *LinkOptions) check() error {
 			return fmt.Errorf("%w: --vs: %q (allowed: %s, each once)", ErrUsage, a, strings.Join(LinkRivals, ", "))
 		}
 	}
+	if err := checkFamily(o.Family); err != nil {
+		return err
+	}
 	switch {
 	case o.Duration < shortestTime || o.Duration > longestLink:
 		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-%s)", ErrUsage, o.Duration, shortestTime, longestLink)
@@ -95,7 +99,22 @@ func (o *LinkOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	return fmt.Sprintf("ringway bench link --rates %s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), against, o.Calls, o.Duration, o.Rounds)
+	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), familyFlag(o.Family), against, o.Calls, o.Duration, o.Rounds)
+}
+
+func checkFamily(f lab.Family) error {
+	if f != lab.IPv4 && f != lab.IPv6 {
+		return fmt.Errorf("%w: --family: %q (allowed: %s, %s)", ErrUsage, f, lab.IPv4, lab.IPv6)
+	}
+	return nil
+}
+
+// familyFlag is how a command line asks for it.
+func familyFlag(f lab.Family) string {
+	if f == lab.IPv4 {
+		return ""
+	}
+	return " --family " + string(f)
 }
 
 // buffer is the provider's FIFO.

@@ -103,6 +103,7 @@ func TestLinkOptionsAreHeldToTheirRange(t *testing.T) {
 		"wrong usage: --rates: 64kbit (allowed: 1mbit-1gbit, each once)":                  func(o *LinkOptions) { o.Rates = []qos.BitRate{64 * qos.Kbit} },
 		"wrong usage: --rates: 2mbit (allowed: 1mbit-1gbit, each once)":                   func(o *LinkOptions) { o.Rates = []qos.BitRate{2 * qos.Mbit, 2 * qos.Mbit} },
 		"wrong usage: --vs: \"ipsec\" (allowed: none, fq_codel, cake, kernel, each once)": func(o *LinkOptions) { o.Against = []string{"ipsec"} },
+		"wrong usage: --family: \"ipx\" (allowed: ipv4, ipv6)":                            func(o *LinkOptions) { o.Family = "ipx" },
 		"wrong usage: --duration: a load of 1ms (allowed: 1s-10m0s)":                      func(o *LinkOptions) { o.Duration = time.Millisecond },
 		"wrong usage: --rounds: 0 (allowed: 1-100)":                                       func(o *LinkOptions) { o.Rounds = 0 },
 		"wrong usage: --calls: 501 (allowed: 1-500)":                                      func(o *LinkOptions) { o.Calls = 501 },
@@ -140,4 +141,35 @@ func TestFloodHasToLast(t *testing.T) {
 	close(f.ended)
 	require.NoError(t, l.lasted(0))
 	assert.ErrorContains(t, l.lasted(1), "the flood was over before voice was")
+}
+
+// Over IPv6 the goals follow from its longer headers, and from the MTU that it does not go below.
+func TestLinkOverIPv6(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), programs.Ringway, "bench", "link", "--family", "ipv6", "--rates", "1mbit", "--vs", "", "--duration", "1s", "--rounds", "1", "--json")
+	var out, progress bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &progress
+	require.NoError(t, cmd.Run(), "%s", &progress)
+	var l report.Link
+	require.NoError(t, json.Unmarshal(out.Bytes(), &l))
+	assert.Equal(t, "ipv6", l.Settings.Family)
+	assert.Contains(t, l.Settings.Command, " --family ipv6 ")
+	assert.Equal(t, 148, l.Settings.EchoBytes)
+	require.Len(t, l.Rates, 1)
+	r := l.Rates[0]
+	assert.EqualValues(t, 318, r.VoicePacket.WireBytes, "G.711 through the tunnel: 220 padded to 224, 32 of WireGuard, 48 of UDP and IPv6, 14 of Ethernet")
+	assert.EqualValues(t, 1280+32+48+14, r.DataPacket.WireBytes)
+	assert.InDelta(t, 10_992+1000, r.BudgetUS, 0.1)
+	for _, load := range r.Loads {
+		require.Len(t, load.Paths, 1)
+		p := load.Paths[0]
+		for _, d := range p.Voice.Directions {
+			assert.InDelta(t, 50, d.Received, 1, load.Scenario.Bulk)
+			assert.GreaterOrEqual(t, d.Delay.Min, r.VoicePacket.TimeUS)
+		}
+		if load.Scenario.Bulk == report.Alone {
+			continue
+		}
+		assert.InDelta(t, 1, p.Share, 0.1, "%s: what the meter counted is what headers say", load.Scenario.Bulk)
+		assert.Equal(t, 10, p.SecondFlow.Sent)
+	}
 }

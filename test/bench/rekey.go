@@ -16,19 +16,21 @@ import (
 	"ringway/test/bench/probe"
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
+	"ringway/test/lab"
 	"ringway/test/lab/host"
-	lab "ringway/test/lab/report"
+	labreport "ringway/test/lab/report"
 )
 
 // RekeyOptions say what `ringway bench rekey` measures.
 type RekeyOptions struct {
 	Programs rival.Programs
-	Far      string // what the far end is: FarEnds
-	Rekeys   int    // begun by each end
-	Restarts int    // of each end
-	Roams    int    // of each end, while its old address still receives
-	Moves    int    // of each end, its old address gone at once
-	Natural  bool   // re-keys come of themselves, every two minutes
+	Family   lab.Family // of the WAN and of voice
+	Far      string     // what the far end is: FarEnds
+	Rekeys   int        // begun by each end
+	Restarts int        // of each end
+	Roams    int        // of each end, while its old address still receives
+	Moves    int        // of each end, its old address gone at once
+	Natural  bool       // re-keys come of themselves, every two minutes
 	Streams  int
 	Interval time.Duration
 	Size     int
@@ -42,7 +44,7 @@ var FarEnds = []string{"ringway", "ringway-wireguard-go", "wireguard-go"}
 
 // DefaultRekey is what a tunnel goes through in a morning.
 func DefaultRekey() RekeyOptions {
-	return RekeyOptions{Far: FarEnds[0], Rekeys: 20, Restarts: 1, Roams: 3, Moves: 1, Streams: 10, Interval: 20 * time.Millisecond, Size: 172}
+	return RekeyOptions{Family: lab.IPv4, Far: FarEnds[0], Rekeys: 20, Restarts: 1, Roams: 3, Moves: 1, Streams: 10, Interval: 20 * time.Millisecond, Size: 172}
 }
 
 // Times of a run.
@@ -70,6 +72,9 @@ func (o *RekeyOptions) check() error {
 	if !slices.Contains(FarEnds, o.Far) {
 		return fmt.Errorf("%w: --far: %q (allowed: %s)", ErrUsage, o.Far, strings.Join(FarEnds, ", "))
 	}
+	if err := checkFamily(o.Family); err != nil {
+		return err
+	}
 	s := o.shape()
 	s.Paths = 1
 	if err := s.Check(1); err != nil {
@@ -95,8 +100,8 @@ func (o *RekeyOptions) shape() probe.Shape {
 
 // command is the command line that repeats the run.
 func (o *RekeyOptions) command() string {
-	c := fmt.Sprintf("ringway bench rekey --far %s --rekeys %d --restarts %d --roams %d --moves %d --streams %d --interval %s --size %d",
-		o.Far, o.Rekeys, o.Restarts, o.Roams, o.Moves, o.Streams, o.Interval, o.Size)
+	c := fmt.Sprintf("ringway bench rekey%s --far %s --rekeys %d --restarts %d --roams %d --moves %d --streams %d --interval %s --size %d",
+		familyFlag(o.Family), o.Far, o.Rekeys, o.Restarts, o.Roams, o.Moves, o.Streams, o.Interval, o.Size)
 	if o.Natural {
 		c += " --natural"
 	}
@@ -149,7 +154,7 @@ func MeasureRekey(ctx context.Context, o RekeyOptions) (Rekey, error) {
 		}
 	}
 	var err error
-	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, 1); err != nil {
+	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, r.o.Family, 1); err != nil {
 		return Rekey{}, err
 	}
 	defer r.stand.close()
@@ -162,8 +167,8 @@ func MeasureRekey(ctx context.Context, o RekeyOptions) (Rekey, error) {
 	}
 	defer stop()
 	out := report.Rekey{
-		Machine: lab.ThisMachine(),
-		Settings: report.RekeySettings{Build: o.Build, Near: nearEnd.String(), Far: r.far().String(), Natural: o.Natural, Streams: o.Streams, Interval: micros(o.Interval),
+		Machine: labreport.ThisMachine(),
+		Settings: report.RekeySettings{Build: o.Build, Family: string(o.Family), Near: nearEnd.String(), Far: r.far().String(), Natural: o.Natural, Streams: o.Streams, Interval: micros(o.Interval),
 			Size: o.Size, AroundSeconds: around.Seconds(), Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 	}
 	a, b := r.stand.edges()
@@ -191,15 +196,15 @@ func (r *rekeyRun) far() rival.LinkEnd {
 func (r *rekeyRun) connect(ctx context.Context) (err error) {
 	r.say("bringing up %s – %s", nearEnd, r.far())
 	a, b := r.stand.edges()
-	netA, netB := prefixes(0)
-	if r.link, err = rival.Connect(ctx, a, b, rival.Networks{A: []string{netA + ".0/24"}, B: []string{netB + ".0/24"}}, r.o.Programs,
+	netA, netB := r.stand.pathNets(0)
+	if r.link, err = rival.Connect(ctx, a, b, rival.Networks{A: []string{netA.prefix()}, B: []string{netB.prefix()}}, r.o.Programs,
 		[2]rival.LinkEnd{nearEnd, r.far()}); err != nil {
 		return err
 	}
 	if err := r.link.Route(ctx); err != nil {
 		return err
 	}
-	path := standPath{tunnel: r.link.Tunnel, a: netA + ".10", b: netB + ".10"}
+	path := standPath{tunnel: r.link.Tunnel, a: netA.at(guest), b: netB.at(guest)}
 	r.stand.paths = append(r.stand.paths, path)
 	ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("nothing came through in %s", reachTime))
 	defer cancel()

@@ -13,13 +13,14 @@ import (
 
 // Re-keys and roams cost nothing, whoever begins them and whatever the far end is; a restart costs, and is over.
 func TestRekeyLosesNothing(t *testing.T) {
-	for _, far := range []string{"ringway", "wireguard-go"} {
-		t.Run(far, func(t *testing.T) {
+	for _, c := range []struct{ far, family string }{{"ringway", "ipv4"}, {"wireguard-go", "ipv6"}} {
+		t.Run(c.far+" "+c.family, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			before := machine(t)
 			var r report.Rekey
-			measured(t, &r, "rekey", "--json", "--far", far, "--rekeys", "3", "--roams", "1", "--moves", "0", "--restarts", "1", "--streams", "4")
+			measured(t, &r, "rekey", "--json", "--far", c.far, "--family", c.family, "--rekeys", "3", "--roams", "1", "--moves", "0", "--restarts", "1", "--streams", "4")
 			assert.Equal(t, before, machine(t))
+			assert.Equal(t, c.family, r.Settings.Family)
 			assert.Zero(t, r.Unmatched)
 			assert.Positive(t, r.Packets)
 			assert.Positive(t, r.Quiet.Packets)
@@ -43,7 +44,8 @@ func TestRekeyOptionsAreHeldToTheirRange(t *testing.T) {
 		"wrong usage: --rekeys: -1 (allowed: 0-40, of each end)":                              func(o *RekeyOptions) { o.Rekeys = -1 },
 		"wrong usage: --roams: 41 (allowed: 0-40, of each end)":                               func(o *RekeyOptions) { o.Roams = 41 },
 		`wrong usage: --far: "nebula" (allowed: ringway, ringway-wireguard-go, wireguard-go)`: func(o *RekeyOptions) { o.Far = "nebula" },
-		"wrong usage: no event is asked for (--rekeys, --restarts, --roams, --moves)":         func(o *RekeyOptions) { *o = RekeyOptions{} },
+		"wrong usage: no event is asked for (--rekeys, --restarts, --roams, --moves)":         func(o *RekeyOptions) { *o = RekeyOptions{Family: o.Family} },
+		`wrong usage: --family: "ipx" (allowed: ipv4, ipv6)`:                                  func(o *RekeyOptions) { o.Family = "ipx" },
 		"wrong usage: packets of 20 bytes (allowed: 36-1200)":                                 func(o *RekeyOptions) { o.Size = 20 },
 	} {
 		o := DefaultRekey()

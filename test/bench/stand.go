@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"ringway/test/bench/probe"
 	"ringway/test/bench/rival"
+	"ringway/test/lab"
 	"ringway/test/lab/host"
 )
 
@@ -28,18 +30,70 @@ const Topology = `  phone-a 10.16.1.10, 10.17.1.10 … --- voice0               
                                           edge-a --- wan --- edge-b
   pc-a    10.15.1.10               ---  data0                   data0 --- pc-b    10.15.2.10`
 
-// Addresses towards each other, and of the bulk.
+// network is one by its first half: three octets of IPv4, or a prefix of 64 bits of IPv6.
+type network string
+
+func (n network) six() bool { return strings.Contains(string(n), ":") }
+
+// at is a host's address there.
+func (n network) at(host int) string {
+	if n.six() {
+		return fmt.Sprintf("%s::%d", n, host)
+	}
+	return fmt.Sprintf("%s.%d", n, host)
+}
+
+// on is the address with what ip addr add wants to know beside it.
+func (n network) on(host int) string {
+	if n.six() {
+		return n.at(host) + "/64 nodad"
+	}
+	return n.at(host) + "/24"
+}
+
+func (n network) prefix() string {
+	if n.six() {
+		return string(n) + "::/64"
+	}
+	return string(n) + ".0/24"
+}
+
+// Numbers of the hosts in their networks.
 const (
-	wanA, wanB   = "198.51.100.1", "198.51.100.2"
-	bulkA, bulkB = "10.15.1", "10.15.2"
+	router, guest    = 1, 10
+	numberA, numberB = 1, 2 // the edges on the WAN
 )
+
+func (s *stand) wan() network {
+	if s.family == lab.IPv6 {
+		return "2001:db8:a:1"
+	}
+	return "198.51.100"
+}
+
+// bulkNets are the networks of the bulk, behind each edge.
+func (s *stand) bulkNets() (a, b network) { return s.nets(15) }
+
+// bulkTo is the host that takes the bulk.
+func (s *stand) bulkTo() string {
+	_, b := s.bulkNets()
+	return b.at(guest)
+}
+
+func (s *stand) nets(number int) (a, b network) {
+	if s.family == lab.IPv6 {
+		return network(fmt.Sprintf("2001:db8:%d:1", number)), network(fmt.Sprintf("2001:db8:%d:2", number))
+	}
+	return network(fmt.Sprintf("10.%d.1", number)), network(fmt.Sprintf("10.%d.2", number))
+}
 
 // stand is two branches joined by several tunnels at the same time. Nothing bounds the cable between the edges: the
 // processor is the bottleneck.
 type stand struct {
-	world *host.World
-	hosts map[string]*host.Host
-	paths []standPath
+	family lab.Family
+	world  *host.World
+	hosts  map[string]*host.Host
+	paths  []standPath
 }
 
 type standPath struct {
@@ -47,12 +101,12 @@ type standPath struct {
 	a, b   string // the phones' addresses on it, that choose the way
 }
 
-// prefixes of the path i, three octets each.
-func prefixes(i int) (a, b string) { return fmt.Sprintf("10.%d.1", 16+i), fmt.Sprintf("10.%d.2", 16+i) }
+// pathNets are the networks of the path i.
+func (s *stand) pathNets(i int) (a, b network) { return s.nets(16 + i) }
 
 // newStand builds hosts and cables; no tunnel is up yet.
-func newStand(ctx context.Context, binary string, paths int) (_ *stand, err error) {
-	s := &stand{hosts: map[string]*host.Host{}}
+func newStand(ctx context.Context, binary string, family lab.Family, paths int) (_ *stand, err error) {
+	s := &stand{family: family, hosts: map[string]*host.Host{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -72,10 +126,10 @@ func newStand(ctx context.Context, binary string, paths int) (_ *stand, err erro
 		}
 	}
 	a, b := s.hosts[edgeA], s.hosts[edgeB]
-	if err := a.IP(ctx, b, "link add wan0 type veth peer name wan0 netns /proc/self/fd/3", "addr add "+wanA+"/24 dev wan0", "link set wan0 up"); err != nil {
+	if err := a.IP(ctx, b, "link add wan0 type veth peer name wan0 netns /proc/self/fd/3", "addr add "+s.wan().on(numberA)+" dev wan0", "link set wan0 up"); err != nil {
 		return nil, err
 	}
-	if err := b.IP(ctx, nil, "addr add "+wanB+"/24 dev wan0", "link set wan0 up"); err != nil {
+	if err := b.IP(ctx, nil, "addr add "+s.wan().on(numberB)+" dev wan0", "link set wan0 up"); err != nil {
 		return nil, err
 	}
 	for _, side := range []struct{ edge, phone, pc string }{{edgeA, phoneA, pcA}, {edgeB, phoneB, pcB}} {
@@ -83,22 +137,22 @@ func newStand(ctx context.Context, binary string, paths int) (_ *stand, err erro
 		if err := edge.Do(forward); err != nil {
 			return nil, err
 		}
-		pick := func(a, b string) (near, far string) {
+		pick := func(a, b network) (near, far network) {
 			if side.edge == edgeB {
 				return b, a
 			}
 			return a, b
 		}
-		var voice [][2]string
+		var voice [][2]network
 		for i := range paths {
-			near, far := pick(prefixes(i))
-			voice = append(voice, [2]string{near, far})
+			near, far := pick(s.pathNets(i))
+			voice = append(voice, [2]network{near, far})
 		}
-		near, far := pick(bulkA, bulkB)
+		near, far := pick(s.bulkNets())
 		if err := cable(ctx, edge, "voice0", s.hosts[side.phone], voice); err != nil {
 			return nil, err
 		}
-		if err := cable(ctx, edge, "data0", s.hosts[side.pc], [][2]string{{near, far}}); err != nil {
+		if err := cable(ctx, edge, "data0", s.hosts[side.pc], [][2]network{{near, far}}); err != nil {
 			return nil, err
 		}
 		// What a tunnel's engine joined (UDP GRO) is cut again by a network card before it reaches a phone.
@@ -114,16 +168,16 @@ func newStand(ctx context.Context, binary string, paths int) (_ *stand, err erro
 	return s, nil
 }
 
-// cable joins a host to its edge. Of each pair of networks (three octets) the first is on the cable, the second is reached over it.
-func cable(ctx context.Context, edge *host.Host, device string, h *host.Host, networks [][2]string) error {
+// cable joins a host to its edge. Of each pair of networks the first is on the cable, the second is reached over it.
+func cable(ctx context.Context, edge *host.Host, device string, h *host.Host, networks [][2]network) error {
 	if err := edge.IP(ctx, h, "link add "+device+" type veth peer name eth0 netns /proc/self/fd/3", "link set "+device+" up"); err != nil {
 		return err
 	}
 	lines := []string{"link set eth0 up"}
 	var onEdge []string
 	for _, n := range networks {
-		onEdge = append(onEdge, "addr add "+n[0]+".1/24 dev "+device)
-		lines = append(lines, "addr add "+n[0]+".10/24 dev eth0", "route add "+n[1]+".0/24 via "+n[0]+".1 src "+n[0]+".10")
+		onEdge = append(onEdge, "addr add "+n[0].on(router)+" dev "+device)
+		lines = append(lines, "addr add "+n[0].on(guest)+" dev eth0", "route add "+n[1].prefix()+" via "+n[0].at(router)+" src "+n[0].at(guest))
 	}
 	if err := edge.IP(ctx, nil, onEdge...); err != nil {
 		return err
@@ -133,14 +187,16 @@ func cable(ctx context.Context, edge *host.Host, device string, h *host.Host, ne
 
 // forward makes a router of the network namespace that the calling thread is in.
 func forward() error {
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-		return fmt.Errorf("forward packets: %w", err)
+	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil && (f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
+			return fmt.Errorf("forward packets: %w", err)
+		}
 	}
 	return nil
 }
 
 func (s *stand) edges() (a, b rival.Edge) {
-	return rival.Edge{Host: s.hosts[edgeA], WAN: wanA}, rival.Edge{Host: s.hosts[edgeB], WAN: wanB}
+	return rival.Edge{Host: s.hosts[edgeA], WAN: s.wan().at(numberA)}, rival.Edge{Host: s.hosts[edgeB], WAN: s.wan().at(numberB)}
 }
 
 // reachTime is how long a tunnel may take from being up to the first packet through it.
@@ -151,16 +207,17 @@ func (s *stand) join(ctx context.Context, kinds []rival.Kind, p rival.Programs, 
 	a, b := s.edges()
 	for i, kind := range kinds {
 		say("bringing up %s", kind)
-		netA, netB := prefixes(i)
-		n := rival.Networks{A: []string{netA + ".0/24"}, B: []string{netB + ".0/24"}}
+		netA, netB := s.pathNets(i)
+		n := rival.Networks{A: []string{netA.prefix()}, B: []string{netB.prefix()}}
 		if kind == rival.WireGuardGoShared {
-			n.A, n.B = append(n.A, bulkA+".0/24"), append(n.B, bulkB+".0/24")
+			bulkA, bulkB := s.bulkNets()
+			n.A, n.B = append(n.A, bulkA.prefix()), append(n.B, bulkB.prefix())
 		}
 		t, err := rival.Up(ctx, kind, a, b, n, p, engine)
 		if err != nil {
 			return err
 		}
-		path := standPath{tunnel: t, a: netA + ".10", b: netB + ".10"}
+		path := standPath{tunnel: t, a: netA.at(guest), b: netB.at(guest)}
 		s.paths = append(s.paths, path)
 		ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("nothing came through in %s", reachTime))
 		err = s.hosts[phoneA].WaitReach(ctx, path.b, "0xb8")

@@ -18,8 +18,9 @@ import (
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
 	"ringway/test/bench/tester"
+	"ringway/test/lab"
 	"ringway/test/lab/host"
-	lab "ringway/test/lab/report"
+	labreport "ringway/test/lab/report"
 )
 
 // Throughput is a finished run.
@@ -68,7 +69,7 @@ func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, er
 		r.o.Programs.Cores = 1
 	}
 	r.out = report.Throughput{
-		Machine: lab.ThisMachine(),
+		Machine: labreport.ThisMachine(),
 		Settings: report.ThroughputSettings{Build: o.Build, TrialSeconds: o.Trial.Seconds(), Resolution: o.Resolution, Loss: o.Loss, OneCore: o.OneCore, Rounds: o.Rounds,
 			IMIX: imix, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
 		Denied: []string{},
@@ -116,7 +117,7 @@ func (r *throughputRun) engine(ctx context.Context, index, round int) error {
 	e := r.o.Engines[index]
 	kind, planeEngine := e.way()
 	r.say("round %d of %d: %s", round, r.o.Rounds, e)
-	s, err := newStand(ctx, r.o.Programs.Ringway, 1)
+	s, err := newStand(ctx, r.o.Programs.Ringway, lab.IPv4, 1)
 	if err != nil {
 		return err
 	}

@@ -143,6 +143,7 @@ func TestWrongUsage(t *testing.T) {
 		`--calls: 501 is out of range (allowed: 1-500)`:                                        {"--calls", "501"},
 		`--plot: x.gif is no picture (allowed: a name that ends in .png or .svg, or none)`:     {"--plot", "x.gif"},
 		"wrong usage: \"x\" is no lab (allowed: the number that `ringway lab --keep` printed)": {"--down", "x"},
+		`wrong usage: family "ipx" (allowed: ipv4, ipv6)`:                                      {"--family", "ipx"},
 		`wrong usage: bulk "sctp" (allowed: none, tcp, udp)`:                                   {"--bulk", "sctp"},
 	} {
 		cmd := exec.Command(ringway, append([]string{"lab"}, args...)...)

@@ -16,7 +16,7 @@ type RunningBulk = bulk.Running
 
 // StartBulk starts bulk traffic and returns once it has run for three seconds.
 func (p *Pair) StartBulk(ctx context.Context, kind Bulk) (*RunningBulk, error) {
-	o := bulk.Options{To: sides[1].data.remote, UDP: kind == BulkUDP}
+	o := bulk.Options{To: p.Address(PCB), UDP: kind == BulkUDP}
 	if o.UDP {
 		if o.Rate = 2 * p.lab.Options.WAN; o.Rate == 0 {
 			o.Rate = floodRate

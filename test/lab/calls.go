@@ -61,7 +61,7 @@ func (p *Pair) StartCalls(ctx context.Context, n int, duration time.Duration) (*
 	if err := writeScenario(caller, "caller", recording, duration, callerRTP); err != nil {
 		return nil, err
 	}
-	calleeAddr, callerAddr := sides[1].voice.remote, sides[0].voice.remote
+	calleeAddr, callerAddr := p.Address(PhoneB), p.Address(PhoneA)
 	c.callee, err = sipp(callee, "callee", calleeAddr, duration, "-m", strconv.Itoa(n))
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (p *Pair) StartCalls(ctx context.Context, n int, duration time.Duration) (*
 	c.Started = time.Now()
 	// -r calls every -rp milliseconds: all of them within rampTime, evenly.
 	c.caller, err = sipp(caller, "caller", callerAddr, duration, "-m", strconv.Itoa(n), "-l", strconv.Itoa(n),
-		"-r", strconv.Itoa(n), "-rp", strconv.FormatInt(rampTime.Milliseconds(), 10), "-s", "phone-b", calleeAddr)
+		"-r", strconv.Itoa(n), "-rp", strconv.FormatInt(rampTime.Milliseconds(), 10), "-s", "phone-b", bracketed(calleeAddr))
 	if err != nil {
 		c.Stop()
 		return nil, err
@@ -109,7 +109,7 @@ func writeScenario(h *host.Host, role string, recording []byte, duration time.Du
 func sipp(h *host.Host, role, address string, duration time.Duration, args ...string) (*host.Process, error) {
 	limit := strconv.Itoa(int((rampTime + duration + 2*patience) / time.Second))
 	args = append([]string{"-sf", MachineDir + "/" + role + ".xml", "-nostdin",
-		"-i", address, "-p", strconv.Itoa(sipPort), "-mi", address, "-mp", strconv.Itoa(mediaPort),
+		"-i", bracketed(address), "-p", strconv.Itoa(sipPort), "-mi", bracketed(address), "-mp", strconv.Itoa(mediaPort),
 		"-cid_str", role + "-%u-%p@%s",
 		"-timeout", limit + "s",
 		"-watchdog_interval", "0", // it would give up on a machine that is busy, and ours shall be
@@ -133,16 +133,26 @@ func sipp(h *host.Host, role, address string, duration time.Duration, args ...st
 	return p, nil
 }
 
+// bracketed is an address as SIPp wants it: [2001:db8::1] where it is one of IPv6.
+func bracketed(address string) string {
+	if strings.Contains(address, ":") {
+		return "[" + address + "]"
+	}
+	return address
+}
+
 // waitListens waits until a UDP port is bound on the host.
 func waitListens(ctx context.Context, h *host.Host, p *host.Process, port int) error {
 	bound := fmt.Sprintf(":%04X ", port)
 	for {
-		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/udp", h.PID))
-		if err != nil {
-			return fmt.Errorf("see what listens on %s: %w", h.Name, err)
-		}
-		if strings.Contains(string(table), bound) {
-			return nil
+		for _, table := range []string{"udp", "udp6"} {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", h.PID, table))
+			if err != nil && !(table == "udp6" && errors.Is(err, os.ErrNotExist)) {
+				return fmt.Errorf("see what listens on %s: %w", h.Name, err)
+			}
+			if strings.Contains(string(text), bound) {
+				return nil
+			}
 		}
 		select {
 		case <-p.Ended:

@@ -79,8 +79,8 @@ func (p *Pair) WaitUp(ctx context.Context) error {
 		g.Go(func() error { return e.WaitReady(gctx) })
 	}
 	for _, from := range []struct{ host, to, tos string }{
-		{PhoneA, sides[1].voice.remote, "0xb8"}, // EF: what a phone sends unmarked is class data
-		{PCA, sides[1].data.remote, "0"},
+		{PhoneA, p.Address(PhoneB), "0xb8"}, // EF: what a phone sends unmarked is class data
+		{PCA, p.Address(PCB), "0"},
 	} {
 		g.Go(func() error { return p.Host(from.host).WaitReach(gctx, from.to, from.tos) })
 	}

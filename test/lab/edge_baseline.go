@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -23,17 +24,19 @@ const (
 // setUpBaseline makes a plain Linux router of the edge: addresses, forwarding and nothing else.
 func (e *Edge) setUpBaseline(ctx context.Context) error {
 	var lines []string
-	for _, n := range []struct {
+	inner, outer := e.pair.inner(), e.pair.outer()
+	for _, c := range []struct {
 		device string
 		lan    lan
-	}{{"voice0", e.side.voice}, {"data0", e.side.data}, {"wan0", e.side.wan}} {
-		addr, addr6 := n.lan.edge, n.lan.edge6
-		lines = append(lines, "addr add "+addr+"/24 dev "+n.device, "link set "+n.device+" up")
-		if ipv6Works() {
-			lines = append(lines, "addr add "+addr6+"/64 dev "+n.device+" nodad")
+		family Family
+	}{{"voice0", e.side.voice, inner}, {"data0", e.side.data, inner}, {"wan0", e.side.wan, outer}} {
+		lines = append(lines, "link set "+c.device+" up")
+		for _, f := range families(c.family) {
+			n := c.lan.of(f)
+			lines = append(lines, "addr add "+n.edge+n.length+" dev "+c.device+n.flags)
 		}
 	}
-	lines = append(lines, "route add default via "+e.side.wan.remote)
+	lines = append(lines, "route add default via "+e.side.wan.of(outer).remote)
 	if err := e.IP(ctx, nil, lines...); err != nil {
 		return err
 	}
@@ -71,8 +74,9 @@ func forward() error {
 // networks, and nothing runs.
 func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	if e.pair.Name == Kernel {
-		return nil, e.pair.Host(Provider).IP(ctx, nil, "route replace "+e.side.voice.network+" via "+e.side.wan.edge,
-			"route replace "+e.side.data.network+" via "+e.side.wan.edge)
+		f := e.pair.inner()
+		via := " via " + e.side.wan.of(f).edge
+		return nil, e.pair.Host(Provider).IP(ctx, nil, "route replace "+e.side.voice.of(f).network+via, "route replace "+e.side.data.of(f).network+via)
 	}
 	cmd := e.Command(e.pair.lab.Options.WireGuardGo, "--foreground", baselineDevice)
 	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
@@ -98,17 +102,18 @@ func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 		return nil, err
 	}
 	farKey := e.pair.edges[e.far.edge].key.Public()
-	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key", MachineDir+"/baseline.key",
-		"peer", farKey.String(), "endpoint", e.far.wan.edge+":"+baselinePort,
-		"allowed-ips", e.far.voice.network+","+e.far.data.network+","+e.far.voice.network6+","+e.far.data.network6); err != nil {
-		return nil, err
-	}
+	var networks []string
 	lines := []string{"link set " + baselineDevice + " mtu " + baselineMTU + " up"}
 	for _, l := range []lan{e.far.voice, e.far.data} {
-		lines = append(lines, "route replace "+l.network+" dev "+baselineDevice)
-		if ipv6Works() {
-			lines = append(lines, "route replace "+l.network6+" dev "+baselineDevice)
+		for _, f := range families(e.pair.inner()) {
+			networks = append(networks, l.of(f).network)
+			lines = append(lines, "route replace "+l.of(f).network+" dev "+baselineDevice)
 		}
+	}
+	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key", MachineDir+"/baseline.key",
+		"peer", farKey.String(), "endpoint", net.JoinHostPort(e.far.wan.of(e.pair.outer()).edge, baselinePort),
+		"allowed-ips", strings.Join(networks, ",")); err != nil {
+		return nil, err
 	}
 	return p, e.IP(ctx, nil, lines...)
 }

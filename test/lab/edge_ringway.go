@@ -28,6 +28,7 @@ func (e *Edge) setUpRingway() error {
 	if o.WAN > 0 {
 		values["wan[wan0].uplink"], values["wan[wan0].downlink"] = o.WAN.String(), o.WAN.String()
 	}
+	e.addresses(values)
 	if o.EdgeConfig != nil {
 		o.EdgeConfig(e.side.site, values)
 	}
@@ -42,6 +43,23 @@ func (e *Edge) setUpRingway() error {
 		return fmt.Errorf("write the private key of %s: %w", e.Name, err)
 	}
 	return nil
+}
+
+// addresses puts IPv6 where the shipped file has IPv4, or both.
+func (e *Edge) addresses(values map[string]string) {
+	site := "sites[" + e.far.site + "]."
+	if e.pair.outer() == IPv6 {
+		near, far := e.side.wan.of(IPv6), e.far.wan.of(IPv6)
+		values["wan[wan0].address"], values["wan[wan0].gateway"] = near.edge+near.length, near.remote
+		values[site+"endpoint"] = far.edge
+	}
+	if e.pair.inner() == IPv6 {
+		for name, l := range map[string][2]lan{"voice": {e.side.voice, e.far.voice}, "data": {e.side.data, e.far.data}} {
+			near := l[0].of(IPv6)
+			values[name+"["+name+"0].address"] = near.edge + near.length
+			values[site+name+"_networks"] = `["` + l[1].of(IPv6).network + `"]`
+		}
+	}
 }
 
 // WriteConfig replaces the edge's configuration file; Reload or Restart makes the edge read it.

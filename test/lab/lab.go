@@ -10,7 +10,8 @@
 //	pc-a    10.1.20.10 ---  data0 .1   |                    |     data0 .1 --- pc-b    10.2.20.10
 //	                      198.51.100.2 |                    | 203.0.113.2
 //
-// IPv6 stands beside it: 2001:db8:SIDE:NETWORK::/64, so phone-a is 2001:db8:1:10::10. A second such pair, the
+// IPv6 stands beside it: 2001:db8:SIDE:NETWORK::/64, so phone-a is 2001:db8:1:10::10, and on the WAN 2001:db8:a::/64 and
+// 2001:db8:b::/64. Options say which of them joins the edges, and which the phones and PCs speak. A second such pair, the
 // baseline, may stand beside the first at the same time with the same addresses: no cable joins them.
 //
 // Nothing is left when the lab ends, however it ends. No namespace has a name; each is held by a process of the lab's
@@ -49,6 +50,9 @@ type Options struct {
 	Binary      string     // the program ringway: the edges run it and it holds the namespaces; default: this one
 	WireGuardGo string     // the stock program wireguard-go for the baseline; default: beside Binary, or in PATH
 	Paths       []PathName // which pairs to build; default: Ringway alone
+
+	Underlay Family // between the edges; default: IPv4
+	Overlay  Family // in the branches' networks; default: IPv4, with IPv6 beside it
 
 	WAN    qos.BitRate   // rate of the provider's bottleneck, both ways; 0 = none
 	Buffer Bytes         // of the provider's FIFO before the bottleneck
@@ -109,6 +113,9 @@ func (o *Options) fill() error {
 	}
 	if len(o.Paths) == 0 {
 		o.Paths = []PathName{Ringway}
+	}
+	if err := o.fillFamilies(); err != nil {
+		return err
 	}
 	if o.Buffer == 0 {
 		o.Buffer = DefaultBuffer

@@ -203,22 +203,51 @@ func TestHostsFoldersAreTheirOwn(t *testing.T) {
 
 // Without a tunnel the kernel's forwarding joins the branches (New waits for a packet in both classes), and what leaves the wire is counted.
 func TestKernelPairForwards(t *testing.T) {
-	l, err := New(t.Context(), Options{Paths: []PathName{Kernel}, WAN: 2 * qos.Mbit, Wire: true, NoCalls: true})
+	for _, c := range []struct {
+		family Family
+		second string
+		least  uint64 // 1000 bytes, ICMP, IP, Ethernet
+	}{{IPv4, "10.2.20.11", 1042}, {IPv6, "2001:db8:2:20::11", 1062}} {
+		l, err := New(t.Context(), Options{Paths: []PathName{Kernel}, Underlay: c.family, Overlay: c.family, WAN: 2 * qos.Mbit, Wire: true, NoCalls: true})
+		require.NoError(t, err)
+		t.Cleanup(l.Close)
+		p := l.Pair(Kernel)
+		require.NoError(t, p.Alive(), "no program is no error")
+		second, err := p.SecondPC(t.Context(), PCB)
+		require.NoError(t, err)
+		assert.Equal(t, c.second, second)
+		toB, toA, err := p.Carried()
+		require.NoError(t, err)
+		_, err = p.Host(PCA).Run(t.Context(), "ping", "-c", "1", "-s", "1000", second)
+		require.NoError(t, err)
+		laterB, laterA, err := p.Carried()
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, laterB-toB, c.least)
+		assert.GreaterOrEqual(t, laterA-toA, c.least)
+	}
+}
+
+// Without IPv4: calls, bulk and the provider's relay work as with it.
+func TestIPv6Lab(t *testing.T) {
+	l := baseline(t, Options{Underlay: IPv6, Overlay: IPv6, Calls: 2, Duration: time.Second, WAN: 20 * qos.Mbit, Delay: 5 * time.Millisecond, Bulk: BulkTCP})
+	for _, name := range []string{PhoneA, PCA, EdgeA, Provider, EdgeB} {
+		out, err := l.Host(name).Run(t.Context(), "ip", "-4", "-o", "address", "show", "scope", "global")
+		require.NoError(t, err)
+		assert.Empty(t, out, name)
+	}
+	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(l.Close)
-	p := l.Pair(Kernel)
-	require.NoError(t, p.Alive(), "no program is no error")
-	second, err := p.SecondPC(t.Context(), PCB)
-	require.NoError(t, err)
-	assert.Equal(t, "10.2.20.11", second)
-	toB, toA, err := p.Carried()
-	require.NoError(t, err)
-	_, err = p.Host(PCA).Run(t.Context(), "ping", "-c", "1", "-s", "1000", second)
-	require.NoError(t, err)
-	laterB, laterA, err := p.Carried()
-	require.NoError(t, err)
-	assert.GreaterOrEqual(t, laterB-toB, uint64(1042), "1000 bytes, ICMP, IPv4, Ethernet")
-	assert.GreaterOrEqual(t, laterA-toA, uint64(1042))
+	p := r.Report.Paths[0]
+	assert.Equal(t, 2, p.Calls.Completed)
+	assert.Equal(t, 2*50, p.Voice.Sent)
+	assert.Zero(t, p.Voice.Unmatched)
+	assert.Zero(t, p.Voice.WrongDSCP)
+	assert.GreaterOrEqual(t, p.Voice.Delay.Min, 5000.0, "µs")
+	assert.Greater(t, p.Bulk.MbitPerS, 5.0)
+	assert.Equal(t, []string{"ipv6", "ipv6"}, []string{r.Report.Scenario.Underlay, r.Report.Scenario.Overlay})
+	var table bytes.Buffer
+	require.NoError(t, r.Table(&table))
+	assert.Contains(t, table.String(), ", IPv6 in IPv6, +5.00 ms")
 }
 
 func TestStockQueuesInTheWordsOfTC(t *testing.T) {

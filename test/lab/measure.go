@@ -234,7 +234,7 @@ func (l *Lab) each(ctx context.Context, f func(ctx context.Context, i int, p *Pa
 func (l *Lab) scenario(begin time.Time) report.Scenario {
 	o := l.Options
 	s := report.Scenario{
-		WAN: "none", WANBits: uint64(o.WAN), BufferBytes: int(o.Buffer),
+		WAN: "none", WANBits: uint64(o.WAN), Underlay: string(o.Underlay), Overlay: string(o.Overlay), BufferBytes: int(o.Buffer),
 		DelayUS: float64(o.Delay) / float64(time.Microsecond), Loss: o.Loss,
 		Seed: o.Seed, Bulk: string(o.Bulk), Calls: o.Calls, Codec: "G.711 A-law, 20 ms", Started: begin.UTC().Format(time.RFC3339),
 	}

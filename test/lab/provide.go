@@ -62,7 +62,7 @@ func (p *Pair) knowEdges(ctx context.Context) error {
 		}); err != nil {
 			return fmt.Errorf("%s: find wan0: %w", s.edge, err)
 		}
-		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
+		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.of(p.outer()).edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
 			return err
 		}
 	}

@@ -63,23 +63,11 @@ var sides = [2]side{
 	},
 }
 
-// Address is the IPv4 address of a phone or a PC.
-func Address(host string) string {
-	for _, s := range sides {
-		switch host {
-		case s.phone:
-			return s.voice.remote
-		case s.pc:
-			return s.data.remote
-		}
-	}
-	panic("no address of " + host + " in the lab")
-}
-
 // SecondPC gives a PC another address, as if another host stood beside it, and returns it.
 func (p *Pair) SecondPC(ctx context.Context, host string) (string, error) {
-	address := strings.TrimSuffix(Address(host), ".10") + ".11"
-	return address, p.Host(host).IP(ctx, nil, "addr replace "+address+"/24 dev eth0")
+	address := strings.TrimSuffix(p.Address(host), "10") + "11"
+	net := lan{}.of(p.inner())
+	return address, p.Host(host).IP(ctx, nil, "addr replace "+address+net.length+" dev eth0"+net.flags)
 }
 
 // Ports of the phones. Every call has a media port of its own, from the first one up in steps of four (RTP and RTCP
@@ -196,10 +184,11 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 		far          *Host
 		farDevice    string
 		net          lan
+		family       Family
 	}{
-		{s.phone, "eth0", edge, "voice0", s.voice},
-		{s.pc, "eth0", edge, "data0", s.data},
-		{Provider, s.provider, edge, "wan0", s.wan},
+		{s.phone, "eth0", edge, "voice0", s.voice, p.inner()},
+		{s.pc, "eth0", edge, "data0", s.data, p.inner()},
+		{Provider, s.provider, edge, "wan0", s.wan, p.outer()},
 	} {
 		h := p.Host(c.host)
 		if err := h.IP(ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
@@ -215,17 +204,12 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 				return fmt.Errorf("%s: %w", h.Name, err)
 			}
 		}
-		lines := []string{
-			"addr add " + c.net.remote + "/24 dev " + c.device,
-			"link set " + c.device + " up",
-		}
-		if ipv6Works() {
-			lines = append(lines, "addr add "+c.net.remote6+"/64 dev "+c.device+" nodad")
-		}
-		if h != provider {
-			lines = append(lines, "route add default via "+c.net.edge)
-			if ipv6Works() {
-				lines = append(lines, "route add default via "+c.net.edge6)
+		lines := []string{"link set " + c.device + " up"}
+		for _, f := range families(c.family) {
+			n := c.net.of(f)
+			lines = append(lines, "addr add "+n.remote+n.length+" dev "+c.device+n.flags)
+			if h != provider {
+				lines = append(lines, "route add default via "+n.edge)
 			}
 		}
 		if err := h.IP(ctx, nil, lines...); err != nil {
@@ -233,11 +217,6 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 		}
 	}
 	return likeAPhone(ctx, p.Host(s.phone))
-}
-
-func ipv6Works() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
 }
 
 // likeAPhone marks what SIPp sends as real phones do, RTP as EF and SIP as CS3, and keeps the kernel from answering RTP with

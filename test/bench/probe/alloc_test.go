@@ -38,7 +38,8 @@ func TestNothingIsAllocatedForAPacket(t *testing.T) {
 
 // A receiver has room for twice what is to come; what is beyond is counted and not noted.
 func TestArrivalsHaveABound(t *testing.T) {
-	r, err := newReceiver(Config{Run: 7, Shape: Shape{Streams: 1, Interval: time.Millisecond, Size: 172, Length: 2 * time.Millisecond, Paths: 1}})
+	r, err := newReceiver(Config{Run: 7, Paths: []Ends{{"127.0.0.1", "127.0.0.1"}},
+		Shape: Shape{Streams: 1, Interval: time.Millisecond, Size: 172, Length: 2 * time.Millisecond, Paths: 1}})
 	require.NoError(t, err)
 	defer r.close()
 	packet := make([]byte, 172)

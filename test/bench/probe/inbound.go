@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -62,8 +63,17 @@ func newReceiver(c Config) (*receiver, error) {
 		r.messages[i].hdr.Iov, r.messages[i].hdr.Iovlen = &r.vectors[i], 1
 		r.messages[i].hdr.Control = &r.control[i][0]
 	}
-	var err error
-	if r.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	// All paths are of one family (oneFamily).
+	any := netip.IPv4Unspecified()
+	local, err := netip.ParseAddr(c.Paths[0].Local)
+	if err != nil {
+		return nil, fmt.Errorf("open the receiving socket: %w", err)
+	}
+	if !local.Is4() {
+		any = netip.IPv6Unspecified()
+	}
+	family, at := sockaddr(any, c.Port)
+	if r.fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open the receiving socket: %w", err)
 	}
 	if err := unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
@@ -75,7 +85,7 @@ func newReceiver(c Config) (*receiver, error) {
 		unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 		unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
 		unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &look),
-		unix.Bind(r.fd, &unix.SockaddrInet4{Port: c.Port}))
+		unix.Bind(r.fd, at))
 	if err != nil {
 		r.close()
 		return nil, fmt.Errorf("open the receiving socket on port %d: %w", c.Port, err)

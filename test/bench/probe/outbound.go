@@ -57,25 +57,36 @@ func connected(p Ends, c Config) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if !local.Is4() || !remote.Is4() {
-		return -1, fmt.Errorf("the probe speaks IPv4")
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	family, from := sockaddr(local, 0)
+	_, to := sockaddr(remote, c.Port)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TOS, c.TOS)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: local.As4()})
+	if family == unix.AF_INET {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TOS, c.TOS)
+	} else {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, c.TOS)
 	}
 	if err == nil {
-		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: remote.As4(), Port: c.Port})
+		err = unix.Bind(fd, from)
+	}
+	if err == nil {
+		err = unix.Connect(fd, to)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+// sockaddr is an address as a socket of its family takes it.
+func sockaddr(a netip.Addr, port int) (family int, s unix.Sockaddr) {
+	if a.Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Addr: a.As4(), Port: port}
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Addr: a.As16(), Port: port}
 }
 
 // run sends every packet at its time; it allocates nothing.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -41,6 +42,26 @@ type Config struct {
 type Ends struct {
 	Local  string `json:"local"`
 	Remote string `json:"remote"`
+}
+
+// oneFamily refuses what one socket could not hear.
+func oneFamily(paths []Ends) error {
+	var first netip.Addr
+	for i, p := range paths {
+		for _, s := range []string{p.Local, p.Remote} {
+			a, err := netip.ParseAddr(s)
+			if err != nil {
+				return fmt.Errorf("path %d: %w", i, err)
+			}
+			if !first.IsValid() {
+				first = a
+			}
+			if a.Is4() != first.Is4() {
+				return fmt.Errorf("path %d: %s is not of the family of %s (allowed: one family for all)", i, a, first)
+			}
+		}
+	}
+	return nil
 }
 
 // Key names a stream.
@@ -89,6 +110,9 @@ func Main(stdin io.Reader, stdout io.Writer) error {
 		return errors.New("the probe was told no path")
 	}
 	if err := c.Shape.check(); err != nil {
+		return err
+	}
+	if err := oneFamily(c.Paths); err != nil {
 		return err
 	}
 	quiet()

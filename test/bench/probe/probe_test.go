@@ -89,11 +89,17 @@ func FuzzParse(f *testing.F) {
 
 // Two probes on one address of loopback: everything that is sent arrives, is told apart by run, and nothing is allocated for it.
 func TestProbeSendsAndReceives(t *testing.T) {
-	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	for _, at := range []string{"127.0.0.1", "::1"} {
+		t.Run(at, func(t *testing.T) { sendsAndReceives(t, at) })
+	}
+}
+
+func sendsAndReceives(t *testing.T, at string) {
+	l, err := net.ListenPacket("udp", net.JoinHostPort(at, "0"))
 	require.NoError(t, err)
 	port := l.LocalAddr().(*net.UDPAddr).Port
 	l.Close()
-	c := Config{Run: 42, Port: port, TOS: 0xb8, Paths: []Ends{{"127.0.0.1", "127.0.0.1"}, {"127.0.0.1", "127.0.0.1"}},
+	c := Config{Run: 42, Port: port, TOS: 0xb8, Paths: []Ends{{at, at}, {at, at}},
 		Shape: Shape{Streams: 4, Interval: 10 * time.Millisecond, Size: 172, Length: 200 * time.Millisecond}}
 	inR, inW := io.Pipe()
 	outR, outW := io.Pipe()
@@ -107,7 +113,7 @@ func TestProbeSendsAndReceives(t *testing.T) {
 	require.NoError(t, err)
 	defer p.Close()
 	require.NoError(t, p.Ready(t.Context()))
-	stranger, err := net.Dial("udp4", l.LocalAddr().String())
+	stranger, err := net.Dial("udp", l.LocalAddr().String())
 	require.NoError(t, err)
 	defer stranger.Close()
 	_, err = stranger.Write([]byte("not of this run"))
@@ -136,6 +142,8 @@ func TestProbeSendsAndReceives(t *testing.T) {
 func TestProbeEndsWithItsParent(t *testing.T) {
 	err := Main(bytes.NewReader([]byte(`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"127.0.0.1"}]}`+"\n")), io.Discard)
 	assert.EqualError(t, err, "the probe was not started: its standard input ended")
+	err = Main(bytes.NewReader([]byte(`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"::1"}]}`+"\n")), io.Discard)
+	assert.EqualError(t, err, "path 0: ::1 is not of the family of 127.0.0.1 (allowed: one family for all)")
 	err = Main(bytes.NewReader(nil), io.Discard)
 	assert.EqualError(t, err, "read the probe's configuration: EOF (the probe is started by `ringway bench`)")
 }

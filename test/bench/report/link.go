@@ -24,6 +24,7 @@ type Link struct {
 // LinkSettings are what was asked for.
 type LinkSettings struct {
 	Build      string  `json:"build"`
+	Family     string  `json:"family"` // ipv4 or ipv6: of the links and of what phones and PCs speak
 	Calls      int     `json:"calls"`
 	Size       int     `json:"payload_bytes"` // of UDP, in a packet of voice
 	IntervalUS float64 `json:"interval_us"`
@@ -378,7 +379,7 @@ func LinkTable(w io.Writer, l Link) error {
 		rows = append(rows, v.row())
 	}
 	grid(&b, rows)
-	b.WriteString("\n" + linkLegend + "\n")
+	b.WriteString("\n" + linkLegend(l.Settings) + "\n")
 	if len(l.Rates) > 0 && len(l.Rates[0].Loads) > 0 {
 		for _, p := range l.Rates[len(l.Rates)-1].Loads[0].Paths {
 			fmt.Fprintf(&b, "%s: %s\n", p.Name, p.Program)
@@ -391,10 +392,14 @@ func LinkTable(w io.Writer, l Link) error {
 	return err
 }
 
-const linkLegend = `One-way delay of voice, the worse direction. PDV: p99.9 less the minimum (RFC 8219); added: less the same round's of voice alone;
+func linkLegend(s LinkSettings) string {
+	return fmt.Sprintf(linkWords, s.EchoBytes)
+}
+
+const linkWords = `One-way delay of voice, the worse direction. PDV: p99.9 less the minimum (RFC 8219); added: less the same round's of voice alone;
 ×kernel: over that of forwarding without a tunnel. budget: one data packet on the wire, 1 ms, and a voice packet for each further call.
 share: of the bytes at the provider's bottleneck that voice, signalling and the path's own margin leave, what data took, the lower direction.
-signal: round trip of 128 bytes marked CS3 between the phones. second: ping between two other hosts, as data. lost: of pings.`
+signal: round trip of %d bytes marked CS3 between the phones. second: ping between two other hosts, as data. lost: of pings.`
 
 func linkLine(s LinkSettings) string {
 	rounds := ""
@@ -404,6 +409,9 @@ func linkLine(s LinkSettings) string {
 	calls := "one call"
 	if s.Calls > 1 {
 		calls = fmt.Sprintf("%d calls", s.Calls)
+	}
+	if s.Family == "ipv6" {
+		calls += " over IPv6"
 	}
 	return fmt.Sprintf("%s both ways on each path, %d bytes every %s, %.0f s a load%s; loads both ways at once: TCP, %d flows, UDP, %g times the link",
 		calls, s.Size, lab.Duration(s.IntervalUS), s.Seconds, rounds, s.Flows, s.Flood)

@@ -56,7 +56,7 @@ func SaveLink(dir string, l Link, delays []LinkDelays) (page string, err error) 
 		Warnings              []string
 		Goals                 [][]string
 		Rates                 []rate
-	}{Link: l, What: linkLine(l.Settings), Machine: lab.MachineLine(l.Machine), Legend: linkLegend, Warnings: LinkWarnings(l)}
+	}{Link: l, What: linkLine(l.Settings), Machine: lab.MachineLine(l.Machine), Legend: linkLegend(l.Settings), Warnings: LinkWarnings(l)}
 	for _, v := range l.Verdicts {
 		data.Goals = append(data.Goals, v.row())
 	}

@@ -27,8 +27,9 @@ type Rekey struct {
 // RekeySettings are what was asked for.
 type RekeySettings struct {
 	Build         string  `json:"build"`
-	Near          string  `json:"near"` // what runs on edge-a
-	Far           string  `json:"far"`  // on edge-b
+	Family        string  `json:"family"` // ipv4 or ipv6: of the WAN and of voice
+	Near          string  `json:"near"`   // what runs on edge-a
+	Far           string  `json:"far"`    // on edge-b
 	Natural       bool    `json:"natural"`
 	Streams       int     `json:"streams"`
 	Interval      float64 `json:"interval_us"`

@@ -40,6 +40,7 @@ type Wakeup struct {
 // Settings are what was asked for.
 type Settings struct {
 	Build    string  `json:"build"`
+	Family   string  `json:"family"` // ipv4 or ipv6: of the WAN and of what goes through the tunnels
 	Engine   string  `json:"engine"` // of Ringway's planes
 	Streams  int     `json:"streams"`
 	Interval float64 `json:"interval_us"`

@@ -200,19 +200,23 @@ func (l *Link) Restart(ctx context.Context, i int) error {
 // hears says whether the far end of i sends to where i is.
 func (l *Link) hears(i int) (bool, error) {
 	text, err := l.uapi(l.host(1-i), "get=1\n\n")
-	return err == nil && slices.Contains(strings.Split(text, "\n"), fmt.Sprintf("endpoint=%s:%d", l.at[i], l.port)), err
+	return err == nil && slices.Contains(strings.Split(text, "\n"), "endpoint="+netip.AddrPortFrom(l.at[i], uint16(l.port)).String()), err
 }
 
 // Roam moves one end to another address while the old one still receives, as a provider's NAT or a second uplink does: from one moment on
 // its packets come from the new address. Once the far end sends there, the old address goes. moved is called at that one moment.
 func (l *Link) Roam(ctx context.Context, i int, moved func()) error {
 	h, old := l.host(i), l.at[i]
-	if err := l.advance(ctx, i, "addr add %s/32 dev wan0"); err != nil {
+	if err := l.advance(ctx, i, "addr add %s dev wan0"); err != nil {
 		return err
 	}
 	// The engine knows nothing of it: its packets are rewritten on their way out.
-	rules := fmt.Sprintf("add table ip bench-roam\nadd chain ip bench-roam out { type filter hook postrouting priority 0; }\n"+
-		"add rule ip bench-roam out oifname \"wan0\" udp sport %d ip saddr set %s\n", l.port, l.at[i])
+	family := "ip"
+	if old.Is6() {
+		family = "ip6"
+	}
+	rules := fmt.Sprintf("add table %[1]s bench-roam\nadd chain %[1]s bench-roam out { type filter hook postrouting priority 0; }\n"+
+		"add rule %[1]s bench-roam out oifname \"wan0\" udp sport %[2]d %[1]s saddr set %[3]s\n", family, l.port, l.at[i])
 	moved()
 	if _, err := h.RunInput(ctx, rules, "nft", "-f", "-"); err != nil {
 		return fmt.Errorf("move %s to %s: %w", h.Name, l.at[i], err)
@@ -227,7 +231,7 @@ func (l *Link) Roam(ctx context.Context, i int, moved func()) error {
 	if err := h.IP(ctx, nil, "addr flush dev wan0 to "+old.String()); err != nil {
 		return err
 	}
-	_, err := h.Run(ctx, "nft", "delete", "table", "ip", "bench-roam")
+	_, err := h.Run(ctx, "nft", "delete", "table", family, "bench-roam")
 	return err
 }
 
@@ -238,7 +242,7 @@ const overlap = 500 * time.Millisecond
 func (l *Link) Readdress(ctx context.Context, i int, moved func()) error {
 	old := l.at[i]
 	moved()
-	if err := l.advance(ctx, i, "addr add %s/32 dev wan0", "addr flush dev wan0 to "+old.String()); err != nil {
+	if err := l.advance(ctx, i, "addr add %s dev wan0", "addr flush dev wan0 to "+old.String()); err != nil {
 		return err
 	}
 	return l.wait(ctx, roamTime, fmt.Sprintf("the far end of %s does not send to %s", l.host(i).Name, l.at[i]), func() (bool, error) { return l.hears(i) })
@@ -248,17 +252,25 @@ func (l *Link) Readdress(ctx context.Context, i int, moved func()) error {
 // own (Route): of a network's second address the kernel takes the routes away for a moment when the first goes, and what arrives in that
 // moment would be lost to us, not to the tunnel.
 func (l *Link) advance(ctx context.Context, i int, add string, then ...string) error {
-	b := l.at[i].As4()
-	b[3] = byte(l.next[i])
+	b := l.at[i].AsSlice()
+	b[len(b)-1] = byte(l.next[i])
 	l.next[i]++
-	l.at[i] = netip.AddrFrom4(b)
-	return l.host(i).IP(ctx, nil, append([]string{fmt.Sprintf(add, l.at[i])}, then...)...)
+	l.at[i], _ = netip.AddrFromSlice(b)
+	alone := netip.PrefixFrom(l.at[i], l.at[i].BitLen()).String()
+	if l.at[i].Is6() {
+		alone += " nodad"
+	}
+	return l.host(i).IP(ctx, nil, append([]string{fmt.Sprintf(add, alone)}, then...)...)
 }
 
 // Route gives the edges a route to their network that stays when an address goes.
 func (l *Link) Route(ctx context.Context) error {
 	for i := range l.ends {
-		if err := l.host(i).IP(ctx, nil, fmt.Sprintf("route add %s dev wan0 metric 1", netip.PrefixFrom(l.at[i], 24).Masked())); err != nil {
+		bits := 24
+		if l.at[i].Is6() {
+			bits = 64
+		}
+		if err := l.host(i).IP(ctx, nil, fmt.Sprintf("route add %s dev wan0 metric 1", netip.PrefixFrom(l.at[i], bits).Masked())); err != nil {
 			return err
 		}
 	}

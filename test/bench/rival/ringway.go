@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ringway/qos"
@@ -55,7 +57,7 @@ func (w way) ringway(ctx context.Context) (*Tunnel, error) {
 func (w way) ringwayEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (p *host.Process, err error) {
 	h := e.near.Host
 	c := edgeConfig{PrivateKey: key.Base64(), Peer: peer, Port: w.port, Device: w.device, Engine: w.engine, Denied: deniedFile}
-	if c.Endpoint, err = netip.ParseAddrPort(fmt.Sprintf("%s:%d", e.far.WAN, w.port)); err != nil {
+	if c.Endpoint, err = netip.ParseAddrPort(net.JoinHostPort(e.far.WAN, strconv.Itoa(w.port))); err != nil {
 		return nil, err
 	}
 	for _, n := range e.farther {

@@ -3,6 +3,7 @@ package rival
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -58,7 +59,7 @@ func (w way) wireguardGoEnd(ctx context.Context, e end, key tunnel.PrivateKey, p
 		return nil, fmt.Errorf("write a throwaway key on %s: %w", h.Name, err)
 	}
 	if _, err := h.Run(ctx, "wg", "set", w.device, "listen-port", strconv.Itoa(w.port), "private-key", keyFile,
-		"peer", peer.String(), "endpoint", e.far.WAN+":"+strconv.Itoa(w.port), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
+		"peer", peer.String(), "endpoint", net.JoinHostPort(e.far.WAN, strconv.Itoa(w.port)), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
 		return nil, err
 	}
 	return p, w.routeIn(ctx, e, fmt.Sprintf("link set %s mtu %d up", w.device, wireguardMTU))

@@ -50,11 +50,11 @@ func newReceiver(c Config) (*receiver, error) {
 		r.messages[i].hdr.Iov, r.messages[i].hdr.Iovlen = &r.vectors[i], 1
 		r.messages[i].hdr.Control = &r.control[i][0]
 	}
-	local, err := address(c.Local)
+	family, _, local, err := sockaddr(c.Local, c.Port)
 	if err != nil {
 		return nil, fmt.Errorf("open the receiving socket: %w", err)
 	}
-	if r.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+	if r.fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return nil, fmt.Errorf("open the receiving socket: %w", err)
 	}
 	if err := unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
@@ -62,7 +62,7 @@ func newReceiver(c Config) (*receiver, error) {
 		_ = unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
 	if err := errors.Join(unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
-		unix.Bind(r.fd, &unix.SockaddrInet4{Addr: local, Port: c.Port})); err != nil {
+		unix.Bind(r.fd, local)); err != nil {
 		unix.Close(r.fd)
 		return nil, fmt.Errorf("open the receiving socket on %s port %d: %w", c.Local, c.Port, err)
 	}

@@ -2,6 +2,7 @@ package tester
 
 import (
 	"fmt"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -20,6 +21,7 @@ const (
 
 type sender struct {
 	fd       int
+	headers  int // of IP and UDP
 	load     bool
 	denied   error
 	messages [batch]mmsghdr
@@ -29,24 +31,29 @@ type sender struct {
 
 func newSender(c Config) (*sender, error) {
 	s := &sender{load: c.Load}
-	local, err := address(c.Local)
+	family, headers, local, err := sockaddr(c.Local, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the sending socket: %w", err)
 	}
-	remote, err := address(c.Remote)
+	_, _, remote, err := sockaddr(c.Remote, c.Port)
 	if err != nil {
 		return nil, fmt.Errorf("open the sending socket: %w", err)
 	}
-	if s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	s.headers = headers
+	if s.fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open the sending socket: %w", err)
 	}
 	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) // a small one shows as packets that were refused
-	err = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_TOS, c.TOS)
-	if err == nil {
-		err = unix.Bind(s.fd, &unix.SockaddrInet4{Addr: local})
+	if family == unix.AF_INET {
+		err = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_TOS, c.TOS)
+	} else {
+		err = unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, c.TOS)
 	}
 	if err == nil {
-		err = unix.Connect(s.fd, &unix.SockaddrInet4{Addr: remote, Port: c.Port})
+		err = unix.Bind(s.fd, local)
+	}
+	if err == nil {
+		err = unix.Connect(s.fd, remote)
 	}
 	if err != nil {
 		s.close()
@@ -64,6 +71,9 @@ func (s *sender) close() { unix.Close(s.fd) }
 // do sends one trial by a schedule of absolute times: what one burst is late, the next ones are not.
 func (s *sender) do(q request) (answer, error) {
 	t := q.Trial
+	if short := slices.Min(t.Sizes); short < s.headers+headerSize {
+		return answer{}, fmt.Errorf("packets of %d bytes (allowed: %d-%d)", short, s.headers+headerSize, MaxSize)
+	}
 	if s.denied == nil && !s.load {
 		s.denied = realTime()
 	}
@@ -88,7 +98,7 @@ func (s *sender) do(q request) (answer, error) {
 		n := min(burst, total-number)
 		for i := range n {
 			putHeader(s.buffers[i][:], t.Number, uint64(number+i))
-			s.vectors[i].SetLen(t.Sizes[(number+i)%len(t.Sizes)] - ipHeaders)
+			s.vectors[i].SetLen(t.Sizes[(number+i)%len(t.Sizes)] - s.headers)
 		}
 		s.burst(n, &out)
 		number += n

@@ -104,6 +104,7 @@ type answer struct {
 const (
 	headerSize = 16
 	ipHeaders  = 20 + 8 // IPv4 and UDP
+	ip6Headers = 40 + 8
 	magic      = 0x52575446
 )
 
@@ -181,15 +182,16 @@ func parse(b []byte) (trial uint32, number uint64, ok bool) {
 	return binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:]), true
 }
 
-func address(s string) ([4]byte, error) {
+// sockaddr is an address as a socket of its family takes it, and how long the headers of a UDP packet are then.
+func sockaddr(s string, port int) (family, headers int, to unix.Sockaddr, err error) {
 	a, err := netip.ParseAddr(s)
-	if err != nil {
-		return [4]byte{}, err
+	switch {
+	case err != nil:
+		return 0, 0, nil, err
+	case a.Is4():
+		return unix.AF_INET, ipHeaders, &unix.SockaddrInet4{Addr: a.As4(), Port: port}, nil
 	}
-	if !a.Is4() {
-		return [4]byte{}, fmt.Errorf("%s: the tester speaks IPv4", s)
-	}
-	return a.As4(), nil
+	return unix.AF_INET6, ip6Headers, &unix.SockaddrInet6{Addr: a.As16(), Port: port}, nil
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2) and recvmmsg(2).

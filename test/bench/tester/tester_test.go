@@ -2,7 +2,9 @@ package tester
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +71,30 @@ func TestMainSaysWhoStartsIt(t *testing.T) {
 	assert.ErrorContains(t, err, "the tester is started by `ringway bench`")
 	err = Main(strings.NewReader("{\n"), io.Discard)
 	assert.ErrorContains(t, err, "read the tester's configuration")
-	err = Main(strings.NewReader(`{"local":"fd00::1"}`+"\n"), io.Discard)
-	assert.EqualError(t, err, "open the sending socket: fd00::1: the tester speaks IPv4")
+	err = Main(strings.NewReader(`{"local":"fd00::1","remote":"here"}`+"\n"), io.Discard)
+	assert.EqualError(t, err, `open the sending socket: ParseAddr("here"): unable to parse IP`)
+}
+
+// A packet is as long as the trial says with the headers of its family, and one that would have no room for the tester's own is refused.
+func TestSizesAreOfWholePackets(t *testing.T) {
+	for _, c := range []struct {
+		at             string
+		headers, least int
+	}{{"127.0.0.1", 28, 44}, {"::1", 48, 64}} {
+		l, err := net.ListenPacket("udp", net.JoinHostPort(c.at, "0"))
+		require.NoError(t, err)
+		defer l.Close()
+		s, err := newSender(Config{Local: c.at, Remote: c.at, Port: l.LocalAddr().(*net.UDPAddr).Port, Load: true})
+		require.NoError(t, err)
+		defer s.close()
+		_, err = s.do(request{Trial: Trial{Sizes: []int{c.least - 1}, Rate: 100, Length: 10 * time.Millisecond}})
+		require.EqualError(t, err, fmt.Sprintf("packets of %d bytes (allowed: %d-1500)", c.least-1, c.least))
+		a, err := s.do(request{Trial: Trial{Sizes: []int{200}, Rate: 100, Length: 10 * time.Millisecond}})
+		require.NoError(t, err)
+		assert.Equal(t, 1, a.Sent.Packets, a.Sent.Error)
+		require.NoError(t, l.SetReadDeadline(time.Now().Add(5*time.Second)))
+		n, _, err := l.ReadFrom(make([]byte, 2000))
+		require.NoError(t, err)
+		assert.Equal(t, 200-c.headers, n, c.at)
+	}
 }

@@ -20,9 +20,11 @@ type Report struct {
 type Scenario struct {
 	WAN         string  `json:"wan"` // "20mbit", or "none" where nothing bounds it
 	WANBits     uint64  `json:"wan_bits_per_s"`
-	BufferBytes int     `json:"buffer_bytes"` // the provider's FIFO
-	DelayUS     float64 `json:"delay_us"`     // added by the provider, each way
-	Loss        float64 `json:"loss"`         // by the provider, each way
+	Underlay    string  `json:"underlay,omitempty"` // ipv4 or ipv6: between the edges
+	Overlay     string  `json:"overlay,omitempty"`  // and between phones
+	BufferBytes int     `json:"buffer_bytes"`       // the provider's FIFO
+	DelayUS     float64 `json:"delay_us"`           // added by the provider, each way
+	Loss        float64 `json:"loss"`               // by the provider, each way
 	Seed        uint64  `json:"seed"`
 	Bulk        string  `json:"bulk"` // none, tcp, udp
 	Calls       int     `json:"calls"`

@@ -124,6 +124,9 @@ func scenarioLine(s Scenario) string {
 		wan = fmt.Sprintf("a %s WAN (provider's buffer %s bytes)", s.WAN, thousands(s.BufferBytes))
 	}
 	line := fmt.Sprintf("%s (%s) and %s over %s", calls, s.Codec, bulk, wan)
+	if names := map[string]string{"ipv4": "IPv4", "ipv6": "IPv6"}; s.Overlay == "ipv6" || s.Underlay == "ipv6" {
+		line += ", " + names[s.Overlay] + " in " + names[s.Underlay]
+	}
 	if s.DelayUS > 0 {
 		line += ", +" + Duration(s.DelayUS)
 	}
