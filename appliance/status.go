@@ -237,6 +237,35 @@ func scaled(v float64, unit string, step float64, units ...string) string {
 	return fmt.Sprintf("%.1f %s", v, unit)
 }
 
+// unguarded says why calls are not admitted where they are meant to be.
+func unguarded(cfg *config.Config) string {
+	e := cfg.Tunnels[tunnel.Voice].Engine
+	if e == tunnel.EngineAuto || e == "" {
+		e = tunnel.Auto(tunnel.Voice, false)
+	}
+	if e.PerPacket() || !classNamed(cfg.Classes, qos.Media).Admission {
+		return ""
+	}
+	return fmt.Sprintf("the voice tunnel's engine %s does not see single packets: of calls beyond the voice budget all lose their part (tunnels[voice].engine: realtime)", e)
+}
+
+// refusedCalls says which sites have no room for another call.
+func refusedCalls(t tunnel.DeviceStatus) (out []string) {
+	for _, p := range t.Peers {
+		m := p.Media
+		if m == nil || !m.Refusing {
+			continue
+		}
+		what, rate := "the voice budget", m.Budget
+		if m.LineFull {
+			what, rate = "the voice budget of all sites together", m.LineBudget
+		}
+		out = append(out, fmt.Sprintf("calls to site %s are refused: %s, %d kbit/s, is full (%d flows of media are admitted and stay; more room: classes[media].share, or a codec that takes less)",
+			cmp.Or(p.Site, p.PublicKey.String()), what, rate/1000, m.Flows))
+	}
+	return out
+}
+
 // addKernel reads the kernel's counters and says what it lacks.
 func (s *Status) addKernel(cfg *config.Config, f facts) {
 	var shaped []string
@@ -282,6 +311,9 @@ func (s *Status) addKernel(cfg *config.Config, f facts) {
 	}
 	for _, m := range f.firewallMissing {
 		s.Features = append(s.Features, FeatureStatus{"nftables " + string(m), m.Cost()})
+	}
+	if w := unguarded(cfg); w != "" {
+		s.Features = append(s.Features, FeatureStatus{"admission of calls", w})
 	}
 	if !f.kernelWireGuard {
 		s.Features = append(s.Features, FeatureStatus{"WireGuard in the kernel", "the data tunnel is encrypted by wireguard-go: more CPU a packet"})
