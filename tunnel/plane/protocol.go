@@ -52,8 +52,8 @@ const (
 	typeFiles     = "fds"       // descriptors back
 	typeHandshake = "handshake" // shake hands now
 	typeBounds    = "bounds"
-	typeLink      = "link"  // the device's MTU changed
-	typeOuter     = "outer" // how packets look from outside; an engine that marks no single packet leaves it
+	typeLink      = "link"      // the device's MTU changed
+	typeOuter     = "outer"     // how packets look from outside; an engine that marks no single packet leaves it
 	typeAdmission = "admission" // how much media may leave for each site; an engine that knows no calls leaves it
 	typeQuit      = "quit"
 

@@ -374,13 +374,13 @@ func (f *flows) admit(s *flow, id uint64, b *budget, p *peer, packet []byte, wir
 		if w.packets < 255 {
 			w.packets++
 		}
-		w.last, w.bytes = now, w.bytes+wire
-		switch {
+		switch { // of what came before this packet, over the time that it took
 		case now-w.first >= int64(learnt):
 			cost = w.bytes * 8 * int64(time.Second) / (now - w.first)
 		case w.cost > 0:
 			cost = max(cost, w.cost)
 		}
+		w.last, w.bytes = now, w.bytes+wire
 		proven = proven || w.packets >= provenAfter
 	}
 	cost = max(cost, costLeast)
