@@ -83,6 +83,10 @@ func TestTheStatusSaysThatCallsAreRefused(t *testing.T) {
 		"calls to site hamburg are refused: the voice budget of all sites together, 5000 kbit/s, is full (2" + more,
 	}, refusedCalls(st))
 
+	st.Peers[2].Media.Taken, st.Peers[1].Media.Taken = 226_000, 225_600
+	assert.Equal(t, []string{"Calls to bremen: 2 flows of media take 226 of 600 kbit/s", "Calls to hamburg: 2 flows of media take 225 of 600 kbit/s; others are refused",
+		"Calls to munich: 9 flows of media take 0 of 1164 kbit/s; others are refused"}, callsNow([]tunnel.DeviceStatus{st}))
+
 	assert.Empty(t, unguarded(shipped(t, "branch-berlin.yaml", nil)))
 	engine := map[string]string{"tunnels[voice].engine": "kernel"}
 	assert.Contains(t, unguarded(shipped(t, "branch-berlin.yaml", engine)), "engine kernel does not see single packets")

@@ -101,6 +101,9 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 			fmt.Fprintf(w, "Flow queues of %s: %d packets of %d flows wait; %d marked so far\n", t.Class, q.Packets, q.Flows, q.Marked)
 		}
 	}
+	for _, line := range callsNow(s.Tunnels) {
+		fmt.Fprintln(w, line)
+	}
 	if len(s.Queues) > 0 {
 		fmt.Fprintf(tw, "\nQUEUE\tCLASS\tRATE\tCEIL\tSENT\tBACKLOG\tDROPS\n")
 		for _, q := range queueLines(s.Queues) {
@@ -235,6 +238,28 @@ func scaled(v float64, unit string, step float64, units ...string) string {
 		return fmt.Sprintf("%d %s", int64(v), unit)
 	}
 	return fmt.Sprintf("%.1f %s", v, unit)
+}
+
+// callsNow says what calls with each site take of their budget, of those that take most.
+func callsNow(tunnels []tunnel.DeviceStatus) (out []string) {
+	var busy []tunnel.PeerStatus
+	for _, t := range tunnels {
+		for _, p := range t.Peers {
+			if p.Media != nil && (p.Media.Flows > 0 || p.Media.Refusing) {
+				busy = append(busy, p)
+			}
+		}
+	}
+	slices.SortStableFunc(busy, func(a, b tunnel.PeerStatus) int { return cmp.Compare(b.Media.Taken, a.Media.Taken) })
+	for _, p := range busy[:min(len(busy), busiest)] {
+		m := p.Media
+		line := fmt.Sprintf("Calls to %s: %d flows of media take %d of %d kbit/s", cmp.Or(p.Site, p.PublicKey.String()), m.Flows, m.Taken/1000, m.Budget/1000)
+		if m.Refusing {
+			line += "; others are refused"
+		}
+		out = append(out, line)
+	}
+	return out
 }
 
 // unguarded says why calls are not admitted where they are meant to be.

@@ -89,6 +89,7 @@ func TestAPhoneGoneMad(t *testing.T) {
 			l := branches(t, lab.Options{WAN: twenty, EdgeConfig: func(_ string, values map[string]string) {
 				if c.limit != "" {
 					values["classes[media].flow_limit"] = c.limit
+					values["classes[media].admission"] = "false" // which bounds a flow, too, by what it began with
 				}
 			}})
 			talk := talking(t, l, calls, 12*time.Second)
