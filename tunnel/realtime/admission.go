@@ -23,7 +23,7 @@ import (
 //  5. where a budget shrank, the newest go
 //
 // All state of flows is the outbound thread's whose turn it is: no lock, no atomic but for what status reads. The table is made by the control side, by
-// what the budgets can carry, and is never larger than flowsMost: 1.3 MB at a hub of a thousand sites, 80 KiB at a branch.
+// what the budgets can carry, and is never larger than flowsMost: 1.5 MiB at a hub of a thousand sites, 96 KiB at a branch.
 
 const (
 	assumedInterval = 20 * time.Millisecond // of a new flow: RFC 3551 (section 4.2) and all phones
@@ -487,7 +487,7 @@ func (f *flows) measured(s *flow, b *budget, now int64) bool {
 		}
 	case rate >= s.cost-s.cost/10: // as it was: arrival times swing
 		s.low, s.lowPeak = 0, 0
-	case young || s.control:
+	case young && s.gap <= int64(pauseLength) || s.control: // one that pauses may have begun with silence, and will speak
 		s.charge(rate)
 	default:
 		s.lowPeak = max(s.lowPeak, rate)

@@ -473,8 +473,9 @@ func TestFlowsAreToldApart(t *testing.T) {
 func TestTheTableIsBounded(t *testing.T) {
 	assert.Equal(t, flowsLeast, len(newFlows(600_000).slots))
 	assert.Equal(t, flowsMost, len(newFlows(1<<40).slots))
-	assert.LessOrEqual(t, flowsMost*int(unsafe.Sizeof(flow{})), 1800<<10)
-	assert.LessOrEqual(t, int(unsafe.Sizeof(flows{})), 32<<10)
+	assert.LessOrEqual(t, flowsMost*int(unsafe.Sizeof(flow{})), 1536<<10)
+	assert.LessOrEqual(t, flowsLeast*int(unsafe.Sizeof(flow{})), 96<<10)
+	assert.LessOrEqual(t, int(unsafe.Sizeof(flows{})), 25<<10)
 }
 
 // Through the whole engine: what is refused is counted, and signalling is not touched.
