@@ -169,7 +169,7 @@ func TestMoreCallsThanTheBudget(t *testing.T) {
 				return
 			}
 			assert.Equal(t, calls, result.Completed, result.Why)
-			assert.LessOrEqual(t, lost, voice/1000)
+			assert.LessOrEqual(t, lost, voice/200)
 			assert.GreaterOrEqual(t, worst(h), 4.0)
 			assert.Greater(t, over, uint64(sent*95/100))
 			assert.Contains(t, said, "calls to site munich are refused: the voice budget, 1164 kbit/s, is full (9 flows of media are admitted and stay")
