@@ -310,7 +310,21 @@ func (d *Daemon) factsLocked() facts {
 	f := d.facts
 	f.secrets, f.endpoint, f.heard, f.leases = d.secrets, d.endpointOf, d.heardAt, d.leases.held()
 	f.wanMTU = wanMTU(d.cfg)
+	f.through = func(c tunnel.Class, s tunnel.Site) string { return through(d.heardAt, c, s) }
 	return f
+}
+
+// through asks the kernel which interface leads to where a site is; "" where nobody knows.
+func through(heard func(tunnel.Class, tunnel.Site) (netip.AddrPort, uint64), c tunnel.Class, s tunnel.Site) string {
+	at, _ := heard(c, s)
+	if !at.IsValid() {
+		return ""
+	}
+	name, err := rtnl.Through(at.Addr(), uint32(outerMark(c)))
+	if err != nil { // no route: no packet either
+		return ""
+	}
+	return name
 }
 
 var errEnding = errors.New("the daemon is ending")

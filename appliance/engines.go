@@ -84,6 +84,9 @@ func (s *slot) configure(ctx, life context.Context, d tunnel.Device) ([]string, 
 	if d.Settings.Engine.PerPacket() && !prev.Outer.Equal(d.Outer) {
 		lines = append(lines, outerWords(d))
 	}
+	if !prev.Admission.Equal(d.Admission) {
+		lines = append(lines, admissionWords(d))
+	}
 	return lines, nil
 }
 

@@ -85,6 +85,14 @@ var (
 	peerRxPackets = counter("ringway_peer_receive_packets_total", "Packets received from a site. Not with the engine kernel.", "tunnel", "site")
 	peerTxPackets = counter("ringway_peer_transmit_packets_total", "Packets sent to a site. Not with the engine kernel.", "tunnel", "site")
 
+	mediaBudget     = gauge("ringway_media_budget_bytes_per_second", "What calls with a site may take in this direction: its voice budget. Only where calls are admitted.", "tunnel", "site")
+	mediaLineBudget = gauge("ringway_media_line_budget_bytes_per_second", "What calls with all sites together may take, where that is a bound of its own; else 0.", "tunnel", "site")
+	mediaTaken      = gauge("ringway_media_taken_bytes_per_second", "What the admitted flows of media take of a site's voice budget.", "tunnel", "site")
+	mediaFlows      = gauge("ringway_media_flows", "Flows of media that are admitted to a site, RTCP apart.", "tunnel", "site")
+	mediaRefused    = counter("ringway_media_refused_packets_total", "Packets of media that were refused, since calls with the site took their budget already.", "tunnel", "site")
+	mediaRefusing   = gauge("ringway_media_refusing", "Whether calls with a site were refused within the last seconds.", "tunnel", "site")
+	mediaLineFull   = gauge("ringway_media_line_full", "Whether what was refused last found the budget of all sites together full.", "tunnel", "site")
+
 	queueBytes          = counter("ringway_queue_transmit_bytes_total", "Sent by a class's queue, with Ethernet headers and without the config's overhead.", queueLabels...)
 	queuePackets        = counter("ringway_queue_transmit_packets_total", "Packets sent by a class's queue.", queueLabels...)
 	queueDrops          = counter("ringway_queue_dropped_packets_total", "Packets that found the queue full.", queueLabels...)
@@ -263,6 +271,15 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 		if t.Engine != tunnel.EngineKernel {
 			s.put(peerRxPackets, float64(p.RxPackets), name, p.Site)
 			s.put(peerTxPackets, float64(p.TxPackets), name, p.Site)
+		}
+		if m := p.Media; m != nil {
+			s.put(mediaBudget, float64(m.Budget)/8, name, p.Site)
+			s.put(mediaLineBudget, float64(m.LineBudget)/8, name, p.Site)
+			s.put(mediaTaken, float64(m.Taken)/8, name, p.Site)
+			s.put(mediaFlows, float64(m.Flows), name, p.Site)
+			s.put(mediaRefused, float64(m.Refused), name, p.Site)
+			s.put(mediaRefusing, truth(m.Refusing), name, p.Site)
+			s.put(mediaLineFull, truth(m.LineFull), name, p.Site)
 		}
 	}
 }

@@ -102,6 +102,7 @@ func busy() Status {
 		p := tunnel.PeerStatus{Site: site, LastHandshake: at(), RxBytes: n(), TxBytes: n(), Keepalive: time.Duration(n())}
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
+			p.Media = &tunnel.MediaStatus{Budget: n(), LineBudget: n(), Taken: n(), Flows: int(n()), Refused: n(), Refusing: true, LineFull: true}
 		}
 		return p
 	}

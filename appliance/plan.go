@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -227,11 +228,36 @@ func outerWords(d tunnel.Device) string {
 	return fmt.Sprintf("# %s: outer DSCP %s", d.Settings.Interface, strings.Join(marks, "; "))
 }
 
+// admissionWords says the same of what calls may take.
+func admissionWords(d tunnel.Device) string {
+	if len(d.Admission.Sites) == 0 {
+		return fmt.Sprintf("# %s: calls are admitted without a bound", d.Settings.Interface)
+	}
+	least, most := uint64(math.MaxUint64), uint64(0)
+	for _, s := range d.Admission.Sites {
+		least, most = min(least, s.Rate), max(most, s.Rate)
+	}
+	rate := qos.BitRate(least).About()
+	if least != most {
+		rate = fmt.Sprintf("%s to %s", rate, qos.BitRate(most).About())
+	}
+	line := fmt.Sprintf("# %s: calls are admitted up to the voice budget, sites: %d, of %s", d.Settings.Interface, len(d.Admission.Sites), rate)
+	for _, l := range d.Admission.Lines {
+		if l.Rate > 0 {
+			line += fmt.Sprintf(", together %s", qos.BitRate(l.Rate).About())
+		}
+	}
+	return line
+}
+
 // tunnelRemarks is what wg(8) has no words for: marks and padding.
 func tunnelRemarks(devs []tunnel.Device) (out []string) {
 	for _, d := range devs {
 		if d.Settings.Engine.PerPacket() {
 			out = append(out, outerWords(d))
+			if d.Class == tunnel.Voice {
+				out = append(out, admissionWords(d))
+			}
 		}
 	}
 	return out

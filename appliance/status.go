@@ -101,6 +101,9 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 			fmt.Fprintf(w, "Flow queues of %s: %d packets of %d flows wait; %d marked so far\n", t.Class, q.Packets, q.Flows, q.Marked)
 		}
 	}
+	for _, line := range callsNow(s.Tunnels) {
+		fmt.Fprintln(w, line)
+	}
 	if len(s.Queues) > 0 {
 		fmt.Fprintf(tw, "\nQUEUE\tCLASS\tRATE\tCEIL\tSENT\tBACKLOG\tDROPS\n")
 		for _, q := range queueLines(s.Queues) {
@@ -237,6 +240,57 @@ func scaled(v float64, unit string, step float64, units ...string) string {
 	return fmt.Sprintf("%.1f %s", v, unit)
 }
 
+// callsNow says what calls with each site take of their budget, of those that take most.
+func callsNow(tunnels []tunnel.DeviceStatus) (out []string) {
+	var busy []tunnel.PeerStatus
+	for _, t := range tunnels {
+		for _, p := range t.Peers {
+			if p.Media != nil && (p.Media.Flows > 0 || p.Media.Refusing) {
+				busy = append(busy, p)
+			}
+		}
+	}
+	slices.SortStableFunc(busy, func(a, b tunnel.PeerStatus) int { return cmp.Compare(b.Media.Taken, a.Media.Taken) })
+	for _, p := range busy[:min(len(busy), busiest)] {
+		m := p.Media
+		line := fmt.Sprintf("Calls to %s: %d flows of media take %d of %d kbit/s", cmp.Or(p.Site, p.PublicKey.String()), m.Flows, m.Taken/1000, m.Budget/1000)
+		if m.Refusing {
+			line += "; others are refused"
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+// unguarded says why calls are not admitted where they are meant to be.
+func unguarded(cfg *config.Config) string {
+	e := cfg.Tunnels[tunnel.Voice].Engine
+	if e == tunnel.EngineAuto || e == "" {
+		e = tunnel.Auto(tunnel.Voice, false)
+	}
+	if e.PerPacket() || !classNamed(cfg.Classes, qos.Media).Admission {
+		return ""
+	}
+	return fmt.Sprintf("the voice tunnel's engine %s does not see single packets: of calls beyond the voice budget all lose their part (tunnels[voice].engine: realtime)", e)
+}
+
+// refusedCalls says which sites have no room for another call.
+func refusedCalls(t tunnel.DeviceStatus) (out []string) {
+	for _, p := range t.Peers {
+		m := p.Media
+		if m == nil || !m.Refusing {
+			continue
+		}
+		what, rate := "the voice budget", m.Budget
+		if m.LineFull {
+			what, rate = "the voice budget of all sites together", m.LineBudget
+		}
+		out = append(out, fmt.Sprintf("calls to site %s are refused: %s, %d kbit/s, is full (%d flows of media are admitted and stay; more room: classes[media].share, or a codec that takes less)",
+			cmp.Or(p.Site, p.PublicKey.String()), what, rate/1000, m.Flows))
+	}
+	return out
+}
+
 // addKernel reads the kernel's counters and says what it lacks.
 func (s *Status) addKernel(cfg *config.Config, f facts) {
 	for _, w := range cfg.WANs {
@@ -275,6 +329,9 @@ func (s *Status) addKernel(cfg *config.Config, f facts) {
 	}
 	for _, m := range f.firewallMissing {
 		s.Features = append(s.Features, FeatureStatus{"nftables " + string(m), m.Cost()})
+	}
+	if w := unguarded(cfg); w != "" {
+		s.Features = append(s.Features, FeatureStatus{"admission of calls", w})
 	}
 	if !f.kernelWireGuard {
 		s.Features = append(s.Features, FeatureStatus{"WireGuard in the kernel", "the data tunnel is encrypted by wireguard-go: more CPU a packet"})

@@ -258,6 +258,7 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 			st.Problems = append(st.Problems, "tunnel "+string(c)+": "+err.Error())
 		}
 		st.Tunnels = append(st.Tunnels, t)
+		st.Problems = append(st.Problems, refusedCalls(t)...)
 		for _, m := range d.slots[c].lacks() {
 			name, cost, _ := strings.Cut(m, ": ")
 			st.Features = append(st.Features, FeatureStatus{fmt.Sprintf("%s for the %s plane", name, c), cost})

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -37,6 +38,7 @@ type facts struct {
 	secrets         secrets
 	endpoint        func(tunnel.Class, tunnel.Site) (at netip.AddrPort, news int)    // what an engine is to be told; zero: not known
 	heard           func(tunnel.Class, tunnel.Site) (at netip.AddrPort, when uint64) // where a site is now, the later the higher; zero: not known
+	through         func(tunnel.Class, tunnel.Site) string                           // the WAN's interface that a site's ciphertext leaves by; "": not known
 	refused         map[string]string                                                // interfaces whose queue is somebody else's: what it is
 }
 
@@ -168,6 +170,9 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 		} else if d.Bounds.FlowPackets > 0 { // the TUN's queue is emptied at once, and drops blindly what comes meanwhile
 			d.Bounds.TxQueueLen = max(d.Bounds.TxQueueLen, flowTUN)
 		}
+		if c == tunnel.Voice && d.Settings.Engine.PerPacket() {
+			d.Admission = admission(cfg, f)
+		}
 		for _, s := range cfg.Sites {
 			if !s.Has(c) {
 				continue
@@ -186,6 +191,58 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 		out = append(out, d)
 	}
 	return out
+}
+
+// admission says how much media may leave for each site, over the WAN that leads there: the queues' budgets, so that what is admitted
+// is what they let through. Where the sites' budgets are more than the WAN's, its own bounds them together.
+func admission(cfg *config.Config, f facts) (a tunnel.Admission) {
+	media := classNamed(cfg.Classes, qos.Media)
+	if !media.Admission {
+		return a
+	}
+	in := queueInput(cfg, f)
+	budgets, index := map[string]qos.Budgets{}, map[string]int{}
+	for _, w := range in.WANs {
+		if w.Shaped() == 0 || len(in.Sites) == 0 {
+			continue
+		}
+		b := qos.VoiceBudgets(w, in.Sites, in.Classes)
+		l := tunnel.AdmissionLine{Overhead: qos.EthernetHeader + w.Overhead, MPU: w.MPU, ATM: w.Cells == qos.ATM}
+		if !b.Reserved {
+			l.Rate = uint64(b.Pool)
+		}
+		budgets[w.Interface], index[w.Interface] = b, len(a.Lines)
+		a.Lines = append(a.Lines, l)
+	}
+	for _, s := range cfg.Sites {
+		if s.Via(tunnel.Voice) != tunnel.Voice || len(cfg.WANs) == 0 {
+			continue
+		}
+		wan := cfg.WANs[0].Interface
+		if len(cfg.WANs) > 1 && f.through != nil {
+			wan = cmp.Or(f.through(tunnel.Voice, s.Site), wan)
+		}
+		if b, known := budgets[wan]; known {
+			a.Sites = append(a.Sites, tunnel.AdmissionSite{Key: s.PublicKey, Rate: uint64(b.Sites[s.Name]), Line: index[wan]})
+		}
+	}
+	if len(a.Sites) == 0 {
+		return tunnel.Admission{}
+	}
+	slices.SortFunc(a.Sites, func(x, y tunnel.AdmissionSite) int { return bytes.Compare(x.Key[:], y.Key[:]) })
+	for _, m := range outer(cfg, tunnel.Voice).Marks {
+		if m.Outer == uint8(media.Outer) && !signals(cfg, m.Inner) {
+			a.Media |= 1 << m.Inner
+		}
+	}
+	return a
+}
+
+// signals says whether an inner code point is signalling's, which may look like media from outside.
+func signals(cfg *config.Config, inner uint8) bool {
+	c := classNamed(cfg.Classes, qos.Signalling)
+	media := classNamed(cfg.Classes, qos.Media)
+	return slices.Contains(c.DSCP, qos.DSCP(inner)) || inner == uint8(c.Outer) && !slices.Contains(media.DSCP, qos.DSCP(inner))
 }
 
 func sortedNetworks(n []netip.Prefix) []netip.Prefix {

@@ -108,6 +108,7 @@ func TestWhatACallCostsIsPlanned(t *testing.T) {
 	const plain = "160 + 12 RTP + 8 UDP + 20 IPv4 = 200, padded to 208, + 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 282 bytes; 50 a second, 112.8 kbit/s a call, calls: 49"
 	assert.Equal(t, []string{"#   G.711: " + plain}, remarks(map[string]string{"tunnels[voice].engine": "wireguard-go"}))
 	assert.Equal(t, []string{"# rw-voice: outer DSCP CS3 for inner CS3, AF31, CS5; EF for inner EF; EF for what else there is; padded to 512 bytes",
+		"# rw-voice: calls are admitted up to the voice budget, sites: 1, of 5.8mbit",
 		"#   G.711: 160 + 12 RTP + 8 UDP + 20 IPv4 = 200, padded to 512, + 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 586 bytes; 50 a second, 234.4 kbit/s a call, calls: 23; " +
 			"without pad_to 282 bytes, 50 a second, 112.8 kbit/s a call, calls: 49"},
 		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}))

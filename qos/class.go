@@ -105,4 +105,6 @@ type Class struct {
 	Ports []PortMatch   // services by port, to or from voice networks
 	// FlowLimit is the most that one flow may send out of the branch, IP headers included; 0 = no bound. Media's alone: a call is a flow.
 	FlowLimit BitRate
+	// Admission: flows to a site are admitted while its voice budget has room, and refused as a whole beyond. Media's alone.
+	Admission bool
 }

@@ -209,7 +209,7 @@ func shares(w WAN, local *branch, sites []branch, classes []Class) bool {
 		return true
 	}
 	others := claimed - nominal[Media]
-	pool := total - others // for the sites' calls: media's share, and what nobody claims
+	pool := pool(w, classes)
 	// What goes to no site has a budget as large, but half of what is left is for what is no call.
 	local.budget = min(nominal[Media], whole(others/2))
 	floors := (total - pool - local.budget) / 2
@@ -238,10 +238,20 @@ func shares(w WAN, local *branch, sites []branch, classes []Class) bool {
 	return false
 }
 
+// pool is for the sites' calls: media's share of w, and what nobody claims.
+func pool(w WAN, classes []Class) BitRate {
+	left := w.Shaped()
+	for _, n := range ClassNames[1:] {
+		left -= Rate(w.Shaped(), classes, n)
+	}
+	return left
+}
+
 // Budgets are the voice budgets of a WAN's tree.
 type Budgets struct {
 	Local    BitRate            // of what goes to no site
 	Sites    map[string]BitRate // by name; the most that calls to a site get
+	Pool     BitRate            // most that calls with all sites together get, so that the other classes keep their shares
 	Reserved bool               // each has all of it for itself, whatever the others do; else calls of all sites share the WAN
 }
 
@@ -257,7 +267,7 @@ func (b Budgets) Together() (sum BitRate) {
 func VoiceBudgets(w WAN, sites []Site, classes []Class) Budgets {
 	local, branches := branchesOf(w, sites, slotsOf(sites), classes)
 	b := Budgets{Reserved: shares(w, &local, branches, classes), Sites: map[string]BitRate{}}
-	b.Local = local.budget
+	b.Local, b.Pool = local.budget, pool(w, classes)
 	for i, s := range sites {
 		b.Sites[s.Name] = branches[i].budget
 	}

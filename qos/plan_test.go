@@ -323,7 +323,7 @@ func TestAsManySitesAsThereMayBe(t *testing.T) {
 		assert.Len(t, b.Sites, MaxSites)
 	}
 	in.Sites = in.Sites[:1]
-	assert.Equal(t, Budgets{Local: 6 * Mbit, Sites: map[string]BitRate{"branch-0": 300 * Kbit}, Reserved: true},
+	assert.Equal(t, Budgets{Local: 6 * Mbit, Pool: 7 * Mbit, Sites: map[string]BitRate{"branch-0": 300 * Kbit}, Reserved: true},
 		VoiceBudgets(WAN{Uplink: 20 * Mbit}, in.Sites, in.Classes))
 }
 

@@ -128,6 +128,7 @@ type Device struct {
 	Settings   Settings
 	FwMark     uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
 	Outer      Outer
+	Admission  Admission
 	PrivateKey PrivateKey
 	Peers      []Peer // sorted by Site
 	Bounds     Bounds
@@ -237,4 +238,5 @@ type PeerStatus struct {
 	TxPackets     uint64         `json:"tx_packets,omitempty"`
 	AllowedIPs    []netip.Prefix `json:"allowed_ips"`
 	Keepalive     time.Duration  `json:"keepalive_ns"`
+	Media         *MediaStatus   `json:"media,omitempty"` // nil: calls with the site have no budget here, or the engine does not know calls
 }

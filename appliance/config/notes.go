@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +53,18 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 			c.warn(pick(r.MTU, r.at), "%d with WireGuard's %d bytes is more than a WAN of %d takes: packets leave in fragments", s.MTU, tunnel.OverheadIPv4, wanMTU)
 		}
 	}
+	for _, r := range raw.Tunnels.items {
+		if e := cfg.Tunnels[tunnel.Voice].Engine; r.Name.text == string(tunnel.Voice) && r.Engine.set && e != tunnel.EngineAuto && !e.PerPacket() && c.admits(cfg) {
+			c.warn(r.Engine.at, "%s does not see single packets, so that calls are not admitted: of more than the voice budget carries, all lose their part (realtime; or classes[media].admission: false)", e)
+		}
+	}
 	c.sameOuter(raw, cfg)
+}
+
+// admits says whether calls are to be admitted up to a budget.
+func (c *checker) admits(cfg *Config) bool {
+	shaped := slices.ContainsFunc(cfg.WANs, func(w WAN) bool { return w.Uplink > 0 })
+	return shaped && slices.ContainsFunc(cfg.Classes, func(cl qos.Class) bool { return cl.Admission })
 }
 
 // slow says how long one packet keeps a slow WAN busy while a call's packet waits, and what was done about it.

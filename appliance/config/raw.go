@@ -109,6 +109,7 @@ type rawClass struct {
 	Limit     scalar  `yaml:"limit"`
 	Ports     scalars `yaml:"ports"`
 	FlowLimit scalar  `yaml:"flow_limit"`
+	Admission scalar  `yaml:"admission"`
 }
 
 type rawControl struct {

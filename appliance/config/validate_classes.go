@@ -14,7 +14,7 @@ import (
 // DefaultClasses is what a file without classes gets, in order of urgency.
 func DefaultClasses() []qos.Class {
 	return []qos.Class{
-		{Name: qos.Media, DSCP: dscps("EF"), Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit},
+		{Name: qos.Media, DSCP: dscps("EF"), Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit, Admission: true},
 		{Name: qos.Signalling, DSCP: dscps("CS3", "CS5", "AF31"), Outer: 24, Share: 10, Limit: 100 * time.Millisecond,
 			Ports: ports("udp/5060", "tcp/5060", "tcp/5061")},
 		{Name: qos.Data, Outer: 0, Share: 50, Limit: 50 * time.Millisecond,
@@ -136,6 +136,11 @@ func (c *checker) class(r *rawClass, cl *qos.Class) {
 		if cl.FlowLimit = c.rate(r.FlowLimit); cl.FlowLimit > 0 && cl.FlowLimit < leastFlow {
 			c.wrong(r.FlowLimit.at, "%s is less than one call of G.711 sends (allowed: at least %s, or none)", show(r.FlowLimit.text), leastFlow)
 		}
+	}
+	if admission := c.yesNo(r.Admission, cl.Admission); cl.Name == qos.Media {
+		cl.Admission = admission
+	} else if r.Admission.ok() {
+		c.wrong(r.Admission.at, "admission is for media alone: another class has no calls (allowed: leave it away)")
 	}
 }
 

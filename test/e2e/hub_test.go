@@ -117,7 +117,7 @@ func TestOneSiteOfAHubChanges(t *testing.T) {
 	out, err = e.Ringway(within(t, 20*time.Second), "reload")
 	require.NoError(t, err)
 	for line := range strings.Lines(out) {
-		assert.Regexp(t, `^tc (class|qdisc) change `, line, "the queues alone, in place")
+		assert.Regexp(t, `^(tc (class|qdisc) change |# rw-voice: calls are admitted up to )`, line, "the queues alone, in place, and the budget of calls")
 	}
 	is, now := classes(t, e)
 	assert.Equal(t, parents, now)

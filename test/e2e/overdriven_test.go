@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,10 +17,12 @@ import (
 	"ringway/test/lab"
 )
 
-// flood sends UDP of class media from a phone, a port of its own for each of flows, until stopped; it gives how many packets it sent.
-func flood(t *testing.T, from *lab.Host, to string, flows int, rate qos.BitRate) (stop func() int) {
+// flood sends UDP of class media from a phone, in packets of so many bytes with the headers, a port of its own for each of flows, until stopped; it
+// gives how many packets it sent.
+func flood(t *testing.T, from *lab.Host, to string, flows, size int, rate qos.BitRate) (stop func() int) {
 	t.Helper()
-	const payload, tick = 1172, 2 * time.Millisecond // 1200 bytes with the headers
+	const tick = 2 * time.Millisecond
+	payload := size - 28
 	ctx, cancel := context.WithCancel(t.Context())
 	sent := 0
 	var wg sync.WaitGroup
@@ -43,7 +46,7 @@ func flood(t *testing.T, from *lab.Host, to string, flows int, rate qos.BitRate)
 		ticks := time.NewTicker(tick)
 		defer ticks.Stop()
 		for ctx.Err() == nil {
-			due := int(time.Since(began).Seconds() * float64(rate) / 8 / (payload + 28))
+			due := int(time.Since(began).Seconds() * float64(rate) / 8 / float64(size))
 			for ; sent < due; sent++ {
 				_, _ = conns[sent%flows].Write(make([]byte, payload)) // nobody listens there: refused is what it may be
 			}
@@ -86,13 +89,14 @@ func TestAPhoneGoneMad(t *testing.T) {
 			l := branches(t, lab.Options{WAN: twenty, EdgeConfig: func(_ string, values map[string]string) {
 				if c.limit != "" {
 					values["classes[media].flow_limit"] = c.limit
+					values["classes[media].admission"] = "false" // which bounds a flow, too, by what it began with
 				}
 			}})
 			talk := talking(t, l, calls, 12*time.Second)
 			bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkTCP)
 			require.NoError(t, err)
 			from := time.Now()
-			stop := flood(t, l.Host(lab.PhoneA), "10.2.10.10", 1, 3*budget)
+			stop := flood(t, l.Host(lab.PhoneA), "10.2.10.10", 1, 1200, 3*budget)
 			h, result := talk.heard()
 			until := time.Now()
 			mad := stop()
@@ -117,6 +121,58 @@ func TestAPhoneGoneMad(t *testing.T) {
 			assert.Equal(t, calls, result.Completed, result.Why)
 			assert.GreaterOrEqual(t, worst(h), 4.0)
 			assert.Greater(t, over, mad*9/10)
+		})
+	}
+}
+
+// More calls than the budget carries, all of normal shape, three times as many: those that came first stay as good as they were, data keeps its floor,
+// what is too much is refused as a whole and counted, and the box says so. Without admission all calls share the loss.
+func TestMoreCallsThanTheBudget(t *testing.T) {
+	const wan, calls, more, size = 4 * qos.Mbit, 9, 18, 200 // G.711 in 20 ms; `ringway plan`: 9 calls of 112.8 kbit/s in 1164
+	shaped := wan.Percent(97)
+	for _, c := range []struct{ name, admission string }{{"admitted", "true"}, {"not", "false"}} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.admission == "false" {
+				long(t) // what it would be else
+			}
+			l := branches(t, lab.Options{WAN: wan, EdgeConfig: func(_ string, values map[string]string) {
+				values["classes[media].admission"] = c.admission
+			}})
+			talk := talking(t, l, calls, 6*time.Second)
+			bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkTCP)
+			require.NoError(t, err)
+			from := time.Now()
+			var stops []func() int
+			for _, x := range []struct{ phone, to string }{{lab.PhoneA, "10.2.10.10"}, {lab.PhoneB, "10.1.10.10"}} {
+				stops = append(stops, flood(t, l.Host(x.phone), x.to, more, size, more*size*8*50))
+			}
+			said := ""
+			if c.admission == "true" {
+				require.Eventually(t, func() bool {
+					said = strings.Join(status(t, l.Edge("a")).Problems, "; ")
+					return said != ""
+				}, 5*time.Second, 200*time.Millisecond, "the box says nothing")
+			}
+			h, result := talk.heard()
+			until := time.Now()
+			sent := stops[0]()
+			stops[1]()
+			rate, err := bulk.Stop(t.Context(), from, until)
+			require.NoError(t, err)
+			voice, lost := count(h)
+			over := status(t, l.Edge("a")).Tunnels[0].Drops["over_budget"]
+			t.Logf("%d packets of %d calls too many, %d refused; of the first calls' %d packets %d lost, worst MOS %.2f; data %d kbit/s; %s", sent, more, over, voice, lost, worst(h), rate/qos.Kbit, said)
+			assert.Greater(t, rate, shaped.Percent(50), "data's share")
+			if c.admission == "false" {
+				assert.Zero(t, over)
+				assert.Less(t, worst(h), 3.0, "too many calls are no harm, and nothing is shown")
+				return
+			}
+			assert.Equal(t, calls, result.Completed, result.Why)
+			assert.LessOrEqual(t, lost, voice/200)
+			assert.GreaterOrEqual(t, worst(h), 4.0)
+			assert.Greater(t, over, uint64(sent*95/100))
+			assert.Contains(t, said, "calls to site munich are refused: the voice budget, 1164 kbit/s, is full (9 flows of media are admitted and stay")
 		})
 	}
 }

@@ -201,11 +201,12 @@ func (p *Pair) Alive() error {
 
 // Status is what the lab reads of `ringway status --json`.
 type Status struct {
-	Build   string                `json:"build"`
-	PID     int                   `json:"pid"`
-	Ready   bool                  `json:"ready"`
-	Tunnels []tunnel.DeviceStatus `json:"tunnels"`
-	Queues  []qos.QueueStats      `json:"queues"`
+	Build    string                `json:"build"`
+	PID      int                   `json:"pid"`
+	Ready    bool                  `json:"ready"`
+	Tunnels  []tunnel.DeviceStatus `json:"tunnels"`
+	Queues   []qos.QueueStats      `json:"queues"`
+	Problems []string              `json:"problems"`
 }
 
 func (s Status) up() bool {

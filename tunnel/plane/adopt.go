@@ -120,7 +120,7 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 		return nil
 	}
 	s.res = res
-	s.have = parameters{iface: name, mtu: f.hello.MTU, bounds: f.hello.Bounds, outer: f.hello.Outer, engine: f.hello.Engine}
+	s.have = parameters{iface: name, mtu: f.hello.MTU, bounds: f.hello.Bounds, outer: f.hello.Outer, admit: f.hello.Admission, engine: f.hello.Engine}
 	s.have.port, s.have.mark, s.have.tos = socketParameters(res)
 	if f.hello.Major != s.speaks || !f.hello.Running || f.hello.Class != s.cfg.Class {
 		s.log.Warn("a plane of an earlier daemon does not fit, it is replaced and its devices are kept", "pid", f.proc.pid,

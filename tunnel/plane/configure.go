@@ -18,7 +18,7 @@ func (s *Supervisor) parametersOf(d tunnel.Device) parameters {
 	if e == "" || e == tunnel.EngineAuto {
 		e = s.cfg.Engine
 	}
-	return parameters{iface: d.Settings.Interface, port: d.Settings.ListenPort, mark: d.FwMark, tos: d.Outer.TOS, outer: d.Outer,
+	return parameters{iface: d.Settings.Interface, port: d.Settings.ListenPort, mark: d.FwMark, tos: d.Outer.TOS, outer: d.Outer, admit: d.Admission,
 		mtu: int(d.Settings.MTU), bounds: d.Bounds, engine: e}
 }
 
@@ -236,6 +236,11 @@ func (s *Supervisor) adjust(ctx context.Context, cur *running, want parameters) 
 	}
 	if !want.outer.Equal(s.have.outer) && cur.hello.Minor >= minorOuter { // an older one has no engine that could
 		if _, err := cur.conn.call(ctx, message{Type: typeOuter, Outer: &want.outer}); err != nil {
+			return err
+		}
+	}
+	if !want.admit.Equal(s.have.admit) && cur.hello.Minor >= minorAdmission {
+		if _, err := cur.conn.call(ctx, message{Type: typeAdmission, Admission: &want.admit}); err != nil {
 			return err
 		}
 	}

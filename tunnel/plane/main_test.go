@@ -79,6 +79,7 @@ func newFake(s Start) (Engine, error) {
 type realtimeFake struct {
 	*fake
 	outer tunnel.Outer // under mu
+	admit tunnel.Admission
 }
 
 func newRealtimeFake(s Start) (Engine, error) {
@@ -127,6 +128,16 @@ func (f *realtimeFake) SetOuter(o tunnel.Outer) error {
 	return nil
 }
 
+func (f *realtimeFake) SetAdmission(a tunnel.Admission) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := a.Check(); err != nil {
+		return err
+	}
+	f.admit = a
+	return nil
+}
+
 // refusedPadding is what no fake takes.
 const refusedPadding = 666
 
@@ -135,6 +146,7 @@ func (f *realtimeFake) Status() tunnel.DeviceStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.Drops[f.outer.Words()] = 1
+	s.Drops[admitted(f.admit)] = 1
 	return s
 }
 

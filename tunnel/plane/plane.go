@@ -43,6 +43,11 @@ type marker interface {
 	SetOuter(o tunnel.Outer) error
 }
 
+// admitter is an engine that admits calls up to a site's budget.
+type admitter interface {
+	SetAdmission(a tunnel.Admission) error
+}
+
 // Engine is what a plane runs; tunnel/wireguardgo has one. It is wider than a usual interface since
 // it is exactly the seam between a process and the one thing that it is there for.
 type Engine interface {

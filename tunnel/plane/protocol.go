@@ -31,9 +31,11 @@ const (
 	ProtocolMajor = 1
 	// ProtocolMinor changes when something is added.
 	// 1: `outer`, in start, hello and as a request.
-	ProtocolMinor = 1
+	// 2: `admission`, the same.
+	ProtocolMinor = 2
 
-	minorOuter = 1
+	minorOuter     = 1
+	minorAdmission = 2
 
 	frameSize  = 32 << 10
 	maxMessage = 16 << 20 // 20,000 peers
@@ -50,8 +52,9 @@ const (
 	typeFiles     = "fds"       // descriptors back
 	typeHandshake = "handshake" // shake hands now
 	typeBounds    = "bounds"
-	typeLink      = "link"  // the device's MTU changed
-	typeOuter     = "outer" // how packets look from outside; an engine that marks no single packet leaves it
+	typeLink      = "link"      // the device's MTU changed
+	typeOuter     = "outer"     // how packets look from outside; an engine that marks no single packet leaves it
+	typeAdmission = "admission" // how much media may leave for each site; an engine that knows no calls leaves it
 	typeQuit      = "quit"
 
 	typeEndpoints = "endpoints" // pushed: peers moved
@@ -72,6 +75,7 @@ type message struct {
 	Keys      []tunnel.PublicKey        `json:"keys,omitempty"`
 	Bounds    *tunnel.Bounds            `json:"bounds,omitempty"`
 	Outer     *tunnel.Outer             `json:"outer,omitempty"`
+	Admission *tunnel.Admission         `json:"admission,omitempty"`
 	MTU       int                       `json:"mtu,omitempty"`
 	Files     []string                  `json:"files,omitempty"`     // names of the descriptors beside this message
 	Endpoints map[string]netip.AddrPort `json:"endpoints,omitempty"` // by public key, base64
@@ -92,6 +96,7 @@ type Hello struct {
 	MTU       int               `json:"mtu,omitempty"`
 	Bounds    tunnel.Bounds     `json:"bounds"`
 	Outer     tunnel.Outer      `json:"outer"`
+	Admission tunnel.Admission  `json:"admission"`
 	Sandbox   []string          `json:"sandbox"` // what holds
 	Missing   []string          `json:"missing"` // what could not be had, with the reason
 }
@@ -102,6 +107,7 @@ type startRequest struct {
 	MTU       int               `json:"mtu"`
 	Bounds    tunnel.Bounds     `json:"bounds"`
 	Outer     tunnel.Outer      `json:"outer"`
+	Admission tunnel.Admission  `json:"admission"`
 	Text      string            `json:"text"`      // first UAPI set
 	Handshake bool              `json:"handshake"` // shake hands with all at once
 }

@@ -290,7 +290,7 @@ func (s *server) handle(w *wire, m message) (message, []int) {
 		}
 		return message{}, nil
 	}
-	known := map[string]bool{typeSet: true, typeUAPI: true, typeStatus: true, typeHandshake: true, typeBounds: true, typeLink: true, typeOuter: true}
+	known := map[string]bool{typeSet: true, typeUAPI: true, typeStatus: true, typeHandshake: true, typeBounds: true, typeLink: true, typeOuter: true, typeAdmission: true}
 	switch {
 	case !known[m.Type]:
 		return fail("unknown request %q (this plane speaks protocol %d.%d)", m.Type, ProtocolMajor, ProtocolMinor)
@@ -344,6 +344,18 @@ func (s *server) handle(w *wire, m message) (message, []int) {
 		}
 		s.mu.Lock()
 		s.hello.Outer = *m.Outer
+		s.mu.Unlock()
+	case typeAdmission:
+		if m.Admission == nil {
+			return fail("request %q without what it is about", m.Type)
+		}
+		if e, ok := engine.(admitter); ok {
+			if err := e.SetAdmission(*m.Admission); err != nil {
+				return fail("%v", err)
+			}
+		}
+		s.mu.Lock()
+		s.hello.Admission = *m.Admission
 		s.mu.Unlock()
 	}
 	return message{}, nil
@@ -411,6 +423,11 @@ func (s *server) start(r *startRequest) (err error) {
 			return errors.Join(fmt.Errorf("configure engine %s: %w", r.Engine, err), engine.Close())
 		}
 	}
+	if e, ok := engine.(admitter); ok {
+		if err := e.SetAdmission(r.Admission); err != nil {
+			return errors.Join(fmt.Errorf("configure engine %s: %w", r.Engine, err), engine.Close())
+		}
+	}
 	if err := engine.Set(strings.NewReader(r.Text)); err != nil {
 		return errors.Join(fmt.Errorf("configure engine %s: %w", r.Engine, err), engine.Close())
 	}
@@ -428,7 +445,7 @@ func (s *server) start(r *startRequest) (err error) {
 	s.mu.Lock()
 	s.engine, s.listener, s.uapi = engine, control, uapi
 	s.hello.Running, s.hello.Engine, s.hello.Interface = true, r.Engine, r.Interface
-	s.hello.MTU, s.hello.Bounds, s.hello.Outer = r.MTU, r.Bounds, r.Outer
+	s.hello.MTU, s.hello.Bounds, s.hello.Outer, s.hello.Admission = r.MTU, r.Bounds, r.Outer, r.Admission
 	s.mu.Unlock()
 	s.tasks.Go(func() { s.accept(control) })
 	s.tasks.Go(func() { _ = engine.ServeUAPI(uapi) })

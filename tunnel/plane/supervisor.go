@@ -105,13 +105,14 @@ type parameters struct {
 	mark   uint32
 	tos    uint8        // as the sockets have it
 	outer  tunnel.Outer // as the engine was told
+	admit  tunnel.Admission
 	mtu    int
 	bounds tunnel.Bounds
 	engine tunnel.EngineName
 }
 
 func (p parameters) equal(q parameters) bool {
-	return p.iface == q.iface && p.port == q.port && p.mark == q.mark && p.tos == q.tos && p.outer.Equal(q.outer) &&
+	return p.iface == q.iface && p.port == q.port && p.mark == q.mark && p.tos == q.tos && p.outer.Equal(q.outer) && p.admit.Equal(q.admit) &&
 		p.mtu == q.mtu && p.bounds == q.bounds && p.engine == q.engine
 }
 
@@ -386,7 +387,7 @@ func (s *Supervisor) ignite(ctx context.Context, r *running, dev tunnel.Device, 
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if _, err := r.conn.call(ctx, message{Type: typeStart, Start: &startRequest{
-		Engine: p.engine, Interface: p.iface, MTU: p.mtu, Bounds: p.bounds, Outer: p.outer, Text: text, Handshake: true,
+		Engine: p.engine, Interface: p.iface, MTU: p.mtu, Bounds: p.bounds, Outer: p.outer, Admission: p.admit, Text: text, Handshake: true,
 	}}); err != nil {
 		return err
 	}

@@ -544,7 +544,7 @@ func TestBadMessagesDoNoHarm(t *testing.T) {
 	require.NoError(t, err)
 	defer k.close()
 	_, err = k.call(ctx, message{Type: "dance"})
-	assert.EqualError(t, err, `plane refuses "dance": unknown request "dance" (this plane speaks protocol 1.1)`)
+	assert.EqualError(t, err, `plane refuses "dance": unknown request "dance" (this plane speaks protocol 1.2)`)
 	_, err = k.call(ctx, message{Type: typeStart})
 	assert.Error(t, err)
 	assert.Equal(t, pid, status(t, s).PlanePID)

@@ -178,6 +178,7 @@ func (st *setting) make() error {
 		return uapi.Invalid("more than %d peers", maxPeers)
 	}
 	p := &peer{key: st.key}
+	p.budget.Store(e.budgets[st.key])
 	p.cookies.Init(device.NoisePublicKey(st.key))
 	e.meetLocked(p)
 	e.peers[st.key] = p
@@ -339,6 +340,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 			RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(), RxPackets: p.rxPackets.Load(), TxPackets: p.txPackets.Load(),
 			AllowedIPs: slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
 		}
+		ps.Media = p.admission(e.now())
 		if to := p.endpoint.Load(); to != nil {
 			ps.Endpoint = to.raw.AddrPort()
 		}

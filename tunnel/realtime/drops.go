@@ -17,6 +17,7 @@ const (
 	dropUnreachable                  // outbound: no endpoint, or no route to it
 	dropNoBuffers                    // outbound: the socket's buffer stayed full
 	dropSend                         // outbound: any other error of the socket
+	dropOverBudget                   // outbound: media beyond what calls with the site may take (admission.go)
 	dropGarbage                      // inbound: no WireGuard message
 	dropMAC1                         // inbound: a handshake message that does not know our public key
 	dropHandshakeRate                // inbound: more handshake messages than are looked at
@@ -34,7 +35,7 @@ const (
 )
 
 var reasonNames = [reasons]string{
-	"no_site", "no_session", "oversized", "malformed", "send_refused", "send_unreachable", "send_no_buffers", "send_failed",
+	"no_site", "no_session", "oversized", "malformed", "send_refused", "send_unreachable", "send_no_buffers", "send_failed", "over_budget",
 	"garbage", "bad_mac1", "handshake_rate", "bad_handshake", "cookie_sent", "no_such_session", "forged", "replayed", "inner_source",
 	"inner_malformed", "congestion", "tun_write", "socket_overflow",
 }

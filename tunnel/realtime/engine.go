@@ -74,6 +74,7 @@ type Engine struct {
 	routes      atomic.Pointer[routes]
 	shape       atomic.Pointer[shape]
 	homes       atomic.Pointer[homes] // where peers are known to be
+	guard       atomic.Pointer[guard] // of media; nil: no peer has a budget yet
 	mtu         atomic.Int64
 	superPacket atomic.Int64
 	drops       drops
@@ -92,6 +93,7 @@ type Engine struct {
 	limiter   ratelimiter.Ratelimiter
 	loadUntil int64 // of the engine's clock: until then cookies are asked for
 	budget    bucket
+	budgets   map[tunnel.PublicKey]*budget // of media
 	retired   []retired
 	mark      uint32
 	lastEnds  map[tunnel.PublicKey]netip.AddrPort

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 
+	"ringway/tunnel"
 	"ringway/tunnel/datagram"
 )
 
@@ -62,6 +63,30 @@ func TestNoPacketAllocates(t *testing.T) {
 		})
 		assert.Zero(t, n, "out: %s", name)
 	}
+	// Media that is admitted, that is refused, of flows that come once, of flows that end.
+	require.NoError(t, r.a.SetAdmission(tunnel.Admission{Media: 1 << 46, Lines: []tunnel.AdmissionLine{{}}, Sites: []tunnel.AdmissionSite{{Key: r.b.key.Public(), Rate: 600_000}}}))
+	port := uint16(0)
+	for name, next := range map[string]func() []byte{
+		"admitted": func() []byte { return mediaPacket(7, 200, false) }, "RTCP": func() []byte { return mediaPacket(8, 100, true) },
+		"more than fit": func() []byte { port++; return mediaPacket(port%20, 200, false) }, "flood": func() []byte { port++; return mediaPacket(port, 200, false) },
+		"IPv6": func() []byte { v6[0], v6[1] = 0x6b, 0x80; return v6 },
+	} {
+		p := make([]byte, 0, 300)
+		n := testing.AllocsPerRun(2000, func() {
+			p = append(append(p[:0], make([]byte, vnetHeader)...), next()...)
+			_, _ = unix.Write(r.a.host, p)
+		})
+		make1 := n // what the test itself takes
+		n = testing.AllocsPerRun(2000, func() {
+			p = append(append(p[:0], make([]byte, vnetHeader)...), next()...)
+			_, _ = unix.Write(r.a.host, p)
+			r.a.out.batch(r.now)
+			drain(r.b.udp[0])
+			r.now += int64(5 * time.Millisecond)
+		})
+		assert.Equal(t, make1, n, "out: %s", name)
+	}
+	assert.NotZero(t, r.a.drops.all()["over_budget"])
 	for name, next := range map[string]func() []byte{
 		"voice": func() []byte { return sealed(208) }, "forged": func() []byte { b := sealed(208); b[40] ^= 1; return b },
 		"unknown session": func() []byte { return garbage(100, typeTransport) }, "garbage": func() []byte { return garbage(100, 99) },

@@ -12,6 +12,7 @@ import (
 // The way out, all on one thread (one named rw-fwd-out: whose turn it is, way.go), to its end for each packet or batch:
 //  1. read a packet from the tunnel device, into the place where it will be sealed
 //  2. its peer by the destination, that peer's session; a packet without a session waits a little (staged)
+//     a packet of media goes on only if its flow was admitted (admission.go)
 //  3. pad, seal in place, outer TOS from the inner DSCP, ECN copied (RFC 6040, section 4.1)
 //  4. sendmmsg; neighbours of one size to one peer are one UDP GSO message where that is allowed
 //
@@ -56,6 +57,7 @@ type outbound struct {
 	timeout unix.Timespec
 	noGSO   bool
 
+	flows   *flows // what of guard's table is in use
 	staged  []staged
 	waiting atomic.Bool // some are staged
 }
@@ -146,6 +148,14 @@ func (o *outbound) prepare(b []byte, n int, now int64) {
 	if !ok {
 		o.e.drops.add(dropNoSite)
 		return
+	}
+	packet := b[headerSize : headerSize+n]
+	if budget := p.budget.Load(); budget != nil {
+		g := o.e.guard.Load()
+		if g.media>>(trafficClass(packet)>>2)&1 != 0 && !o.admits(g, budget, p, packet, padded(n, o.e.shape.Load().padTo, int(o.e.mtu.Load())), now) {
+			o.e.drops.add(dropOverBudget)
+			return
+		}
 	}
 	s := p.current.Load()
 	if !s.usable(now) {

@@ -33,6 +33,9 @@ type peer struct {
 	usedAt     atomic.Int64 // anything in a session
 	heardAt    atomic.Int64
 
+	budget atomic.Pointer[budget] // of media; nil: none
+	media  media                  // what of it is taken
+
 	staged int // packets that wait for a session; outbound thread alone
 
 	control // the rest belongs to the control side, under Engine.mu
