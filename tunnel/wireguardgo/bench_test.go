@@ -56,9 +56,10 @@ func BenchmarkAgainstStock(b *testing.B) {
 			ours, theirs, ratios = append(ours, o), append(theirs, s), append(ratios, o/s)
 		}
 	}
-	median := func(v []float64) float64 { v = slices.Sorted(slices.Values(v)); return v[len(v)/2] }
 	b.ReportMetric(median(ours), "ours-Mbit/s")
 	b.ReportMetric(median(theirs), "stock-Mbit/s")
 	b.ReportMetric(median(ratios), "ratio")
 	b.ReportMetric(0, "ns/op")
 }
+
+func median(v []float64) float64 { v = slices.Sorted(slices.Values(v)); return v[len(v)/2] }
