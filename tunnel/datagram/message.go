@@ -20,8 +20,9 @@ type Message struct {
 	_      [4 * (unsafe.Sizeof(uintptr(0)) / 8)]byte
 }
 
-// ControlSize holds a source address, a TOS octet and a segment size, or what a receiver gets.
-const ControlSize = 128
+// ControlSize holds a source address, a TOS octet, a segment size and a request for a time stamp, or what a receiver gets: these, and a
+// time that nobody asked for (while any program on the machine takes time stamps the kernel adds it for who reads those of what left).
+const ControlSize = 192
 
 // PutSource appends the control message that sets the source address, and leaves the interface open.
 func PutSource(control []byte, n int, src netip.Addr) int {
