@@ -136,7 +136,7 @@ func (r *receiver) fill() error {
 			r.hub.fair.sites.drain(true)
 			_ = r.s.rc.Control(func(fd uintptr) {
 				p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-				_, _ = unix.Poll(p[:], 1)
+				_, _ = unix.Ppoll(p[:], &unix.Timespec{Nsec: 1e6}, nil)
 			})
 			if r.s.rc.Control(func(fd uintptr) { r.n, r.errno = recvmmsg(fd, r.msgs) }) != nil {
 				return net.ErrClosed
