@@ -124,6 +124,12 @@ func TestBoundsFollowTheSites(t *testing.T) {
 	assert.Equal(t, 60625/2, hub(20*qos.Mbit).SuperPacket)
 	assert.Equal(t, 15156, hub(10*qos.Mbit).SuperPacket)
 	assert.Equal(t, 3036, hub(qos.Mbit).SuperPacket, "two packets of a leaf of four")
+	cfg := hubConfig(t, 60)
+	for i := range cfg.Sites {
+		cfg.Sites[i].Downlink = qos.Mbit
+	}
+	alone := qos.PathBounds(slowestUplink(cfg), classNamed(cfg.Classes, qos.Data), 1500).SendBuffer
+	assert.Equal(t, alone+len(cfg.Sites)*sitePacket, hub(qos.Mbit).SendBuffer, "each site may have a packet that waits for its line")
 }
 
 func TestQueuesAreSummedUpWithSitesBeneath(t *testing.T) {

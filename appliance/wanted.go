@@ -169,6 +169,9 @@ func devices(cfg *config.Config, f facts) []tunnel.Device {
 			d.Bounds.FlowPackets = 0
 		} else if d.Bounds.FlowPackets > 0 { // the TUN's queue is emptied at once, and drops blindly what comes meanwhile
 			d.Bounds.TxQueueLen = max(d.Bounds.TxQueueLen, flowTUN)
+			if len(cfg.Sites) > 1 { // each may have a packet that waits for its own line, and the others go on
+				d.Bounds.SendBuffer += len(cfg.Sites) * sitePacket
+			}
 		}
 		if c == tunnel.Voice && d.Settings.Engine.PerPacket() {
 			d.Admission = admission(cfg, f)
@@ -283,6 +286,7 @@ func bounds(uplink qos.BitRate, class qos.Class, wanMTU, mtu int) tunnel.Bounds 
 const (
 	maxSuperPacket = 65000   // under UDP's 65,507 with room for options
 	maxInFlight    = 128     // where time asks for no bound memory does: an engine's buffers are 64 kB each, and more bring no throughput
+	sitePacket     = 2304    // what the kernel charges a socket for a full packet
 	flowTUN        = 256     // packets: what hosts send at once while the plane gets no processor
 	receiveBuffer  = 7 << 20 // what stock wireguard-go asks for; the inbound direction has no pacing of ours
 )

@@ -217,6 +217,9 @@ type FlowStatus struct {
 	Flows   int    `json:"flows"`   // that send now
 	Marked  uint64 `json:"marked"`  // packets that went on with ECN's mark, in all
 	Limit   uint64 `json:"limit"`   // bytes of socket memory (truesize) that may be under way behind the queues, as it is now
+	// SlowSites is how many sites' lines hold back what goes to them, now: it waits for them alone.
+	SlowSites int    `json:"slow_sites,omitempty"`
+	Note      string `json:"note,omitempty"` // why one site may hold up others, where it may
 }
 
 // ThreadStatus is how a thread that forwards packets is scheduled.

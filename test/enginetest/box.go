@@ -484,3 +484,20 @@ func (b *Box) Conf(far *Box, endpoint string, lines ...string) string {
 	}
 	return s + strings.Join(lines, "\n") + "\n"
 }
+
+// Behind makes a third box, which a reaches through b:
+//
+//	box a -- 192.0.2.0/24 -- b -- wire1 198.51.100.2 === wire0 198.51.100.3, c -- rw0 10.66.0.3, fd66::3
+func Behind(t testing.TB, a, b *Box) (c *Box) {
+	t.Helper()
+	ns := netnstest.New(t)
+	netnstest.Veth(t, b.NS, "wire1", ns, "wire0")
+	b.NS.Run("ip", "address", "add", "198.51.100.2/24", "dev", "wire1")
+	b.NS.Run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	ns.Run("ip", "address", "add", "198.51.100.3/24", "dev", "wire0")
+	ns.Run("ip", "route", "add", "192.0.2.0/24", "via", "198.51.100.2")
+	a.NS.Run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.2")
+	k, err := tunnel.NewPrivateKey()
+	require.NoError(t, err)
+	return &Box{T: t, NS: ns, N: 3, Key: k, make: a.make}
+}

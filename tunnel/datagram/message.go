@@ -20,8 +20,9 @@ type Message struct {
 	_      [4 * (unsafe.Sizeof(uintptr(0)) / 8)]byte
 }
 
-// ControlSize holds a source address, a TOS octet and a segment size, or what a receiver gets.
-const ControlSize = 128
+// ControlSize holds a source address, a TOS octet, a segment size and a request for a time stamp, or what a receiver gets: these, and a
+// time that nobody asked for (while any program on the machine takes time stamps the kernel adds it for who reads those of what left).
+const ControlSize = 192
 
 // PutSource appends the control message that sets the source address, and leaves the interface open.
 func PutSource(control []byte, n int, src netip.Addr) int {
@@ -53,6 +54,45 @@ func PutTOS(control []byte, n int, v6 bool, tos uint8) int {
 func PutSegment(control []byte, n, size int) int {
 	binary.NativeEndian.PutUint16(putHeader(control[n:], unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2), uint16(size))
 	return n + unix.CmsgSpace(2)
+}
+
+// PutTimestamp appends the control message that has the kernel say when the packet left for the wire (ReadSent).
+func PutTimestamp(control []byte, n int) int {
+	binary.NativeEndian.PutUint32(putHeader(control[n:], unix.SOL_SOCKET, unix.SO_TIMESTAMPING, 4), unix.SOF_TIMESTAMPING_TX_SOFTWARE)
+	return n + unix.CmsgSpace(4)
+}
+
+// SentControlSize holds what comes with a message of the error queue, for either family.
+const SentControlSize = 256
+
+// ReadSent reads what comes with a message of the error queue of a socket with SOF_TIMESTAMPING_OPT_ID: the number of the packet that
+// left, and when, in nanoseconds of the wall clock. It takes any bytes and allocates nothing.
+func ReadSent(b []byte) (id uint32, at int64, ok bool) {
+	const (
+		originAt, infoAt, dataAt, size = 4, 8, 12, 16 // struct sock_extended_err
+		originTimestamping             = 4            // SO_EE_ORIGIN_TIMESTAMPING
+	)
+	for len(b) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		n := int(h.Len)
+		if n < unix.SizeofCmsghdr || n > len(b) {
+			return id, at, ok
+		}
+		data := b[unix.SizeofCmsghdr:n]
+		switch {
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_TIMESTAMPING && len(data) >= int(unsafe.Sizeof(unix.Timespec{})):
+			at = (*unix.Timespec)(unsafe.Pointer(&data[0])).Nano()
+		case (h.Level == unix.IPPROTO_IP && h.Type == unix.IP_RECVERR || h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_RECVERR) && len(data) >= size:
+			ok = data[originAt] == originTimestamping && binary.NativeEndian.Uint32(data[infoAt:]) == 0 // SCM_TSTAMP_SND
+			id = binary.NativeEndian.Uint32(data[dataAt:])
+		}
+		next := (n + cmsgAlign - 1) &^ (cmsgAlign - 1)
+		if next >= len(b) {
+			return id, at, ok
+		}
+		b = b[next:]
+	}
+	return id, at, ok
 }
 
 func putHeader(b []byte, level, kind int32, size int) []byte {

@@ -37,6 +37,7 @@ func FuzzControl(f *testing.F) {
 	n := PutSource(b, 0, netip.MustParseAddr("192.0.2.1"))
 	n = PutTOS(b, n, false, 0xb8)
 	n = PutSegment(b, n, 200)
+	n = PutTimestamp(b, n)
 	f.Add(b[:n])
-	f.Fuzz(func(_ *testing.T, b []byte) { ReadControl(b) })
+	f.Fuzz(func(_ *testing.T, b []byte) { ReadControl(b); ReadSent(b) })
 }

@@ -44,6 +44,9 @@ type Queue struct {
 	fresh list // flows that have just begun: they go first, once
 	old   list
 
+	parked [sitesMany]list // flows that wait until their site may have more, by its place
+	places []uint16        // of sitesMany, that have such
+
 	packets, bytes, memory, active int
 
 	hostFlows [hostsMany]uint16 // active flows of a host
@@ -61,6 +64,7 @@ type flow struct {
 	head, tail *packet
 	next       *flow
 	listed     bool
+	begun      bool // it was among those that have just begun, when it was parked
 	bytes      int
 	deficit    int
 	host, site uint16
@@ -72,6 +76,7 @@ type packet struct {
 	next *packet
 	at   time.Duration
 	n    int
+	site uint32
 	buf  []byte
 }
 
@@ -99,7 +104,7 @@ func (l *list) pop() *flow {
 
 // New makes an empty queue. seed scatters flows, so that nobody can choose whom he collides with.
 func New(c Config, seed uint64) *Queue {
-	q := &Queue{seed: seed}
+	q := &Queue{seed: seed, places: make([]uint16, 0, sitesMany)}
 	q.Set(c)
 	return q
 }
@@ -131,7 +136,7 @@ func (q *Queue) Push(now time.Duration, p []byte, site uint32) {
 		q.fresh.push(f)
 	}
 	m := q.take(len(p))
-	m.at, m.n = now, copy(m.buf[:cap(m.buf)], p)
+	m.at, m.site, m.n = now, site, copy(m.buf[:cap(m.buf)], p)
 	if f.tail == nil {
 		f.head = m
 	} else {
@@ -148,7 +153,10 @@ func (q *Queue) Push(now time.Duration, p []byte, site uint32) {
 }
 
 // Pop copies the next packet to dst and returns its length; 0 when none waits. dst has room for any packet that was pushed.
-func (q *Queue) Pop(now time.Duration, dst []byte) int {
+func (q *Queue) Pop(now time.Duration, dst []byte) int { return q.PopWhere(now, dst, nil) }
+
+// PopWhere is Pop that passes over sites that may have no more (full). Their flows are parked: Unpark has them back.
+func (q *Queue) PopWhere(now time.Duration, dst []byte, full func(site uint32) bool) int {
 	for {
 		from := &q.fresh
 		if from.head == nil {
@@ -157,6 +165,11 @@ func (q *Queue) Pop(now time.Duration, dst []byte) int {
 			}
 		}
 		f := from.head
+		if full != nil && f.head != nil && full(f.head.site) {
+			f.begun = from == &q.fresh
+			q.park(from.pop())
+			continue
+		}
 		if f.deficit <= 0 {
 			f.deficit += q.quantum(f)
 			q.old.push(from.pop())
@@ -178,6 +191,39 @@ func (q *Queue) Pop(now time.Duration, dst []byte) int {
 		return n
 	}
 }
+
+// park keeps a flow that has a packet aside. It keeps what it may still send in its round.
+func (q *Queue) park(f *flow) {
+	place := uint16(f.head.site % sitesMany)
+	if q.parked[place].head == nil {
+		q.places = append(q.places, place)
+	}
+	q.parked[place].push(f)
+}
+
+// Unpark lets flows go on whose sites are not full any more.
+func (q *Queue) Unpark(full func(site uint32) bool) {
+	var places [sitesMany]uint16
+	n := copy(places[:], q.places)
+	q.places = q.places[:0]
+	for _, place := range places[:n] {
+		l := q.parked[place]
+		q.parked[place] = list{}
+		for l.head != nil {
+			switch f := l.pop(); {
+			case f.head != nil && full(f.head.site):
+				q.park(f)
+			case f.begun:
+				q.fresh.push(f)
+			default:
+				q.old.push(f)
+			}
+		}
+	}
+}
+
+// Ready says whether there may be a packet that is not parked.
+func (q *Queue) Ready() bool { return q.fresh.head != nil || q.old.head != nil }
 
 // quantum is what a flow may send in a round: hosts of a site are equal, whatever the number of their flows, and so are sites.
 func (q *Queue) quantum(f *flow) int {
@@ -211,12 +257,17 @@ func (q *Queue) end(f *flow) {
 
 // fattest is the flow with the most bytes. Some packet waits.
 func (q *Queue) fattest() (fat *flow) {
-	for _, l := range [...]*list{&q.fresh, &q.old} {
+	look := func(l *list) {
 		for f := l.head; f != nil; f = f.next {
 			if fat == nil || f.bytes > fat.bytes {
 				fat = f
 			}
 		}
+	}
+	look(&q.fresh)
+	look(&q.old)
+	for _, place := range q.places {
+		look(&q.parked[place])
 	}
 	return fat
 }

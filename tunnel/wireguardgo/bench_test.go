@@ -1,6 +1,7 @@
 package wireguardgo
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -9,13 +10,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/enginetest"
+	"ringway/tunnel"
 )
 
 // BenchmarkAgainstStock fills a tunnel of ours and one of stock wireguard-go with a TCP flow, in
 // turns, and reports the throughput of both and the median of the ratios. Both cores are
 // saturated; every engine is a process of its own.
 // RINGWAY_BENCH_FLOWS puts flow queues of so many packets before ours, RINGWAY_BENCH_RATE tells it of a WAN of so many bit/s, which
-// nothing holds it to. RINGWAY_BENCH_SECONDS sets the length of a run, RINGWAY_BENCH_PAIRS the number of pairs.
+// nothing holds it to, RINGWAY_BENCH_SITES of so many sites more, which are silent: then accounts are kept for each. RINGWAY_BENCH_SECONDS sets the length of a run, RINGWAY_BENCH_PAIRS the number of pairs.
 func BenchmarkAgainstStock(b *testing.B) {
 	number := func(name string, otherwise int) int {
 		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -34,7 +36,13 @@ func BenchmarkAgainstStock(b *testing.B) {
 	for _, x := range []*enginetest.Box{oursA, oursB} {
 		x.Open(0, 0, bounds)
 	}
-	oursA.Spawn(bounds, oursA.Peer(oursB, "192.0.2.2:51820"))
+	set := oursA.Peer(oursB, "192.0.2.2:51820")
+	for i := range number("RINGWAY_BENCH_SITES", 0) {
+		k, err := tunnel.NewPrivateKey()
+		require.NoError(b, err)
+		set += fmt.Sprintf("public_key=%s\nallowed_ip=10.67.%d.0/24\n", k.Public().Hex(), i)
+	}
+	oursA.Spawn(bounds, set)
 	oursB.Spawn(bounds, oursB.Peer(oursA, "192.0.2.1:51820"))
 	stockA, stockB := wire(b)
 	stockA.Stock(stockA.Conf(stockB, "192.0.2.2:51820"))
@@ -56,9 +64,10 @@ func BenchmarkAgainstStock(b *testing.B) {
 			ours, theirs, ratios = append(ours, o), append(theirs, s), append(ratios, o/s)
 		}
 	}
-	median := func(v []float64) float64 { v = slices.Sorted(slices.Values(v)); return v[len(v)/2] }
 	b.ReportMetric(median(ours), "ours-Mbit/s")
 	b.ReportMetric(median(theirs), "stock-Mbit/s")
 	b.ReportMetric(median(ratios), "ratio")
 	b.ReportMetric(0, "ns/op")
 }
+
+func median(v []float64) float64 { v = slices.Sorted(slices.Values(v)); return v[len(v)/2] }

@@ -46,6 +46,7 @@ type socket struct {
 	noGSO  atomic.Bool // the kernel or the network card cannot cut
 	gro    bool
 	family int
+	which  int // 0: IPv4, 1: IPv6
 }
 
 func newBind(files Files, h *hub) (*bind, error) {
@@ -115,6 +116,9 @@ func openSocket(base *os.File, family int) (*socket, error) {
 		return nil, fmt.Errorf("make the UDP socket non-blocking: %w", err)
 	}
 	s := &socket{family: family}
+	if family == unix.AF_INET6 {
+		s.which = 1
+	}
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err != nil {
 		s.noGSO.Store(true)
 	}

@@ -65,6 +65,8 @@ type fair struct {
 	queue  *flowqueue.Queue
 	limit  *flowqueue.Limit
 
+	sites accounts
+
 	waiting atomic.Bool  // the reader, for room or the TUN
 	room    atomic.Int64 // while it waits: the most that may be under way to end that
 	wakeup  func()
@@ -83,6 +85,7 @@ type fairBounds struct {
 	on          bool
 	queue       flowqueue.Config
 	least, most int
+	hard        int // what may be under way to all sites together, those with slow lines, too
 }
 
 // fairStatus is for other goroutines.
@@ -113,6 +116,7 @@ func newFair(h *hub, b *bind) (*fair, error) {
 		}
 		f.kicks[i] = make(chan struct{}, 1)
 	}
+	f.sites.open(f.conns)
 	return f, nil
 }
 
@@ -131,7 +135,7 @@ func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 	if n.on {
 		wire := mtu + tunnel.OverheadIPv6
 		n.queue = flowqueue.Config{Packets: b.FlowPackets, Bytes: b.FlowPackets * 2048, Quantum: mtu, CoDel: flowqueue.CoDelFor(b.Rate, wire)}
-		n.most = b.SendBuffer - 1
+		n.most, n.hard = b.SendBuffer-1, b.SendBuffer-1
 		if b.Rate > 0 {
 			ms := int(b.Rate / 8000 * chargeFull / uint64(wire))
 			n.most, n.least = min(n.most, limitMost*ms), limitLeast*ms
@@ -153,14 +157,17 @@ func (f *fair) ready() bool {
 			f.queue.Set(w.queue)
 			f.limit.Set(w.least, w.most)
 		}
+		f.sites.set(w.on, w.hard)
 	}
 	return f.now.on || f.queue.Len() > 0
 }
 
 func (f *fair) clock() time.Duration { return time.Since(f.start) }
 
-// underWay is what has been given to the device and has not left the WAN's queue.
-func (f *fair) underWay() int {
+// underWay is what has been given to the device and has not left the WAN's queue, less what sites with slow lines have there.
+func (f *fair) underWay() int { return f.allUnderWay() - f.sites.heldBack() }
+
+func (f *fair) allUnderWay() int {
 	n := int(f.gate.charged.Load())
 	for _, c := range f.conns {
 		if c != nil {
@@ -177,9 +184,18 @@ func (f *fair) unsent(c syscall.RawConn) (n int) {
 
 // space is how much more may be under way; below 0 nothing. At 0 a packet still may.
 func (f *fair) space() int {
-	n := f.underWay()
-	f.limit.Look(f.clock(), n)
-	return f.limit.Now() - n
+	now, all := f.clock(), f.allUnderWay()
+	f.sites.look(f, now, all == 0)
+	n := all - f.sites.heldBack()
+	f.limit.Look(now, n)
+	return min(f.limit.Now()-n, f.now.hard-all)
+}
+
+// free says whether what the reader waits for has come.
+func (f *fair) free() bool { return f.gate.open() && f.roomy() }
+
+func (f *fair) roomy() bool {
+	return int64(f.underWay()) <= f.room.Load() && (!f.sites.needed.Load() || f.sites.freed.Load())
 }
 
 // wake ends the reader's wait.
@@ -191,7 +207,7 @@ func (f *fair) wake() {
 
 // left is called when packets have left the device.
 func (f *fair) left() {
-	if f.waiting.Load() && f.gate.open() && int64(f.underWay()) <= f.room.Load() {
+	if f.waiting.Load() && f.free() {
 		f.wake()
 	}
 }
@@ -205,7 +221,11 @@ func (f *fair) listen(i int) {
 		case <-f.kicks[i]:
 		}
 		err := f.conns[i].Write(func(uintptr) bool {
-			return !f.waiting.Load() || int64(f.underWay()) <= f.room.Load()
+			if !f.waiting.Load() {
+				return true
+			}
+			f.sites.drain(true)
+			return f.roomy()
 		})
 		if err != nil {
 			return
@@ -247,7 +267,7 @@ func (f *fair) status() *tunnel.FlowStatus {
 		return nil
 	}
 	return &tunnel.FlowStatus{Packets: uint64(f.seen.packets.Load()), Bytes: uint64(f.seen.bytes.Load()), Flows: int(f.seen.flows.Load()),
-		Marked: f.seen.marked.Load(), Limit: uint64(f.seen.limit.Load())}
+		Marked: f.seen.marked.Load(), Limit: uint64(f.seen.limit.Load()), SlowSites: f.sites.many(), Note: f.sites.note()}
 }
 
 // readFair is Read with flow queues.
@@ -268,6 +288,7 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			if !pass() {
 				return 0, os.ErrClosed
 			}
+			f.queue.Unpark(f.sites.full)
 			n := t.dequeue(bufs, sizes, offset, math.MaxInt)
 			f.note()
 			if n > 0 {
@@ -277,7 +298,7 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			continue
 		}
 		space := f.space()
-		if f.queue.Len() == 0 && space >= 0 {
+		if f.queue.Len() == 0 && space >= 0 && !f.sites.some() {
 			if f.queue.Active() > 0 { // nobody is behind any more
 				f.queue.Pop(0, nil)
 				f.note()
@@ -305,7 +326,7 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			}
 		}
 		f.note()
-		if space >= 0 && f.gate.open() {
+		if space >= 0 && f.gate.open() && f.queue.Ready() {
 			n := t.dequeue(bufs, sizes, offset, space)
 			f.note()
 			if n > 0 {
@@ -378,7 +399,7 @@ func (t *tunDevice) dequeue(bufs [][]byte, sizes []int, offset, space int) (n in
 	f := t.fair
 	now := f.clock()
 	for n < len(bufs) && space >= 0 {
-		sizes[n] = f.queue.Pop(now, bufs[n][offset:])
+		sizes[n] = f.queue.PopWhere(now, bufs[n][offset:], f.sites.full)
 		if sizes[n] == 0 {
 			break
 		}
@@ -402,12 +423,14 @@ func (t *tunDevice) await(bufs [][]byte, sizes []int, offset int) (over bool, er
 	f.room.Store(int64(limit - min(limit/4, limit-min(limit, 8*chargeFull)))) // far from the limit not for each packet
 	f.pause = min(max(2*f.pause, pauseMin), pauseMax)
 	_ = t.native.File().SetReadDeadline(time.Now().Add(f.pause))
+	f.sites.needed.Store(!f.queue.Ready() && (f.queue.Len() > 0 || f.sites.some()))
 	f.waiting.Store(true)
 	defer func() {
 		f.waiting.Store(false)
 		_ = t.native.File().SetReadDeadline(time.Time{})
 	}()
-	if g.open() && int64(f.underWay()) <= f.room.Load() {
+	f.sites.drain(true)
+	if f.free() {
 		return false, nil
 	}
 	for i := range f.kicks {
@@ -427,7 +450,7 @@ func (t *tunDevice) await(bufs [][]byte, sizes []int, offset int) (over bool, er
 		return false, nil
 	}
 	// Neither. What waits for the kernel is not lost.
-	if g.open() || g.blocked() || f.underWay() > int(g.charged.Load()) {
+	if g.open() || g.blocked() || f.allUnderWay() > int(g.charged.Load()) {
 		return false, nil
 	}
 	if f.pause == pauseMax {

@@ -41,6 +41,7 @@ func (h *hub) claim(buf []byte, v uint32) {
 // reclaim counts packets out that the device dropped: their buffers come back with a tag.
 func (h *hub) reclaim(bufs [][]byte) int {
 	in, out, charged := 0, 0, 0
+	table := h.peers.now.Load()
 	for _, b := range bufs {
 		t := getTag(b)
 		switch {
@@ -51,6 +52,9 @@ func (h *hub) reclaim(bufs [][]byte) int {
 		default:
 			out++
 			charged += getCharge(b)
+			if p := table.slot(t - tagPeer); p != nil {
+				p.account.lost.Add(int64(getCharge(b)))
+			}
 		}
 		setTag(b, tagNone)
 	}
@@ -68,7 +72,7 @@ func (h *hub) sent(bufs [][]byte) {
 	n, charged := 0, 0
 	slot := uint32(tagNone)
 	for _, b := range bufs {
-		if len(b) <= device.MessageKeepaliveSize || binary.LittleEndian.Uint32(b) != device.MessageTransportType {
+		if !isData(b) {
 			continue // ours never; its buffer may have the tag of an earlier packet, counted when it is offered
 		}
 		if t := getTag(b); t >= tagPeer && t < tagInbound {
@@ -83,4 +87,9 @@ func (h *hub) sent(bufs [][]byte) {
 		h.left()
 		h.peers.sent(slot-tagPeer, n)
 	}
+}
+
+// isData says whether a message carries a packet.
+func isData(b []byte) bool {
+	return len(b) > device.MessageKeepaliveSize && binary.LittleEndian.Uint32(b) == device.MessageTransportType
 }

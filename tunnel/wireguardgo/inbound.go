@@ -38,6 +38,10 @@ const (
 	handshakeBurst = 144
 )
 
+// notPollable is what Go's poller says to a reader while the socket has nothing but its error queue to tell (the numbers of packets
+// that left, sites.go) and takes no packet either; it has no name that can be compared. It passes with the next packet that leaves.
+const notPollable = "not pollable"
+
 type receiver struct {
 	s    *socket
 	hub  *hub
@@ -128,6 +132,15 @@ func (r *receiver) fill() error {
 				continue
 			}
 			return net.ErrClosed
+		} else if err != nil && err.Error() == notPollable {
+			r.hub.fair.sites.drain(true)
+			_ = r.s.rc.Control(func(fd uintptr) {
+				p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+				_, _ = unix.Ppoll(p[:], &unix.Timespec{Nsec: 1e6}, nil)
+			})
+			if r.s.rc.Control(func(fd uintptr) { r.n, r.errno = recvmmsg(fd, r.msgs) }) != nil {
+				return net.ErrClosed
+			}
 		} else if err != nil {
 			return err
 		}

@@ -37,6 +37,9 @@ type sendState struct {
 	errno unix.Errno
 	wait  bool
 	try   func(fd uintptr) bool
+
+	marked mark
+	mark   *mark // &marked: the last packet of the batch is marked so (sites.go)
 }
 
 func newSendState() *sendState {
@@ -49,7 +52,11 @@ func newSendState() *sendState {
 	}
 	st.try = func(fd uintptr) bool {
 		for {
-			st.n, st.errno = sendmmsg(fd, st.next)
+			if st.mark != nil {
+				st.n, st.errno = st.bind.hub.fair.sites.send(fd, st.s, st.next, st.mark)
+			} else {
+				st.n, st.errno = sendmmsg(fd, st.next)
+			}
 			if st.errno != unix.EINTR {
 				break
 			}
@@ -95,6 +102,9 @@ func (st *sendState) group(bufs [][]byte, ep *endpoint, max int) (n int) {
 		if j-i > 1 {
 			c = datagram.PutSegment(st.control[n][:], c, size)
 		}
+		if st.mark != nil && j == len(bufs) {
+			c = datagram.PutTimestamp(st.control[n][:], c)
+		}
 		h.Control = nil
 		if c > 0 {
 			h.Control = &st.control[n][0]
@@ -108,8 +118,9 @@ func (st *sendState) group(bufs [][]byte, ep *endpoint, max int) (n int) {
 
 func (st *sendState) forget() {
 	clear(st.msgs)
+	st.marked = mark{}
 	clear(st.iovs)
-	st.s, st.bind, st.next = nil, nil, nil
+	st.s, st.bind, st.next, st.mark = nil, nil, nil, nil
 }
 
 // Send sends one batch to one peer. An error of one packet does not hold up the others.
@@ -119,6 +130,7 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		return conn.ErrWrongEndpointType
 	}
 	defer b.hub.sent(bufs)
+	m := b.hub.fair.sites.mark(b.hub, bufs)
 	if !b.hub.cross.leave(ep.dst, bufs) {
 		return nil
 	}
@@ -137,6 +149,10 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	st := b.states.Get().(*sendState)
 	defer func() { st.forget(); b.states.Put(st) }()
 	st.s, st.bind = s, b
+	if m.peer != nil {
+		st.mark = &st.marked
+		st.marked = m
+	}
 
 	max := int(b.superPacket.Load())
 	if s.noGSO.Load() {

@@ -40,7 +40,8 @@ type peer struct {
 	slot uint32
 	dev  *device.Peer
 
-	tx, rx atomic.Uint64 // packets
+	tx, rx  atomic.Uint64 // packets
+	account account       // what is under way to it (sites.go)
 
 	fresh   atomic.Bool
 	waiters atomic.Int32 // packets let in since one came out
@@ -118,6 +119,14 @@ func (p *peers) sent(slot uint32, n int) {
 		peer.waiters.Store(0)
 		p.kick()
 	}
+}
+
+// slot finds a peer by its tag's number; nil when it went.
+func (t *table) slot(n uint32) *peer {
+	if int(n) >= len(t.bySlot) {
+		return nil
+	}
+	return t.bySlot[n]
 }
 
 // forsake takes every session for lost, and lets go of what waits.

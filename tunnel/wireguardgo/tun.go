@@ -180,6 +180,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		if to.fresh.Load() {
 			cost = charge(sizes[i])
 			charged += cost
+			to.account.given.Add(int64(cost))
 			if queued {
 				t.fair.limit.Give(cost)
 			}
