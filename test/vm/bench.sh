@@ -13,7 +13,6 @@ cat - > "$root/init" <<I
 $guest_init
 modprobe -a virtio_pci virtio_blk
 for q in htb tbf fq_codel cake; do modprobe sch_\$q; done
-# One machine, one processor, of which nothing is reserved: the lab says what it costs.
 mkdir -p /tmp/out && cd /tmp/out && touch progress.txt
 /usr/bin/ringway bench link --plot /tmp/out --json $* > link.json 2> progress.txt &
 pid=\$!
@@ -27,13 +26,15 @@ poweroff -f
 I
 
 truncate -s 64M "$work/out.img" # a disk that holds one tar, and nothing else
-log=$cache/bench.log
+mkdir -p "$out"
+log=$out/guest.log
+# The guest's clock counts instructions, one a nanosecond: it stands still while this machine does something else, and runs ahead where the guest
+# has nothing to do. So a busy machine makes a run longer and changes no figure. It wants one processor.
 accel=${ACCEL:--accel tcg -icount shift=0,sleep=off -smp 1}
 began=$SECONDS
 # shellcheck disable=SC2086 # words for qemu
 guest_boot "${LIMIT:-3000}" $accel -m 2048 -drive file="$work/out.img",if=virtio,format=raw | sed -u 's/\r//g' | tee "$log"
 echo "$((SECONDS - began)) s of this machine's time"
 grep -q '^guest exit: 0$' "$log" || { echo "the run in the guest failed, or it did not end in order; all it said: $log"; exit 1; }
-rm -rf "$out" && mkdir -p "$out"
 tar -xf "$work/out.img" -C "$out"
 echo "report, tables and plots: $out"
