@@ -9,7 +9,7 @@ out=${OUT:-bench-out/vm}
 for tool in ss iperf3; do guest_tool "$tool"; done
 cp bin/wireguard-go "$root/usr/bin/wireguard-go"
 
-cat - > "$root/init" <<I
+cat > "$root/init" <<I
 $guest_init
 modprobe -a virtio_pci virtio_blk
 for q in htb tbf fq_codel cake; do modprobe sch_\$q; done
