@@ -19,6 +19,7 @@ pid=\$!
 tail -f progress.txt & watcher=\$!
 wait \$pid; rc=\$?
 kill \$watcher
+[ \$rc = 0 ] || tail -n 8 progress.txt
 head -1 /proc/stat
 tar -cf /dev/vda -C /tmp/out . && sync
 echo "guest exit: \$rc"

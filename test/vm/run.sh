@@ -35,5 +35,5 @@ grep -q '^guest exit: 0$' "$log" || { echo "tests in the guest failed, or it did
 
 # A call on a full link beside fq_codel and cake, in a guest with a clock of its own; the judge is a test out here.
 [ -z "$*" ] || exit 0
-OUT=$work/link test/vm/bench.sh --rates 1mbit --vs fq_codel,cake --rounds 1 --duration 2s
+OUT=$work/link test/vm/bench.sh --rates 2mbit --vs fq_codel,cake --rounds 1 --duration 2s
 RINGWAY_VM_LINK=$work/link/link.json go test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
