@@ -11,7 +11,7 @@ export CGO_ENABLED := 0
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
 TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl
 BENCH_PACKAGES := $(TEST_PACKAGES) openvpn
-VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iputils-ping util-linux procps
+VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iperf3 iputils-ping util-linux procps
 SYSTEMD_PACKAGES := systemd-container debootstrap
 
 .PHONY: help
@@ -56,6 +56,10 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, half an hour)
 	$(BIN)/ringway bench link --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
 
+.PHONY: bench-link-vm
+bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cake, on a Debian kernel in QEMU, in its time (root, some 15 minutes)
+	test/vm/bench.sh --rates $(or $(RATES),2mbit) --vs none,fq_codel,cake --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),4s)
+
 .PHONY: test-long
 test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows (root, 6 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_LONG=1 $(GO) test -count=1 -v -timeout 12m -run "^Test($(LONG))$$" ./test/e2e
@@ -66,7 +70,7 @@ test-rekey: test-packages build ## interoperation with stock WireGuard across it
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
 
 .PHONY: test-kernel
-test-kernel: vm-packages build ## the kernel engine, VLANs, fq_codel, cake and a clock in the past, under a Debian kernel in QEMU (root)
+test-kernel: vm-packages build ## the kernel engine, VLANs, netem, fq_codel and cake beside a call, a clock in the past, under a Debian kernel in QEMU (root)
 	test/vm/run.sh
 
 .PHONY: test-systemd

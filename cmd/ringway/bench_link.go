@@ -26,7 +26,8 @@ direction at once. Rivals stand beside it, each between branches and on a link o
 
   none       one stock wireguard-go tunnel for everything; nothing queues but the provider
   fq_codel   the same behind the rate less Ringway's default margin, with fq_codel  (where the kernel has it)
-  cake       the same with cake, diffserv4                                           (where the kernel has it)
+  cake       the same with cake, diffserv4, told the overhead; the tunnel's packets
+             all carry DSCP 0, so it cannot tell voice from data                       (where the kernel has it)
   kernel     no tunnel: the floor; above 10 Mbit/s, where the processor is part of the figures
 
 While one packet of data is on the wire, voice has to wait; what is more is the queues' fault. So the goal of voice's added

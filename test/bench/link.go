@@ -44,6 +44,8 @@ type linkRun struct {
 	say func(format string, args ...any)
 	out Link
 	run uint32
+	// beyond is how much longer than voice a flood lasts: probes take some time to start, on a busy machine seconds.
+	beyond time.Duration
 }
 
 // linkStand is what stands at one rate: whole branches on links of their own.
@@ -72,7 +74,7 @@ func MeasureLink(ctx context.Context, o LinkOptions) (Link, error) {
 		return Link{}, err
 	}
 	begin := time.Now()
-	r := &linkRun{o: o, say: progress(o.Progress)}
+	r := &linkRun{o: o, say: progress(o.Progress), beyond: floodBeyond}
 	r.out.Report = report.Link{Machine: labreport.ThisMachine(), Denied: []string{}, LeftOut: []string{},
 		Settings: report.LinkSettings{Build: o.Build, Calls: o.Calls, Size: linkSize, IntervalUS: micros(linkInterval), Seconds: o.Duration.Seconds(), Rounds: o.Rounds,
 			Flows: linkFlows, Flood: linkFlood, EchoUS: micros(echoEvery), EchoBytes: echoPacket(o.Family), Family: string(o.Family), Started: begin.UTC().Format(time.RFC3339), Command: o.command()}}
@@ -179,7 +181,8 @@ func (r *linkRun) loaded(ctx context.Context, s *linkStand, row *report.LinkRate
 		now.paths = paths
 		one, err := r.load(ctx, &now, kind)
 		for again := 0; errors.Is(err, errFloodOver) && again < floodAgain; again++ {
-			r.say("  once more: %v", err)
+			r.beyond *= 2
+			r.say("  once more, with a flood %s longer: %v", r.beyond/2, err)
 			one, err = r.load(ctx, &now, kind)
 		}
 		if err != nil {
@@ -523,7 +526,7 @@ type flood struct {
 func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]string, number uint32) (_ *flood, err error) {
 	f := &flood{sent: make(chan error, 1), ended: make(chan struct{}), trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
 		Rate:   linkFlood * float64(s.rate) / 8 / float64(p.flooding),
-		Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + floodBeyond}}
+		Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + r.beyond}}
 	defer func() {
 		if err != nil {
 			f.kill()
@@ -558,7 +561,7 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 	return f, host.Pause(ctx, bulk.WarmUp)
 }
 
-// floodBeyond is how much longer than voice a flood lasts: probes take some time to start, on a busy machine seconds.
+// floodBeyond is how much longer a flood lasts than voice on a machine that has time.
 const floodBeyond = 5 * time.Second
 
 // errFloodOver: programs took seconds to start, and what was measured was measured without the flood. Such a round is made once more.

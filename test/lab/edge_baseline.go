@@ -48,17 +48,24 @@ func (e *Edge) setUpBaseline(ctx context.Context) error {
 	return e.Do(forward)
 }
 
-// stockQueue is what people put in front of one tunnel for everything, in tc's words, at the margin that Ringway's config has by default.
+// stockQueue is what people put in front of one tunnel for everything, in tc's words, at the margin that Ringway's config has by default. What the
+// provider counts of a packet, 14 bytes of Ethernet and the rest, is what a qdisc of wan0 counts, too; cake wants it said. On a slow
+// line fq_codel's target is 1.5 full packets as sqm-scripts makes it, which is what cake does by itself: with 5 ms it would drop a lone packet.
 func stockQueue(p PathName, rate qos.BitRate) []string {
 	held := rate.Percent(100 - config.DefaultMargin)
 	switch p {
 	case FQCoDel:
-		return []string{fmt.Sprintf("root handle 1: tbf rate %dbit burst %d latency 1s", held, max(1600, held.Bytes(time.Millisecond))), "parent 1:1 fq_codel"}
+		const target, interval = 5 * time.Millisecond, 100 * time.Millisecond
+		slow := max(target, held.Serialization(fullFrame)*3/2)
+		return []string{fmt.Sprintf("root handle 1: tbf rate %dbit burst %d latency 1s", held, max(1600, held.Bytes(time.Millisecond))),
+			fmt.Sprintf("parent 1:1 fq_codel target %dus interval %dus", slow.Microseconds(), (interval + slow - target).Microseconds())}
 	case Cake:
-		return []string{fmt.Sprintf("root cake bandwidth %dbit diffserv4", held)}
+		return []string{fmt.Sprintf("root cake bandwidth %dbit diffserv4 overhead %d", held, ethernetHeader)}
 	}
 	return nil
 }
+
+const fullFrame = ethernetHeader + 1500
 
 // forward makes a router of the network namespace that the calling thread is in.
 func forward() error {

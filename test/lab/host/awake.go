@@ -24,10 +24,19 @@ done`
 // idle core then polls. Elsewhere one spinner a core takes what nobody else wants (SCHED_IDLE). That is second best: EEVDF lets a
 // spinner finish its slice before a woken thread that is owed nothing, and where real-time threads come in between that took 30 ms.
 func (h *Host) KeepAwake() (stop func(), err error) {
+	if emulated() {
+		return func() {}, nil
+	}
 	if f := noLatency(); f != nil {
 		return func() { f.Close() }, nil
 	}
 	return h.spinners()
+}
+
+// emulated says whether the processor is one of QEMU's own (TCG). It has no sleep to wake from, and a spinner would take as long as work does.
+func emulated() bool {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	return err == nil && strings.Contains(string(info), "QEMU TCG")
 }
 
 // noLatency holds the kernel's idle loop to polling (PM QoS, CPU latency 0 us) until it is closed. Nil: it does not hold it.
