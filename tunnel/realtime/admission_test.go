@@ -272,7 +272,7 @@ func TestASilentFlowGivesItsPlaceBack(t *testing.T) {
 	assert.Equal(t, []int{0, 100}, d.look(), "the place is the other's")
 
 	rival.interval = 0
-	d.pass(3 * time.Second)
+	d.pass(3500 * time.Millisecond) // two seconds, and up to 1.2 until the table was looked through at 18 slots a packet
 	d.look()
 	d.pass(time.Second)
 	assert.Equal(t, []int{100, 0}, d.look())
