@@ -145,6 +145,9 @@ func TestFloodHasToLast(t *testing.T) {
 
 // Over IPv6 the goals follow from its longer headers, and from the MTU that it does not go below.
 func TestLinkOverIPv6(t *testing.T) {
+	if os.Getenv("RINGWAY_LONG") == "" {
+		t.Skip("takes long: make test-long")
+	}
 	cmd := exec.CommandContext(t.Context(), programs.Ringway, "bench", "link", "--family", "ipv6", "--rates", "1mbit", "--vs", "", "--duration", "1s", "--rounds", "1", "--json")
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
