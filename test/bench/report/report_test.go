@@ -49,7 +49,7 @@ func example() Jitter {
 				{LoadPercent: &ninety, Round: 2, Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 81, P99: 1400, P999: 5000, Max: 9000}},
 				{LoadPercent: &ninety, Round: 3, Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 71, P99: 1300, P999: 4500, Max: 6000}},
 			}},
-		Settings: Settings{Build: "1.0.0", Engine: "realtime", Streams: 10, Interval: 20000, Size: 172, Seconds: 20, Rounds: 3, Capacity: 1650,
+		Settings: Settings{Build: "1.0.0", Family: "ipv4", Engine: "realtime", Streams: 10, Interval: 20000, Size: 172, Seconds: 20, Rounds: 3, Capacity: 1650,
 			Started: "2026-11-25T10:00:00Z", Command: "ringway bench jitter --loads 90 --rounds 3"},
 		Loads: []Load{{LoadPercent: 90}},
 	}
