@@ -250,10 +250,7 @@ func TestIPv6Lab(t *testing.T) {
 	assert.Contains(t, table.String(), ", IPv6 in IPv6, +5.00 ms")
 }
 
-func TestStockQueuesInTheWordsOfTC(t *testing.T) {
-	assert.Equal(t, []string{"root handle 1: tbf rate 1940000bit burst 1600 latency 1s", "parent 1:1 fq_codel"}, stockQueue(FQCoDel, 2*qos.Mbit))
-	assert.Equal(t, []string{"root cake bandwidth 97000000bit diffserv4"}, stockQueue(Cake, 100*qos.Mbit))
-	assert.Empty(t, stockQueue(Baseline, qos.Mbit))
+func TestPairsThatCannotBeAreRefused(t *testing.T) {
 	_, err := New(t.Context(), Options{Paths: []PathName{Cake}})
 	assert.ErrorContains(t, err, "the pair cake is held to a rate and needs one")
 	_, err = New(t.Context(), Options{Paths: []PathName{"ipsec"}})

@@ -54,7 +54,9 @@ const (
 	flowsLeast  = 1 << 10         // slots
 	flowsMost   = 1 << 14
 	sweepPacket = 2 // slots looked at with each packet
-	sweepUrgent = 16
+	// Before a new flow is refused, so many are looked at, at most so often: a branch's whole table, in some 10 us.
+	sweepUrgent = 1 << 10
+	urgentEvery = 5 * time.Millisecond
 
 	waitSets = 128
 	waitWays = 4
@@ -142,7 +144,7 @@ type flow struct {
 	packets uint8  // up to 255
 	low     uint8  // windows below cost
 	young   bool   // not measured yet
-	control bool   // RTCP
+	control bool   // RTCP, ICMP
 }
 
 // flows is a hash table with linear probing, at most half full.
@@ -151,6 +153,7 @@ type flows struct {
 	n      int
 	cursor int
 	evict  int64 // when one was last put out
+	urgent int64 // when room was last looked for
 	wait   [waitSets][waitWays]waiting
 }
 
@@ -184,10 +187,19 @@ func flowID(p []byte) uint64 {
 	return max(id, 1)
 }
 
-const protocolUDP = 17
+// https://www.iana.org/assignments/protocol-numbers
+const (
+	protocolICMP   = 1
+	protocolUDP    = 17
+	protocolICMPv6 = 58
+)
 
-// isRTCP says whether a packet is RTCP, or SRTCP, whose first words are as clear.
-func isRTCP(p []byte) bool {
+// isControl says whether a packet is RTCP, or SRTCP, whose first words are as clear; or ICMP, which is no call either: who tries the way
+// with ping, marked as calls are, must not take a call's place.
+func isControl(p []byte) bool {
+	if p[0]>>4 == 4 && p[9] == protocolICMP || p[0]>>4 == 6 && p[6] == protocolICMPv6 {
+		return true
+	}
 	at := 48
 	if p[0]>>4 == 4 {
 		at = int(p[0]&15)*4 + 8
@@ -361,7 +373,7 @@ func (o *outbound) admits(g *guard, b *budget, p *peer, packet []byte, size int,
 
 // admit takes a new flow in, or refuses its packet. s is where it would be.
 func (f *flows) admit(s *flow, id uint64, b *budget, p *peer, packet []byte, wire, now int64) bool {
-	control := isRTCP(packet)
+	control := isControl(packet)
 	interval := assumedInterval
 	if control {
 		interval = time.Second
@@ -384,23 +396,29 @@ func (f *flows) admit(s *flow, id uint64, b *budget, p *peer, packet []byte, wir
 		proven = proven || w.packets >= provenAfter
 	}
 	cost = max(cost, costLeast)
-	if proven && 2*f.n < len(f.slots) {
+	fits := func() bool {
 		alone := !control && m.flows.Load() == 0 && !b.line.bounded // whatever the first assumption was: it is measured
-		if alone || b.room(p, control, cost) {
-			if w != nil {
-				*w = waiting{}
-			}
-			*s = flow{id: id, peer: p, line: b.line, last: now, since: now, tat: now, packets: 1, bytes: wire, young: true, control: control}
-			s.charge(cost)
-			s.tat += wire * int64(s.perByte)
-			f.n++
-			if !control {
-				m.flows.Add(1)
-			}
-			m.at.Store(now)
-			return true
+		return 2*f.n < len(f.slots) && (alone || b.room(p, control, cost))
+	}
+	in := proven && fits()
+	if proven && !in && now-f.urgent >= int64(urgentEvery) { // some may be silent
+		f.urgent = now
+		f.sweep(min(sweepUrgent, len(f.slots)), now)
+		in, s = fits(), f.find(id)
+	}
+	if in {
+		if w != nil {
+			*w = waiting{}
 		}
-		f.sweep(sweepUrgent, now) // some may be silent
+		*s = flow{id: id, peer: p, line: b.line, last: now, since: now, tat: now, packets: 1, bytes: wire, young: true, control: control}
+		s.charge(cost)
+		s.tat += wire * int64(s.perByte)
+		f.n++
+		if !control {
+			m.flows.Add(1)
+		}
+		m.at.Store(now)
+		return true
 	}
 	if w == nil {
 		f.newWaiting(id, wire, now)

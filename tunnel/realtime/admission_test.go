@@ -272,11 +272,48 @@ func TestASilentFlowGivesItsPlaceBack(t *testing.T) {
 	assert.Equal(t, []int{0, 100}, d.look(), "the place is the other's")
 
 	rival.interval = 0
-	d.pass(3500 * time.Millisecond) // two seconds, and up to 1.2 until the table was looked through at 18 slots a packet
+	d.pass(2100 * time.Millisecond) // what knocks finds it at once
 	d.look()
 	d.pass(time.Second)
 	assert.Equal(t, []int{100, 0}, d.look())
 	d.holds()
+}
+
+// A packet that was no call, as somebody's ping with EF, holds a place for no longer than it takes to see that: the next call loses nothing.
+func TestAPacketAloneHoldsNoPlace(t *testing.T) {
+	d := newDesk(t, 120) // one call
+	for range 50 {       // wherever in the table it stands
+		require.True(t, d.offer(40000, ipG711, false))
+		d.now += int64(250 * time.Millisecond)
+		d.calls = nil
+		d.g711()
+		d.pass(time.Second)
+		assert.Equal(t, []int{100}, d.look())
+		d.now += int64(11 * time.Second)
+	}
+}
+
+// Nor does a ping that goes on, over IPv4 and IPv6.
+func TestAPingTakesNoCallsPlace(t *testing.T) {
+	d := newDesk(t, 120)
+	ping4 := mediaPacket(0, 120, false)
+	ping4[9] = 1
+	ping6 := make([]byte, 120)
+	ping6[0], ping6[6] = 0x60, 58
+	ping := func(p []byte) bool {
+		return d.o.admits(d.e.guard.Load(), d.p.budget.Load(), d.p, p, padded(len(p), 0, 1420), d.now)
+	}
+	for range 3 {
+		assert.True(t, ping(ping4))
+		assert.True(t, ping(ping6))
+		d.pass(time.Second)
+	}
+	d.g711()
+	for range 5 {
+		assert.True(t, ping(ping4))
+		d.pass(time.Second)
+	}
+	assert.Equal(t, []int{100}, d.look())
 }
 
 // RTCP has its part, whatever calls do, and calls theirs.
@@ -463,7 +500,7 @@ func TestFlowsAreToldApart(t *testing.T) {
 		for _, p := range [][]byte{mediaPacket(1, 60, true), v6(1, 17)[:60], options(1)[:60]} {
 			if n >= 20 && p[0]>>4 == 4 || n >= 40 {
 				flowID(p[:n])
-				isRTCP(p[:n])
+				isControl(p[:n])
 			}
 		}
 	}
