@@ -63,7 +63,7 @@ bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cak
 .PHONY: test-long
 test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls (root, 7 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_LONG=1 $(GO) test -count=1 -v -timeout 12m -p 1 -run "^Test($(LONG))$$" ./test/e2e ./test/bench
-LONG := LinkOverIPv6|MoreCallsThanTheBudget|AFlowBesideBulkWaitsLittle|APhoneGoneMad|AConfigThatCutsOffIsUndone|OneSiteOfAHubChanges|KilledInAReloadInACall|FarEndRestarted|DaemonGoesAndComesBackInACall|NothingLeavesInClear|SaturatedProcessor
+LONG := FamiliesMix|LinkOverIPv6|MoreCallsThanTheBudget|AFlowBesideBulkWaitsLittle|APhoneGoneMad|AConfigThatCutsOffIsUndone|OneSiteOfAHubChanges|KilledInAReloadInACall|FarEndRestarted|DaemonGoesAndComesBackInACall|NothingLeavesInClear|SaturatedProcessor
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)

@@ -153,6 +153,7 @@ func TestIPv6Alone(t *testing.T) {
 
 // The family of phones and PCs is no business of the WAN's, nor the other way round.
 func TestFamiliesMix(t *testing.T) {
+	long(t)
 	for _, c := range []struct{ under, over lab.Family }{{lab.IPv4, lab.IPv6}, {lab.IPv6, lab.IPv4}} {
 		t.Run(fmt.Sprintf("%s over %s", c.over, c.under), func(t *testing.T) {
 			l := branches(t, lab.Options{WAN: twenty, Underlay: c.under, Overlay: c.over})
