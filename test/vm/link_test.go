@@ -13,12 +13,12 @@ import (
 
 //	phone, pc --- edge --- a wire --- edge --- phone, pc      three times: Ringway; one stock tunnel behind fq_codel; behind cake
 //
-// What somebody on the phone would notice, of the run that run.sh has just made with bench.sh: there the guest's clock counts instructions,
+// What somebody on the phone would notice, of the run that `make bench-link-vm` has just made: there the guest's clock counts instructions,
 // so that what else the machine does is in no figure. Paths of one run are compared, and nothing is held to a time.
 func TestCallsOnAFullLinkBesideFQCoDelAndCake(t *testing.T) {
 	name := os.Getenv("RINGWAY_VM_LINK")
 	if name == "" {
-		t.Skip("reads what `ringway bench link` found in the virtual machine of `make test-kernel`")
+		t.Skip("reads what `ringway bench link` found in the virtual machine of `make bench-link-vm`")
 	}
 	text, err := os.ReadFile(name)
 	require.NoError(t, err)

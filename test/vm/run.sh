@@ -32,8 +32,3 @@ I
 log=$cache/guest.log
 guest_boot 900 -accel tcg,thread=multi -smp 2 -m 1536 | sed -u 's/\r//g' | tee "$log"
 grep -q '^guest exit: 0$' "$log" || { echo "tests in the guest failed, or it did not end in order; all it said: $log"; exit 1; }
-
-# A call on a full link beside fq_codel and cake, in a guest with a clock of its own; the judge is a test out here.
-[ -z "$*" ] || exit 0
-OUT=$work/link test/vm/bench.sh --rates 2mbit --vs fq_codel,cake --rounds 1 --duration 2s
-RINGWAY_VM_LINK=$work/link/link.json go test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
