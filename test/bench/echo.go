@@ -38,8 +38,9 @@ func echo(ctx context.Context, h *host.Host, from, to, tos string, length time.D
 	count := max(1, int(length/echoEvery))
 	ctx, cancel := context.WithTimeoutCause(ctx, length+echoSlack, fmt.Errorf("ping does not end"))
 	defer cancel()
-	// It fails where nothing came back, too; how many came is counted here.
-	text, err := h.Run(ctx, "ping", "-n", "-I", from, "-Q", tos, "-s", strconv.Itoa(echoPayload), "-c", strconv.Itoa(count),
+	// It fails where nothing came back, too; how many came is counted here. ping waits for two round trips in the end, which on a line
+	// with seconds of queue is longer than what loads it flows.
+	text, err := h.Run(ctx, "timeout", "-s", "INT", strconv.FormatFloat((length+echoWait).Seconds(), 'f', -1, 64), "ping", "-n", "-I", from, "-Q", tos, "-s", strconv.Itoa(echoPayload), "-c", strconv.Itoa(count),
 		"-i", strconv.FormatFloat(echoEvery.Seconds(), 'f', -1, 64), "-W", strconv.Itoa(int(echoWait/time.Second)), to)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
