@@ -77,6 +77,7 @@ var (
 	flowBytes         = gauge("ringway_tunnel_flow_queue_bytes", "What they come to.", "tunnel")
 	flowFlows         = gauge("ringway_tunnel_flow_queue_flows", "Flows that send now.", "tunnel")
 	flowMarks         = counter("ringway_tunnel_flow_queue_ecn_marked_packets_total", "Packets that the flow queues marked instead of dropping them.", "tunnel")
+	flowSlow          = gauge("ringway_tunnel_flow_queue_slow_sites", "Sites whose own line holds back what goes to them, now; others do not wait for them.", "tunnel")
 	flowLimit         = gauge("ringway_tunnel_flow_queue_limit_bytes", "Socket memory that may be under way behind the flow queues, as it is now.", "tunnel")
 
 	peerHandshake = gauge("ringway_peer_last_handshake_timestamp_seconds", "Latest handshake with a site, Unix time; 0: never. Its age is time() less this.", "tunnel", "site")
@@ -248,6 +249,7 @@ func (s sink) tunnel(t tunnel.DeviceStatus, reasons []string) {
 		s.put(flowFlows, float64(q.Flows), name)
 		s.put(flowMarks, float64(q.Marked), name)
 		s.put(flowLimit, float64(q.Limit), name)
+		s.put(flowSlow, float64(q.SlowSites), name)
 	}
 	other := uint64(0)
 	for reason, n := range t.Drops {

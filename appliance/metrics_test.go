@@ -128,7 +128,7 @@ func busy() Status {
 			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}, {Name: "rw-fwd-out", TID: int(n()), Realtime: true}},
 			Peers: []tunnel.PeerStatus{peer("munich", true), peer("hamburg", true)}},
 		{Class: tunnel.Data, Interface: "rw-data", Engine: tunnel.EngineWireGuardGo, ListenPort: 51821, PlanePID: int(n()), Since: at(), Restarts: int(n()),
-			Drops: drops(wireguardgo.Reasons()), Queue: &tunnel.FlowStatus{Packets: n(), Bytes: n(), Flows: int(n()), Marked: n(), Limit: n()}, Peers: []tunnel.PeerStatus{peer("munich", true)}},
+			Drops: drops(wireguardgo.Reasons()), Queue: &tunnel.FlowStatus{Packets: n(), Bytes: n(), Flows: int(n()), Marked: n(), Limit: n(), SlowSites: int(n()), Note: "blind"}, Peers: []tunnel.PeerStatus{peer("munich", true)}},
 	}
 	return st
 }
@@ -156,6 +156,7 @@ func TestEveryNumberOfTheStatusIsAMetric(t *testing.T) {
 	leftOut := regexp.MustCompile(`^(pid|tunnels/\d+/(plane_pid|listen_port)|tunnels/\d+/threads/\d+/tid|tunnels/\d+/peers/\d+/keepalive_ns|reflector/port)$`)
 	st := busy()
 	assertNoZero(t, reflect.ValueOf(st), "")
+	assertNoZero(t, reflect.ValueOf(st.Tunnels[1].Queue), "tunnels/1/queue") // the first has none
 	_, got := exposition(t, always(st))
 	have := map[float64]bool{}
 	for name, f := range got {

@@ -98,7 +98,14 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 	}
 	for _, t := range s.Tunnels {
 		if q := t.Queue; q != nil {
-			fmt.Fprintf(w, "Flow queues of %s: %d packets of %d flows wait; %d marked so far\n", t.Class, q.Packets, q.Flows, q.Marked)
+			line := fmt.Sprintf("Flow queues of %s: %d packets of %d flows wait; %d marked so far", t.Class, q.Packets, q.Flows, q.Marked)
+			if q.SlowSites > 0 {
+				line += fmt.Sprintf("; sites held to their own lines: %d", q.SlowSites)
+			}
+			if q.Note != "" {
+				line += "; " + q.Note
+			}
+			fmt.Fprintln(w, line)
 		}
 	}
 	for _, line := range callsNow(s.Tunnels) {
@@ -268,7 +275,8 @@ func unguarded(cfg *config.Config) string {
 	if e == tunnel.EngineAuto || e == "" {
 		e = tunnel.Auto(tunnel.Voice, false)
 	}
-	if e.PerPacket() || !classNamed(cfg.Classes, qos.Media).Admission {
+	shaped := slices.ContainsFunc(cfg.WANs, func(w config.WAN) bool { return w.Uplink > 0 })
+	if e.PerPacket() || !shaped || !classNamed(cfg.Classes, qos.Media).Admission {
 		return ""
 	}
 	return fmt.Sprintf("the voice tunnel's engine %s does not see single packets: of calls beyond the voice budget all lose their part (tunnels[voice].engine: realtime)", e)

@@ -13,7 +13,8 @@ import (
 
 // sender sends all streams of one direction, on all paths, from one thread.
 type sender struct {
-	sockets []int // by path, connected
+	sockets []int // of each stream on each path, connected: each is a flow of its own, as calls are
+	streams int
 	slots   []slot
 	offset  time.Duration
 	packet  []byte
@@ -25,7 +26,7 @@ type sender struct {
 }
 
 func newSender(c Config) (_ *sender, err error) {
-	s := &sender{slots: c.Shape.slots(), offset: c.Offset, packet: make([]byte, c.Shape.Size)}
+	s := &sender{slots: c.Shape.slots(), streams: c.Shape.Streams, offset: c.Offset, packet: make([]byte, c.Shape.Size)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -39,11 +40,13 @@ func newSender(c Config) (_ *sender, err error) {
 	}
 	s.sent, s.late = s.sent[:0], s.late[:0]
 	for _, p := range c.Paths {
-		fd, err := connected(p, c)
-		if err != nil {
-			return nil, fmt.Errorf("open a voice socket from %s to %s: %w", p.Local, p.Remote, err)
+		for range s.streams {
+			fd, err := connected(p, c)
+			if err != nil {
+				return nil, fmt.Errorf("open a voice socket from %s to %s: %w", p.Local, p.Remote, err)
+			}
+			s.sockets = append(s.sockets, fd)
 		}
-		s.sockets = append(s.sockets, fd)
 	}
 	return s, nil
 }
@@ -107,10 +110,11 @@ func (s *sender) run(start time.Duration, stop <-chan struct{}) error {
 		late := Monotonic() - due
 		now := time.Now().UnixNano()
 		put(s.packet, sl, now)
+		fd := uintptr(s.sockets[int(sl.path)*s.streams+int(sl.stream)])
 		// Raw: entering and leaving Go's scheduler is none of the network's time. It never blocks.
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.sockets[sl.path]), uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
+		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
 		if errno == unix.ECONNREFUSED { // an ICMP error about an earlier packet, told now; this one has not been sent yet
-			_, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.sockets[sl.path]), uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
+			_, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
 		}
 		if errno != 0 {
 			s.unsent++

@@ -154,3 +154,30 @@ func TestWakeMeasuresBothPolicies(t *testing.T) {
 	assert.Contains(t, out.String(), `"policy":"other","samples":50`)
 	assert.Contains(t, out.String(), `"policy":"fifo"`)
 }
+
+// Each stream is a flow of its own, as calls are: what looks at flows must not take ten calls for one that went mad.
+func TestEachStreamIsAFlow(t *testing.T) {
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	c := Config{Run: 7, Port: l.LocalAddr().(*net.UDPAddr).Port, TOS: 0xb8, Paths: []Ends{{"127.0.0.1", "127.0.0.1"}, {"127.0.0.1", "127.0.0.1"}},
+		Shape: Shape{Streams: 3, Interval: time.Millisecond, Size: 172, Length: 5 * time.Millisecond, Paths: 2}}
+	s, err := newSender(c)
+	require.NoError(t, err)
+	defer s.close()
+	require.NoError(t, s.run(0, make(chan struct{}))) // the time is past: every packet is due at once
+	streams := map[string]Key{}
+	for range s.slots {
+		b := make([]byte, 200)
+		n, from, err := l.ReadFrom(b)
+		require.NoError(t, err)
+		h, ok := parse(b[:n])
+		require.True(t, ok)
+		k := Key{h.path, h.stream}
+		if was, known := streams[from.String()]; known {
+			assert.Equal(t, was, k)
+		}
+		streams[from.String()] = k
+	}
+	assert.Len(t, streams, 6)
+}
