@@ -107,6 +107,7 @@ func newBareway(b *testing.B) *bareway {
 		return err
 	}))
 	b.Cleanup(func() { unix.Close(w.tun) })
+	edge.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1") // or the kernel's search for routers is read among the packets
 	edge.Run("ip", "addr", "add", "10.66.0.1/24", "dev", "rw0")
 	edge.Run("ip", "link", "set", "rw0", "up")
 	require.NoError(b, edge.Do(func() (err error) {
@@ -119,7 +120,6 @@ func newBareway(b *testing.B) *bareway {
 		w.far, err = socket([4]byte{192, 0, 2, 2}, [4]byte{192, 0, 2, 1}, 9999)
 		return err
 	}))
-	w.drain(w.tun) // the kernel looks for routers
 	return w
 }
 
