@@ -22,7 +22,7 @@ import (
 // device's one reader does all of it, in readFair:
 //  1. while nothing waits and there is room behind: read the TUN straight into the device's buffers, as without flow queues
 //  2. else take what the TUN has into the flow queues, at once, so that its own queue, which drops blindly, stays empty
-//  3. while there is room: give the device what the flow queues choose
+//  3. while there is room, and the line is not busy for long yet (flowqueue.Pace): give the device what the flow queues choose
 //  4. else wait for the TUN or for room, whichever comes first
 //
 // Room is what flowqueue.Limit leaves of what is under way: inside the device (gate.go counts each packet in and out) and in the
@@ -64,6 +64,9 @@ type fair struct {
 	now    *fairBounds // what queue and limit are set to
 	queue  *flowqueue.Queue
 	limit  *flowqueue.Limit
+	pace   flowqueue.Pace
+	waited bool         // packets waited while the line was busy
+	sent   atomic.Int64 // by clock: when a packet last came to the WAN's queue; only where the line is slow
 
 	sites accounts
 
@@ -85,6 +88,8 @@ type fairBounds struct {
 	on          bool
 	queue       flowqueue.Config
 	least, most int
+	rate        uint64 // the WAN's, bit/s; 0 = not known
+	slow        bool   // a packet takes long enough that its time is worth knowing
 	hard        int // what may be under way to all sites together, those with slow lines, too
 }
 
@@ -136,6 +141,7 @@ func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 		wire := mtu + tunnel.OverheadIPv6
 		n.queue = flowqueue.Config{Packets: b.FlowPackets, Bytes: b.FlowPackets * 2048, Quantum: mtu, CoDel: flowqueue.CoDelFor(b.Rate, wire)}
 		n.most, n.hard = b.SendBuffer-1, b.SendBuffer-1
+		n.rate, n.slow = b.Rate, flowqueue.Paced(b.Rate, wire)
 		if b.Rate > 0 {
 			ms := int(b.Rate / 8000 * chargeFull / uint64(wire))
 			n.most, n.least = min(n.most, limitMost*ms), limitLeast*ms
@@ -156,6 +162,7 @@ func (f *fair) ready() bool {
 		if w.on {
 			f.queue.Set(w.queue)
 			f.limit.Set(w.least, w.most)
+			f.pace.Set(w.rate)
 		}
 		f.sites.set(w.on, w.hard)
 	}
@@ -188,7 +195,18 @@ func (f *fair) space() int {
 	f.sites.look(f, now, all == 0)
 	n := all - f.sites.heldBack()
 	f.limit.Look(now, n)
+	if n <= 0 && f.now.slow {
+		f.pace.Left(now, time.Duration(f.sent.Load()))
+	}
 	return min(f.limit.Now()-n, f.now.hard-all)
+}
+
+// give notes that the device gets a packet of n bytes.
+func (f *fair) give(charge, n int) {
+	f.limit.Give(charge)
+	if f.now.slow {
+		f.pace.Give(f.clock(), n+tunnel.OverheadIPv4, f.waited)
+	}
 }
 
 // free says whether what the reader waits for has come.
@@ -207,6 +225,9 @@ func (f *fair) wake() {
 
 // left is called when packets have left the device.
 func (f *fair) left() {
+	if w := f.wanted.Load(); w != nil && w.slow {
+		f.sent.Store(int64(f.clock()))
+	}
 	if f.waiting.Load() && f.free() {
 		f.wake()
 	}
@@ -298,11 +319,14 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			continue
 		}
 		space := f.space()
-		if f.queue.Len() == 0 && space >= 0 && !f.sites.some() {
+		now := f.clock()
+		early := f.pace.Early(now)
+		if f.queue.Len() == 0 && space >= 0 && early <= 0 && !f.sites.some() {
 			if f.queue.Active() > 0 { // nobody is behind any more
 				f.queue.Pop(0, nil)
 				f.note()
 			}
+			f.waited = false
 			// Only the device may be busy, not the WAN: then it is waited for as ever, and costs no more than ever.
 			if !pass() {
 				return 0, os.ErrClosed
@@ -318,7 +342,7 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			continue
 		}
 		for range takeMost {
-			if !t.readable() {
+			if !t.readable(0) {
 				break
 			}
 			if err := t.enqueue(bufs, sizes, offset); err != nil {
@@ -326,6 +350,11 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 			}
 		}
 		f.note()
+		f.waited = f.waited || f.queue.Ready() && f.pace.Busy(now)
+		if early > 0 && space >= 0 {
+			t.readable(early)
+			continue
+		}
 		if space >= 0 && f.gate.open() && f.queue.Ready() {
 			n := t.dequeue(bufs, sizes, offset, space)
 			f.note()
@@ -360,10 +389,11 @@ func (t *tunDevice) take(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return t.took(n, err)
 }
 
-// readable says whether the TUN has a packet.
-func (t *tunDevice) readable() bool {
+// readable says whether the TUN has a packet, and waits that long for one. It cannot be woken, but is exact where Go's timers have milliseconds.
+func (t *tunDevice) readable(wait time.Duration) bool {
 	p := [1]unix.PollFd{{Fd: int32(t.poll), Events: unix.POLLIN}}
-	n, _ := unix.Ppoll(p[:], &unix.Timespec{}, nil)
+	ts := unix.NsecToTimespec(int64(wait))
+	n, _ := unix.Ppoll(p[:], &ts, nil)
 	return n > 0
 }
 
@@ -411,6 +441,9 @@ func (t *tunDevice) dequeue(bufs [][]byte, sizes []int, offset, space int) (n in
 		if !f.gate.open() {
 			break
 		}
+	}
+	if n > 0 {
+		f.waited = false
 	}
 	return n
 }

@@ -182,7 +182,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 			charged += cost
 			to.account.given.Add(int64(cost))
 			if queued {
-				t.fair.limit.Give(cost)
+				t.fair.give(cost, sizes[i])
 			}
 		}
 		setCharge(b, cost)
