@@ -63,6 +63,32 @@ func TestAFloodDoesNotHoldUpOthers(t *testing.T) {
 	stop()
 }
 
+// While the line is busy with one packet, the next stays where others can still go before it: behind the queues nothing waits most of
+// the time, and yet the line is full.
+func TestTheNextPacketIsChosenLate(t *testing.T) {
+	a, b := slowPair(t)
+	packet := make([]byte, 1300)
+	defer a.Flood("10.66.0.2:9", 5, func() []byte { return packet })()
+	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second, 10*time.Millisecond)
+	received := func() uint64 {
+		s := b.E.Status()
+		require.Len(t, s.Peers, 1)
+		return s.Peers[0].RxBytes
+	}
+	f := engine(a).hub.fair
+	began, was := time.Now(), received()
+	empty, looks := 0, 0
+	for tick := time.NewTicker(500 * time.Microsecond); time.Since(began) < 1500*time.Millisecond; <-tick.C {
+		if looks++; f.underWay() == 0 {
+			empty++
+		}
+	}
+	rate := float64(received()-was) * 8 / time.Since(began).Seconds()
+	assert.Greater(t, float64(empty)/float64(looks), 0.3, "of the time nothing was there; a packet at once after the other leaves none of it")
+	assert.Greater(t, rate, 0.9*2e6*1300/1414, "bit/s arrived") // 114 bytes of headers on the wire
+	t.Logf("nothing under way %d of %d times, %.2f Mbit/s", empty, looks, rate/1e6)
+}
+
 // Packets for a peer that is not there use up nothing that others need.
 func TestADeadPeerDoesNotHoldUpOthersInFlowQueues(t *testing.T) {
 	a, _ := slowPair(t)

@@ -148,9 +148,16 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		last  netip.Addr
 		to    *peer
 
-		charged int
+		charged int // in all
+		given   int // of that to the same site in a row
 		queued  = t.fair.now.on
 	)
+	account := func() { // not for each packet: the sender writes beside it
+		if given > 0 {
+			to.account.given.Add(int64(given))
+			given = 0
+		}
+	}
 	for i, b := range bufs {
 		if sizes[i] > maxPacket {
 			t.hub.drops.add(dropOversized, 1)
@@ -162,6 +169,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 			continue
 		}
 		if i == 0 || dst != last {
+			account()
 			last, to = dst, table.lookup(dst)
 		}
 		if to == nil {
@@ -180,13 +188,14 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		if to.fresh.Load() {
 			cost = charge(sizes[i])
 			charged += cost
-			to.account.given.Add(int64(cost))
+			given += cost
 			if queued {
 				t.fair.give(cost, sizes[i])
 			}
 		}
 		setCharge(b, cost)
 	}
+	account()
 	t.hub.out.enter(entered, charged)
 	return entered
 }
