@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . test/vm/guest.sh
 out=${OUT:-bench-out/vm}
-for tool in ss iperf3; do guest_tool "$tool"; done
+for tool in ss iperf3 timeout; do guest_tool "$tool"; done # busybox's timeout would run busybox's ping
 cp bin/wireguard-go "$root/usr/bin/wireguard-go"
 
 cat > "$root/init" <<I
@@ -19,7 +19,7 @@ pid=\$!
 tail -f progress.txt & watcher=\$!
 wait \$pid; rc=\$?
 kill \$watcher
-[ \$rc = 0 ] || tail -n 8 progress.txt
+[ \$rc = 0 ] || tail -n 30 progress.txt
 head -1 /proc/stat
 tar -cf /dev/vda -C /tmp/out . && sync
 echo "guest exit: \$rc"

@@ -90,7 +90,7 @@ type fairBounds struct {
 	least, most int
 	rate        uint64 // the WAN's, bit/s; 0 = not known
 	slow        bool   // a packet takes long enough that its time is worth knowing
-	hard        int // what may be under way to all sites together, those with slow lines, too
+	hard        int    // what may be under way to all sites together, those with slow lines, too
 }
 
 // fairStatus is for other goroutines.
