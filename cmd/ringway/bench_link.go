@@ -72,6 +72,7 @@ It needs root, and ip, tc, nft, ss, ping, iperf3, wg and the stock program wireg
 	flags.IntVar(&o.Calls, "calls", o.Calls, "at the same time, both ways on each path")
 	flags.DurationVar(&o.Duration, "duration", o.Duration, "of voice, each load and round")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "repeat the loads of a rate so often, in turn")
+	flags.BoolVar(&o.InTurn, "in-turn", false, "one path after the other, not all at the same time: on a machine whose processor they would fill before the links")
 	flags.BoolVar(&check, "check", false, "fail where a goal is not met")
 	flags.BoolVar(&printJSON, "json", false, "print JSON to standard output, everything else to standard error")
 	flags.StringVar(&plot, "plot", "", "write plots (PNG, SVG) and a page that holds everything into `DIR`")

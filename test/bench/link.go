@@ -206,7 +206,7 @@ func (r *linkRun) know(ctx context.Context, s *linkStand, names []lab.PathName) 
 		return nil, err
 	}
 	row := &report.LinkRate{Rate: s.rate.String(), Bits: uint64(s.rate), BufferBytes: int(buffer(s.rate)), Wire: s.rate <= kernelAbove,
-		InTurn: s.rate > togetherUpTo && len(names) > 1}
+		InTurn: (r.o.InTurn || s.rate > togetherUpTo) && len(names) > 1}
 	packet := func(ip int, wire qos.ByteCount) report.LinkPacket {
 		return report.LinkPacket{IPBytes: ip, WireBytes: int(wire), TimeUS: micros(s.rate.Serialization(wire))}
 	}

@@ -22,6 +22,7 @@ type LinkOptions struct {
 	Calls       int
 	Duration    time.Duration // of a load and round
 	Rounds      int
+	InTurn      bool      // one path after the other at every rate, as above togetherUpTo
 	Build       string    // of this program, for the report
 	Progress    io.Writer // nil: silent
 }
@@ -99,7 +100,11 @@ func (o *LinkOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d", strings.Join(rates, ","), familyFlag(o.Family), against, o.Calls, o.Duration, o.Rounds)
+	turn := ""
+	if o.InTurn {
+		turn = " --in-turn"
+	}
+	return fmt.Sprintf("ringway bench link --rates %s%s --vs %s --calls %d --duration %s --rounds %d%s", strings.Join(rates, ","), familyFlag(o.Family), against, o.Calls, o.Duration, o.Rounds, turn)
 }
 
 func checkFamily(f lab.Family) error {
