@@ -57,7 +57,7 @@ bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbi
 	$(BIN)/ringway bench link --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
 
 .PHONY: bench-link-vm
-bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cake, on a Debian kernel in QEMU, in its time (root, some 15 minutes)
+bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cake, on a Debian kernel in QEMU, in its time, one path after the other (root, some 20 minutes)
 	test/vm/bench.sh --in-turn --rates $(or $(RATES),2mbit) --vs none,fq_codel,cake --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),4s)
 	RINGWAY_VM_LINK="$(CURDIR)/bench-out/vm/link.json" $(GO) test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
 

@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -170,7 +171,7 @@ func (p *Provider) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	defer spareProcessors()()
+	defer quietRuntime()()
 
 	errs := make(chan error, len(p.relays))
 	ctx, cancel := context.WithCancel(ctx)
@@ -284,27 +285,40 @@ func (p *Provider) Serve(l net.Listener) {
 	}
 }
 
-// spare is held while any provider's relays work; several providers may run in one process.
-var spare struct {
+// quiet is held while any provider's relays work; several providers may run in one process.
+var quiet struct {
 	sync.Mutex
-	users, before int
+	users, processors, percent int
+	limit                      int64
 }
 
-// spareProcessors gives the runtime processors to spare until the returned function is called. A thread that comes back from
-// waiting needs one, and would queue for it behind busy goroutines, real time or not: 100 ms late instead of 0.2 was
-// seen. With some to spare it gets one at once, and the kernel decides who runs.
-func spareProcessors() (release func()) {
-	spare.Lock()
-	defer spare.Unlock()
-	if spare.users++; spare.users == 1 {
-		spare.before = runtime.GOMAXPROCS(0)
-		runtime.GOMAXPROCS(spare.before + 6)
+// room is what may be allocated while relays work until the collector runs: hours of answers to who reads the queues.
+const room = 256 << 20
+
+// quietRuntime keeps the runtime out of the relays' way until the returned function is called.
+//   - Processors to spare: a thread that comes back from waiting needs one, and would queue for it behind busy goroutines, real time or
+//     not: 100 ms late instead of 0.2 was seen. With some to spare it gets one at once, and the kernel decides who runs.
+//   - No collection: a real-time thread that comes back while the collector looks at its stack spins until that ends, and on a
+//     machine with one processor it never does: the kernel's bound on real-time threads ends it after a second (golang/go#76353).
+func quietRuntime() (release func()) {
+	quiet.Lock()
+	defer quiet.Unlock()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	limit := debug.SetMemoryLimit(int64(m.Sys) + room)
+	if quiet.users++; quiet.users == 1 {
+		quiet.limit = limit
+		quiet.percent = debug.SetGCPercent(-1)
+		quiet.processors = runtime.GOMAXPROCS(0)
+		runtime.GOMAXPROCS(quiet.processors + 6)
 	}
 	return func() {
-		spare.Lock()
-		defer spare.Unlock()
-		if spare.users--; spare.users == 0 {
-			runtime.GOMAXPROCS(spare.before)
+		quiet.Lock()
+		defer quiet.Unlock()
+		if quiet.users--; quiet.users == 0 {
+			runtime.GOMAXPROCS(quiet.processors)
+			debug.SetGCPercent(quiet.percent)
+			debug.SetMemoryLimit(quiet.limit)
 		}
 	}
 }

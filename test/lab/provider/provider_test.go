@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"testing"
 	"time"
@@ -198,14 +199,27 @@ func TestRelayKeepsTimeInABusyProcess(t *testing.T) {
 	assert.Less(t, s.AToB.LateP50, 500*time.Microsecond)
 }
 
-func TestSpareProcessorsAreGivenBack(t *testing.T) {
-	before := runtime.GOMAXPROCS(0)
-	first, second := spareProcessors(), spareProcessors()
+func TestTheRuntimeIsGivenBack(t *testing.T) {
+	processors, limit := runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)
+	percent := debug.SetGCPercent(70)
+	defer func() { debug.SetGCPercent(percent) }()
+	first, second := quietRuntime(), quietRuntime()
 	first()
-	assert.Greater(t, runtime.GOMAXPROCS(0), before)
+	assert.Greater(t, runtime.GOMAXPROCS(0), processors)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 64 {
+		garbage = make([]byte, 1<<20)
+	}
+	runtime.ReadMemStats(&after)
+	assert.Equal(t, before.NumGC, after.NumGC, "no collection meanwhile")
 	second()
-	assert.Equal(t, before, runtime.GOMAXPROCS(0))
+	assert.Equal(t, processors, runtime.GOMAXPROCS(0))
+	assert.Equal(t, limit, debug.SetMemoryLimit(-1))
+	assert.Equal(t, 70, debug.SetGCPercent(70))
 }
+
+var garbage []byte // on the heap
 
 func TestConfigOutOfRangeIsRefused(t *testing.T) {
 	for _, c := range []Config{{Loss: 1.1}, {Loss: -1}, {Delay: -1}, {BufferBytes: -1}} {
