@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/quality"
+	"ringway/test/lab/fifo"
 )
 
 // Config is what a probe is told, as a line of JSON.
@@ -152,7 +153,7 @@ func Main(stdin io.Reader, stdout io.Writer) error {
 	sent := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := realTime(); err != nil {
+		if err := fifo.RealTime(); err != nil {
 			denied.Store(&err)
 		}
 		sent <- s.run(start, stop)
@@ -218,18 +219,4 @@ func sleepUntil(at time.Duration) {
 	ts := unix.NsecToTimespec(int64(at))
 	for unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) == unix.EINTR {
 	}
-}
-
-// priority is the lowest of real-time priorities: a sender that is kept waiting by the box under test is part of the test, the
-// other way round it would not be.
-const priority = 1
-
-// realTime puts the calling thread under SCHED_FIFO. Only threads that sleep or send are, never the whole process: Go's collector
-// livelocks under SCHED_FIFO (golang/go#76353).
-func realTime() error {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
-		return fmt.Errorf("real-time scheduling (SCHED_FIFO): %w", err)
-	}
-	return nil
 }

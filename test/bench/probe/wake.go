@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ringway/quality"
+	"ringway/test/lab/fifo"
 )
 
 // Wake is how late threads were woken that slept until a point in time, as cyclictest(8) measures it: what this machine, its
@@ -35,7 +36,7 @@ func WakeMain(length time.Duration, stdout io.Writer) error {
 			runtime.LockOSThread()
 			defer func() { done <- struct{}{} }()
 			if w[i].Policy == "fifo" {
-				if err := realTime(); err != nil {
+				if err := fifo.RealTime(); err != nil {
 					w[i].Denied = err.Error()
 					return
 				}

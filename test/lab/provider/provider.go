@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ringway/test/lab/fifo"
 	"ringway/test/lab/inside"
 )
 
@@ -323,14 +324,10 @@ func quietRuntime() (release func()) {
 	}
 }
 
-// realTime puts the calling (locked) thread before all others, so that a busy machine does not look like a network with
-// jitter. Only this thread: a whole Go process under SCHED_FIFO can starve its own collector (golang/go#76353). Threads
-// it starts do not inherit it. In a cpu control group without real-time share the kernel refuses; then it is nice -20.
+// realTime puts the calling (locked) thread before all others. In a cpu control group without real-time share the kernel refuses; then it
+// is nice -20.
 func realTime() error {
-	err := unix.SchedSetAttr(0, &unix.SchedAttr{
-		Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1,
-	}, 0)
-	if err == nil {
+	if fifo.RealTime() == nil {
 		return nil
 	}
 	return unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -20)
