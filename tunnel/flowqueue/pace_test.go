@@ -34,6 +34,16 @@ func line(p *Pace, rate uint64, size, packets int, lag func(i int) time.Duration
 
 func prompt(int) time.Duration { return 150 * time.Microsecond }
 
+// late is prompt but for every n-th.
+func late(n int, by time.Duration) func(i int) time.Duration {
+	return func(i int) time.Duration {
+		if i%n == 0 {
+			return by
+		}
+		return prompt(i)
+	}
+}
+
 func TestAPacketStandsBehindTheQueuesNoLongerThanItHasTo(t *testing.T) {
 	for _, c := range []struct {
 		rate uint64
@@ -51,12 +61,7 @@ func TestAPacketStandsBehindTheQueuesNoLongerThanItHasTo(t *testing.T) {
 func TestASlowMachineChoosesSooner(t *testing.T) {
 	p := &Pace{}
 	p.Set(2e6)
-	stood, idle := line(p, 2e6, 1500, 2000, func(i int) time.Duration {
-		if i%10 == 0 {
-			return 5 * time.Millisecond
-		}
-		return 150 * time.Microsecond
-	})
+	stood, idle := line(p, 2e6, 1500, 2000, late(10, 5*ms))
 	assert.Greater(t, stood, 4*time.Millisecond)
 	assert.Less(t, idle, 0.01)
 	line(p, 2e6, 1500, 1000, prompt)
@@ -68,12 +73,7 @@ func TestASlowMachineChoosesSooner(t *testing.T) {
 func TestAStrayIsForgotten(t *testing.T) {
 	p := &Pace{}
 	p.Set(2e6)
-	stood, _ := line(p, 2e6, 1500, 5000, func(i int) time.Duration {
-		if i%100 == 0 {
-			return 10 * time.Millisecond
-		}
-		return 150 * time.Microsecond
-	})
+	stood, _ := line(p, 2e6, 1500, 5000, late(100, 10*ms))
 	assert.Less(t, stood, 2500*time.Microsecond)
 }
 
