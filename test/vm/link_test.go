@@ -25,9 +25,11 @@ func TestCallsOnAFullLinkBesideFQCoDelAndCake(t *testing.T) {
 	var l report.Link
 	require.NoError(t, json.Unmarshal(text, &l))
 	assert.Empty(t, l.LeftOut, "the kernel there has both queues")
+	assert.Contains(t, l.Settings.Command, " --in-turn", "the report says how to repeat it")
 	require.NotEmpty(t, l.Rates)
 	for _, rate := range l.Rates {
 		require.Len(t, rate.Loads, 3)
+		assert.True(t, rate.InTurn, "one processor carries one pair's flood, not four")
 		for _, load := range rate.Loads {
 			kind := rate.Rate + ", " + load.Scenario.Bulk
 			paths := map[string]report.LinkPath{}
