@@ -8,11 +8,14 @@ BIN     := bin
 GO      ?= go
 export CGO_ENABLED := 0
 
+GOTESTSUM := $(GO) tool gotestsum --format pkgname --hide-summary=skipped
+
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
-TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl
-BENCH_PACKAGES := $(TEST_PACKAGES) openvpn
+TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl sngrep kamailio baresip-core
+BENCH_PACKAGES := $(TEST_PACKAGES) openvpn kamailio
 VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iperf3 iputils-ping util-linux procps
 SYSTEMD_PACKAGES := systemd-container debootstrap
+RACE_PACKAGES := gcc libc6-dev
 
 .PHONY: help
 help: ## this list
@@ -23,13 +26,25 @@ demo: demo-packages build ## install what the lab needs, build, and measure two 
 	$(BIN)/ringway lab --baseline --wan 20mbit --bulk udp --plot lab-out/demo.png
 
 .PHONY: build
-build: ## bin/ringway, and bin/wireguard-go (the stock program, for comparison only)
-	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ringway ./cmd/ringway
+build: ## bin/ringway, bin/ringway-lab, and bin/wireguard-go (the stock program, for comparison only)
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/ringway ./cmd/ringway-lab
 	$(GO) build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: test
-test: test-packages build ## the tests (root); ends with the runner's totals
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) tool gotestsum --format pkgname --hide-summary=skipped -- -count=1 -timeout 14m -p 1 ./...
+test: test-packages build ## every test (root, 6 to 14 minutes); ends with the runner's totals
+	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" $(GOTESTSUM) --raw-command -- test/run.sh
+
+.PHONY: test-unit
+test-unit: ## the tests that need no root and no other program (40 s)
+	$(GOTESTSUM) -- -short -timeout 2m -skip '^Test(Timed|Long)' ./...
+
+.PHONY: test-race
+test-race: race-packages test-packages ## the race detector over all that measures neither time nor allocations, and its coverage (root, 5 minutes)
+	test/race.sh
+
+.PHONY: test-repeat
+test-repeat: test-packages build ## a hunt for unsteady tests: 20 runs beside two busy loops, timed ones 5 times; prints a table (root, quiet machine, hours)
+	PATH="$(CURDIR)/$(BIN):$$PATH" test/repeat.sh $(PACKAGES)
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
@@ -45,30 +60,31 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 
 .PHONY: bench
 bench: bench-packages build ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 ./...
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 \
+	  $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
 	$(BIN)/ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --loads 0,50,100 \
 	  --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) --plot bench-out
 	$(BIN)/ringway bench throughput --sizes 200 --trial $(or $(TRIAL),500ms) --engines ringway,wireguard-go --rounds $(or $(PAIRS),3) --one-core
 	$(BIN)/ringway bench rekey --rekeys $(or $(PAIRS),3) --roams 1 --moves 0 --restarts 1
+	$(BIN)/ringway bench sip --vs kamailio --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) $(SIP)
 
 .PHONY: bench-link
 bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, half an hour)
-	$(BIN)/ringway bench link --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
+	$(BIN)/ringway bench link $(if $(RATES),--rates $(RATES)) --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),20s) --plot bench-out
 
 .PHONY: bench-link-vm
 bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cake, on a Debian kernel in QEMU, in its time, one path after the other (root, some 20 minutes)
 	test/vm/bench.sh --in-turn --rates $(or $(RATES),2mbit) --vs none,fq_codel,cake --rounds $(or $(ROUNDS),3) --duration $(or $(CALL),4s)
-	RINGWAY_VM_LINK="$(CURDIR)/bench-out/vm/link.json" $(GO) test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
+	TEST_VM_LINK="$(CURDIR)/bench-out/vm/link.json" $(GO) test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
 
 .PHONY: test-long
 test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls (root, 7 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_LONG=1 $(GO) test -count=1 -v -timeout 12m -p 1 -run "^Test($(LONG))$$" ./test/e2e ./test/bench
-LONG := FamiliesMix|LinkOverIPv6|MoreCallsThanTheBudget|AFlowBesideBulkWaitsLittle|APhoneGoneMad|AConfigThatCutsOffIsUndone|OneSiteOfAHubChanges|KilledInAReloadInACall|FarEndRestarted|DaemonGoesAndComesBackInACall|NothingLeavesInClear|SaturatedProcessor
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -count=1 -v -timeout 12m -p 1 -run '^TestLong' ./test/e2e ./test/bench
 
 .PHONY: test-rekey
-test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 8 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RINGWAY_REKEY=1 $(GO) test -count=1 -v -timeout 12m -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
+test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 5 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_REKEY=1 $(GO) test -count=1 -v -timeout 12m -parallel 4 -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
 
 .PHONY: test-kernel
 test-kernel: vm-packages build ## the kernel engine, VLANs, netem, fq_codel and cake beside a call, a clock in the past, under a Debian kernel in QEMU (root)
@@ -79,7 +95,7 @@ test-systemd: systemd-packages build deb ## the Debian package under a real syst
 	test/systemd/run.sh
 
 .PHONY: deb
-deb: build ## dist/ringway_VERSION_ARCH.deb
+deb: build ## dist/ringway_VERSION_ARCH.deb and dist/ringway-lab_VERSION_ARCH.deb
 	packaging/deb.sh "$(VERSION)"
 
 .PHONY: install
@@ -99,9 +115,10 @@ define install-packages
 	fi
 endef
 
-.PHONY: demo-packages test-packages bench-packages vm-packages systemd-packages
+.PHONY: demo-packages test-packages bench-packages vm-packages systemd-packages race-packages
 demo-packages: ; $(call install-packages,$(DEMO_PACKAGES))
 test-packages: ; $(call install-packages,$(TEST_PACKAGES))
 bench-packages: ; $(call install-packages,$(BENCH_PACKAGES))
 vm-packages: ; $(call install-packages,$(VM_PACKAGES))
 systemd-packages: ; $(call install-packages,$(SYSTEMD_PACKAGES))
+race-packages: ; $(call install-packages,$(RACE_PACKAGES))

@@ -3,106 +3,105 @@ package appliance
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
-	"strings"
 	"time"
 
 	"ringway/appliance/config"
+	"ringway/appliance/control"
 )
 
-// How a running daemon gets another config: `reload` takes the file as it stands, `apply` is handed one, puts it into the file's
-// place, and may go back by itself (trial.go).
-
-// reload reads the config again. A file with a mistake changes nothing.
-func (d *Daemon) reload(ctx context.Context) (ReloadResult, error) {
+// reload reads the config file again. A file with a mistake changes nothing.
+func (d *Daemon) reload(ctx context.Context) (control.ReloadResult, error) {
 	text, err := config.Read(d.opts.ConfigPath)
 	if err != nil {
-		return ReloadResult{}, err
+		return control.ReloadResult{}, err
 	}
 	l, err := d.load(text, "")
 	if err != nil {
-		return ReloadResult{}, err
+		return control.ReloadResult{}, err
 	}
+
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.trial.busy(); err != nil {
-		return ReloadResult{}, err
+	changes, err := d.commit.Reload(ctx, l)
+	if err != nil {
+		return control.ReloadResult{}, err
 	}
-	was := d.running
-	lines, err := d.tryLocked(ctx, l)
-	if err != nil { // the machine refused what the file asks for: back to what ran
-		_, back := d.takeLocked(ctx, was)
-		return ReloadResult{}, errors.Join(errNotApplied(err), back)
-	}
-	d.trial.undone = ""
-	d.endpoints.keepOnly(d.cfg.Sites)
-	d.log.Info("config reloaded", "changes", len(lines))
-	return ReloadResult{Changes: lines}, nil
+	d.endpoints.KeepOnly(d.cfg.TunnelSites())
+	d.log.Info("config reloaded", "changes", len(changes))
+	return control.ReloadResult{Changes: changes}, nil
 }
 
-func (d *Daemon) apply(ctx context.Context, text []byte, name string, wait time.Duration) (ReloadResult, error) {
+// apply replaces the config by text; with a wait, until somebody confirms it.
+func (d *Daemon) apply(ctx context.Context, text []byte, name string,
+	wait time.Duration) (control.ReloadResult, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ending {
-		return ReloadResult{}, errEnding
+		return control.ReloadResult{}, errEnding
 	}
-	lines, err := d.trial.applyLocked(ctx, text, name, wait)
+
+	changes, err := d.commit.Apply(ctx, text, name, wait)
 	switch {
 	case err != nil:
 		d.log.Error("config not applied", "name", name, "error", err)
-		return ReloadResult{}, err
+		return control.ReloadResult{}, err
 	case wait > 0:
-		d.log.Warn("config applied; without `ringway confirm` the one before comes back", "name", name, "changes", len(lines), "in", wait)
+		d.log.Warn("config applied; it is rolled back unless `ringway confirm` is given",
+			"name", name, "changes", len(changes), "in", wait)
 	default:
-		d.endpoints.keepOnly(d.cfg.Sites)
-		d.log.Info("config applied", "name", name, "changes", len(lines))
+		d.endpoints.KeepOnly(d.cfg.TunnelSites())
+		d.log.Info("config applied", "name", name, "changes", len(changes))
 	}
-	return ReloadResult{Changes: lines}, nil
+	return control.ReloadResult{Changes: changes}, nil
 }
 
 func (d *Daemon) confirm() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.trial.confirmLocked(); err != nil {
+	if err := d.commit.Confirm(); err != nil {
 		return err
 	}
-	d.endpoints.keepOnly(d.cfg.Sites) // not before: who goes back wants to know where a site was that dials in
+	d.endpoints.KeepOnly(d.cfg.TunnelSites()) // not before: a rollback needs the endpoints of sites that dial in
 	return nil
 }
 
 func (d *Daemon) undo(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.trial.undoAskedLocked(ctx)
+	return d.commit.Undo(ctx)
 }
 
-func (d *Daemon) lookAtTrial(ctx context.Context) {
+func (d *Daemon) checkDeadline(ctx context.Context) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.trial.lookLocked(ctx)
+	d.commit.Tick(ctx)
 }
 
-func (d *Daemon) runningLocked() loaded { return d.running }
+// machine is the daemon as package commit sees it. Its methods, but for Load, are called with d.mu held.
+type machine struct{ d *Daemon }
 
-// takeLocked makes the machine what l says. What is not there yet is a problem, not an error.
-func (d *Daemon) takeLocked(ctx context.Context, l loaded) ([]string, error) {
-	d.running, d.cfg, d.secrets = l, l.cfg, l.keys
-	d.leases.follow(d.life, d.cfg.WANs)
-	d.takeAddressesLocked(d.cfg)
-	d.lookSoon()
+func (m machine) Load(text []byte, name string) (config.Loaded, error) { return m.d.load(text, name) }
+
+func (m machine) Running() config.Loaded { return m.d.running }
+
+func (m machine) Switch(ctx context.Context, l config.Loaded) ([]string, error) {
+	d := m.d
+	d.running, d.cfg = l, l.Config
+	d.components.Follow(d.cfg)
+	d.endpoints.SetLiterals(d.cfg.TunnelSites())
+	d.names.Again()
 	return d.reconcileLocked(ctx)
 }
 
-// tryLocked is takeLocked, but a problem that was not there before is an error. One that was is no reason to refuse what else
-// the config says.
-func (d *Daemon) tryLocked(ctx context.Context, l loaded) ([]string, error) {
-	wasWrong := maps.Clone(d.problems)
-	lines, err := d.takeLocked(ctx, l)
-	for what, p := range d.problems {
-		if wasWrong[what] == "" && what != "devices" && !strings.HasPrefix(what, "endpoint ") {
-			err = errors.Join(err, fmt.Errorf("%s: %s", what, p))
+// TrySwitch refuses new problems only: one that was there before is no reason to refuse what else the config
+// says.
+func (m machine) TrySwitch(ctx context.Context, l config.Loaded) ([]string, error) {
+	before := m.d.problems.Keys()
+	changes, err := m.Switch(ctx, l)
+	for _, p := range m.d.problems.List() {
+		if _, applied := appliedParts[p.Component]; applied && !before[p.Key()] {
+			err = errors.Join(err, errors.New(p.Name()+": "+p.Text))
 		}
 	}
-	return lines, err
+	return changes, err
 }

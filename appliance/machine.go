@@ -6,16 +6,14 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"ringway/appliance/status"
 )
 
-// softirqBudget is how many packets the kernel takes from its network cards before a thread that waits may run, while Ringway
-// does (machine.tune). The kernel's 300 are a millisecond and more in which no forwarding thread of calls gets the core that
-// took them, where the kernel is not preemptible; fewer cost a busy box some throughput.
-const softirqBudget = 16
-
-// preemption says when the kernel lets a thread that woke up go before what it does itself: none (only where it ends or
-// sleeps), voluntary (at some points), lazy and full (nearly everywhere), rt; empty where that cannot be told. version is uname's,
-// debug the kernel's own word (/sys/kernel/debug/sched/preempt, often for root alone), command its command line.
+// preemption returns when the kernel lets a thread that woke up preempt the kernel's own work: none (only
+// where that ends or sleeps), voluntary (at some points), lazy and full (nearly everywhere), rt; empty if
+// unknown. version is uname's, debug is /sys/kernel/debug/sched/preempt (often readable by root only),
+// command is the kernel's command line.
 func preemption(version, debug, command string) string {
 	if _, rest, ok := strings.Cut(debug, "("); ok { // none voluntary (full) lazy
 		model, _, _ := strings.Cut(rest, ")")
@@ -34,7 +32,7 @@ func preemption(version, debug, command string) string {
 		return "full"
 	case "PREEMPT_LAZY":
 		return "lazy"
-	case "PREEMPT_DYNAMIC": // chosen at boot, and what the kernel was built with is not told
+	case "PREEMPT_DYNAMIC": // chosen at boot; the default that the kernel was built with is not visible
 		for _, f := range strings.Fields(command) {
 			if model, ok := strings.CutPrefix(f, "preempt="); ok {
 				return model
@@ -48,26 +46,29 @@ func preemption(version, debug, command string) string {
 	return "none" // or voluntary: uname does not tell them apart
 }
 
-// machineLacks is what of the machine itself stands in the way of calls, and what to do. It is looked at once: a kernel that is
-// locked down (secure boot) notes in its log whoever asks its debugging files.
-var machineLacks = sync.OnceValue(func() []FeatureStatus {
+// machineLacks lists properties of the machine that harm calls, and what to do about them. It looks once: a
+// kernel that is locked down (secure boot) logs every access to its debugging files.
+var machineLacks = sync.OnceValue(func() []status.Missing {
 	var u unix.Utsname
 	version := ""
 	if unix.Uname(&u) == nil {
 		version = unix.ByteSliceToString(u.Version[:])
 	}
 	read := func(path string) string {
-		b, _ := os.ReadFile(path) // what cannot be read says nothing
+		b, _ := os.ReadFile(path) // an unreadable file counts as empty
 		return string(b)
 	}
 	return preemptionLacks(preemption(version, read("/sys/kernel/debug/sched/preempt"), read("/proc/cmdline")))
 })
 
-func preemptionLacks(model string) []FeatureStatus {
+func preemptionLacks(model string) []status.Missing {
 	switch model {
 	case "none", "voluntary":
-		return []FeatureStatus{{"a preemptible kernel", "a call's packet waits for what the kernel does, some milliseconds on a busy box " +
-			"(boot with preempt=full, or take a kernel with CONFIG_PREEMPT)"}}
+		return []status.Missing{{
+			Name: "a preemptible kernel",
+			Cost: "voice packets wait for the kernel's own work, some milliseconds on a busy box " +
+				"(boot with preempt=full, or use a kernel with CONFIG_PREEMPT)",
+		}}
 	}
 	return nil
 }

@@ -3,11 +3,12 @@ package appliance
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"reflect"
 	"regexp"
@@ -24,28 +25,36 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/appliance/calls"
+	"ringway/appliance/exposition"
+	"ringway/appliance/lease"
+	"ringway/appliance/metrics"
+	"ringway/appliance/problem"
+	"ringway/appliance/reflector"
+	"ringway/appliance/status"
 	"ringway/firewall"
 	"ringway/qos"
+	"ringway/sip/admission"
+	"ringway/sip/relay"
 	"ringway/stamp"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
 	"ringway/tunnel/realtime"
 	"ringway/tunnel/wireguardgo"
+	"ringway/units"
 )
 
-var engineReasons = map[tunnel.EngineName][]string{tunnel.EngineRealtime: realtime.Reasons(), tunnel.EngineWireGuardGo: wireguardgo.Reasons()}
+var engineReasons = map[tunnel.EngineName][]string{
+	tunnel.EngineRealtime:    realtime.Reasons(),
+	tunnel.EngineWireGuardGo: wireguardgo.Reasons(),
+}
 
-// exposition is what Prometheus gets of st, parsed as Prometheus does.
-func exposition(t *testing.T, c *collector) (string, map[string]*dto.MetricFamily) {
+// exposed is what Prometheus gets of st from a daemon, parsed as Prometheus does.
+func exposed(t *testing.T, st status.Status) (string, map[string]*dto.MetricFamily) {
 	t.Helper()
-	if c.now == nil {
-		c.now = time.Now
-	}
-	if c.reasons == nil {
-		c.reasons = engineReasons
-	}
 	w := httptest.NewRecorder()
-	metricsHandler(slog.New(slog.DiscardHandler), c).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	handler := exposition.Handler(slog.New(slog.DiscardHandler), collectorOf(st))
+	handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	require.Equal(t, http.StatusOK, w.Code, "%s", w.Body)
 	assert.Contains(t, w.Header().Get("Content-Type"), "text/plain; version=0.0.4")
 	text := w.Body.String()
@@ -55,8 +64,13 @@ func exposition(t *testing.T, c *collector) (string, map[string]*dto.MetricFamil
 	return text, got
 }
 
-func always(st Status) *collector {
-	return &collector{build: st.Build, status: func(context.Context) (Status, error) { return st, nil }}
+// collectorOf is a daemon's collector of a status that is always st.
+func collectorOf(st status.Status) *exposition.Collector {
+	d := &Daemon{opts: Options{Build: st.Build, Reasons: engineReasons}, log: slog.New(slog.DiscardHandler)}
+	d.components = d.newComponents()
+	c := d.newExposition()
+	c.Status = func(context.Context) (status.Status, error) { return st, nil }
+	return c
 }
 
 // value finds the sample with just these labels ("tunnel=voice site=munich").
@@ -80,14 +94,14 @@ func value(t *testing.T, got map[string]*dto.MetricFamily, name, labels string) 
 }
 
 // busy is a status in which every number is there and none is as another.
-func busy() Status {
+func busy() status.Status {
 	next := uint64(1000)
 	n := func() uint64 { next++; return next }
 	at := func() time.Time { return time.Unix(int64(1_700_000_000+n()), 0).UTC() }
-	counts := func(names ...string) map[string]Count {
-		out := map[string]Count{}
+	counts := func(names ...string) map[string]status.Count {
+		out := map[string]status.Count{}
 		for _, name := range names {
-			out[name] = Count{Packets: n(), Bytes: n()}
+			out[name] = status.Count{Packets: n(), Bytes: n()}
 		}
 		return out
 	}
@@ -98,54 +112,106 @@ func busy() Status {
 		}
 		return out
 	}
+	rate := func() units.BitRate { return units.BitRate(n()) }
 	peer := func(site string, packets bool) tunnel.PeerStatus {
 		p := tunnel.PeerStatus{Site: site, LastHandshake: at(), RxBytes: n(), TxBytes: n(), Keepalive: time.Duration(n())}
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
-			p.Media = &tunnel.MediaStatus{Budget: n(), LineBudget: n(), Taken: n(), Flows: int(n()), Refused: n(), Refusing: true, LineFull: true}
+			p.Media = &tunnel.MediaStatus{
+				Budget: rate(), LineBudget: rate(), Taken: rate(),
+				Flows: int(n()), Reserved: int(n()), Refused: n(), Refusing: true, LineFull: true,
+			}
 		}
 		return p
 	}
-	st := Status{Site: "berlin", Build: "1.2.3", PID: int(n()), Since: at(), Ready: true, Problems: []string{"one", "two"},
-		Leaves:    qos.Features{HTB: true, TBF: true, BFIFO: true, FQCoDel: true, Cake: true, FQ: true, Prio: true, IFB: true, Ingress: true},
-		Features:  []FeatureStatus{{"fq_codel", "costs"}, {"real-time for the voice plane", "costs"}},
-		Reconcile: Rounds{Runs: n(), Failed: n(), Changes: n(), Last: at()},
-		Drops:     counts(firewall.DropCounters()...), Classes: map[string]Count{},
-		Reflector: ReflectorStatus{Devices: []string{"rw-voice"}, Port: 862, Stats: stamp.Stats{Answered: n(), Sessions: int(n()), Drops: map[stamp.Reason]uint64{}}}}
+	st := status.Status{
+		Site: "berlin", Build: "1.2.3", PID: int(n()), Since: at(), Ready: true,
+		Problems: []problem.Problem{{Text: "one", Since: at()}, {Text: "two", Since: at()}},
+		QueueFeatures: qos.Features{
+			HTB: true, TBF: true, BFIFO: true, FQCoDel: true, Cake: true, FQ: true, Prio: true, IFB: true, Ingress: true,
+		},
+		Missing: []status.Missing{{Name: "fq_codel", Cost: "costs"},
+			{Name: "real-time for the voice plane", Cost: "costs"}},
+		Reconcile: status.Rounds{Runs: n(), Failed: n(), Changes: n(), Last: at()},
+		Drops:     counts(firewall.DropCounters()...),
+		Classes:   map[string]status.Count{},
+	}
+	probes := reflector.Status{Devices: []string{"rw-voice"}, Port: 862,
+		Stats: stamp.Stats{Answered: n(), Sessions: int(n()), Drops: map[stamp.Reason]uint64{}}}
 	for _, r := range stamp.Reasons {
-		st.Reflector.Drops[r] = n()
+		probes.Drops[r] = n()
+	}
+	st.Sections = status.Sections{
+		"reflector": probes,
+		"calls": calls.Status{
+			Mode: "enforce", Reading: true, PID: int(n()), Restarts: int(n()), Flows: int(n()), Holes: int(n()),
+			NotOpen: drops([]string{"port", "network"}),
+			Abuse:   drops([]string{"scan"}),
+			Places:  int(n()), NoPlace: drops([]string{"site_budget"}),
+			Stats: relay.Stats{
+				Calls: int(n()), Connections: int(n()), Messages: n(), LateFlows: n(), Beyond: n(),
+				Unread: drops([]string{"keep_alive"}), Refused: drops([]string{"foreign_hop"}),
+				Mirrored: n(), Unmirrored: n(),
+				Transport: drops([]string{"udp_passed", "tcp_accepted"}), Phones: int(n()),
+				Budgets: []admission.Budget{{
+					Where: admission.Where{Site: "munich", Line: "wan0"}, Limit: rate(), Taken: rate(), Other: rate(),
+					Places: int(n()),
+				}},
+			},
+		},
+		"leases": lease.Status{{Interface: "wan0", Address: netip.MustParsePrefix("198.51.100.7/24"), Expiry: at()}},
+	}
+	queue := func(wan, site string, c qos.ClassName) qos.QueueStats {
+		return qos.QueueStats{
+			WAN: wan, Site: site, Class: c, Rate: rate(), Ceil: rate(), Limit: qos.ByteCount(n()),
+			Backlog: qos.ByteCount(n()), BacklogPackets: n(), Sent: qos.ByteCount(n()), SentPackets: n(),
+			Drops: n(), Overlimits: n(), Borrowed: n(),
+		}
 	}
 	for _, c := range qos.ClassNames {
-		st.Classes[string(c)] = Count{Packets: n(), Bytes: n()}
-		marks := n()
-		st.Queues = append(st.Queues, qos.QueueStats{WAN: "wan0", Site: "munich", Class: c, Marks: &marks, Rate: qos.BitRate(n()), Ceil: qos.BitRate(n()), Limit: qos.ByteCount(n()), Backlog: qos.ByteCount(n()),
-			BacklogPackets: n(), Sent: qos.ByteCount(n()), SentPackets: n(), Drops: n(), Overlimits: n(), Borrowed: n()})
+		st.Classes[string(c)] = status.Count{Packets: n(), Bytes: n()}
+		q, marks := queue("wan0", "munich", c), n()
+		q.Marks = &marks
+		st.Queues = append(st.Queues, q)
 	}
-	st.Queues = append(st.Queues, qos.QueueStats{WAN: "data0", Site: "wan0", Class: qos.ClassDownlink, Rate: qos.BitRate(n()), Ceil: qos.BitRate(n()), Limit: qos.ByteCount(n()), Backlog: qos.ByteCount(n()),
-		BacklogPackets: n(), Sent: qos.ByteCount(n()), SentPackets: n(), Drops: n(), Overlimits: n(), Borrowed: n()})
+	st.Queues = append(st.Queues, queue("data0", "wan0", qos.ClassDownlink))
+
 	st.Tunnels = []tunnel.DeviceStatus{
-		{Class: tunnel.Voice, Interface: "rw-voice", Engine: tunnel.EngineRealtime, ListenPort: 51820, PlanePID: int(n()), PlaneBuild: "1.2.2", Since: at(), Restarts: int(n()), Adopted: true,
-			Drops: drops(realtime.Reasons()), Collections: n(), Threads: []tunnel.ThreadStatus{{Name: "rw-fwd-in", TID: int(n()), Realtime: true}, {Name: "rw-fwd-out", TID: int(n())}, {Name: "rw-fwd-out", TID: int(n()), Realtime: true}},
-			Peers: []tunnel.PeerStatus{peer("munich", true), peer("hamburg", true)}},
-		{Class: tunnel.Data, Interface: "rw-data", Engine: tunnel.EngineWireGuardGo, ListenPort: 51821, PlanePID: int(n()), Since: at(), Restarts: int(n()),
-			Drops: drops(wireguardgo.Reasons()), Queue: &tunnel.FlowStatus{Packets: n(), Bytes: n(), Flows: int(n()), Marked: n(), Limit: n(), SlowSites: int(n()), Note: "blind"}, Peers: []tunnel.PeerStatus{peer("munich", true)}},
+		{
+			Class: tunnel.Voice, Interface: "rw-voice", Engine: tunnel.EngineRealtime, ListenPort: 51820,
+			PlanePID: int(n()), PlaneLogDropped: n(), PlaneBuild: "1.2.2", Since: at(), Restarts: int(n()), Adopted: true,
+			Drops: drops(realtime.Reasons()), Collections: n(),
+			Threads: []tunnel.ThreadStatus{
+				{Name: "rw-fwd-in", TID: int(n()), Realtime: true},
+				{Name: "rw-fwd-out", TID: int(n())},
+				{Name: "rw-fwd-out", TID: int(n()), Realtime: true},
+			},
+			Peers: []tunnel.PeerStatus{peer("munich", true), peer("hamburg", true)},
+		},
+		{
+			Class: tunnel.Data, Interface: "rw-data", Engine: tunnel.EngineWireGuardGo, ListenPort: 51821,
+			PlanePID: int(n()), PlaneLogDropped: n(), Since: at(), Restarts: int(n()), Drops: drops(wireguardgo.Reasons()),
+			Queue: &tunnel.FlowStatus{
+				Packets: n(), Bytes: n(), Flows: int(n()), Marked: n(), Limit: n(), SlowSites: int(n()), Note: "blind",
+			},
+			Peers: []tunnel.PeerStatus{peer("munich", true)},
+		},
 	}
 	return st
 }
 
 // Names, types, units and help are as Prometheus' own linter wants them.
 func TestMetricsPassTheLinter(t *testing.T) {
-	text, got := exposition(t, always(busy()))
+	text, got := exposed(t, busy())
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	require.NoError(t, err)
 	assert.Empty(t, problems)
-	for _, f := range metricFamilies {
-		assert.Contains(t, got, f.name)
+	c := collectorOf(busy())
+	for _, f := range c.Families() {
+		assert.Contains(t, got, f.Name)
 	}
-	assert.Len(t, got, len(metricFamilies))
+	assert.Len(t, got, len(c.Families()))
 	r := prometheus.NewPedanticRegistry()
-	c := always(busy())
-	c.now, c.reasons = time.Now, engineReasons
 	r.MustRegister(c)
 	_, err = r.Gather()
 	assert.NoError(t, err, "every metric is described, and none comes twice")
@@ -153,11 +219,12 @@ func TestMetricsPassTheLinter(t *testing.T) {
 
 // Whatever number the status has, the metrics have: a field that is added there and not here fails.
 func TestEveryNumberOfTheStatusIsAMetric(t *testing.T) {
-	leftOut := regexp.MustCompile(`^(pid|tunnels/\d+/(plane_pid|listen_port)|tunnels/\d+/threads/\d+/tid|tunnels/\d+/peers/\d+/keepalive_ns|reflector/port)$`)
+	leftOut := regexp.MustCompile(`^(pid|calls/pid|problems/\d+/since|reflector/port|` +
+		`tunnels/\d+/(plane_pid|listen_port|threads/\d+/tid|peers/\d+/keepalive_ns))$`)
 	st := busy()
 	assertNoZero(t, reflect.ValueOf(st), "")
 	assertNoZero(t, reflect.ValueOf(st.Tunnels[1].Queue), "tunnels/1/queue") // the first has none
-	_, got := exposition(t, always(st))
+	_, got := exposed(t, st)
 	have := map[float64]bool{}
 	for name, f := range got {
 		for _, m := range f.Metric {
@@ -206,7 +273,8 @@ func TestEveryNumberOfTheStatusIsAMetric(t *testing.T) {
 	assert.Greater(t, numbers, 130)
 }
 
-// assertNoZero holds busy to what it says: a number that is added to the status is set there, or would not be looked for.
+// assertNoZero checks that busy is what it says: a number that is added to the status must be set there, or this test
+// would not look for it.
 func assertNoZero(t *testing.T, v reflect.Value, path string) {
 	t.Helper()
 	if _, is := v.Interface().(time.Time); is {
@@ -214,6 +282,8 @@ func assertNoZero(t *testing.T, v reflect.Value, path string) {
 		return
 	}
 	switch v.Kind() {
+	case reflect.Interface:
+		assertNoZero(t, v.Elem(), path)
 	case reflect.Struct:
 		for f, e := range v.Fields() {
 			if f.IsExported() {
@@ -241,22 +311,26 @@ func assertNoZero(t *testing.T, v reflect.Value, path string) {
 	}
 }
 
-// Every reason of every engine has its counter before the first packet is dropped, so that an alert on its increase sees the first.
+// Every reason of every engine has its counter before the first packet is dropped, so that an alert on its
+// increase sees the first.
 func TestEveryDropReasonHasACounter(t *testing.T) {
-	for engine, reasons := range map[tunnel.EngineName][]string{tunnel.EngineRealtime: realtime.Reasons(), tunnel.EngineWireGuardGo: wireguardgo.Reasons(), tunnel.EngineKernel: kernel.Reasons()} {
+	all := maps.Clone(engineReasons)
+	all[tunnel.EngineKernel] = kernel.Reasons()
+	for engine, reasons := range all {
 		require.NotEmpty(t, reasons)
-		_, got := exposition(t, always(Status{Tunnels: []tunnel.DeviceStatus{{Class: tunnel.Voice, Engine: engine}}}))
+		_, got := exposed(t, status.Status{Tunnels: []tunnel.DeviceStatus{{Class: tunnel.Voice, Engine: engine}}})
 		for _, r := range reasons {
 			assert.Zero(t, value(t, got, "ringway_tunnel_dropped_packets_total", "reason="+r+" tunnel=voice"))
 		}
 		assert.Len(t, got["ringway_tunnel_dropped_packets_total"].Metric, len(reasons)+1)
 		for i, r := range reasons {
 			drops := map[string]uint64{r: uint64(i + 1)}
-			_, got := exposition(t, always(Status{Tunnels: []tunnel.DeviceStatus{{Class: tunnel.Voice, Engine: engine, Drops: drops}}}))
+			st := status.Status{Tunnels: []tunnel.DeviceStatus{{Class: tunnel.Voice, Engine: engine, Drops: drops}}}
+			_, got := exposed(t, st)
 			assert.EqualValues(t, i+1, value(t, got, "ringway_tunnel_dropped_packets_total", "reason="+r+" tunnel=voice"))
 		}
 	}
-	_, got := exposition(t, always(busy()))
+	_, got := exposed(t, busy())
 	for _, r := range stamp.Reasons {
 		assert.Positive(t, value(t, got, "ringway_reflector_dropped_packets_total", "reason="+string(r)))
 	}
@@ -274,56 +348,33 @@ func TestAPlaneAddsNoSeries(t *testing.T) {
 		}
 		return n
 	}
-	_, honest := exposition(t, always(st))
+	_, honest := exposed(t, st)
 	for i := range 1000 {
 		st.Tunnels[0].Drops[fmt.Sprintf("reason-%d", i)] = 2
-		st.Tunnels[0].Peers = append(st.Tunnels[0].Peers, tunnel.PeerStatus{RxBytes: 1}, tunnel.PeerStatus{Site: "munich", RxBytes: 1})
+		st.Tunnels[0].Peers = append(st.Tunnels[0].Peers,
+			tunnel.PeerStatus{RxBytes: 1}, tunnel.PeerStatus{Site: "munich", RxBytes: 1})
 	}
 	st.Tunnels[0].Drops["\xff\n\""] = 1
 	st.Tunnels[0].PlaneBuild = strings.Repeat("\xff\n", 1000)
-	st.Features = append(st.Features, st.Features[0])
-	_, got := exposition(t, always(st))
+	st.Missing = append(st.Missing, st.Missing[0])
+	_, got := exposed(t, st)
 	assert.Equal(t, count(honest), count(got))
 	assert.EqualValues(t, 2001, value(t, got, "ringway_tunnel_dropped_packets_total", "reason=other tunnel=voice"))
-	assert.Equal(t, value(t, honest, "ringway_peer_receive_bytes_total", "site=munich tunnel=voice"), value(t, got, "ringway_peer_receive_bytes_total", "site=munich tunnel=voice"))
+	const received, munich = "ringway_peer_receive_bytes_total", "site=munich tunnel=voice"
+	assert.Equal(t, value(t, honest, received, munich), value(t, got, received, munich))
 }
 
-// A status that cannot be read is a number, too; a tunnel that cannot be read has no counters that went back to zero.
-func TestWhatCannotBeReadIsNoEndOfTheExposition(t *testing.T) {
-	for _, read := range []func(context.Context) (Status, error){
-		func(context.Context) (Status, error) { return Status{}, errors.New("no") },
-		func(context.Context) (Status, error) { panic("a mistake of ours") },
-	} {
-		_, got := exposition(t, &collector{build: "1.2.3", status: read})
-		assert.Zero(t, value(t, got, "ringway_scrape_success", ""))
-		assert.Contains(t, got, "ringway_build_info")
-		assert.Len(t, got, 2)
-	}
+// A tunnel that cannot be read has no counters that went back to zero.
+func TestATunnelThatIsDownHasNoCounters(t *testing.T) {
 	st := busy()
-	st.Tunnels[0] = tunnel.DeviceStatus{Class: tunnel.Voice, Error: "plane voice does not run", Restarts: 3}
-	_, got := exposition(t, always(st))
+	st.Tunnels[0] = tunnel.DeviceStatus{Class: tunnel.Voice, Error: "plane voice is not running", Restarts: 3}
+	_, got := exposed(t, st)
 	assert.Zero(t, value(t, got, "ringway_tunnel_up", "tunnel=voice"))
 	assert.EqualValues(t, 1, value(t, got, "ringway_tunnel_up", "tunnel=data"))
 	assert.EqualValues(t, 3, value(t, got, "ringway_tunnel_plane_restarts_total", "tunnel=voice"))
 	for _, m := range got["ringway_tunnel_dropped_packets_total"].Metric {
 		assert.NotEqual(t, "voice", m.Label[1].GetValue())
 	}
-}
-
-// Who asks all the time makes no garbage in a plane beyond one reading a second.
-func TestScrapesShareAReading(t *testing.T) {
-	reads, now := 0, time.Now()
-	c := &collector{now: func() time.Time { return now }, status: func(context.Context) (Status, error) { reads++; return Status{}, nil }}
-	for range 5 {
-		exposition(t, c)
-	}
-	assert.Equal(t, 1, reads)
-	now = now.Add(scrapesApart - 1)
-	exposition(t, c)
-	assert.Equal(t, 1, reads)
-	now = now.Add(1)
-	exposition(t, c)
-	assert.Equal(t, 2, reads)
 }
 
 // The most that a config can name.
@@ -335,31 +386,31 @@ func TestAThousandSites(t *testing.T) {
 			st.Tunnels[i].Peers = append(st.Tunnels[i].Peers, tunnel.PeerStatus{Site: fmt.Sprintf("site-%d", n), RxBytes: 1})
 		}
 	}
-	text, got := exposition(t, always(st))
+	text, got := exposed(t, st)
 	assert.Len(t, got["ringway_peer_receive_bytes_total"].Metric, 2048)
 	assert.Less(t, len(text), 2<<20)
 }
 
-var documented = regexp.MustCompile("(?m)^\\| `(ringway_[a-z_]+)` \\| (counter|gauge) \\| ([a-z_, ]*)\\|")
+var documented = regexp.MustCompile("(?m)^\\| `(ringway_[a-z_]+)` \\| (counter|gauge) \\| ([a-z_, ]*)\\| (.*) \\|$")
 
-// docs/metrics.md has every metric with its type and labels, every reason, and nothing that is not there.
+// docs/metrics.md has every metric with its type, labels and help, every reason, and nothing that does not exist.
 func TestEveryMetricIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../docs/metrics.md")
 	require.NoError(t, err)
-	have := map[string]string{}
+	have, said := map[string]string{}, map[string]string{}
 	for _, m := range documented.FindAllStringSubmatch(string(page), -1) {
 		have[m[1]] = m[2] + " " + strings.TrimSpace(m[3])
+		said[m[1]] = m[4]
 	}
 	want := map[string]string{}
-	for _, f := range metricFamilies {
-		kind := "gauge"
-		if f.kind == prometheus.CounterValue {
-			kind = "counter"
-		}
-		want[f.name] = kind + " " + strings.Join(f.labels, ", ")
+	for _, f := range collectorOf(busy()).Families() {
+		want[f.Name] = string(f.Kind) + " " + strings.Join(f.Labels, ", ")
+		assert.True(t, strings.HasPrefix(said[f.Name], f.Help), "%s: %q does not begin with %q", f.Name,
+			said[f.Name], f.Help)
 	}
 	assert.Equal(t, want, have)
-	reasons := slices.Concat(realtime.Reasons(), wireguardgo.Reasons(), kernel.Reasons(), firewall.DropCounters(), []string{otherReason})
+	reasons := slices.Concat(realtime.Reasons(), wireguardgo.Reasons(), kernel.Reasons(), firewall.DropCounters())
+	reasons = append(reasons, metrics.OtherReason)
 	for _, r := range stamp.Reasons {
 		reasons = append(reasons, string(r))
 	}

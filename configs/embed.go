@@ -1,5 +1,5 @@
 // Package configs holds the config files that ship with Ringway: minimal.yaml, reference.yaml with every key,
-// and one for each way of use. cmd/ringway prints them, test/lab starts branches from them.
+// and one for each kind of use.
 package configs
 
 import (

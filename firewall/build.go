@@ -44,7 +44,7 @@ const (
 
 var prefixLinkLocal = netip.MustParsePrefix("fe80::/10")
 
-// line is a rule in the making: every statement appends its words and its expressions.
+// line collects a rule: every statement appends its words and its expressions.
 type line struct {
 	text   []string
 	exprs  []Expr
@@ -65,7 +65,7 @@ func rule(sts ...statement) Rule {
 func (l *line) say(format string, args ...any) { l.text = append(l.text, fmt.Sprintf(format, args...)) }
 func (l *line) add(es ...Expr)                 { l.exprs = append(l.exprs, es...) }
 
-// isFamily and isL4 are the tests that nft puts before a header's field by itself.
+// isFamily and isL4 add the tests that nft itself inserts before a header field.
 func (l *line) isFamily(f family) {
 	if l.family != f {
 		l.add(Expr{Op: "meta", Key: "nfproto", Reg: 1}, eq([]byte{byte(f)}))
@@ -86,10 +86,13 @@ func cmp(op string, b []byte) Expr {
 func eq(b []byte) Expr { return cmp("eq", b) }
 
 func and(mask, xor []byte) Expr {
-	return Expr{Op: "bitwise", Reg: 1, Len: uint32(len(mask)), Mask: hex.EncodeToString(mask), Xor: hex.EncodeToString(xor)}
+	return Expr{
+		Op: "bitwise", Reg: 1, Len: uint32(len(mask)), Mask: hex.EncodeToString(mask),
+		Xor: hex.EncodeToString(xor),
+	}
 }
 
-// host32 is a number as the kernel keeps it in a register: marks, classids, ct state.
+// host32 is a number in the byte order of a register: marks, classids, ct state.
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 func net16(v uint16) []byte  { return binary.BigEndian.AppendUint16(nil, v) }
 
@@ -181,28 +184,38 @@ func isFamily(f family) statement {
 func markIs(key string, mask, value qos.Mark) statement {
 	return func(l *line) {
 		l.say("%s mark & 0x%x == 0x%x", key, uint32(mask), uint32(value))
-		l.add(Expr{Op: key, Key: "mark", Reg: 1}, and(host32(uint32(mask)), host32(0)), eq(host32(uint32(value))))
+		l.add(
+			Expr{Op: key, Key: "mark", Reg: 1}, and(host32(uint32(mask)), host32(0)), eq(host32(uint32(value))),
+		)
 	}
 }
 
 func markAny(mask qos.Mark) statement {
 	return func(l *line) {
 		l.say("meta mark & 0x%x != 0x0", uint32(mask))
-		l.add(Expr{Op: "meta", Key: "mark", Reg: 1}, and(host32(uint32(mask)), host32(0)), cmp("neq", host32(0)))
+		l.add(
+			Expr{Op: "meta", Key: "mark", Reg: 1}, and(host32(uint32(mask)), host32(0)), cmp("neq", host32(0)),
+		)
 	}
 }
 
 func markClear(mask qos.Mark) statement {
 	return func(l *line) {
 		l.say("meta mark set meta mark & 0x%x", ^uint32(mask))
-		l.add(Expr{Op: "meta", Key: "mark", Reg: 1}, and(host32(^uint32(mask)), host32(0)), Expr{Op: "meta", Key: "mark", Reg: 1, Write: true})
+		l.add(
+			Expr{Op: "meta", Key: "mark", Reg: 1}, and(host32(^uint32(mask)), host32(0)),
+			Expr{Op: "meta", Key: "mark", Reg: 1, Write: true},
+		)
 	}
 }
 
 func markOr(key string, value qos.Mark) statement {
 	return func(l *line) {
 		l.say("%s mark set %s mark | 0x%x", key, key, uint32(value))
-		l.add(Expr{Op: key, Key: "mark", Reg: 1}, and(host32(^uint32(value)), host32(uint32(value))), Expr{Op: key, Key: "mark", Reg: 1, Write: true})
+		l.add(
+			Expr{Op: key, Key: "mark", Reg: 1}, and(host32(^uint32(value)), host32(uint32(value))),
+			Expr{Op: key, Key: "mark", Reg: 1, Write: true},
+		)
 	}
 }
 
@@ -215,10 +228,16 @@ func dscp(f family, op string, d qos.DSCP) statement {
 		word := map[string]string{"eq": "", "neq": "!= "}[op]
 		l.say("%s dscp %s0x%02x", f.ip(), word, uint8(d))
 		if f == ipv4 {
-			l.add(Expr{Op: "payload", Key: "network", Reg: 1, Offset: 1, Len: 1}, and([]byte{0xfc}, []byte{0}), cmp(op, []byte{d.TOS()}))
+			l.add(
+				Expr{Op: "payload", Key: "network", Reg: 1, Offset: 1, Len: 1}, and([]byte{0xfc}, []byte{0}),
+				cmp(op, []byte{d.TOS()}),
+			)
 			return
 		}
-		l.add(Expr{Op: "payload", Key: "network", Reg: 1, Len: 2}, and([]byte{0x0f, 0xc0}, []byte{0, 0}), cmp(op, net16(uint16(d)<<6)))
+		l.add(
+			Expr{Op: "payload", Key: "network", Reg: 1, Len: 2}, and([]byte{0x0f, 0xc0}, []byte{0, 0}),
+			cmp(op, net16(uint16(d)<<6)),
+		)
 	}
 }
 
@@ -317,7 +336,7 @@ func isICMP(f family) statement {
 	}
 }
 
-// hopLimit255 holds only for what comes from the link itself (RFC 4861, section 6.1).
+// hopLimit255 matches only packets sent on the link itself (RFC 4861, section 6.1).
 func hopLimit255(l *line) {
 	l.isFamily(ipv6)
 	l.say("ip6 hoplimit 255")
@@ -331,8 +350,8 @@ func limit(rate uint64, burst uint32) statement {
 	}
 }
 
-// flowLimit holds for what its flow's bucket has no room for. A flow is known by two addresses and, where ports are, two of them.
-// A bucket holds a second of rate and burst bytes (the kernel's nft_limit).
+// flowLimit holds for what its flow's bucket has no room for. A flow is known by two addresses and, where
+// ports are, two of them. A bucket holds a second of rate and burst bytes (the kernel's nft_limit).
 func flowLimit(f family, set string, bytes uint64, burst uint32, ports bool) statement {
 	return func(l *line) {
 		l.isFamily(f)
@@ -346,7 +365,10 @@ func flowLimit(f family, set string, bytes uint64, burst uint32, ports bool) sta
 			key += " . udp sport . udp dport"
 			l.isL4(protoUDP)
 		}
-		l.say("update @%s { %s limit rate over %d bytes/second burst %d bytes }", set+f.suffix(), key, bytes, burst)
+		l.say(
+			"update @%s { %s limit rate over %d bytes/second burst %d bytes }", set+f.suffix(), key, bytes,
+			burst,
+		)
 		l.add(addrLoad(f, "saddr", 1), addrLoad(f, "daddr", dest))
 		if ports {
 			l.add(portLoad("sport", sport), portLoad("dport", dport))
@@ -364,7 +386,7 @@ func isUDP(l *line) {
 
 func ctState(words string) statement {
 	return func(l *line) {
-		bits := map[string]uint32{"invalid": 1, "established": 2, "related": 4, "new": 8}
+		bits := map[string]uint32{"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 		var mask uint32
 		for _, w := range strings.Split(words, ",") {
 			mask |= bits[w]
@@ -377,14 +399,20 @@ func ctState(words string) statement {
 func syn(l *line) {
 	l.isL4(protoTCP)
 	l.say("tcp flags syn")
-	l.add(Expr{Op: "payload", Key: "transport", Reg: 1, Offset: 13, Len: 1}, and([]byte{2}, []byte{0}), cmp("neq", []byte{0}))
+	l.add(
+		Expr{Op: "payload", Key: "transport", Reg: 1, Offset: 13, Len: 1}, and([]byte{2}, []byte{0}),
+		cmp("neq", []byte{0}),
+	)
 }
 
-// segment writes TCP's maximum segment size option; the kernel only ever makes it smaller.
+// segment writes the TCP maximum segment size option; the kernel never raises it.
 func segment(size uint16) statement {
 	return func(l *line) {
 		l.say("tcp option maxseg size set %d", size)
-		l.add(Expr{Op: "immediate", Reg: 1, Data: hex.EncodeToString(net16(size))}, Expr{Op: "exthdr", Key: "2", Reg: 1, Offset: 2, Len: 2, Write: true})
+		l.add(
+			Expr{Op: "immediate", Reg: 1, Data: hex.EncodeToString(net16(size))},
+			Expr{Op: "exthdr", Key: "2", Reg: 1, Offset: 2, Len: 2, Write: true},
+		)
 	}
 }
 
@@ -396,11 +424,14 @@ func ClassIDText(id uint32) string { return fmt.Sprintf("%x:%x", id>>16, id&0xff
 func priority(id uint32) statement {
 	return func(l *line) {
 		l.say("meta priority set %s", ClassIDText(id))
-		l.add(Expr{Op: "immediate", Reg: 1, Data: hex.EncodeToString(host32(id))}, Expr{Op: "meta", Key: "priority", Reg: 1, Write: true})
+		l.add(
+			Expr{Op: "immediate", Reg: 1, Data: hex.EncodeToString(host32(id))},
+			Expr{Op: "meta", Key: "priority", Reg: 1, Write: true},
+		)
 	}
 }
 
-// priorityFrom looks the receiver of UDP up; one that is not in the map keeps what it had.
+// priorityFrom looks up the UDP receiver in a map. A packet whose receiver is not in it keeps its priority.
 func priorityFrom(f family, name string) statement {
 	return func(l *line) {
 		l.isFamily(f)
@@ -411,7 +442,8 @@ func priorityFrom(f family, name string) statement {
 			second = 2 // an IPv6 address fills register 1
 		}
 		l.add(addrLoad(f, "daddr", 1), portLoad("dport", second),
-			Expr{Op: "lookup", Reg: 1, Dest: 1, Name: name + f.suffix()}, Expr{Op: "meta", Key: "priority", Reg: 1, Write: true})
+			Expr{Op: "lookup", Reg: 1, Dest: 1, Name: name + f.suffix()},
+			Expr{Op: "meta", Key: "priority", Reg: 1, Write: true})
 	}
 }
 

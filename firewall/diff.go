@@ -66,10 +66,10 @@ func (c Change) String() string {
 	return fmt.Sprintf("%s %s %s", c.Op, t, c.Name)
 }
 
-// Diff is what turns have into want. Within a table that stays, named counters keep their
+// Diff returns the changes that turn have into want. Within a table that stays, named counters keep their
 // values, chains and sets that do not differ are not touched, and in a chain that differs only
 // the rules between the common beginning and the common end are replaced. Where a set changes
-// its type, or the table was switched off, the whole table is made anew, still in one transaction.
+// its type, or the table was switched off, the whole table is replaced.
 func Diff(want, have State) []Change {
 	switch {
 	case !want.Present && !have.Present:
@@ -126,9 +126,12 @@ func update(want, have State) []Change {
 		case !ok:
 			out = append(out, Change{Op: AddChain, Name: w.Name, Chain: w.bare()})
 		case w.bare().key() != h.bare().key():
-			// A base chain is where it hooks: it goes and comes again. Nothing jumps to a base chain.
-			out = append(out, Change{Op: FlushChain, Name: w.Name}, Change{Op: DeleteChain, Name: w.Name, Chain: h.bare()},
-				Change{Op: AddChain, Name: w.Name, Chain: w.bare()})
+			// A base chain cannot change its hook, so it is deleted and added again. Nothing jumps to one.
+			out = append(out,
+				Change{Op: FlushChain, Name: w.Name},
+				Change{Op: DeleteChain, Name: w.Name, Chain: h.bare()},
+				Change{Op: AddChain, Name: w.Name, Chain: w.bare()},
+			)
 			h.Rules = nil
 		}
 		rules = append(rules, ruleChanges(w, h)...)

@@ -6,8 +6,11 @@ import "fmt"
 // `nft --debug=netlink` prints. It is comparable: two rules are equal when their Exprs are.
 // Data, Mask and Xor are the raw bytes as hex, so that no printed name can lie about them.
 type Expr struct {
-	Op     string `json:"op"`              // meta ct payload exthdr cmp bitwise lookup immediate objref limit dynset verdict masq notrack; what is not known: its name
-	Key    string `json:"key,omitempty"`   // meta, ct: what; payload: base; cmp: operator; verdict: which
+	// Op is meta, ct, payload, exthdr, cmp, bitwise, lookup, immediate, objref, limit, dynset, verdict, masq,
+	// notrack, fib, socket or tproxy; observed expressions that the plan never makes have their own names.
+	Op string `json:"op"`
+	// Key is what meta, ct, fib and socket load; payload's base; cmp's operator; which verdict; dynset's unit.
+	Key    string `json:"key,omitempty"`
 	Write  bool   `json:"write,omitempty"` // meta, ct, payload, exthdr: register into packet
 	Reg    uint32 `json:"reg,omitempty"`
 	Dest   uint32 `json:"dest,omitempty"` // lookup in a map: register of the value
@@ -18,8 +21,8 @@ type Expr struct {
 	Xor    string `json:"xor,omitempty"`
 	Invert bool   `json:"invert,omitempty"`
 	Name   string `json:"name,omitempty"` // set, counter, chain
-	Csum   bool   `json:"csum,omitempty"` // payload write: mend the IPv4 header checksum at offset 10
-	Rate   uint64 `json:"rate,omitempty"` // limit: packets a second; dynset: bytes a second
+	Csum   bool   `json:"csum,omitempty"` // payload write: correct the IPv4 header checksum at offset 10
+	Rate   uint64 `json:"rate,omitempty"` // limit: packets a second; dynset: bytes, or with Key packets those
 	Burst  uint32 `json:"burst,omitempty"`
 }
 
@@ -33,7 +36,9 @@ func (e Expr) String() string {
 		return fmt.Sprintf("[ %s load %s => reg %d ]", e.Op, e.Key, e.Reg)
 	case "payload":
 		if e.Write {
-			return fmt.Sprintf("[ payload write reg %d => %db @ %s header + %d ]", e.Reg, e.Len, e.Key, e.Offset)
+			return fmt.Sprintf(
+				"[ payload write reg %d => %db @ %s header + %d ]", e.Reg, e.Len, e.Key, e.Offset,
+			)
 		}
 		return fmt.Sprintf("[ payload load %db @ %s header + %d => reg %d ]", e.Len, e.Key, e.Offset, e.Reg)
 	case "exthdr":
@@ -58,7 +63,20 @@ func (e Expr) String() string {
 	case "limit":
 		return fmt.Sprintf("[ limit rate %d/second burst %d ]", e.Rate, e.Burst)
 	case "dynset":
-		return fmt.Sprintf("[ dynset update reg_key %d set %s expr [ limit over %d bytes/second burst %d ] ]", e.Reg, e.Name, e.Rate, e.Burst)
+		unit := "bytes"
+		if e.Key != "" {
+			unit = e.Key
+		}
+		return fmt.Sprintf(
+			"[ dynset update reg_key %d set %s expr [ limit over %d %s/second burst %d ] ]", e.Reg, e.Name,
+			e.Rate, unit, e.Burst,
+		)
+	case "fib":
+		return fmt.Sprintf("[ fib %s => reg %d ]", e.Key, e.Reg)
+	case "socket":
+		return fmt.Sprintf("[ socket load %s => reg %d ]", e.Key, e.Reg)
+	case "tproxy":
+		return fmt.Sprintf("[ tproxy port reg %d ]", e.Reg)
 	case "verdict":
 		if e.Name != "" {
 			return fmt.Sprintf("[ immediate reg 0 %s -> %s ]", e.Key, e.Name)

@@ -1,9 +1,7 @@
-// Package firewall is the pure plan of the table `inet ringway`: who gets which class, what
-// may be forwarded, what must never leave in clear, and which queue a packet joins on the WAN.
-// Want turns the config's facts into a State; State.Text is what nft(8) reads; Diff says what
-// differs from the observed State. The adapter that speaks netlink is firewall/nft. Nothing
-// here imports netlink, os or a clock; of the other domains only qos (class names, DSCP, marks).
-// Only appliance and firewall/nft import it.
+// Package firewall plans the nf_tables table `inet ringway`: which class a packet gets, what is forwarded,
+// what must never leave unencrypted, and which queue a packet joins on the WAN. Want turns facts of the
+// config into a State; State.Text is what nft(8) reads; Diff compares it with the observed State. The plan
+// is pure: the netlink adapter is firewall/nft.
 package firewall
 
 import (
@@ -14,31 +12,42 @@ import (
 	"ringway/qos"
 )
 
-// Table is the name of the one table that is Ringway's, of family inet.
+// Table is the name of Ringway's only table, of family inet.
 const Table = "ringway"
 
 // Input is what the plan is made from.
 type Input struct {
-	WANs       []string // network devices
-	DHCP       []string // those of WANs that ask for their address
-	Voice      []LAN
-	Data       []LAN
-	Tunnels    []Tunnel
-	Classes    []qos.Class
+	WANs  []string // network devices
+	DHCP  []string // those of WANs that get their address by DHCP
+	Voice []LAN
+	Data  []LAN
+
+	Tunnels []Tunnel
+	Classes []qos.Class
+
 	Priorities []Priority // empty where nothing is shaped
-	Peers      []Peer     // ciphertext endpoints with a queue of their own; of two for one endpoint and class the first counts
-	Downlink   Downlink   // zero where nothing is shaped inwards
-	PeerQueues bool       // there may be peers later: the maps stand there empty. Else, without peers, no packet is looked up
+	// Peers are ciphertext endpoints with a queue of their own. Of two with the same endpoint and class,
+	// the first counts. PeerQueues says that there may be some later, so that their maps are declared,
+	// empty; without either, no packet is looked up.
+	Peers      []Peer
+	PeerQueues bool
+	Downlink   Downlink // zero where the downlink is not shaped
 
-	SiteNetworks       []netip.Prefix // every network of every site; the three below are added to it
-	SiteVoiceNetworks  []netip.Prefix
-	SiteDataNetworks   []netip.Prefix
-	SingleSiteNetworks []netip.Prefix // of sites that have one tunnel only: its packets are told apart by ports and DSCP, whichever tunnel brings them
+	SiteNetworks      []netip.Prefix // every network of every site; the three below are added to it
+	SiteVoiceNetworks []netip.Prefix
+	SiteDataNetworks  []netip.Prefix
+	// SingleSiteNetworks are those of sites with one tunnel only. Their packets are classified by port and
+	// DSCP, whichever tunnel they arrive from.
+	SingleSiteNetworks []netip.Prefix
 
-	LocalServices []qos.PortMatch // what the box itself serves to its LANs beside DHCP and ICMP
+	LocalServices []qos.PortMatch // what the box serves to its LANs beside DHCP and ICMP
 	Reflector     bool            // the box answers probes (RFC 8762) from sites
-	Slow          []SlowWAN       // WANs where a long packet would keep calls waiting
+	Slow          []SlowWAN       // WANs where a full-size packet would delay calls
 	Missing       []Feature       // what the kernel lacks (nft.Probe); the plan does without
+
+	Dynamic []DynamicSet // sets that components fill; without any, no rule looks one up
+	// Signalling needs the sets of SignallingSets and, to open holes, of HoleSets in Dynamic.
+	Signalling Signalling
 }
 
 // LAN is one local network.
@@ -55,8 +64,8 @@ type Tunnel struct {
 	MTU        int // largest inner packet; 0: TCP's segment size is left alone
 }
 
-// SlowWAN holds the packets of local internet's TCP to a size, as the tunnels' MTU does theirs. In bytes, IP header included; 0: any
-// size. Over IPv6 never less than 1280, which every link takes (RFC 8200, section 5).
+// SlowWAN limits the packet size of TCP between LANs and the internet on a slow WAN, in bytes including the IP
+// header; 0: no limit. Over IPv6 the limit is at least 1280, which every link takes (RFC 8200, section 5).
 type SlowWAN struct {
 	Device         string
 	Sent, Received int
@@ -76,14 +85,15 @@ type Peer struct {
 	ClassID  uint32
 }
 
-// Downlink are the queues on LANs' devices: of what comes in from WANs in clear, and of calls, which go before it.
+// Downlink describes the queues on LAN devices for what arrives from WANs unencrypted, and for calls, which
+// go first.
 type Downlink struct {
-	LANs    []string // devices whose card has the queues, VLANs too
+	LANs    []string // devices whose card has the queues, VLANs included
 	CallsID uint32   // skb->priority of media and signalling, wherever they come from
 	WANs    []WANQueue
 }
 
-// WANQueue is the queue on LANs of what comes in from a WAN.
+// WANQueue is the queue on LANs for what arrives from a WAN.
 type WANQueue struct {
 	WAN     string
 	ClassID uint32 // skb->priority
@@ -92,34 +102,37 @@ type WANQueue struct {
 // Feature is a part of nftables that a kernel may lack.
 type Feature string
 
-// The features that Ringway can do without, each at a price (see Feature.Cost).
+// The features that Ringway can do without, each at a cost (Feature.Cost).
 const (
 	FeatureMasquerade Feature = "masquerade" // source NAT for local internet
 	FeatureMSS        Feature = "mss"        // rewriting of TCP's segment size
 	FeatureLimit      Feature = "limit"      // rate limits
 	FeatureNAT        Feature = "nat"        // chains of type nat
-	FeatureFlowLimit  Feature = "flow_limit" // a rate limit of its own for every flow
+	FeatureFlowLimit  Feature = "flow_limit" // a rate limit for each flow
+	FeatureTProxy     Feature = "tproxy"     // delivery of others' packets to a socket of this box
 )
 
-// Cost says in an operator's words what the lack of f means.
+// Cost says what the lack of f means for the operator.
 func (f Feature) Cost() string {
 	switch f {
 	case FeatureMasquerade, FeatureNAT:
 		return "hosts with private IPv4 addresses have no local internet"
 	case FeatureMSS:
-		return "TCP through the tunnels depends on path MTU discovery, and that of local internet sends long packets on slow lines"
+		return "TCP through the tunnels depends on path MTU discovery, and slow WANs carry full-size packets"
 	case FeatureLimit:
 		return "pings from the internet are not answered"
 	case FeatureFlowLimit:
-		return "one phone gone mad takes what all calls share"
+		return "one misbehaving phone can starve all calls"
+	case FeatureTProxy:
+		return "SIP is forwarded unread, and media is known by its DSCP alone"
 	}
 	return "unknown feature"
 }
 
-// State is the table, whole. The zero State is: no table.
+// State is the whole table. The zero State means that there is none.
 type State struct {
 	Present  bool     `json:"present"`
-	Dormant  bool     `json:"dormant,omitempty"`  // there, but somebody switched it off; never wanted
+	Dormant  bool     `json:"dormant,omitempty"`  // present, but switched off by somebody; never wanted
 	Counters []string `json:"counters,omitempty"` // names, sorted
 	Sets     []Set    `json:"sets,omitempty"`     // sorted by name
 	Chains   []Chain  `json:"chains,omitempty"`   // in the plan's order; observed: the kernel's
@@ -131,10 +144,12 @@ type Set struct {
 	Type     string `json:"type"`           // nft's words: ipv4_addr . inet_service
 	Data     string `json:"data,omitempty"` // nft's word: classid
 	Interval bool   `json:"interval,omitempty"`
-	// Size is not 0 for a set that rules fill themselves: at most so many elements, each of which goes when no packet of it came for
-	// Timeout seconds. What it holds is the kernel's, and is neither read nor compared.
+	// Size is not 0 for a set that rules or, where Owned, a component fills: at most so many elements, each of
+	// which goes Timeout seconds after its last packet (rules) or sooner (Owned). Its elements are neither read
+	// nor compared.
 	Size     uint32    `json:"size,omitempty"`
 	Timeout  uint32    `json:"timeout,omitempty"`
+	Owned    bool      `json:"owned,omitempty"`    // its elements are a component's (DynamicSet)
 	Elements []Element `json:"elements,omitempty"` // in canonical order (Canonical)
 }
 
@@ -220,11 +235,21 @@ func (t Set) spec() string {
 		s += " : " + t.Data
 	}
 	s += ";"
+	var flags []string
 	if t.Interval {
-		s += " flags interval;"
+		flags = append(flags, "interval")
+	}
+	switch {
+	case t.Owned:
+		flags = append(flags, "timeout")
+	case t.Size > 0:
+		flags = append(flags, "dynamic", "timeout")
+	}
+	if flags != nil {
+		s += " flags " + strings.Join(flags, ",") + ";"
 	}
 	if t.Size > 0 {
-		s += fmt.Sprintf(" flags dynamic,timeout; timeout %ds; size %d;", t.Timeout, t.Size)
+		s += fmt.Sprintf(" timeout %ds; size %d;", t.Timeout, t.Size)
 	}
 	return s
 }

@@ -7,11 +7,12 @@ import (
 	"strings"
 
 	"ringway/qos"
+	"ringway/units"
 )
 
-// Names of the counters, for status.
+// Names of the counters, shown by status.
 const (
-	CounterLeakWAN         = "leak_wan"          // in clear to a site over the WAN: dropped
+	CounterLeakWAN         = "leak_wan"          // unencrypted to a site over the WAN
 	CounterSpoofWAN        = "spoof_wan"         // from the WAN with an address of ours or of a site
 	CounterSpoofLAN        = "spoof_lan"         // from a LAN with an address that is not the LAN's
 	CounterSpoofTunnel     = "spoof_tunnel"      // from a tunnel with an address that no site has
@@ -20,58 +21,74 @@ const (
 	CounterInputTunnelDrop = "input_tunnel_drop" // from a site to the box, not served
 	CounterVoiceDataApart  = "voice_data_apart"  // between voice and data networks, no service
 	CounterHairpinWAN      = "hairpin_wan"       // from a tunnel to the WAN
-	CounterInvalidWAN      = "invalid_wan"       // to the WAN without a connection: NAT would miss it
+	CounterInvalidWAN      = "invalid_wan"       // to the WAN, of no connection: NAT would not translate it
 	CounterForwardDrop     = "forward_drop"      // anything else that may not be forwarded
-	CounterMediaFlow       = "media_flow"        // of one flow of media, more than a call sends
+	CounterMediaFlow       = "media_flow"        // beyond the rate limit of one media flow
+	CounterSIPBanned       = "sip_banned"        // SIP from a banned address
+	CounterSIPFlood        = "sip_flood"         // SIP beyond the rate limit of its source
+	CounterSIPClosed       = "sip_closed"        // UDP from or to a phone, without a hole or an open port
+	CounterSIPStrayed      = "sip_strayed"       // from the relay, but no signalling
 )
 
-// DropCounters names every counter of what the table drops.
-func DropCounters() []string {
-	return []string{CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
+// DropCounters lists the counters of dropped packets. Those of signalling are in the table only if it is taken.
+func DropCounters() []string { return append(policyCounters(), signallingCounters()...) }
+
+func policyCounters() []string {
+	return []string{
+		CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
 		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop,
-		CounterMediaFlow}
+		CounterMediaFlow,
+	}
+}
+
+func signallingCounters() []string {
+	return []string{CounterSIPBanned, CounterSIPFlood, CounterSIPClosed, CounterSIPStrayed}
 }
 
 // ClassCounter names the counter of packets that were put into class c.
 func ClassCounter(c qos.ClassName) string { return "class_" + string(c) }
 
-// What every host, or link, takes: RFC 791, section 3.1, and RFC 8200, section 5.
+// The packet size that every host (IPv4: RFC 791, section 3.1) or link (IPv6: RFC 8200, section 5) accepts.
 const (
-	least4 = 576
-	least6 = 1280
+	minMTU4 = 576
+	minMTU6 = 1280
 )
 
 // Priorities of nf_tables hooks by number (nft prints names for them).
 const (
-	hookRaw    = -300 // before conntrack: what is spoofed makes no state
+	hookRaw    = -300 // before conntrack: spoofed packets create no state
 	hookMangle = -150 // after conntrack, before routing
 	hookFilter = 0
 	hookSrcNAT = 100
 )
 
-// plan is Want in the making.
+// plan is the state that Want builds.
 type plan struct {
 	Input
 	state State
 	own   []netip.Prefix
 }
 
-// Want is the table that in asks for.
+// Want computes the table for in.
 //
-// The way of a packet: guard (prerouting: is the source possible?), classify (prerouting:
-// class, inner bit, memory in conntrack) or own (output: the same for the box's own packets),
-// routing by mark, clamp, flows, downlink (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP,
-// queue), then nat.
+// A packet passes the base chains in this order: guard (prerouting: is the source address possible?),
+// classify (prerouting: class, inner bit, class of the connection) or own (output: the same for the box's
+// own packets); intercept (prerouting: SIP for a relay on this box); routing by mark; clamp, flows, downlink
+// (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP, queue) and nat.
 //
 // No rule assigns a conntrack helper: the kernel's SIP helper would rewrite SDP and open holes.
 func Want(in Input) State {
 	p := plan{Input: in, state: State{Present: true}}
+	if p.lacks(FeatureTProxy) { // nobody could open a hole
+		p.Signalling = Signalling{}
+	}
 	for _, l := range slices.Concat(in.Voice, in.Data) {
 		p.own = append(p.own, l.Networks...)
 	}
 	p.sets()
 	p.guard()
 	p.classify()
+	p.intercept()
 	p.outgoing()
 	p.clamp()
 	p.flows()
@@ -81,7 +98,10 @@ func Want(in Input) State {
 	p.egress()
 	p.nat()
 
-	p.state.Counters = append(p.state.Counters, DropCounters()...)
+	p.state.Counters = append(p.state.Counters, policyCounters()...)
+	if p.Signalling.Mode != "" {
+		p.state.Counters = append(p.state.Counters, signallingCounters()...)
+	}
 	for _, c := range qos.ClassNames {
 		p.state.Counters = append(p.state.Counters, ClassCounter(c))
 	}
@@ -90,7 +110,7 @@ func Want(in Input) State {
 	return p.state
 }
 
-// shapedPeers is whether there are queues of peers' own. Without any, no packet has to be looked up.
+// shapedPeers says whether peers have queues of their own. If not, no packet is looked up.
 func (p *plan) shapedPeers() bool {
 	return len(p.Priorities) > 0 && (len(p.Peers) > 0 || p.PeerQueues)
 }
@@ -102,10 +122,12 @@ func (p *plan) chain(name string, rules ...[]Rule) {
 }
 
 func (p *plan) base(name, typ, hook string, priority int, policy string, rules ...[]Rule) {
-	p.state.Chains = append(p.state.Chains, Chain{Name: name, Type: typ, Hook: hook, Priority: priority, Policy: policy, Rules: slices.Concat(rules...)})
+	p.state.Chains = append(p.state.Chains, Chain{
+		Name: name, Type: typ, Hook: hook, Priority: priority, Policy: policy, Rules: slices.Concat(rules...),
+	})
 }
 
-// rules makes a list of one.
+// one is a list of one rule.
 func one(sts ...statement) []Rule { return []Rule{rule(sts...)} }
 
 func (p *plan) devices(class string) []string {
@@ -130,7 +152,9 @@ func (p *plan) sets() {
 	add := func(s ...Set) { p.state.Sets = append(p.state.Sets, s...) }
 	voice, data := lanDevices(p.Voice), lanDevices(p.Data)
 	add(nameSet("wan", "ifname", p.WANs...), nameSet("wan_dhcp", "ifname", p.DHCP...),
-		nameSet("voice_lan", "ifname", voice...), nameSet("data_lan", "ifname", data...), nameSet("lan", "ifname", slices.Concat(voice, data)...),
+		nameSet(
+			"voice_lan", "ifname", voice...,
+		), nameSet("data_lan", "ifname", data...), nameSet("lan", "ifname", slices.Concat(voice, data)...),
 		nameSet("tunnel", "ifname", p.devices("")...), nameSet("voice_tunnel", "ifname", p.devices("voice")...))
 	var listen []string
 	for _, t := range p.Tunnels {
@@ -147,28 +171,27 @@ func (p *plan) sets() {
 	add(networkSets("single", p.SingleSiteNetworks)...)
 	var nat []netip.Prefix
 	for _, n := range p.own {
-		// RFC 1918 and RFC 6598: what the internet does not route back.
+		// RFC 1918 and RFC 6598: the internet has no route back.
 		if n.Addr().Is4() && (n.Addr().IsPrivate() || netip.MustParsePrefix("100.64.0.0/10").Contains(n.Addr())) {
 			nat = append(nat, n)
 		}
 	}
 	add(networkSets("nat", nat)[0])
 
-	var all, calls []qos.PortMatch
 	for _, c := range p.Classes {
 		add(portSet(string(c.Name)+"_udp", qos.UDP, c.Ports), portSet(string(c.Name)+"_tcp", qos.TCP, c.Ports))
-		all = append(all, c.Ports...)
-		if c.Name == qos.Media || c.Name == qos.Signalling {
-			calls = append(calls, c.Ports...)
-		}
 	}
+	all, calls := p.classPorts()
 	add(portSet("services_udp", qos.UDP, all), portSet("services_tcp", qos.TCP, all),
 		portSet("calls_udp", qos.UDP, calls), portSet("calls_tcp", qos.TCP, calls),
 		portSet("served_udp", qos.UDP, p.LocalServices), portSet("served_tcp", qos.TCP, p.LocalServices))
 
 	// Unreachable (with packet too big), time exceeded, parameter problem: without them path
 	// MTU discovery breaks (RFC 1191, RFC 8201).
-	add(nameSet("icmp_errors4", "icmp_type", "3", "11", "12"), nameSet("icmp_errors6", "icmpv6_type", "1", "2", "3", "4"))
+	add(
+		nameSet("icmp_errors4", "icmp_type", "3", "11", "12"),
+		nameSet("icmp_errors6", "icmpv6_type", "1", "2", "3", "4"),
+	)
 	// Router and neighbour discovery (RFC 4861).
 	add(nameSet("nd", "icmpv6_type", "133", "134", "135", "136"))
 	if len(p.Downlink.WANs) > 0 {
@@ -177,14 +200,29 @@ func (p *plan) sets() {
 	if p.shapedPeers() {
 		add(priorityMaps(p.Peers)...)
 	}
+	for _, d := range p.Dynamic {
+		add(d.Declaration())
+	}
+	p.signallingSets()
 }
 
-// guard drops what carries a source address that its way in cannot have, before conntrack
-// sees it. The prefix sets say more than a reverse path look-up (`fib`) would, for IPv6 too:
-// a LAN has exactly its networks, a tunnel exactly the sites', the WAN everything but both.
+// classPorts are the ports of all classes, and of those that are calls.
+func (p *plan) classPorts() (all, calls []qos.PortMatch) {
+	for _, c := range p.Classes {
+		all = append(all, c.Ports...)
+		if c.Name == qos.Media || c.Name == qos.Signalling {
+			calls = append(calls, c.Ports...)
+		}
+	}
+	return all, calls
+}
+
+// guard drops packets whose source address is impossible on the device they arrive by, before conntrack
+// sees them. The sets of networks are stricter than a reverse path lookup (`fib`), for IPv6 too: a LAN has
+// exactly its networks, a tunnel exactly those of the sites, the WAN everything but both.
 //
-// Ciphertext stays out of conntrack, both ways: it costs every packet of every call, and a flood of
-// false packets to the listen ports would fill the table that new calls need.
+// Ciphertext stays out of conntrack in both directions: tracking costs time for every packet of every call,
+// and a flood of forged packets to the listen ports would fill the table that new calls need.
 func (p *plan) guard() {
 	var rules []Rule
 	for _, f := range families {
@@ -194,12 +232,13 @@ func (p *plan) guard() {
 			rule(iifIn("tunnel"), addrNotIn(f, "saddr", "sites"), counter(CounterSpoofTunnel), drop))
 	}
 	rules = append(rules, rule(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), notrack))
+	rules = append(rules, p.untrack()...)
 	lans := slices.Concat(p.Voice, p.Data)
 	for _, l := range lans {
 		rules = append(rules, rule(iif(l.Device), goTo("from_"+chainName(l.Device))))
 	}
 	p.base("guard", "filter", "prerouting", hookRaw, "accept", rules)
-	p.base("sent", "filter", "output", hookRaw, "accept", one(markAny(qos.MarkOuterMask), notrack))
+	p.base("sent", "filter", "output", hookRaw, "accept", one(markAny(qos.MarkOuterMask), notrack), p.sentToLANs())
 
 	for _, l := range lans {
 		sets := networkSets("net_"+chainName(l.Device)+"_", l.Networks)
@@ -208,15 +247,17 @@ func (p *plan) guard() {
 		p.chain("from_"+chainName(l.Device), []Rule{
 			rule(addrIn(ipv4, "saddr", set), accept),
 			rule(addrIn(ipv6, "saddr", set), accept),
-			rule(addrIs("saddr", netip.MustParsePrefix("0.0.0.0/32")), portIs(qos.UDP, "dport", 67), accept), // DHCP: no address yet
+			// DHCP: no address yet
+			rule(addrIs("saddr", netip.MustParsePrefix("0.0.0.0/32")), portIs(qos.UDP, "dport", 67), accept),
 			rule(addrIs("saddr", netip.MustParsePrefix("fe80::/10")), accept),
-			rule(addrIs("saddr", netip.MustParsePrefix("::/128")), isICMP(ipv6), accept), // duplicate address detection
+			// duplicate address detection
+			rule(addrIs("saddr", netip.MustParsePrefix("::/128")), isICMP(ipv6), accept),
 			rule(counter(CounterSpoofLAN), drop),
 		})
 	}
 }
 
-// chainName makes a device's name fit for a chain or set: nft wants letters, digits, / \ _ and dots.
+// chainName escapes a device name for use in a chain or set: nft allows letters, digits, / \ _ and dots.
 func chainName(device string) string {
 	var b strings.Builder
 	for _, r := range []byte(device) {
@@ -230,10 +271,9 @@ func chainName(device string) string {
 	return b.String()
 }
 
-// classify gives every packet that comes in its class. In this order, the first that says
-// something wins:
+// classify gives every arriving packet its class. The first of these that decides wins:
 //
-//	from a voice LAN:      ports (to or from a class's port), DSCP, the connection's class, data
+//	from a voice LAN:      ports (to or from a port of the class), DSCP, the connection's class, data
 //	from the voice tunnel: ports of media and signalling, DSCP of the two, the connection's class if
 //	                       it is one of the two, media
 //	from the data tunnel:  DSCP of background, the connection's class if it is background, data
@@ -241,13 +281,16 @@ func chainName(device string) string {
 //	                       (yielding needs no trust), the connection's class, data
 //	from anywhere else:    the connection's class, data
 //
-// A port beats a DSCP because phones mark SIP and RTP alike when they are badly set up; a DSCP
-// beats the connection's class because one flow may change (fax to voice). The connection's
-// class is that of its first packet: a reply gets what the request had.
+// Where signalling is read, a hole takes precedence over all of these, except from the data tunnel and from
+// WANs: what has one is media (mediaByHole).
 //
-// What comes from a tunnel keeps to the classes that go back through the same tunnel: the strict
-// reverse path check looks the source up with the packet's mark. It is also why it gets the inner
-// bit. A site with one tunnel only is read like a voice LAN, since both tables lead to its tunnel.
+// A port takes precedence over a DSCP, because badly configured phones mark SIP and RTP alike. A DSCP takes
+// precedence over the connection's class, because one flow may change (fax to voice). The connection's
+// class is that of its first packet, so that a reply gets the class of the request.
+//
+// A packet from a tunnel only gets a class that is routed back through the same tunnel, and it gets the
+// inner bit: the strict reverse path check looks up the source with the packet's mark. A site with one
+// tunnel only is classified like a voice LAN, since both routing tables lead to its tunnel.
 func (p *plan) classify() {
 	inner := func(f family) Rule {
 		return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner))
@@ -255,7 +298,8 @@ func (p *plan) classify() {
 	p.base("classify", "filter", "prerouting", hookMangle, "accept",
 		one(iif("lo"), leave),
 		one(markClear(qos.MarkAll)),
-		one(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), leave), // ciphertext: what is inside comes again, from the tunnel
+		// Ciphertext: the packet inside is classified when it arrives from the tunnel.
+		one(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), leave),
 		both(inner),
 		one(iifIn("tunnel"), markOr("meta", qos.MarkInner)),
 		one(iifIn("voice_lan"), goTo("trusted")),
@@ -268,11 +312,25 @@ func (p *plan) classify() {
 	if len(p.SingleSiteNetworks) == 0 {
 		single = nil
 	}
-	p.chain("trusted", p.byPort(qos.ClassNames...), p.byDSCP(false, qos.ClassNames...), one(goTo("remembered")))
-	p.chain("from_voice_tunnel", single, p.byPort(qos.Signalling, qos.Media), p.byDSCP(true, qos.Media, qos.Signalling),
-		remember(qos.Signalling), one(goTo("set_media")))
-	p.chain("from_data_tunnel", single, p.byDSCP(true, qos.Background), remember(qos.Background), one(goTo("set_data")))
-	p.chain("from_data_lan", remember(qos.Media, qos.Signalling), p.byDSCP(false, qos.Background), one(goTo("remembered")))
+	holes := p.mediaByHole()
+	if holes != nil {
+		p.chain("set_media_by_hole",
+			one(markReplace("ct", qos.MarkClassMask, qos.ClassMark(qos.Media))), one(goTo("set_media")))
+	}
+	p.chain("trusted", holes, p.byPort(qos.ClassNames...), p.byDSCP(false, qos.ClassNames...), one(goTo("remembered")))
+	p.chain("from_voice_tunnel", holes, single,
+		p.byPort(qos.Signalling, qos.Media),
+		p.byDSCP(true, qos.Media, qos.Signalling),
+		remember(qos.Signalling),
+		one(goTo("set_media")))
+	p.chain("from_data_tunnel", single,
+		p.byDSCP(true, qos.Background),
+		remember(qos.Background),
+		one(goTo("set_data")))
+	p.chain("from_data_lan", holes,
+		remember(qos.Media, qos.Signalling),
+		p.byDSCP(false, qos.Background),
+		one(goTo("remembered")))
 	p.chain("remembered", remember(qos.Media, qos.Signalling, qos.Background), one(goTo("set_data")))
 	for _, c := range qos.ClassNames {
 		p.chain("set_"+string(c),
@@ -299,33 +357,43 @@ func (p *plan) class(name qos.ClassName) qos.Class {
 	return qos.Class{Name: name}
 }
 
-// byPort holds for both ends: the phone calls the port, or serves on it.
+// byPort matches both ends: the phone calls the port, or serves on it.
 func (p *plan) byPort(classes ...qos.ClassName) []Rule {
 	var rules []Rule
 	for _, name := range classes {
 		for _, proto := range []qos.Protocol{qos.UDP, qos.TCP} {
-			if !slices.ContainsFunc(p.class(name).Ports, func(m qos.PortMatch) bool { return m.Protocol == proto }) {
-				continue // an empty set would be asked for every packet
+			if !slices.ContainsFunc(
+				p.class(name).Ports, func(m qos.PortMatch) bool { return m.Protocol == proto },
+			) {
+				continue // every packet would be looked up in an empty set
 			}
 			set := string(name) + "_" + string(proto)
-			rules = append(rules, rule(portIn(proto, "dport", set), goTo("set_"+string(name))), rule(portIn(proto, "sport", set), goTo("set_"+string(name))))
+			rules = append(
+				rules, rule(portIn(proto, "dport", set), goTo("set_"+string(name))),
+				rule(portIn(proto, "sport", set), goTo("set_"+string(name))),
+			)
 		}
 	}
 	return rules
 }
 
-// byDSCP knows a class by its code points; what comes from a far box also carries the code
-// point that this box would have set.
+// codePoints are those by which a class is known. From a far box, the code point that this box would have
+// set counts too.
+func (p *plan) codePoints(name qos.ClassName, far bool) []qos.DSCP {
+	c := p.class(name)
+	points := slices.Clone(c.DSCP)
+	if far && c.Outer != 0 && !slices.Contains(points, c.Outer) {
+		points = append(points, c.Outer)
+	}
+	return points
+}
+
+// byDSCP matches the code points of the classes.
 func (p *plan) byDSCP(far bool, classes ...qos.ClassName) []Rule {
 	var rules []Rule
 	seen := map[qos.DSCP]bool{}
 	for _, name := range classes {
-		c := p.class(name)
-		points := slices.Clone(c.DSCP)
-		if far && c.Outer != 0 {
-			points = append(points, c.Outer)
-		}
-		for _, d := range points {
+		for _, d := range p.codePoints(name, far) {
 			if seen[d] {
 				continue
 			}
@@ -338,51 +406,59 @@ func (p *plan) byDSCP(far bool, classes ...qos.ClassName) []Rule {
 	return rules
 }
 
-// outgoing classifies the box's own packets. Ciphertext carries the mark of its socket and is left
-// alone; a relay of Ringway's chose its class itself.
+// outgoing classifies the box's own packets. Ciphertext carries the mark of its socket and is left alone;
+// Ringway's own relays choose their class themselves (relayedConnections).
 func (p *plan) outgoing() {
 	p.base("own", "route", "output", hookMangle, "accept",
 		one(oif("lo"), leave),
 		one(markAny(qos.MarkOuterMask), leave),
 		both(func(f family) Rule {
-			return rule(addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner))
+			return rule(
+				addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner),
+			)
 		}),
+		p.relayedConnections(),
 		one(markAny(qos.MarkClassMask), leave),
-		// Probes to a far reflector choose their tunnel by their code point: EF is a call's packet, whatever the classes' own
-		// code points are. The answer has the class of the question, which its connection remembers.
+		// A probe to a far reflector chooses its tunnel by code point: EF is a call's packet, whatever code
+		// points the classes have. The answer gets the class of the question, which its connection
+		// remembers.
 		both(func(f family) Rule {
-			return rule(addrIn(f, "daddr", "sites"), dscp(f, "eq", probeDSCP), portIs(qos.UDP, "dport", stampPort), goTo("set_"+string(qos.Media)))
+			return rule(
+				addrIn(f, "daddr", "sites"), dscp(f, "eq", probeDSCP),
+				portIs(qos.UDP, "dport", units.STAMPPort), goTo("set_"+string(qos.Media)),
+			)
 		}),
 		one(goTo("remembered")))
 }
 
-// Probes between appliances (RFC 8762): the reflectors' port, and the code point that makes a probe a call's packet.
-const (
-	stampPort = 862
-	probeDSCP = 46 // EF
-)
+// probeDSCP is EF: a probe between appliances (RFC 8762) that carries it is queued as a call's packet.
+const probeDSCP = 46
 
-// clamp keeps TCP's segments within the tunnels' packets, both ways, and those of local internet within what a slow WAN may send or
-// receive. The size is the MTU less 40 (IPv4) or 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1). A host keeps to the size that
-// the other one announces: what comes in by a WAN says how long the packets may be that leave there.
+// clamp limits TCP segments to the MTU of the tunnels, in both directions, and those between LANs and the
+// internet to what a slow WAN may send or receive. A segment is the MTU less 40 (IPv4) or 60 bytes (IPv6)
+// of headers (RFC 9293, section 3.7.1). A host respects the size that the other one announces, so the SYN
+// that arrives by a WAN limits what is sent there.
 func (p *plan) clamp() {
 	if p.lacks(FeatureMSS) {
 		return
 	}
 	var rules []Rule
 	clamped := func(dev statement, mtu4, mtu6 int) {
-		if mtu4 < least4 { // below it no size helps
+		if mtu4 < minMTU4 { // no segment size helps
 			return
 		}
-		rules = append(rules, rule(dev, isFamily(ipv4), segment(uint16(mtu4-40))), rule(dev, isFamily(ipv6), segment(uint16(mtu6-60))))
+		rules = append(
+			rules, rule(dev, isFamily(ipv4), segment(uint16(mtu4-40))),
+			rule(dev, isFamily(ipv6), segment(uint16(mtu6-60))),
+		)
 	}
 	for _, t := range p.Tunnels {
 		clamped(oif(t.Device), t.MTU, t.MTU)
 		clamped(iif(t.Device), t.MTU, t.MTU)
 	}
 	for _, w := range p.Slow {
-		clamped(oif(w.Device), w.Received, max(w.Received, least6))
-		clamped(iif(w.Device), w.Sent, max(w.Sent, least6))
+		clamped(oif(w.Device), w.Received, max(w.Received, minMTU6))
+		clamped(iif(w.Device), w.Sent, max(w.Sent, minMTU6))
 	}
 	if len(rules) == 0 {
 		return
@@ -391,9 +467,10 @@ func (p *plan) clamp() {
 	p.chain("segments", rules)
 }
 
-// downlink chooses the queue on a LAN of what is forwarded there: that of its WAN for what came in by one, and is no call; ciphertext
-// never comes this way, and what was in it comes from a tunnel. It is done on the way through, where the way in is known to
-// every kernel, and after IPv4's forwarding has written a priority of its own from the TOS.
+// downlink chooses the queue on a LAN for forwarded packets: that of the WAN they arrived by, unless they
+// are calls. Ciphertext is not forwarded, and the packets inside it arrive from a tunnel. The hook is
+// forward, where every kernel knows the input device, and where IPv4 has already derived skb->priority from
+// the TOS, which would overwrite ours.
 func (p *plan) downlink() {
 	if len(p.Downlink.WANs) == 0 || len(p.Downlink.LANs) == 0 {
 		return
@@ -401,7 +478,10 @@ func (p *plan) downlink() {
 	p.base("downlink", "filter", "forward", hookMangle, "accept", one(oifIn("shaped_lan"), goTo("arriving")))
 	var rules []Rule
 	for _, c := range []qos.ClassName{qos.Media, qos.Signalling} {
-		rules = append(rules, rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), priority(p.Downlink.CallsID), leave))
+		rules = append(
+			rules,
+			rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), priority(p.Downlink.CallsID), leave),
+		)
 	}
 	for _, w := range p.Downlink.WANs {
 		rules = append(rules, rule(iif(w.WAN), priority(w.ClassID)))

@@ -7,8 +7,10 @@ import (
 	"flag"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -16,7 +18,7 @@ import (
 	"ringway/qos"
 )
 
-var rewrite = flag.Bool("update", false, "write testdata anew")
+var rewrite = flag.Bool("update", false, "rewrite testdata")
 
 func prefixes(list ...string) []netip.Prefix {
 	var out []netip.Prefix
@@ -42,16 +44,29 @@ func branch() Input {
 		SiteVoiceNetworks: prefixes("10.2.10.0/24"),
 		SiteDataNetworks:  prefixes("10.2.20.0/24", "2001:db8:2:20::/64"),
 		Classes: []qos.Class{
-			{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, FlowLimit: 256 * qos.Kbit, Ports: []qos.PortMatch{port(qos.UDP, 16384, 32767)}},
-			{Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Ports: []qos.PortMatch{port(qos.UDP, 5060, 5060), port(qos.TCP, 5061, 5061), port(qos.TCP, 5060, 5060)}},
+			{
+				Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, FlowLimit: 256 * qos.Kbit,
+				Ports: []qos.PortMatch{port(qos.UDP, 16384, 32767)},
+			},
+			{
+				Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24,
+				Ports: []qos.PortMatch{
+					port(qos.UDP, 5060, 5060), port(qos.TCP, 5061, 5061), port(qos.TCP, 5060, 5060),
+				},
+			},
 			{Name: qos.Data, Ports: []qos.PortMatch{port(qos.UDP, 67, 67), port(qos.TCP, 80, 80)}},
 			{Name: qos.Background, DSCP: []qos.DSCP{8, 1}, Outer: 8},
 		},
-		Priorities: []Priority{{"wan0", qos.Media, 0x10010}, {"wan0", qos.Signalling, 0x10020}, {"wan0", qos.Data, 0x10030}, {"wan0", qos.Background, 0x10040}},
-		Peers:      []Peer{{netip.MustParseAddrPort("203.0.113.2:51820"), qos.Media, 0x10110}},
-		Reflector:  true,
-		Slow:       []SlowWAN{{Device: "wan0", Sent: 1198}},
-		Downlink:   Downlink{LANs: []string{"data0", "lan0.20"}, CallsID: qos.CallsID, WANs: []WANQueue{{"wan0", 0x20010}}},
+		Priorities: []Priority{
+			{"wan0", qos.Media, 0x10010}, {"wan0", qos.Signalling, 0x10020}, {"wan0", qos.Data, 0x10030},
+			{"wan0", qos.Background, 0x10040},
+		},
+		Peers:     []Peer{{netip.MustParseAddrPort("203.0.113.2:51820"), qos.Media, 0x10110}},
+		Reflector: true,
+		Slow:      []SlowWAN{{Device: "wan0", Sent: 1198}},
+		Downlink: Downlink{
+			LANs: []string{"data0", "lan0.20"}, CallsID: qos.CallsID, WANs: []WANQueue{{"wan0", 0x20010}},
+		},
 	}
 }
 
@@ -78,13 +93,16 @@ func TestNoMapsWithoutPeers(t *testing.T) {
 	assert.NotContains(t, text, "prio_")
 	assert.Contains(t, text, `oifname "wan0" meta priority set 1:10`)
 	in.PeerQueues = true
-	assert.Contains(t, strings.Join(Want(in).Text(), "\n"), "map prio_data6 { type ipv6_addr . inet_service : classid; }", "a peer that is not heard yet changes no rule later")
+	assert.Contains(
+		t, strings.Join(Want(in).Text(), "\n"), "map prio_data6 { type ipv6_addr . inet_service : classid; }",
+		"a peer that is not heard yet changes no rule later",
+	)
 	in = branch()
 	in.Priorities = nil
 	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "prio_", "nothing is shaped")
 }
 
-// Calls go before, and only what a WAN brought is held.
+// Calls come first, and only packets that arrived by a WAN are queued.
 func TestWhatComesInIsSteered(t *testing.T) {
 	in := branch()
 	rules := func() (out []string) {
@@ -110,7 +128,7 @@ func TestWhatComesInIsSteered(t *testing.T) {
 // What must hold for every rule, whoever adds the next one.
 func TestRulesKeepTheirPromises(t *testing.T) {
 	all := uint32(qos.MarkAll)
-	for _, c := range Want(branch()).Chains {
+	for _, c := range append(Want(branch()).Chains, Want(signalled()).Chains...) {
 		for _, r := range c.Rules {
 			assert.NotContains(t, r.Text, "helper", "the kernel's SIP helper stays off")
 			assert.NotContains(t, r.Text, "ttl", "TTL is the kernel's")
@@ -157,28 +175,50 @@ func TestOrderOfClassification(t *testing.T) {
 	}
 	assert.Less(t, first("trusted", "dscp"), first("trusted", "goto remembered"), "DSCP beats memory")
 	assert.Less(t, first("from_voice_tunnel", "dscp"), first("from_voice_tunnel", "ct mark"))
-	assert.Less(t, first("from_data_lan", "ct mark"), first("from_data_lan", "dscp"), "memory beats what is not trusted")
+	assert.Less(
+		t, first("from_data_lan", "ct mark"), first("from_data_lan", "dscp"),
+		"memory beats what is not trusted",
+	)
 }
 
 func TestDegrades(t *testing.T) {
 	in := branch()
 	in.Missing = []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureFlowLimit}
 	text := strings.Join(Want(in).Text(), "\n")
-	for _, word := range []string{"masquerade", "type nat", "maxseg", "limit rate", "media_flows4", "media_hosts4"} {
+	for _, word := range []string{
+		"masquerade", "type nat", "maxseg", "limit rate", "media_flows4", "media_hosts4",
+	} {
 		assert.NotContains(t, text, word)
 	}
-	assert.Contains(t, text, `iifname @lan oifname @wan ip saddr @nat4 counter name "forward_drop" drop`, "what is private does not leave untranslated")
-	for _, f := range []Feature{FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureNAT, FeatureFlowLimit} {
+	assert.Contains(
+		t, text, `iifname @lan oifname @wan ip saddr @nat4 counter name "forward_drop" drop`,
+		"what is private does not leave untranslated",
+	)
+	for _, f := range []Feature{
+		FeatureMasquerade, FeatureMSS, FeatureLimit, FeatureNAT, FeatureFlowLimit, FeatureTProxy,
+	} {
 		assert.NotEqual(t, "unknown feature", f.Cost())
 	}
 }
 
 func TestNetworksInsideOthersAreLeftOut(t *testing.T) {
-	sets := networkSets("n", prefixes("10.1.2.0/24", "10.0.0.0/8", "10.1.0.0/16", "11.0.0.1/32", "2001:db8::1/32"))
-	assert.Equal(t, "set n4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 11.0.0.1 }; }", sets[0].declaration())
-	assert.Equal(t, "set n6 { type ipv6_addr; flags interval; elements = { 2001:db8::/32 }; }", sets[1].declaration())
+	sets := networkSets(
+		"n", prefixes("10.1.2.0/24", "10.0.0.0/8", "10.1.0.0/16", "11.0.0.1/32", "2001:db8::1/32"),
+	)
+	assert.Equal(
+		t, "set n4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 11.0.0.1 }; }",
+		sets[0].declaration(),
+	)
+	assert.Equal(
+		t, "set n6 { type ipv6_addr; flags interval; elements = { 2001:db8::/32 }; }", sets[1].declaration(),
+	)
 	assert.Equal(t, "set p { type inet_service; flags interval; elements = { 1-4, 65535 }; }",
-		portSet("p", qos.UDP, []qos.PortMatch{port(qos.UDP, 3, 4), port(qos.UDP, 65535, 65535), port(qos.UDP, 1, 2), port(qos.TCP, 9, 9)}).declaration())
+		portSet(
+			"p", qos.UDP,
+			[]qos.PortMatch{
+				port(qos.UDP, 3, 4), port(qos.UDP, 65535, 65535), port(qos.UDP, 1, 2), port(qos.TCP, 9, 9),
+			},
+		).declaration())
 }
 
 func TestDiff(t *testing.T) {
@@ -230,7 +270,10 @@ add element inet ringway prio_media6 { fe80::1 . 51820 : 1:130 }`, words(Diff(Wa
 		assert.Equal(t, DeleteRule, c.Op)
 	}
 
-	gone := State{Present: true, Counters: []string{"old"}, Sets: []Set{{Name: "old", Type: "ifname"}}, Chains: []Chain{{Name: "old"}, {Name: "older", Type: "filter", Hook: "input", Policy: "accept"}}}
+	gone := State{
+		Present: true, Counters: []string{"old"}, Sets: []Set{{Name: "old", Type: "ifname"}},
+		Chains: []Chain{{Name: "old"}, {Name: "older", Type: "filter", Hook: "input", Policy: "accept"}},
+	}
 	assert.Equal(t, `flush chain inet ringway old
 flush chain inet ringway older
 delete chain inet ringway old
@@ -254,4 +297,70 @@ func TestNamesOfDevices(t *testing.T) {
 	assert.Equal(t, "lan0.20", chainName("lan0.20"))
 	assert.Equal(t, "lan/2d0", chainName("lan-0"))
 	assert.NotEqual(t, chainName("a-b"), chainName("a_b"))
+}
+
+// Without dynamic sets the ruleset is what it was (TestText); with holes, packets look for one before
+// conntrack is asked.
+func TestHoles(t *testing.T) {
+	in := branch()
+	in.Dynamic = append(HoleSets("calls", 512, 64, 2*time.Minute),
+		DynamicSet{Name: "banned4", Owner: "abuse", Type: "ipv4_addr", MaxElements: 100, MaxLife: time.Hour})
+	text := strings.Join(Want(in).Text(), "\n")
+	for _, line := range []string{
+		"	set media4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; timeout 120s; size 1024; }",
+		"	set media_net6 { type ipv6_addr . ipv6_addr . inet_service; flags interval,timeout; timeout 120s; size 128; }",
+		"	set banned4 { type ipv4_addr; flags timeout; timeout 3600s; size 200; }",
+		"		meta l4proto udp jump holes\n		ct state established,related accept",
+		"	chain holes {\n		ip saddr . ip daddr . udp dport @media4 accept\n" +
+			"		ip saddr . ip daddr . udp dport @media_net4 accept\n" +
+			"		ip6 saddr . ip6 daddr . udp dport @media6 accept\n		ip6 saddr . ip6 daddr . udp dport @media_net6 accept\n	}",
+	} {
+		assert.Contains(t, text, line)
+	}
+
+	more := in
+	more.Dynamic = slices.Clone(in.Dynamic)
+	more.Dynamic[0].MaxElements = 1024
+	assert.Equal(
+		t, DeleteTable, Diff(Want(more), Want(in))[0].Op, "a set with another bound takes the table with it",
+	)
+	assert.NotEqual(t, DeleteTable, Diff(Want(in), Want(branch()))[0].Op, "one that comes does not")
+}
+
+func TestHoleKeys(t *testing.T) {
+	for _, c := range []struct{ source, to, set, key string }{
+		{"10.2.20.2/32", "10.1.10.2:5004", "media4", "10.2.20.2 . 10.1.10.2 . 5004"},
+		{"10.2.20.2/24", "10.1.10.2:5004", "media_net4", "10.2.20.0/24 . 10.1.10.2 . 5004"},
+		{"2001:db8::1/128", "[2001:db8:1::2]:5004", "media6", "2001:db8::1 . 2001:db8:1::2 . 5004"},
+		{"2001:db8::/48", "[2001:db8:1::2]:5004", "media_net6", "2001:db8::/48 . 2001:db8:1::2 . 5004"},
+		{"10.2.20.2/32", "[::ffff:10.1.10.2]:5004", "media4", "10.2.20.2 . 10.1.10.2 . 5004"},
+	} {
+		set, key := Hole(netip.MustParsePrefix(c.source), netip.MustParseAddrPort(c.to))
+		assert.Equal(t, c.set, set)
+		assert.Equal(t, c.key, key)
+	}
+}
+
+func TestDynamicSetCheck(t *testing.T) {
+	good := DynamicSet{
+		Name: "s", Owner: "calls", Type: "ipv4_addr . inet_service", MaxElements: 1, MaxLife: time.Second,
+	}
+	require.NoError(t, good.Check())
+	for text, spoil := range map[string]func(*DynamicSet){
+		`dynamic set "s": name, owner and key type must be set`: func(d *DynamicSet) { d.Owner = "" },
+		"dynamic set s: a bound of 0 elements (allowed: 1 to 65536)": func(d *DynamicSet) {
+			d.MaxElements = 0
+		},
+		"dynamic set s: a longest life of 1.5s (allowed: 1s to 168h, whole seconds)": func(d *DynamicSet) {
+			d.MaxLife = 1500 * time.Millisecond
+		},
+		"dynamic set s: ranges need a concatenated key, not ipv4_addr: " +
+			"mask the address in the rule instead": func(d *DynamicSet) {
+			d.Type, d.Interval = "ipv4_addr", true
+		},
+	} {
+		bad := good
+		spoil(&bad)
+		assert.EqualError(t, bad.Check(), text)
+	}
 }

@@ -5,10 +5,11 @@ import (
 	"slices"
 
 	"ringway/qos"
+	"ringway/units"
 )
 
-// forward says who may talk to whom through the box. Devices that the config does not name
-// forward nothing: an appliance has no other way in.
+// forward says who may talk to whom through the box. Devices that the config does not name forward nothing:
+// an appliance has no other path in.
 func (p *plan) forward() {
 	est := ctState("established,related")
 	split := func(field, mine, other, otherChain string) []Rule {
@@ -18,11 +19,14 @@ func (p *plan) forward() {
 			one(accept))
 	}
 	p.base("forward", "filter", "forward", hookFilter, "drop",
-		// Nothing of a site's goes to the internet here, and nothing from there into a tunnel, whatever conntrack says.
+		// Nothing of a site's goes to the internet here, and nothing from there into a tunnel, whatever
+		// conntrack says.
 		one(iifIn("tunnel"), oifIn("wan"), counter(CounterHairpinWAN), drop),
 		one(iifIn("wan"), oifIn("tunnel"), counter(CounterForwardDrop), drop),
-		// NAT passes what belongs to no connection untranslated, with its private address.
+		// NAT does not translate packets of no connection: they would leave with their private address.
 		one(oifIn("wan"), ctState("invalid"), counter(CounterInvalidWAN), drop),
+		p.untrackedToWAN(),
+		p.holes(),
 		one(est, accept),
 		one(iifIn("voice_lan"), oifIn("tunnel"), goTo("voice_to_sites")),
 		one(iifIn("data_lan"), oifIn("tunnel"), goTo("data_to_sites")),
@@ -39,16 +43,20 @@ func (p *plan) forward() {
 	p.chain("data_to_sites", split("daddr", "data", "voice", "calls"))
 	p.chain("sites_to_voice", split("saddr", "voice", "data", "calls"))
 	p.chain("sites_to_data", split("saddr", "data", "voice", "services"))
-	// Phones reach the servers of the classes' ports; towards phones only calls come (a phone's web
-	// page is nobody's business on the data network). Replies are established.
-	p.chain("services", one(portIn(qos.UDP, "dport", "services_udp"), accept), one(portIn(qos.TCP, "dport", "services_tcp"), accept),
+	// Phones reach servers on the ports of the classes; only calls reach phones, since a phone's web page
+	// is of no use to the data network. Replies are established.
+	p.chain("services",
+		one(portIn(qos.UDP, "dport", "services_udp"), accept),
+		one(portIn(qos.TCP, "dport", "services_tcp"), accept),
 		one(counter(CounterVoiceDataApart), drop))
-	p.chain("calls", one(portIn(qos.UDP, "dport", "calls_udp"), accept), one(portIn(qos.TCP, "dport", "calls_tcp"), accept),
+	p.chain("calls",
+		one(portIn(qos.UDP, "dport", "calls_udp"), accept),
+		one(portIn(qos.TCP, "dport", "calls_tcp"), accept),
 		one(counter(CounterVoiceDataApart), drop))
 }
 
-// internet lets the LANs out locally. Without NAT what is private stays in, rather than leave
-// with an address that nobody can answer.
+// internet lets the LANs reach the internet locally. Without NAT, private addresses stay in, rather than
+// leave with a source that nobody can answer.
 func (p *plan) internet() []Rule {
 	var rules []Rule
 	if !p.canNAT() {
@@ -61,17 +69,24 @@ func (p *plan) canNAT() bool { return !p.lacks(FeatureMasquerade) && !p.lacks(Fe
 
 func (p *plan) nat() {
 	if p.canNAT() {
-		p.base("nat", "nat", "postrouting", hookSrcNAT, "accept", one(oifIn("wan"), addrIn(ipv4, "saddr", "nat"), masquerade))
+		p.base(
+			"nat", "nat", "postrouting", hookSrcNAT, "accept",
+			one(oifIn("wan"), addrIn(ipv4, "saddr", "nat"), masquerade),
+		)
 	}
 }
 
-// input says what reaches the box itself. From the WAN: ciphertext, what keeps the link and path
-// MTU discovery alive, and answers. From LANs: ICMP and DHCP; from data networks, here and at the
-// sites, what LocalServices name; there is no remote shell unless it is named there. From sites, and
-// from nowhere else: probes to the reflector, where there is one. Devices that
-// the config does not name (a management port) are left alone, so that the box cannot lock its
-// operator out of them. A WAN that the config no longer names is such a device: that it has none of
-// the box's addresses any more is routing's part (routing.Diff takes them from every device).
+// input says what reaches the box itself:
+//
+//   - from WANs: ciphertext, what the link and path MTU discovery need, and replies
+//   - from LANs: ICMP and DHCP; from data networks, here and at the sites, LocalServices. There is no remote shell
+//     unless it is listed there
+//   - from sites only: probes to the reflector, where there is one
+//   - what a relay takes, for whatever address
+//
+// Devices that the config does not name (a management port) are left alone, so that the box cannot lock out
+// its operator. A WAN that the config no longer names is such a device; routing removes the box's addresses
+// from it (routing.Diff looks at every device).
 func (p *plan) input() {
 	est := ctState("established,related")
 	ping := func(f family, typ byte) []Rule {
@@ -81,14 +96,18 @@ func (p *plan) input() {
 		return one(icmpIs(f, typ), limit(20, 40), accept)
 	}
 	p.base("input", "filter", "input", hookFilter, "accept",
-		one(iifIn("wan"), goTo("input_wan")), one(iifIn("lan"), goTo("input_lan")), one(iifIn("tunnel"), goTo("input_tunnel")))
+		p.acceptRelayed(),
+		one(iifIn("wan"), goTo("input_wan")),
+		one(iifIn("lan"), goTo("input_lan")),
+		one(iifIn("tunnel"), goTo("input_tunnel")))
 	linkLocal := addrIs("saddr", prefixLinkLocal)
 	p.chain("input_wan",
 		one(portIn(qos.UDP, "dport", "listen"), accept),
 		one(est, accept),
 		one(icmpIn(ipv4, "icmp_errors4"), accept), one(icmpIn(ipv6, "icmp_errors6"), accept),
 		one(icmpIn(ipv6, "nd"), hopLimit255, accept),
-		one(icmpIs(ipv6, 130), linkLocal, accept), // multicast listener query (RFC 3810): switches forget us otherwise
+		// Multicast listener query (RFC 3810): without a report, switches stop forwarding multicast to us.
+		one(icmpIs(ipv6, 130), linkLocal, accept),
 		ping(ipv4, 8), ping(ipv6, 128),
 		one(iifIn("wan_dhcp"), isFamily(ipv4), ports(qos.UDP, 67, 68), accept),
 		one(iifIn("wan_dhcp"), linkLocal, ports(qos.UDP, 547, 546), accept),
@@ -97,28 +116,34 @@ func (p *plan) input() {
 		one(est, accept),
 		one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
 		one(portIs(qos.UDP, "dport", 67), accept), one(portIs(qos.UDP, "dport", 547), accept),
-		one(iifIn("data_lan"), portIn(qos.UDP, "dport", "served_udp"), accept), one(iifIn("data_lan"), portIn(qos.TCP, "dport", "served_tcp"), accept),
+		one(iifIn("data_lan"), portIn(qos.UDP, "dport", "served_udp"), accept),
+		one(iifIn("data_lan"), portIn(qos.TCP, "dport", "served_tcp"), accept),
 		one(counter(CounterInputLANDrop), drop))
-	served := func(f family) []Rule { // a site's data networks manage this box as its own do; phones, anywhere, do not
-		return []Rule{rule(addrIn(f, "saddr", "sites_data"), portIn(qos.UDP, "dport", "served_udp"), accept),
-			rule(addrIn(f, "saddr", "sites_data"), portIn(qos.TCP, "dport", "served_tcp"), accept)}
+
+	// The data networks of sites may manage this box, as its own may; phones may not, wherever they are.
+	served := func(f family) []Rule {
+		return []Rule{
+			rule(addrIn(f, "saddr", "sites_data"), portIn(qos.UDP, "dport", "served_udp"), accept),
+			rule(addrIn(f, "saddr", "sites_data"), portIn(qos.TCP, "dport", "served_tcp"), accept),
+		}
 	}
 	var probes []Rule
 	if p.Reflector {
 		probes = both(func(f family) Rule {
-			return rule(addrIn(f, "saddr", "sites"), portIs(qos.UDP, "dport", stampPort), accept)
+			return rule(addrIn(f, "saddr", "sites"), portIs(qos.UDP, "dport", units.STAMPPort), accept)
 		})
 	}
 	p.chain("input_tunnel", one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
 		probes, served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
 }
 
-// egress is the last look at a packet: nothing for a site leaves on a WAN in clear, the DSCP says
-// the class again (towards phones, into tunnels, on the WAN), and the queue is chosen. Ciphertext
-// is known by the mark of its socket; its class is the tunnel's, or, where an engine marks packets
-// apart, what its DSCP says.
+// egress is the last chain that a packet passes: nothing for a site leaves on a WAN unencrypted, the DSCP
+// is set to the class's (towards phones, into tunnels, on the WAN), and the queue is chosen. Ciphertext is
+// recognized by the mark of its socket. Its class is the tunnel's or, where an engine marks packets
+// differently, that of its DSCP.
 func (p *plan) egress() {
 	p.base("egress", "filter", "postrouting", hookMangle, "accept",
+		p.relayedFirst(),
 		one(oifIn("wan"), goTo("egress_wan")),
 		one(oifIn("voice_lan"), goTo("remark")),
 		one(oifIn("tunnel"), goTo("remark")))
@@ -132,6 +157,7 @@ func (p *plan) egress() {
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterVoice), goTo("wan_outer_voice")),
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterData), goTo("wan_outer_data")),
 		both(leak),
+		p.privateFromRelay(),
 		[]Rule{queue(qos.Media), queue(qos.Signalling), queue(qos.Background)},
 		one(goTo("wan_data")))
 	p.chain("wan_outer_voice", p.outer(qos.Signalling, qos.Media))
@@ -139,12 +165,14 @@ func (p *plan) egress() {
 
 	var remark []Rule
 	for _, c := range qos.ClassNames {
-		remark = append(remark, rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), goTo("dscp_"+string(c))))
+		remark = append(
+			remark, rule(markIs("meta", qos.MarkClassMask, qos.ClassMark(c)), goTo("dscp_"+string(c))),
+		)
 	}
 	p.chain("remark", remark)
 	for _, c := range qos.ClassNames {
 		d := p.class(c).Outer
-		// Written only where it differs: a write costs a copy of a shared packet.
+		// Written only where it differs: a write copies a shared packet.
 		p.chain("dscp_"+string(c), both(func(f family) Rule { return rule(dscp(f, "neq", d), dscpSet(f, d)) }))
 		rules := one(jump("dscp_" + string(c)))
 		for _, q := range p.Priorities {
@@ -153,13 +181,15 @@ func (p *plan) egress() {
 			}
 		}
 		if p.shapedPeers() {
-			rules = append(rules, both(func(f family) Rule { return rule(priorityFrom(f, "prio_"+string(c))) })...)
+			rules = append(
+				rules, both(func(f family) Rule { return rule(priorityFrom(f, "prio_"+string(c))) })...,
+			)
 		}
 		p.chain("wan_"+string(c), rules)
 	}
 }
 
-// outer sorts one tunnel's ciphertext: special where its DSCP says so, usual else.
+// outer classifies one tunnel's ciphertext: special if its DSCP says so, else usual.
 func (p *plan) outer(special, usual qos.ClassName) []Rule {
 	d := p.class(special).Outer
 	var rules []Rule
@@ -169,17 +199,18 @@ func (p *plan) outer(special, usual qos.ClassName) []Rule {
 	return append(rules, rule(goTo("wan_"+string(usual))))
 }
 
-// What a flow of media may do at once beyond its rate, and how many flows are known. A flow that pauses for flowPause seconds is new.
+// A media flow may exceed its rate by flowBurst bytes at once. maxFlows flows are known; one that pauses
+// for flowPause seconds counts as new.
 const (
 	flowBurst = 3000
 	flowPause = 30
-	mostFlows = 16384
+	maxFlows  = 16384
 )
 
-// flows bounds every single flow of media that leaves the branch: the queue holds all calls together to the voice budget, but cannot
-// tell one from another, least of all when they are encrypted. One phone gone mad, or a forged flow, would take the calls' part
-// with it. It is done here, where flows can be told apart, with what the branch sends; what comes in has passed the far box, and
-// what the box itself sends (probes) is its own business.
+// flows limits the rate of each media flow that leaves the branch. The queue limits all calls together to
+// the voice budget, but cannot tell one from another, least of all when they are encrypted: one misbehaving
+// phone, or a forged flow, would starve the other calls. Packets from sites have passed the far box's
+// limit, and the box's own packets (probes) are not limited.
 func (p *plan) flows() {
 	rate := p.class(qos.Media).FlowLimit
 	if rate == 0 || p.lacks(FeatureFlowLimit) {
@@ -189,8 +220,11 @@ func (p *plan) flows() {
 	for _, f := range families {
 		addr := fmt.Sprintf("ipv%[1]s_addr . ipv%[1]s_addr", f.suffix())
 		p.state.Sets = append(p.state.Sets,
-			Set{Name: "media_flows" + f.suffix(), Type: addr + " . inet_service . inet_service", Size: mostFlows, Timeout: flowPause},
-			Set{Name: "media_hosts" + f.suffix(), Type: addr, Size: mostFlows, Timeout: flowPause})
+			Set{
+				Name: "media_flows" + f.suffix(), Type: addr + " . inet_service . inet_service",
+				Size: maxFlows, Timeout: flowPause,
+			},
+			Set{Name: "media_hosts" + f.suffix(), Type: addr, Size: maxFlows, Timeout: flowPause})
 	}
 	media := markIs("meta", qos.MarkClassMask, qos.ClassMark(qos.Media))
 	p.base("flows", "filter", "forward", hookMangle, "accept",

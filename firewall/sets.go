@@ -33,7 +33,7 @@ func networkSets(name string, networks ...[]netip.Prefix) []Set {
 	return sets
 }
 
-// PrefixText is a network as an element of a set: one address stands without its length.
+// PrefixText is a network as an element of a set: a single address has no length.
 func PrefixText(p netip.Prefix) string {
 	if p.IsSingleIP() {
 		return p.Addr().String()
@@ -41,7 +41,7 @@ func PrefixText(p netip.Prefix) string {
 	return p.String()
 }
 
-// portSet makes a set of ranges, merged where they touch or overlap.
+// portSet makes a set of port ranges, merged where they touch or overlap.
 func portSet(name string, proto qos.Protocol, matches []qos.PortMatch) Set {
 	var mine []qos.PortMatch
 	for _, m := range matches {
@@ -97,12 +97,15 @@ func (t Set) Canonical() Set {
 	return t
 }
 
-// priorityMaps tells peers' queues apart, by class and family: prio_media4.
+// priorityMaps are the maps from a peer to its queue, by class and family: prio_media4.
 func priorityMaps(peers []Peer) []Set {
 	var sets []Set
 	for _, c := range qos.ClassNames {
 		for _, f := range families {
-			s := Set{Name: "prio_" + string(c) + f.suffix(), Type: fmt.Sprintf("ipv%s_addr . inet_service", f.suffix()), Data: "classid"}
+			s := Set{
+				Name: "prio_" + string(c) + f.suffix(),
+				Type: fmt.Sprintf("ipv%s_addr . inet_service", f.suffix()), Data: "classid",
+			}
 			seen := map[string]bool{} // the kernel refuses the whole transaction for a key with two values
 			for _, p := range peers {
 				a := p.Endpoint.Addr().Unmap().WithZone("")

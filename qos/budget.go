@@ -1,6 +1,10 @@
 package qos
 
-import "time"
+import (
+	"time"
+
+	"ringway/units"
+)
 
 // Codec is what the sound of a call becomes: a packet every Interval, with so much payload.
 type Codec struct {
@@ -13,18 +17,28 @@ type Codec struct {
 var (
 	G711 = Codec{"G.711", 160, 20 * time.Millisecond} // ITU-T G.711: 64 kbit/s
 	G722 = Codec{"G.722", 160, 20 * time.Millisecond} // ITU-T G.722, mode 1: 64 kbit/s
-	G729 = Codec{"G.729", 20, 20 * time.Millisecond}  // ITU-T G.729: 8 kbit/s, frames of 10 bytes for 10 ms, two in a packet
-	Opus = OpusAt(32 * Kbit)                          // of the 28 to 40 kbit/s that RFC 6716 (section 2.1.1) has for speech in full band
+	G729 = Codec{
+		"G.729",
+		20,
+		20 * time.Millisecond,
+	} // ITU-T G.729: 8 kbit/s, frames of 10 bytes for 10 ms, two in a packet
+	Opus = OpusAt(
+		32 * Kbit,
+	) // of the 28 to 40 kbit/s that RFC 6716 (section 2.1.1) has for speech in full band
 )
 
 // Codecs lists them in the order in which they are printed.
 var Codecs = []Codec{G711, G722, G729, Opus}
 
-// OpusAt is Opus with packets of 20 ms at a constant bit rate (RFC 6716 allows 6 to 510 kbit/s). With a variable one (its
-// default) rate is what an average says, and single packets are longer.
+// OpusAt is Opus with packets of 20 ms at a constant bit rate (RFC 6716 allows 6 to 510 kbit/s). With a
+// variable one (its default) rate is what an average says, and single packets are longer.
 func OpusAt(rate BitRate) Codec {
 	const interval = 20 * time.Millisecond
-	return Codec{"Opus", ByteCount((uint64(rate)*uint64(interval) + 8*uint64(time.Second) - 1) / (8 * uint64(time.Second))), interval}
+	return Codec{
+		"Opus",
+		ByteCount((uint64(rate)*uint64(interval) + 8*uint64(time.Second) - 1) / (8 * uint64(time.Second))),
+		interval,
+	}
 }
 
 // Bytes of headers and tags.
@@ -37,13 +51,9 @@ const (
 	wireguardTag    = 16 // the same: Poly1305
 	wireguardPad    = 16 // the same: what is inside is padded to a multiple of it, but never beyond the tunnel's MTU
 
-	// SRTPTag is what SRTP adds to a packet: the 80 bits of AES_CM_128_HMAC_SHA1_80, which every implementation has
-	// (RFC 3711, section 5.2). AEAD_AES_128_GCM adds 16 (RFC 7714), an MKI its own length.
+	// SRTPTag is what SRTP adds to a packet: the 80 bits of AES_CM_128_HMAC_SHA1_80, which every implementation
+	// has (RFC 3711, section 5.2). AEAD_AES_128_GCM adds 16 (RFC 7714), an MKI its own length.
 	SRTPTag = 10
-
-	// RTCPShare is what RTCP gets on top of RTP, percent: RFC 3550, section 6.2, has it fixed there, and what a call really sends
-	// stays below it. RTCP is marked, and queued, as the RTP that it belongs to.
-	RTCPShare = 5
 )
 
 // Wire says how many bytes an IP packet counts on the provider's meter. It never counts a longer packet less.
@@ -144,20 +154,21 @@ func (b Budget) Call(c Codec) BitRate {
 }
 
 // RTP is what is left of the budget when RTCP has its share.
-func (b Budget) RTP() BitRate { return b.Rate * 100 / (100 + RTCPShare) }
+func (b Budget) RTP() BitRate { return b.Rate * 100 / (100 + units.RTCPShare) }
 
 // Calls is how many calls of c the budget carries at once, RTCP beside them.
 func (b Budget) Calls(c Codec) int { return int(b.RTP() / b.Call(c)) }
 
-// Least is the smallest rate of media, in bits a second, that carries n calls of c.
-func (b Budget) Least(c Codec, n int) BitRate {
-	return (b.Call(c)*BitRate(n)*(100+RTCPShare) + 99) / 100
+// MinRate is the smallest rate of media, in bits a second, that carries n calls of c.
+func (b Budget) MinRate(c Codec, n int) BitRate {
+	return (b.Call(c)*BitRate(n)*(100+units.RTCPShare) + 99) / 100
 }
 
-// FitMTU is the longest IP packet, from least to most bytes, that occupies a link of rate for no longer than bound, size being
-// what it counts there; least, where even that takes longer. Without a rate or a bound it is most. A link is busy with one packet
-// at a time, so this is how long a call's packet may have to wait behind a packet of data, whatever the queues do: link
-// fragmentation and interleaving (RFC 2686) by packets that are short from the start.
+// FitMTU is the longest IP packet, from least to most bytes, that occupies a link of rate for no longer than
+// bound, size being what it counts there; least, where even that takes longer. Without a rate or a bound it
+// is most. A link is busy with one packet at a time, so this is how long a call's packet may have to wait
+// behind a packet of data, whatever the queues do: link fragmentation and interleaving (RFC 2686) by packets
+// that are short from the start.
 func FitMTU(rate BitRate, bound time.Duration, least, most ByteCount, size Wire) ByteCount {
 	if rate == 0 || bound <= 0 {
 		return most

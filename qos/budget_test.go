@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"ringway/units"
 )
 
 func ethernet(n ByteCount) ByteCount { return n + 14 }
@@ -34,30 +36,40 @@ func TestPacketsByHand(t *testing.T) {
 		call  BitRate
 	}{
 		{"G.711, IPv4 in IPv4", Budget{Envelope: Envelope{MTU: 1420, Wire: ethernet}}, G711,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268 link+14=282", 112800},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 " +
+				"padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268 link+14=282", 112800},
 		{"with SRTP", Budget{Envelope: Envelope{MTU: 1420, Wire: ethernet}, SRTP: SRTPTag}, G711,
-			"payload+160=160 RTP+12=172 SRTP+10=182 UDP+8=190 IPv4+20=210 padding+14=224 WireGuard+32=256 UDP+8=264 IPv4+20=284 link+14=298", 119200},
+			"payload+160=160 RTP+12=172 SRTP+10=182 UDP+8=190 IPv4+20=210 padding+14=224 WireGuard+32=256 " +
+				"UDP+8=264 IPv4+20=284 link+14=298", 119200},
 		{"IPv6 in IPv6", Budget{Envelope: Envelope{MTU: 1420, IPv6: true, Wire: ethernet}, CallIPv6: true}, G722,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv6+40=220 padding+4=224 WireGuard+32=256 UDP+8=264 IPv6+40=304 link+14=318", 127200},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv6+40=220 " +
+				"padding+4=224 WireGuard+32=256 UDP+8=264 IPv6+40=304 link+14=318", 127200},
 		{"G.729", Budget{Envelope: Envelope{MTU: 1420, Wire: ethernet}}, G729,
-			"payload+20=20 RTP+12=32 UDP+8=40 IPv4+20=60 padding+4=64 WireGuard+32=96 UDP+8=104 IPv4+20=124 link+14=138", 55200},
+			"payload+20=20 RTP+12=32 UDP+8=40 IPv4+20=60 " +
+				"padding+4=64 WireGuard+32=96 UDP+8=104 IPv4+20=124 link+14=138", 55200},
 		{"Opus at 32 kbit/s", Budget{Envelope: Envelope{MTU: 1420, Wire: ethernet}}, Opus,
-			"payload+80=80 RTP+12=92 UDP+8=100 IPv4+20=120 padding+8=128 WireGuard+32=160 UDP+8=168 IPv4+20=188 link+14=202", 80800},
+			"payload+80=80 RTP+12=92 UDP+8=100 IPv4+20=120 " +
+				"padding+8=128 WireGuard+32=160 UDP+8=168 IPv4+20=188 link+14=202", 80800},
 		{"padded to 512", Budget{Envelope: Envelope{MTU: 1420, PadTo: 512, Wire: ethernet}}, G711,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+312=512 WireGuard+32=544 UDP+8=552 IPv4+20=572 link+14=586", 234400},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+312=512 WireGuard+32=544 UDP+8=552 " +
+				"IPv4+20=572 link+14=586", 234400},
 		{"padded to what the MTU cuts", Budget{Envelope: Envelope{MTU: 1420, PadTo: 1419, Wire: ethernet}}, G711,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+1220=1420 WireGuard+32=1452 UDP+8=1460 IPv4+20=1480 link+14=1494", 597600},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+1220=1420 WireGuard+32=1452 UDP+8=1460 " +
+				"IPv4+20=1480 link+14=1494", 597600},
 		{"ATM: 286 bytes are 6 cells", Budget{Envelope: Envelope{MTU: 1420, Wire: cells}}, G711,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268 link+50=318", 127200},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 " +
+				"padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268 link+50=318", 127200},
 		{"a meter of IP packets", Budget{}, G711,
-			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268", 107200},
+			"payload+160=160 RTP+12=172 UDP+8=180 IPv4+20=200 " +
+				"padding+8=208 WireGuard+32=240 UDP+8=248 IPv4+20=268", 107200},
 	} {
 		assert.Equal(t, c.steps, words(c.b.Steps(c.codec)), c.name)
 		assert.Equal(t, c.call, c.b.Call(c.codec), c.name)
 	}
 }
 
-// 5.82 Mbit/s is the budget of a WAN of 20 Mbit/s: less 3 % margin, 30 % of it. Less RTCP's share it is 5,542,857 bit/s.
+// 5.82 Mbit/s is the budget of a WAN of 20 Mbit/s: less 3 % margin, 30 % of it. Less RTCP's share it is
+// 5,542,857 bit/s.
 func TestCallsByHand(t *testing.T) {
 	b := Budget{Rate: 5820 * Kbit, Envelope: Envelope{MTU: 1420, Wire: ethernet}}
 	assert.Equal(t, BitRate(5542857), b.RTP())
@@ -69,9 +81,9 @@ func TestCallsByHand(t *testing.T) {
 	assert.Equal(t, 46, b.Calls(G711), "5542857 / 119200 = 46.5")
 
 	one := Budget{Envelope: b.Envelope}
-	assert.Equal(t, BitRate(118440), one.Least(G711, 1), "112800 and 5 %")
+	assert.Equal(t, BitRate(118440), one.MinRate(G711, 1), "112800 and 5 %")
 	for _, n := range []int{1, 7, 100} {
-		one.Rate = one.Least(G711, n)
+		one.Rate = one.MinRate(G711, n)
 		assert.Equal(t, n, one.Calls(G711))
 		one.Rate--
 		assert.Equal(t, n-1, one.Calls(G711))
@@ -105,7 +117,11 @@ func drawBudget(t *rapid.T) Budget {
 }
 
 func drawCodec(t *rapid.T) Codec {
-	return Codec{"drawn", ByteCount(rapid.IntRange(1, 320).Draw(t, "payload")), time.Duration(rapid.IntRange(5, 60).Draw(t, "ms")) * time.Millisecond}
+	return Codec{
+		"drawn",
+		ByteCount(rapid.IntRange(1, 320).Draw(t, "payload")),
+		time.Duration(rapid.IntRange(5, 60).Draw(t, "ms")) * time.Millisecond,
+	}
 }
 
 // What the calls send in any whole second, and RTCP's share of it, is never more than the budget.
@@ -116,10 +132,10 @@ func TestCallsNeverExceedTheirBudget(t *testing.T) {
 		// In packets and bytes over an hour, so that no interval leaves a rest.
 		hour := uint64(time.Hour)
 		bits := n * uint64(b.Packet(c)) * 8 * (hour / uint64(c.Interval))
-		require.LessOrEqual(t, bits+bits*RTCPShare/100, uint64(b.Rate)*3600)
-		require.Less(t, uint64(b.Rate), uint64(b.Least(c, int(n)+1)), "nor is a call refused that would fit")
+		require.LessOrEqual(t, bits+bits*units.RTCPShare/100, uint64(b.Rate)*3600)
+		require.Less(t, uint64(b.Rate), uint64(b.MinRate(c, int(n)+1)), "nor is a call refused that would fit")
 		if n > 0 {
-			require.LessOrEqual(t, b.Least(c, int(n)), b.Rate)
+			require.LessOrEqual(t, b.MinRate(c, int(n)), b.Rate)
 		}
 	})
 }
@@ -169,7 +185,12 @@ func TestPacketsThatFitABound(t *testing.T) {
 	// 1 Mbit/s less 3 %: 970 kbit/s carry 1212.5 bytes in 10 ms, 1212 less 14 of Ethernet, 20, 8 and 32: 1138.
 	size := func(n ByteCount) ByteCount { e.MTU = n; return e.OnWire(n) }
 	assert.EqualValues(t, 1138, FitMTU(970*Kbit, 10*time.Millisecond, 576, 1420, size))
-	assert.EqualValues(t, 1280, FitMTU(970*Kbit, 10*time.Millisecond, 1280, 1420, size), "the least, though it takes longer")
+	assert.EqualValues(
+		t,
+		1280,
+		FitMTU(970*Kbit, 10*time.Millisecond, 1280, 1420, size),
+		"the least, though it takes longer",
+	)
 	assert.EqualValues(t, 1420, FitMTU(2*Mbit, 10*time.Millisecond, 576, 1420, size))
 	assert.EqualValues(t, 576, FitMTU(64*Kbit, 10*time.Millisecond, 576, 1420, size))
 	assert.EqualValues(t, 1420, FitMTU(0, 10*time.Millisecond, 576, 1420, size), "unknown")

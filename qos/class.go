@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// ClassName names one of the four classes of traffic (docs/architecture.md, "Classes").
+// ClassName names one of the four classes of traffic (docs/packet-path.md, "Classes").
 type ClassName string
 
 // The classes, from the most to the least urgent.
@@ -98,13 +98,16 @@ func (p PortMatch) String() string {
 // Class is one class as the config sets it.
 type Class struct {
 	Name  ClassName
-	DSCP  []DSCP        // inner code points it is known by, believed only from voice networks
-	Outer DSCP          // what the packet carries on the WAN outside a tunnel, and towards the phones
-	Share int           // guaranteed share of the shaped uplink, percent, 1-95; media's is also its ceiling (the voice budget)
+	DSCP  []DSCP // inner code points it is known by, believed only from voice networks
+	Outer DSCP   // what the packet carries on the WAN outside a tunnel, and towards the phones
+	// guaranteed share of the shaped uplink, percent, 1-95; media's is also its ceiling (the voice budget)
+	Share int
 	Limit time.Duration // longest queue at the class's rate before packets are dropped
 	Ports []PortMatch   // services by port, to or from voice networks
-	// FlowLimit is the most that one flow may send out of the branch, IP headers included; 0 = no bound. Media's alone: a call is a flow.
+	// FlowLimit is the most that one flow may send out of the branch, IP headers included; 0 = no bound. Media's
+	// alone: a call is a flow.
 	FlowLimit BitRate
-	// Admission: flows to a site are admitted while its voice budget has room, and refused as a whole beyond. Media's alone.
+	// Admission: flows to a site are admitted while its voice budget lasts, and refused as a whole beyond it.
+	// Media's alone.
 	Admission bool
 }

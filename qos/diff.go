@@ -75,9 +75,9 @@ func diffLink(want, have Link) []Change {
 	}
 	var out []Change
 	if hr == nil || !wr.equal(*hr) {
-		// No kernel changes an HTB root in place, and its handle names every class below: build anew.
+		// No kernel changes an HTB root in place, and its handle names every class below: rebuild the tree.
 		if hr != nil && hr.Handle == wr.Handle {
-			// A replace with the handle that stands there means "change it", which HTB refuses.
+			// A replace with the present handle means "change it", which HTB refuses.
 			out = append(out, Change{DeleteOp, want.Interface, hr, nil})
 		}
 		out = append(out, Change{ReplaceOp, want.Interface, wr, nil})
@@ -119,7 +119,10 @@ func diffClasses(want, have Link) (shrink, grow []Change) {
 			shrink = append(shrink, Change{DeleteOp, want.Interface, nil, &c})
 		}
 	}
-	slices.SortStableFunc(shrink, func(a, b Change) int { return cmp.Compare(depth[b.Class.Handle], depth[a.Class.Handle]) })
+	slices.SortStableFunc(
+		shrink,
+		func(a, b Change) int { return cmp.Compare(depth[b.Class.Handle], depth[a.Class.Handle]) },
+	)
 	return shrink, grow
 }
 
@@ -154,7 +157,7 @@ func diffLeaves(want, have Link) (del, set []Change) {
 		}
 		h, there := byParent[q.Parent]
 		there = there && !lost(h)
-		// A bucket whose content is taken out would hold nothing at all: it is made anew.
+		// A bucket whose child is removed would hold nothing at all, so it is made again.
 		emptied := there && inside[h.Handle] && !filled[q.Handle]
 		switch {
 		case there && !emptied && q.equal(h):

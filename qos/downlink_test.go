@@ -30,7 +30,12 @@ func TestEveryLANHoldsWhatComesInAndNothingElse(t *testing.T) {
 			}
 			require.Len(t, handles, len(l.Qdiscs), "no two have one handle")
 			require.Len(t, classes, 2+len(downs))
-			require.Equal(t, restClass, lanQdisc|Handle(l.Qdiscs[0].HTB.Default), "what nobody steered is held to nothing")
+			require.Equal(
+				t,
+				restClass,
+				lanQdisc|Handle(l.Qdiscs[0].HTB.Default),
+				"what was not steered has no limit",
+			)
 			var names []string
 			for _, w := range in.WANs {
 				names = append(names, w.Interface)
@@ -62,8 +67,15 @@ func TestEveryLANHoldsWhatComesInAndNothingElse(t *testing.T) {
 }
 
 func TestWhatComesInIsShapedWhereItIsKnown(t *testing.T) {
-	in := Input{WANs: []WAN{{Interface: "wan0", Uplink: Mbit}, {Interface: "wan1", Downlink: 10 * Mbit}}, LANs: []string{"lan0"},
-		Classes: reference(), Features: AssumedFeatures()}
+	in := Input{
+		WANs: []Egress{
+			{Interface: "wan0", Line: Line{Uplink: Mbit}},
+			{Interface: "wan1", Line: Line{Downlink: 10 * Mbit}},
+		},
+		LANs:     []string{"lan0"},
+		Classes:  reference(),
+		Features: AssumedFeatures(),
+	}
 	downs := Downlinks(in)
 	require.Len(t, downs, 1, "wan1, whether its uplink is known or not")
 	assert.Equal(t, uint32(0x20020), downs[0].ClassID)
@@ -80,7 +92,12 @@ func TestWhatComesInIsShapedWhereItIsKnown(t *testing.T) {
 
 // The two trees are told from one another, and from what somebody made that looks much the same.
 func TestALANsTreeIsTold(t *testing.T) {
-	in := Input{WANs: []WAN{{Interface: "wan0", Downlink: 10 * Mbit}}, LANs: []string{"lan0"}, Classes: reference(), Features: AssumedFeatures()}
+	in := Input{
+		WANs:     []Egress{{Interface: "wan0", Line: Line{Downlink: 10 * Mbit}}},
+		LANs:     []string{"lan0"},
+		Classes:  reference(),
+		Features: AssumedFeatures(),
+	}
 	l := Want(in).Links[0]
 	assert.Empty(t, l.Theirs())
 	l.Classes[0].Handle = lanQdisc | 0x99

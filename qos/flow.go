@@ -4,24 +4,28 @@ import "time"
 
 // QueueFlow is what one class's queue on one WAN does now, by two readings of its counters.
 type QueueFlow struct {
-	WAN             string        `json:"wan"`
-	Class           ClassName     `json:"class"`
-	Site            string        `json:"site"` // Local for what goes to no site
-	Now             BitRate       `json:"now"`  // sent between the readings; as the kernel counts, with Ethernet headers and without the config's overhead
-	Guaranteed      BitRate       `json:"guaranteed"`
-	Ceiling         BitRate       `json:"ceiling"`
-	Backlog         ByteCount     `json:"backlog"` // waiting
-	BacklogPackets  uint64        `json:"backlog_packets"`
-	Wait            time.Duration `json:"wait_ns"` // how long the backlog takes at the guaranteed rate: the longest that a packet waits there; without one, at what is sent now
-	Drops           uint64        `json:"drops"`   // packets, in all
-	DropsASecond    float64       `json:"drops_per_second"`
-	Marks           *uint64       `json:"marks,omitempty"` // packets marked (ECN) instead of dropped, in all; absent where the queue does not mark
-	Borrowed        uint64        `json:"borrowed"`        // packets beyond the guaranteed rate, in all
-	BorrowedASecond float64       `json:"borrowed_per_second"`
+	WAN   string    `json:"wan"`
+	Class ClassName `json:"class"`
+	Site  string    `json:"site"` // Local for what goes to no site
+	// sent between the readings; as the kernel counts, with Ethernet headers and without the config's overhead
+	Now            BitRate   `json:"now"`
+	Guaranteed     BitRate   `json:"guaranteed"`
+	Ceiling        BitRate   `json:"ceiling"`
+	Backlog        ByteCount `json:"backlog"` // waiting
+	BacklogPackets uint64    `json:"backlog_packets"`
+	// how long the backlog takes at the guaranteed rate: the longest that a packet waits there; without one, at
+	// what is sent now
+	Wait         time.Duration `json:"wait_ns"`
+	Drops        uint64        `json:"drops"` // packets, in all
+	DropsASecond float64       `json:"drops_per_second"`
+	// packets marked (ECN) instead of dropped, in all; absent where the queue does not mark
+	Marks           *uint64 `json:"marks,omitempty"`
+	Borrowed        uint64  `json:"borrowed"` // packets beyond the guaranteed rate, in all
+	BorrowedASecond float64 `json:"borrowed_per_second"`
 }
 
-// Flows says what each queue of now did since before, a reading that is passed older. A queue that before does not have, or that was made
-// anew since, is counted from zero; with no time passed there are no rates.
+// Flows says what each queue of now did since before, a reading that is passed older. A queue that before
+// does not have, or that was made again since, is counted from zero; with no time passed there are no rates.
 func Flows(before, now []QueueStats, passed time.Duration) []QueueFlow {
 	type key struct {
 		wan, site string
@@ -44,8 +48,9 @@ func Flows(before, now []QueueStats, passed time.Duration) []QueueFlow {
 			f.Now = BitRate(float64(q.Sent-was.Sent)*8/s + 0.5)
 			f.DropsASecond, f.BorrowedASecond = since(was.Drops, q.Drops)/s, since(was.Borrowed, q.Borrowed)/s
 		}
-		// A queue of a tree whose budgets don't fit has a token of a rate for itself, which says nothing of how long a packet waits.
-		if rate := q.Rate; rate > tokenMost {
+		// A queue of a tree whose budgets don't fit has a token of a rate for itself, which does not tell how
+		// long a packet waits.
+		if rate := q.Rate; rate > maxToken {
 			f.Wait = rate.Serialization(q.Backlog)
 		} else {
 			f.Wait = f.Now.Serialization(q.Backlog)
@@ -55,7 +60,7 @@ func Flows(before, now []QueueStats, passed time.Duration) []QueueFlow {
 	return out
 }
 
-// since is how far a counter went; the kernel's have 32 bits, and one that went back begins anew.
+// since is by how much a counter grew. The kernel's have 32 bits; one that went back started again at zero.
 func since(was, is uint64) float64 {
 	if is < was {
 		return float64(is)

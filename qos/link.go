@@ -13,7 +13,8 @@ type Cells string
 const (
 	NoCells Cells = ""
 	ATM     Cells = "atm" // cells of 53 bytes for 48 of packet, the last one filled up (ITU-T I.363.5, AAL5)
-	PTM     Cells = "ptm" // 65 bytes on the line for 64 (IEEE 802.3 clause 61.3): every packet alike, so it is taken off the rate
+	// 65 bytes on the line for 64 (IEEE 802.3 clause 61.3): every packet alike, so it is taken off the rate
+	PTM Cells = "ptm"
 )
 
 // EthernetHeader is what the kernel's queues count of a packet besides its IP part.
@@ -21,7 +22,9 @@ const EthernetHeader = 14
 
 // LinkLayer is how the provider's meter counts a packet.
 type LinkLayer struct {
-	Overhead int   // bytes a packet beyond the kernel's count; less than 0 where the meter does not count all of the ethernet header
+	// bytes a packet beyond the kernel's count; less than 0 where the meter does not count all of the ethernet
+	// header
+	Overhead int
 	MPU      int   // the least that a packet counts, overhead included; 0 = no least
 	Cells    Cells // after overhead and least
 }

@@ -9,14 +9,16 @@ import "time"
 // What is in the send buffer is the leaf's own content: the kernel charges a packet to its socket
 // until it leaves the queue. So the two are not added up.
 type Path struct {
-	TUNPackets    int           // txqueuelen of the tunnel device
-	TUNGSOBytes   int           // gso_max_size of the tunnel device: a queued packet is no longer than this
-	FlowPackets   int           // packets that wait in flow queues, where the engine has them; Alone and Total are without. 0 = none
-	EnginePackets int           // plaintext packets that the engine holds at most; 0 = no bound needed
-	SendBuffer    int           // for SO_SNDBUF (the kernel doubles it)
-	LeafBytes     int           // the leaf's limit, as Want makes it; 0 where nothing is shaped
-	Alone         time.Duration // the longest that all of it together holds a packet while no other class sends; 0 = no bound
-	Total         time.Duration // the same while it gets no more than its share
+	TUNPackets  int // txqueuelen of the tunnel device
+	TUNGSOBytes int // gso_max_size of the tunnel device: a queued packet is no longer than this
+	// packets that wait in flow queues, where the engine has them; Alone and Total are without. 0 = none
+	FlowPackets   int
+	EnginePackets int // plaintext packets that the engine holds at most; 0 = no bound needed
+	SendBuffer    int // for SO_SNDBUF (the kernel doubles it)
+	LeafBytes     int // the leaf's limit, as Want makes it; 0 where nothing is shaped
+	// the longest that all of it together holds a packet while no other class sends; 0 = no bound
+	Alone time.Duration
+	Total time.Duration // the same while it gets no more than its share
 }
 
 // What the kernel charges to a socket for a packet in a queue (truesize, x86-64 and arm64 with
@@ -35,15 +37,16 @@ const (
 // Shares of the way before the leaf, at the most that the class can get. A bulk flow needs them
 // only to keep the engine busy between two turns of the scheduler.
 const (
-	tunTime    = 20 * time.Millisecond // twice that in super-packets: a queue counted in packets must hold single ones too
+	// twice that in super-packets: a queue counted in packets must hold single ones too
+	tunTime    = 20 * time.Millisecond
 	engineTime = 10 * time.Millisecond
 	gsoTime    = time.Millisecond // a super-packet is one packet in every queue: it may not be long
 	leastTUN   = 256              // packets of calls, which the leaf bounds in time
 	gsoPackets = 10               // nor may a queue of them hold too few single packets
 )
 
-// Flow queues may hold much: CoDel shortens each of them, and nobody waits behind another's. The bound is for who sends on
-// whatever is dropped, and for memory.
+// Flow queues may hold much: CoDel shortens each of them, and nobody waits behind another's. The bound is for
+// who sends on whatever is dropped, and for memory.
 const (
 	flowTime = 200 * time.Millisecond
 	minFlow  = 64
@@ -80,8 +83,9 @@ func PathBounds(rate BitRate, class Class, mtu int) Path {
 	p := Path{LeafBytes: int(leaf), TUNGSOBytes: int(gso)}
 	switch class.Name {
 	case Media, Signalling:
-		// A device is taken off the air for some milliseconds when its queue gets another length, and what comes meanwhile is lost
-		// (the kernel's dev_qdisc_change_tx_queue_len). So the length is a power of two, and the same for all budgets up to 27 Mbit/s.
+		// A device is taken off the air for some milliseconds when its queue gets another length, and what comes
+		// meanwhile is lost (the kernel's dev_qdisc_change_tx_queue_len). So the length is a power of two, and the
+		// same for all budgets up to 27 Mbit/s.
 		p.TUNPackets = leastTUN
 		for p.TUNPackets < int(most.Bytes(tunTime)/voicePacket) {
 			p.TUNPackets *= 2

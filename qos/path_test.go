@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// To give a device's queue another length takes the device off the air for a moment: no call's packet may meet that because
-// somebody typed in another uplink.
+// To give a device's queue another length takes the device off the air for a moment: no call's packet may
+// meet that because somebody typed in another uplink.
 func TestTheVoiceQueueKeepsItsLength(t *testing.T) {
 	packets := func(rate BitRate) int {
 		return PathBounds(rate, Class{Name: Media, Share: 30, Limit: 20 * time.Millisecond}, 1500).TUNPackets

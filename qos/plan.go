@@ -9,21 +9,18 @@ import (
 
 // Input is what the plan of the queues depends on.
 type Input struct {
-	WANs     []WAN
+	WANs     []Egress
 	LANs     []string // cards of LANs, where what comes in from WANs is shaped; VLANs' parents
 	Sites    []Site   // in any order; the plan does not depend on it
 	Classes  []Class
 	Features Features
 }
 
-// WAN is one uplink.
-type WAN struct {
+// Egress is an interface whose outbound queue is shaped.
+type Egress struct {
 	Interface string
-	Uplink    BitRate // what the provider's meter lets through; 0 = unknown, the interface is left alone
-	Downlink  BitRate // the same inwards, of what is shaped on LANs; 0 = unknown, or not to be shaped
-	Margin    int     // percent of both kept free, 0-50
-	LinkLayer         // how that meter counts
-	MTU       int     // of the interface, layer 3; 0 = 1500
+	Line          // without an uplink the interface is left alone; without a downlink nothing is shaped on LANs
+	MTU       int // of the interface, layer 3; 0 = 1500
 }
 
 // Site is another branch, as far as the queues towards it go.
@@ -32,7 +29,8 @@ type Site struct {
 	Downlink BitRate // what its own line carries inwards; 0 = not known: only the uplink bounds what is sent there
 }
 
-// Priority is the skb->priority that puts a packet of a class into its queue on a WAN, unless it goes to a site.
+// Priority is the skb->priority that puts a packet of a class into its queue on a WAN, unless it goes to a
+// site.
 type Priority struct {
 	WAN     string
 	Class   ClassName
@@ -53,7 +51,8 @@ func Priorities(in Input) []Priority {
 	return out
 }
 
-// SitePriority is the skb->priority that puts a packet of a class to a site into its queue, the same on every WAN.
+// SitePriority is the skb->priority that puts a packet of a class to a site into its queue, the same on every
+// WAN.
 type SitePriority struct {
 	Site    string
 	Class   ClassName
@@ -62,7 +61,7 @@ type SitePriority struct {
 
 // SitePriorities lists, for the firewall, the queues of sites; nothing where no WAN is shaped.
 func SitePriorities(in Input) []SitePriority {
-	if !slices.ContainsFunc(in.WANs, func(w WAN) bool { return shaped(w, in.Features) }) {
+	if !slices.ContainsFunc(in.WANs, func(w Egress) bool { return shaped(w, in.Features) }) {
 		return nil
 	}
 	slots := slotsOf(in.Sites)
@@ -75,27 +74,13 @@ func SitePriorities(in Input) []SitePriority {
 	return out
 }
 
-func shaped(w WAN, f Features) bool { return w.Uplink >= 64*Kbit && f.HTB }
-
-// Shaped is what a WAN's tree lets through: the uplink less the margin. 0 where nothing is shaped.
-func (w WAN) Shaped() BitRate { return w.Shape(w.Uplink, w.Margin) }
-
-// Ceiling is the most that is sent to a site over w: its downlink less w's margin, and no more than w carries.
-func (w WAN) Ceiling(s Site) BitRate {
-	if s.Downlink == 0 {
-		return w.Shaped()
-	}
-	return min(LinkLayer{}.Shape(s.Downlink, w.Margin), w.Shaped())
-}
-
-// VoiceBudget is the most that calls with s get of w: media's share of the ceiling.
-func (w WAN) VoiceBudget(s Site, classes []Class) BitRate { return Rate(w.Ceiling(s), classes, Media) }
+func shaped(w Egress, f Features) bool { return w.Uplink >= 64*Kbit && f.HTB }
 
 // whole cuts to whole bytes a second, the kernel's unit.
 func whole(r BitRate) BitRate { return r / 8 * 8 }
 
 // wire is the longest frame that the kernel counts for a packet of the MTU: ethernet and one VLAN tag.
-func (w WAN) wire() ByteCount { return WireFrame(w.MTU) }
+func (w Egress) wire() ByteCount { return WireFrame(w.MTU) }
 
 // WireFrame is the longest frame that the kernel counts for a packet of a layer-3 MTU (0 = 1500):
 // an ethernet header and one VLAN tag more.
@@ -106,12 +91,12 @@ func WireFrame(mtu int) ByteCount {
 	return ByteCount(mtu) + EthernetHeader + 4
 }
 
-// Sizes of the bursts, and why. What leaves HTB at once stands in the provider's queue in front
-// of the next voice packet, so bursts are as small as the kernel's timers allow: a millisecond
-// (a late timer then costs no throughput), or one packet where that is more. HTB sends as long as it owes
-// nothing, so after an idle moment a burst and one packet leave at once, whatever the packet's length. Where a packet takes
-// longer than a millisecond, the burst comes on top of what a call waits for anyway, and is half of that; a timer that is late by more
-// costs little there, for there are few packets to be late with.
+// Sizes of the bursts, and why. What leaves HTB at once waits in the provider's queue ahead of the next
+// voice packet, so bursts are as small as the kernel's timers allow: a millisecond (a late timer then costs
+// no throughput), or one packet where that is more. HTB sends as long as it owes nothing, so after an idle
+// moment a burst and one packet leave at once, whatever the packet's length. Where a packet takes longer than
+// a millisecond, the burst comes on top of what a call waits for anyway, and is half of that; a timer that is
+// late by more costs little there, for there are few packets to be late with.
 const (
 	burstTime = time.Millisecond
 	slowBurst = burstTime / 2 // of the line
@@ -124,10 +109,11 @@ const (
 	mediaBurst    = 2 * time.Millisecond
 	mediaInterval = 20 * time.Millisecond
 
-	// tokenPart is the part of a WAN that a leaf of an over-subscribed tree has for itself: 4 leaves of 1024 sites
-	// take 3 % together. It must not depend on how many there are, or every site's classes would change with a new one.
+	// tokenPart is the part of a WAN that a leaf of an over-subscribed tree has for itself: 4 leaves of 1024
+	// sites take 3 % together. It must not depend on how many there are, or every site's classes would change
+	// with a new one.
 	tokenPart  = 1 << 17
-	tokenMost  = 400 // bit a second, a packet in half a minute
+	maxToken   = 400 // bit a second, a packet in half a minute
 	tokenBurst = 1   // byte: one packet, and a debt of minutes after it
 )
 
@@ -148,9 +134,10 @@ var leafPackets = map[ClassName]ByteCount{Media: 2, Signalling: 2, Data: 4, Back
 //	    1:<slot> a site: ceil = its downlink, at most the uplink
 //	      1:<slot+1> to 1:<slot+4>: the same four
 //
-// HTB's prio orders only classes that borrow on one level; a class within its own rate always sends first, and does
-// not ask the parent. So the rates of the leaves never sum up to more than the parent's, on every level, and there are two
-// ways to fill them in, by whether the sites' voice budgets fit the WAN (see shares).
+// HTB's prio orders only classes that borrow on one level; a class within its own rate always sends first,
+// and does not ask the parent. So the rates of the leaves never sum up to more than the parent's, on every
+// level, and there are two ways to fill them in, by whether the sites' voice budgets fit the WAN (see
+// shares).
 //
 // LANs have another tree (downlink.go).
 func Want(in Input) State {
@@ -184,19 +171,20 @@ func (b branch) rate() (sum BitRate) {
 
 // shares fills in what each leaf has for itself, in one of two ways.
 //
-// Where the sites' voice budgets fit into the WAN's (and what no class claims), every media leaf has its whole budget for
-// itself: within its rate it goes before everything, on the level where HTB looks first, and beyond it nowhere. What the
-// budgets leave is the other classes' floors: half of it local's, half the sites', each by its budget. A site's part of
-// both depends on itself and the WAN alone: another site that comes or goes changes nothing here.
+// Where the sites' voice budgets fit into the WAN's (and what no class claims), every media leaf has its
+// whole budget for itself: within its rate it preempts everything, on the level where HTB looks first, and
+// beyond it nowhere. What the budgets leave is the other classes' floors: half of it local's, half the
+// sites', each by its budget. A site's part of both depends on itself and the WAN alone: another site that
+// comes or goes changes nothing here.
 //
-// Where they don't fit, as at a hub whose sites' lines together are far above its own, nobody can have his budget for
-// himself: leaves within their rates would go on beyond the WAN's, and 500 sites' data, each within a floor, before
-// anybody's call. So no leaf has anything for itself but a token, and all wait at 1:1, the one level where prio orders
-// all sites: calls before signalling before data before background, each up to its ceil, fair between sites. A token
-// lets one packet through at once, and then for minutes none.
+// Where they don't fit, as at a hub whose sites' lines together are far above its own, nobody can have his
+// budget for himself: leaves within their rates would go on beyond the WAN's, and 500 sites' data, each
+// within a floor, before anybody's call. So no leaf has anything for itself but a token, and all wait at 1:1,
+// the one level where prio orders all sites: calls before signalling before data before background, each up
+// to its ceil, fair between sites. A token lets one packet through at once, and then for minutes none.
 //
 // It says whether the budgets fit.
-func shares(w WAN, local *branch, sites []branch, classes []Class) bool {
+func shares(w Line, local *branch, sites []branch, classes []Class) bool {
 	total := w.Shaped()
 	nominal, claimed := map[ClassName]BitRate{}, BitRate(0)
 	for _, n := range ClassNames {
@@ -239,7 +227,7 @@ func shares(w WAN, local *branch, sites []branch, classes []Class) bool {
 }
 
 // pool is for the sites' calls: media's share of w, and what nobody claims.
-func pool(w WAN, classes []Class) BitRate {
+func pool(w Line, classes []Class) BitRate {
 	left := w.Shaped()
 	for _, n := range ClassNames[1:] {
 		left -= Rate(w.Shaped(), classes, n)
@@ -249,10 +237,12 @@ func pool(w WAN, classes []Class) BitRate {
 
 // Budgets are the voice budgets of a WAN's tree.
 type Budgets struct {
-	Local    BitRate            // of what goes to no site
-	Sites    map[string]BitRate // by name; the most that calls to a site get
-	Pool     BitRate            // most that calls with all sites together get, so that the other classes keep their shares
-	Reserved bool               // each has all of it for itself, whatever the others do; else calls of all sites share the WAN
+	Local BitRate            // of what goes to no site
+	Sites map[string]BitRate // by name; the most that calls to a site get
+	// most that calls with all sites together get, so that the other classes keep their shares
+	Pool BitRate
+	// each has all of it for itself, whatever the others do; else calls of all sites share the WAN
+	Reserved bool
 }
 
 // Together is the sites' budgets, added up.
@@ -264,7 +254,7 @@ func (b Budgets) Together() (sum BitRate) {
 }
 
 // VoiceBudgets are those that Want plans for w.
-func VoiceBudgets(w WAN, sites []Site, classes []Class) Budgets {
+func VoiceBudgets(w Line, sites []Site, classes []Class) Budgets {
 	local, branches := branchesOf(w, sites, slotsOf(sites), classes)
 	b := Budgets{Reserved: shares(w, &local, branches, classes), Sites: map[string]BitRate{}}
 	b.Local, b.Pool = local.budget, pool(w, classes)
@@ -274,8 +264,14 @@ func VoiceBudgets(w WAN, sites []Site, classes []Class) Budgets {
 	return b
 }
 
-// branchesOf gives what a WAN's tree is of: local and, in the order of sites, theirs, with ceilings and the sites' budgets.
-func branchesOf(w WAN, sites []Site, slots map[string]Handle, classes []Class) (local branch, branches []branch) {
+// branchesOf gives what a WAN's tree is of: local and, in the order of sites, theirs, with ceilings and the
+// sites' budgets.
+func branchesOf(
+	w Line,
+	sites []Site,
+	slots map[string]Handle,
+	classes []Class,
+) (local branch, branches []branch) {
 	local = branch{inner: localClass, ceil: w.Shaped(), leaves: map[ClassName]Handle{}}
 	for _, n := range ClassNames {
 		local.leaves[n] = Handle(ClassID(n))
@@ -292,14 +288,14 @@ func branchesOf(w WAN, sites []Site, slots map[string]Handle, classes []Class) (
 }
 
 func tokens(total BitRate, b *branch) {
-	token := max(whole(min(total/tokenPart, tokenMost, b.ceil/4)), 8)
+	token := max(whole(min(total/tokenPart, maxToken, b.ceil/4)), 8)
 	b.rates = map[ClassName]BitRate{Media: min(token, b.budget)}
 	for _, n := range ClassNames[1:] {
 		b.rates[n] = token
 	}
 }
 
-func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f Features) Link {
+func wantLink(w Egress, sites []Site, slots map[string]Handle, classes []Class, f Features) Link {
 	total, packet := w.Shaped(), w.wire()
 	root := HTBClass{
 		Handle: rootClass, Parent: rootQdisc, Rate: total, Ceil: total,
@@ -309,11 +305,18 @@ func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f F
 	l := Link{
 		Interface: w.Interface,
 		// Bytes that the kernel counts and the meter does not come off at the root: a class's overhead has no sign.
-		Qdiscs:  []Qdisc{{Handle: rootQdisc, Parent: RootHandle, Kind: "htb", HTB: &HTB{Default: classMinor[Data], Overhead: min(w.Overhead, 0)}}},
+		Qdiscs: []Qdisc{
+			{
+				Handle: rootQdisc,
+				Parent: RootHandle,
+				Kind:   "htb",
+				HTB:    &HTB{Default: classMinor[Data], Overhead: min(w.Overhead, 0)},
+			},
+		},
 		Classes: []HTBClass{root},
 	}
-	local, branches := branchesOf(w, sites, slots, classes)
-	fit := shares(w, &local, branches, classes)
+	local, branches := branchesOf(w.Line, sites, slots, classes)
+	fit := shares(w.Line, &local, branches, classes)
 	small := func(rate, line BitRate) ByteCount {
 		if fit {
 			return burst(rate, line, total, packet)
@@ -338,7 +341,9 @@ func wantLink(w WAN, sites []Site, slots map[string]Handle, classes []Class, f F
 				}
 			}
 			l.Classes = append(l.Classes, leaf)
-			l.Qdiscs = append(l.Qdiscs, wantLeaf(leaf.Handle, name, own, LeafBytes(own, classNamed(classes, name), packet), packet, f)...)
+			l.Qdiscs = append(
+				l.Qdiscs,
+				wantLeaf(leaf.Handle, name, own, LeafBytes(own, classNamed(classes, name), packet), packet, f)...)
 		}
 	}
 	return l
@@ -395,15 +400,16 @@ func SegmentBurst(rate BitRate) (ByteCount, bool) {
 
 // wantLeaf is the queue of one class, which drops what its own rate would not carry in its time.
 //
-// Calls and signalling wait in a FIFO: what is late there is better dropped. Data and background have CoDel where the
-// kernel has it, which tells senders early, and flow queues for what goes to no site (a site's data is one flow here).
+// Calls and signalling wait in a FIFO: what is late there is better dropped. Data and background have CoDel
+// where the kernel has it, which tells senders early, and flow queues for what goes to no site (a site's data
+// is one flow here).
 func wantLeaf(class Handle, name ClassName, own BitRate, limit, packet ByteCount, f Features) []Qdisc {
 	q := Qdisc{Handle: class & 0xffff << 16, Parent: class}
 	bulk := name == Data || name == Background
 	switch {
 	case bulk && f.Cake && !(f.TBF && f.FQCoDel):
-		// Of a super-packet that a socket of the box sent, the kernel books all memory on the last part that it is cut into.
-		// Without room for that cake drops all of them. What waits is held by CoDel's time.
+		// Of a super-packet that a socket of the box sent, the kernel books all memory on the last part that it is
+		// cut into. Without room for that cake drops all of them. What waits is held by CoDel's time.
 		q.Kind, q.Cake = "cake", &Cake{MemoryLimit: codelMemory(limit) + 2*maxGSO}
 		return []Qdisc{q}
 	case !f.TBF:
@@ -469,7 +475,11 @@ func (f Features) Missing() []string {
 	if f.HTB {
 		say(f.TBF, "TBF", "super-packets leave the WAN's queues whole, voice may wait for 64 kB of data")
 	}
-	say(f.FQCoDel && f.TBF || f.Cake, "fq_codel or cake", "the data queue is a plain bounded FIFO: flows on the WAN share it unfairly")
+	say(
+		f.FQCoDel && f.TBF || f.Cake,
+		"fq_codel or cake",
+		"the data queue is a plain bounded FIFO: flows on the WAN share it unfairly",
+	)
 	return out
 }
 

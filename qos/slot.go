@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Handles of the tree. Minors are hexadecimal, as tc prints them. A site has eight numbers in a row: its inner class, a
-// leaf for each class, and two that are only the handles of queues within leaves.
+// Handles of the tree. Minors are hexadecimal, as tc prints them. A site has eight numbers in a row: its
+// inner class, a leaf for each class, and two that are only the handles of queues within leaves.
 const (
 	rootQdisc  Handle = 0x1 << 16
 	rootClass  Handle = rootQdisc | 0x1
@@ -17,7 +17,8 @@ const (
 	slotCount   = (0x10000 - firstSlot) / slotNumbers
 )
 
-// MaxSites is how many sites a tree has room for: more would leave too few slots for the rest to stay where they are.
+// MaxSites is how many sites a tree has room for: more would leave too few slots for the rest to stay where
+// they are.
 const MaxSites = 1024
 
 // Local is the name, where sites' names stand, of what goes to no site.
@@ -25,9 +26,9 @@ const Local = "local"
 
 var classMinor = map[ClassName]uint32{Media: 0x10, Signalling: 0x20, Data: 0x30, Background: 0x40}
 
-// ClassID is a class's place in every WAN's tree for what goes to no site and, since HTB takes skb->priority for a class
-// when the major matches, the priority that a packet needs to get there (1:10 is 0x10010).
-// 0 for a name that is no class: such a packet goes to data, HTB's default.
+// ClassID is a class's place in every WAN's tree for what goes to no site and, since HTB takes skb->priority
+// for a class when the major matches, the priority that a packet needs to get there (1:10 is 0x10010). 0 for
+// an unknown name: such a packet goes to data, HTB's default.
 func ClassID(c ClassName) uint32 {
 	if m, ok := classMinor[c]; ok {
 		return uint32(rootQdisc) | m
@@ -35,8 +36,9 @@ func ClassID(c ClassName) uint32 {
 	return 0
 }
 
-// slotsOf gives each site the handle of its inner class. It follows from the name, so that a site keeps its place, with
-// what is queued there, whoever comes or goes; only where two names want the same slot the later name yields.
+// slotsOf gives each site the handle of its inner class. It follows from the name, so that a site keeps its
+// place, with what is queued there, whoever comes or goes; only where two names want the same slot the later
+// name yields.
 func slotsOf(sites []Site) map[string]Handle {
 	names := make([]string, len(sites))
 	for i, s := range sites {

@@ -3,7 +3,6 @@ package qos
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -57,7 +56,7 @@ type State struct {
 }
 
 // Link is the egress side of one interface. With neither qdiscs nor classes it has the kernel's
-// own default (noqueue, mq, pfifo_fast, …: whatever stands there with handle 0:), which is
+// own default (noqueue, mq, pfifo_fast, …: whatever is there with handle 0:), which is
 // restored by deleting what somebody put in its place.
 type Link struct {
 	Interface string     `json:"interface"`
@@ -86,12 +85,13 @@ type HTB struct {
 	Overhead int    `json:"overhead,omitempty"` // bytes a packet that its size table adds; less than 0 in ours
 }
 
-// TBF are the parameters of a token bucket. Ringway's never limits the rate: it stands there
+// TBF are the parameters of a token bucket. Ringway's never limits the rate: it is used
 // because TBF is the one qdisc in every kernel that cuts a super-packet into wire packets on its
 // way in, and because it holds a queue bounded in bytes.
 type TBF struct {
-	Rate  BitRate   `json:"rate"`
-	Burst ByteCount `json:"burst"` // the largest skb that passes whole; larger ones are segmented, or dropped if they can't be
+	Rate BitRate `json:"rate"`
+	// the largest skb that passes whole; larger ones are segmented, or dropped if they can't be
+	Burst ByteCount `json:"burst"`
 	Limit ByteCount `json:"limit"` // the queue's bound
 }
 
@@ -111,8 +111,8 @@ type FQCoDel struct {
 	ECN         bool          `json:"ecn"`
 }
 
-// Cake are the parameters of a cake that shapes nothing, knows no classes and cuts super-packets: what Ringway makes. Any
-// other is kept as Options.
+// Cake are the parameters of a cake that shapes nothing, has one class and cuts super-packets: what
+// Ringway makes. Any other is kept as Options.
 type Cake struct {
 	MemoryLimit ByteCount `json:"memory_limit"`
 }
@@ -151,7 +151,7 @@ func (s State) Interfaces() []string {
 	return out
 }
 
-// Over is s, with every interface that s says nothing about as it is in base. What is to be
+// Over is s, with every interface that s does not mention as it is in base. What is to be
 // applied on a reload is Want(…).Over(state found before start): a WAN that the config no longer
 // shapes gets back what it had.
 func (s State) Over(base State) State {
@@ -173,7 +173,11 @@ func (s State) Canonical() State {
 		l.Qdiscs, l.Classes = slices.Clone(l.Qdiscs), slices.Clone(l.Classes)
 		below := qdiscDepths(l.Qdiscs)
 		slices.SortFunc(l.Qdiscs, func(a, b Qdisc) int {
-			return cmp.Or(cmp.Compare(below[a.Handle], below[b.Handle]), cmp.Compare(a.Parent, b.Parent), cmp.Compare(a.Handle, b.Handle))
+			return cmp.Or(
+				cmp.Compare(below[a.Handle], below[b.Handle]),
+				cmp.Compare(a.Parent, b.Parent),
+				cmp.Compare(a.Handle, b.Handle),
+			)
 		})
 		depth := depths(l.Classes)
 		slices.SortFunc(l.Classes, func(a, b HTBClass) int {
@@ -202,7 +206,8 @@ func (l Link) root() *Qdisc {
 	return nil
 }
 
-// qdiscDepths gives each qdisc's distance from the root, by handle: 1 for a leaf of the root's classes, 2 for what is in a leaf.
+// qdiscDepths gives each qdisc's distance from the root, by handle: 1 for a leaf of the root's classes, 2 for
+// what is in a leaf.
 func qdiscDepths(qdiscs []Qdisc) map[Handle]int {
 	parent := make(map[Handle]Handle, len(qdiscs))
 	for _, q := range qdiscs {
@@ -336,7 +341,7 @@ func (q Qdisc) equal(o Qdisc) bool {
 }
 
 // equal says whether the kernel would hold the same for both. The kernel takes prio and quantum
-// of leaves only: an inner class keeps those that it was made with, for ever.
+// of leaves only: an inner class keeps those that it was made with.
 func (c HTBClass) equal(o HTBClass, inner bool) bool {
 	return c.Handle == o.Handle && c.Parent == o.Parent && c.Rate == o.Rate && c.Ceil == o.Ceil &&
 		sameBurst(c.Rate, c.Burst, o.Burst) && sameBurst(c.Ceil, c.CBurst, o.CBurst) &&
@@ -344,25 +349,11 @@ func (c HTBClass) equal(o HTBClass, inner bool) bool {
 		(inner || c.Prio == o.Prio && c.Quantum == o.Quantum)
 }
 
-// sameBurst compares bursts as they come to be in the kernel: as time at the rate, which tc cuts to
+// sameBurst compares bursts as the kernel stores them: as time at the rate, which tc cuts to
 // microseconds.
 func sameBurst(rate BitRate, a, b ByteCount) bool {
 	if a < b {
 		a, b = b, a
 	}
 	return float64(a-b) <= 1+float64(rate)/8*1e-6
-}
-
-// MarshalState and UnmarshalState keep the state found before start across a restart of the daemon.
-func MarshalState(s State) ([]byte, error) { return json.MarshalIndent(s.Canonical(), "", "  ") }
-
-// UnmarshalState reads what MarshalState wrote.
-func UnmarshalState(b []byte) (State, error) {
-	var s State
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&s); err != nil {
-		return State{}, fmt.Errorf("read queue state: %w", err)
-	}
-	return s.Canonical(), nil
 }

@@ -1,8 +1,7 @@
-// Package quality measures how good voice was: one-way delay from pairs of kernel timestamps, its
-// variation (RFC 3550, RFC 5481, RFC 8219), loss and reordering by sequence number (RFC 4737), and
-// what a listener would say of it (the E-model, ITU-T G.107). It is pure: timestamps come in, figures
-// go out; no socket, no clock. Every room may import it (srtp, the lab, the benchmarks); it imports
-// none of Ringway's.
+// Package quality measures how good voice was: one-way delay from pairs of kernel timestamps, its variation
+// (RFC 3550, RFC 5481, RFC 8219), loss and reordering by sequence number (RFC 4737), and what a listener
+// would think of it (the E-model, ITU-T G.107). It is pure: timestamps in, figures out; no socket, no
+// clock.
 package quality
 
 import (
@@ -12,9 +11,9 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Timestamp is a point on the clock that stamped a packet, in nanoseconds (for the kernel's packet
-// timestamps: CLOCK_REALTIME since 1970). Only differences of stamps of one clock mean anything: a
-// one-way delay between two machines is as good as their clocks' agreement, and no better.
+// Timestamp is a reading of the clock that stamped a packet, in nanoseconds (for the kernel's packet
+// timestamps: CLOCK_REALTIME since 1970). Only differences between stamps of one clock are meaningful: a
+// one-way delay between two machines is only as good as their clocks agree.
 type Timestamp int64
 
 // Sub is how long t is after u.
@@ -23,7 +22,7 @@ func (t Timestamp) Sub(u Timestamp) time.Duration { return time.Duration(t - u) 
 // Add is d after t.
 func (t Timestamp) Add(d time.Duration) Timestamp { return t + Timestamp(d) }
 
-// longest bounds what a Distribution tells apart: longer delays are counted as this long.
+// longest is the upper end of the histogram: longer delays are recorded as this.
 const longest = 100 * time.Second
 
 // Distribution collects delays in a HDR histogram: three significant digits at any magnitude from a
@@ -36,13 +35,13 @@ type Distribution struct {
 	negative int64
 }
 
-// NewDistribution makes an empty one.
+// NewDistribution returns an empty Distribution.
 func NewDistribution() *Distribution {
 	return &Distribution{h: hdrhistogram.New(1, int64(longest), 3)}
 }
 
-// Record counts one delay. A negative one (the two stamps came from clocks that disagree) counts as
-// zero and shows in Negative: whoever reports figures has to report that as well.
+// Record counts one delay. A negative one (the two stamps came from clocks that disagree) counts as zero and as
+// Negative, which every report of the figures has to mention.
 func (d *Distribution) Record(v time.Duration) {
 	if v < 0 {
 		d.negative++
@@ -60,7 +59,7 @@ func (d *Distribution) Record(v time.Duration) {
 	_ = d.h.RecordValue(int64(min(v, longest)))
 }
 
-// Merge adds all that o has counted.
+// Merge adds the delays that o has recorded.
 func (d *Distribution) Merge(o *Distribution) {
 	if o.n == 0 {
 		return
@@ -78,13 +77,13 @@ func (d *Distribution) Merge(o *Distribution) {
 // Count is how many delays were recorded.
 func (d *Distribution) Count() int64 { return d.n }
 
-// Negative is how many of them were below zero.
+// Negative is how many of them were negative.
 func (d *Distribution) Negative() int64 { return d.negative }
 
-// Min is the least delay, 0 when there is none.
+// Min is the smallest delay, or 0 if there is none.
 func (d *Distribution) Min() time.Duration { return d.min }
 
-// Max is the greatest delay.
+// Max is the largest delay.
 func (d *Distribution) Max() time.Duration { return d.max }
 
 // Mean is the arithmetic mean.
@@ -101,7 +100,8 @@ func (d *Distribution) Percentile(p float64) time.Duration {
 	if d.n == 0 {
 		return 0
 	}
-	// Nearest rank, rounded up; the library alone would round to the closer rank, which may have been exceeded by more.
+	// Nearest rank, rounded up; the library alone would round to the closer rank, which may have been
+	// exceeded by more.
 	rank := math.Ceil(p/100*float64(d.n) - 1e-9)
 	if rank >= float64(d.n) {
 		return d.max
@@ -159,10 +159,7 @@ func (j *Jitter) Record(sent, received Timestamp) {
 	j.n++
 }
 
-// Value is J after the last packet, as an RTCP report sent now would carry it.
-func (j *Jitter) Value() time.Duration { return time.Duration(j.j) }
-
-// Mean is the mean of J over all packets: the last J alone tells of the last 16 packets or so.
+// Mean is the mean of J over all packets: the last J alone covers about the last 16 packets.
 func (j *Jitter) Mean() time.Duration {
 	if j.n < 2 {
 		return 0
@@ -170,5 +167,5 @@ func (j *Jitter) Mean() time.Duration {
 	return time.Duration(j.sum / float64(j.n-1))
 }
 
-// Max is the highest J ever was.
+// Max is the highest value of J.
 func (j *Jitter) Max() time.Duration { return time.Duration(j.max) }

@@ -59,11 +59,11 @@ func TestJitterIsTheRFCs(t *testing.T) {
 	const ms = Timestamp(time.Millisecond)
 	var j Jitter
 	j.Record(0, 10*ms)
-	assert.Zero(t, j.Value())
+	assert.Zero(t, time.Duration(j.j))
 	j.Record(20*ms, 46*ms)
-	assert.Equal(t, time.Millisecond, j.Value())
+	assert.Equal(t, time.Millisecond, time.Duration(j.j))
 	j.Record(40*ms, 50*ms)
-	assert.Equal(t, 1937500*time.Nanosecond, j.Value())
+	assert.Equal(t, 1937500*time.Nanosecond, time.Duration(j.j))
 	assert.Equal(t, 1937500*time.Nanosecond, j.Max())
 	assert.Equal(t, 1468750*time.Nanosecond, j.Mean())
 }

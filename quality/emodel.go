@@ -22,7 +22,7 @@ type EModel struct {
 	BurstR     float64 // burst ratio
 	Nc         float64 // circuit noise, dBm0p
 	Nfor       float64 // noise floor at the receive side, dBmp
-	Ps, Pr     float64 // room noise at the send and the receive side, dB(A)
+	Ps, Pr     float64 // ambient noise at the send and the receive side, dB(A)
 	A          float64 // advantage factor
 	MinDelay   float64 // mT: delay sensitivity of the talkers, minimum perceivable delay, ms
 	DelaySense float64 // sT: delay sensitivity class
@@ -134,7 +134,9 @@ type Codec struct {
 // (with the concealment of G.711 appendix I, whose overlap-add delays by 3.75 ms) is what calls are rated
 // by; it is also the choice that flatters us least, because the path that loses packets is the other one.
 var (
-	G711      = Codec{Name: "G.711 with PLC", Ie: 0, Bpl: 25.1, Frame: 20 * time.Millisecond, Ahead: 3750 * time.Microsecond}
+	G711 = Codec{
+		Name: "G.711 with PLC", Ie: 0, Bpl: 25.1, Frame: 20 * time.Millisecond, Ahead: 3750 * time.Microsecond,
+	}
 	G711NoPLC = Codec{Name: "G.711 without PLC", Ie: 0, Bpl: 4.3, Frame: 20 * time.Millisecond}
 )
 
@@ -154,15 +156,16 @@ type Voice struct {
 
 // Listen rates voice packets with these delays and this loss (share, 0 to 1) by the E-model.
 //
-// The receiver is modelled as a fixed jitter buffer: playout starts Dmin + B after sending, the same for every
-// packet, with B = PDV (p99.9 - Dmin), at least 20 ms (one packet) and at most 200 ms. A packet whose delay exceeds
-// Dmin + B has missed its turn: it counts as lost, like those that never came. So
+// The receiver is modelled as a fixed jitter buffer: playout starts Dmin + B after sending, the same for
+// every packet, with B = PDV (p99.9 - Dmin), at least 20 ms (one packet) and at most 200 ms. A packet whose
+// delay exceeds Dmin + B has missed its turn: it counts as lost, like those that never came. So
 //
 //	mouth-to-ear = packetization (20 ms) + codec look-ahead + Dmin + B
 //	Ppl          = packets lost + packets late
 //
-// and T = Ta = mouth-to-ear, Tr = 2 Ta; everything else has the defaults of G.107. A real phone's adaptive buffer would
-// do a little better than this on a path that changes, and none does better on one that doesn't.
+// and T = Ta = mouth-to-ear, Tr = 2 Ta; everything else has the defaults of G.107. A real phone's adaptive
+// buffer would do a little better than this on a path that changes, and none does better on one that
+// doesn't.
 func Listen(delay *Distribution, loss, burstR float64, c Codec) Voice {
 	if delay.Count() == 0 { // nothing was heard
 		if loss == 0 {
@@ -185,8 +188,8 @@ func Listen(delay *Distribution, loss, burstR float64, c Codec) Voice {
 	return v
 }
 
-// boundedBurst keeps BurstR to where the model is known to hold: G.107 allows 1 to 8, above 2 only while less than 2
-// percent of packets are lost.
+// boundedBurst keeps BurstR to where the model is known to hold: G.107 allows 1 to 8, above 2 only while
+// less than 2 percent of packets are lost.
 func boundedBurst(b, ppl float64) float64 {
 	limit := 8.0
 	if ppl >= 2 {

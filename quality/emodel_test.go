@@ -64,7 +64,9 @@ func TestIddAtKnownPoints(t *testing.T) {
 // G.113 appendix I: Ie of G.711 with packet loss as measured (table I.2/I.3), with and without concealment. The
 // formula of G.107 with the Bpl of appendix I reproduces these provisional values to a few points.
 func TestLossImpairsAsPublished(t *testing.T) {
-	for _, c := range []struct{ loss, ie float64 }{{0, 0}, {1, 5}, {2, 7}, {3, 10}, {5, 15}, {7, 20}, {10, 25}, {15, 35}, {20, 45}} {
+	for _, c := range []struct{ loss, ie float64 }{
+		{0, 0}, {1, 5}, {2, 7}, {3, 10}, {5, 15}, {7, 20}, {10, 25}, {15, 35}, {20, 45},
+	} {
 		m := DefaultEModel()
 		m.Bpl, m.Ppl = G711.Bpl, c.loss
 		assert.InDelta(t, c.ie, m.equipment(), 3, "with PLC, %v %%", c.loss)

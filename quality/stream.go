@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Limits of RFC 3550 appendix A.1: a sequence number further ahead or behind than this is no gap and
-// no late packet but a source that started again.
+// Limits of RFC 3550 appendix A.1: a sequence number further ahead or behind than this is not a gap or a
+// late packet, but a source that restarted.
 const (
 	maxDropout  = 3000
 	maxMisorder = 100
@@ -18,8 +18,8 @@ type Sequence struct {
 	started bool
 }
 
-// Extend gives the extended number of the packet that carries seq. restarted says that the source began
-// anew (a jump that neither loss nor reordering explains): numbers go on above all earlier ones.
+// Extend gives the extended number of the packet that carries seq. restarted says that the source started
+// again (a jump that neither loss nor reordering explains): its numbers continue above all earlier ones.
 func (s *Sequence) Extend(seq uint16) (extended int64, restarted bool) {
 	if !s.started {
 		s.started, s.highest = true, int64(seq)
@@ -36,11 +36,12 @@ func (s *Sequence) Extend(seq uint16) (extended int64, restarted bool) {
 	return extended, false
 }
 
-// Sighting is one packet seen at one place: which stream it says it belongs to, where in it, and when.
+// Sighting is one packet captured at one place: its stream, its position there, and the time.
 type Sighting[K comparable] struct {
-	Key   K
-	Seq   uint16
-	Media uint32 // RTP timestamp; with Seq it tells a packet from its namesake 65,536 packets or one replay later
+	Key K
+	Seq uint16
+	// Media is the RTP timestamp. With Seq it distinguishes packets 65,536 packets, or one replay, apart.
+	Media uint32
 	At    Timestamp
 }
 
@@ -66,8 +67,8 @@ type Stream[K comparable] struct {
 
 // MatchOptions bound the search.
 type MatchOptions struct {
-	// MaxDelay: a packet not seen after this is lost (RFC 7680 wants the threshold said). Default 4 s: above any
-	// buffer in the lab, below the 8 s after which SIPp's recording repeats its numbers.
+	// MaxDelay: a packet not seen after this is lost (RFC 7680 wants the threshold said). Default 4 s:
+	// above any buffer in the lab, below the 8 s after which SIPp's recording repeats its numbers.
 	MaxDelay time.Duration
 	// From and Until keep only packets sent in [From, Until); zero is no bound. Set Until a MaxDelay before the
 	// capture's end where senders go on past it, else what is still under way counts as lost.
@@ -82,86 +83,104 @@ func Match[K comparable](sent, received []Sighting[K], o MatchOptions) (streams 
 	if o.MaxDelay == 0 {
 		o.MaxDelay = 4 * time.Second
 	}
-	type name struct {
-		key   K
-		seq   uint16
-		media uint32
+	m := matcher[K]{
+		options: o, runs: map[K]*run{}, places: make(map[packetName[K]][]place, len(sent)), highest: map[int]int64{},
 	}
-	type place struct{ stream, packet int }
-	type run struct {
-		seq    Sequence
-		stream int
-	}
-	runs := map[K]*run{}
-	places := make(map[name][]place, len(sent))
 	for _, s := range sent {
-		r := runs[s.Key]
-		if r == nil {
-			r = &run{stream: -1}
-			runs[s.Key] = r
+		m.addSent(s)
+	}
+	for _, s := range received {
+		if !m.addReceived(s) {
+			unmatched++
 		}
-		seq, restarted := r.seq.Extend(s.Seq)
-		if s.At < o.From || (o.Until != 0 && s.At >= o.Until) {
-			if restarted {
-				r.stream = -1
-			}
-			// Known, so that its arrival is not called unmatched, but counted nowhere.
-			n := name{s.Key, s.Seq, s.Media}
-			places[n] = append(places[n], place{-1, 0})
+	}
+	return m.streams, unmatched
+}
+
+// matcher is the state of Match.
+type matcher[K comparable] struct {
+	options MatchOptions
+	streams []Stream[K]
+	runs    map[K]*run
+	places  map[packetName[K]][]place // where each packet that was sent is
+	highest map[int]int64             // of each stream, the highest number that has arrived
+}
+
+// packetName is what a packet carries wherever it is captured.
+type packetName[K comparable] struct {
+	key   K
+	seq   uint16
+	media uint32
+}
+
+// place is a packet's index; stream is -1 for one that is counted nowhere.
+type place struct{ stream, packet int }
+
+// run is the current stream of a key; -1: none yet.
+type run struct {
+	seq    Sequence
+	stream int
+}
+
+func (m *matcher[K]) addSent(s Sighting[K]) {
+	r := m.runs[s.Key]
+	if r == nil {
+		r = &run{stream: -1}
+		m.runs[s.Key] = r
+	}
+	seq, restarted := r.seq.Extend(s.Seq)
+	n := packetName[K]{s.Key, s.Seq, s.Media}
+
+	if s.At < m.options.From || (m.options.Until != 0 && s.At >= m.options.Until) {
+		if restarted {
+			r.stream = -1
+		}
+		// Known, so that its arrival is not called unmatched, but counted nowhere.
+		m.places[n] = append(m.places[n], place{-1, 0})
+		return
+	}
+	if r.stream < 0 || restarted {
+		r.stream = len(m.streams)
+		m.streams = append(m.streams, Stream[K]{Key: s.Key})
+	}
+	st := &m.streams[r.stream]
+	m.places[n] = append(m.places[n], place{r.stream, len(st.Packets)})
+	st.Packets = append(st.Packets, Packet{Seq: seq, Sent: s.At, Lost: true})
+}
+
+// addReceived pairs an arrival with the earliest packet of its name that has no arrival yet and is not too
+// old. Otherwise it is a duplicate of the last such packet; false: of none.
+func (m *matcher[K]) addReceived(s Sighting[K]) bool {
+	duplicateOf, outside := -1, false
+	for _, p := range m.places[packetName[K]{s.Key, s.Seq, s.Media}] {
+		if p.stream < 0 {
+			outside = true
 			continue
 		}
-		if r.stream < 0 || restarted {
-			r.stream = len(streams)
-			streams = append(streams, Stream[K]{Key: s.Key})
+		st := &m.streams[p.stream]
+		pk := &st.Packets[p.packet]
+		if d := s.At.Sub(pk.Sent); d > m.options.MaxDelay || d < -time.Second {
+			continue
 		}
-		st := &streams[r.stream]
-		n := name{s.Key, s.Seq, s.Media}
-		places[n] = append(places[n], place{r.stream, len(st.Packets)})
-		st.Packets = append(st.Packets, Packet{Seq: seq, Sent: s.At, Lost: true})
+		if !pk.Lost {
+			duplicateOf = p.stream
+			continue
+		}
+
+		pk.Lost, pk.Received = false, s.At
+		st.arrivals = append(st.arrivals, p.packet)
+		if h, ok := m.highest[p.stream]; ok && pk.Seq < h {
+			st.Reordered++
+		} else {
+			m.highest[p.stream] = pk.Seq
+		}
+		return true
 	}
 
-	highest := map[int]int64{}
-	for _, s := range received {
-		ps := places[name{s.Key, s.Seq, s.Media}]
-		if len(ps) == 0 {
-			unmatched++
-			continue
-		}
-		// The earliest sending that has no arrival yet and is not too old; else it is a duplicate of the last.
-		duplicateOf, outside, matched := -1, false, false
-		for _, p := range ps {
-			if p.stream < 0 {
-				outside = true
-				continue
-			}
-			pk := &streams[p.stream].Packets[p.packet]
-			if d := s.At.Sub(pk.Sent); d > o.MaxDelay || d < -time.Second {
-				continue
-			}
-			if !pk.Lost {
-				duplicateOf = p.stream
-				continue
-			}
-			pk.Lost, pk.Received = false, s.At
-			st := &streams[p.stream]
-			st.arrivals = append(st.arrivals, p.packet)
-			if h, ok := highest[p.stream]; ok && pk.Seq < h {
-				st.Reordered++
-			} else {
-				highest[p.stream] = pk.Seq
-			}
-			matched = true
-			break
-		}
-		switch {
-		case matched || outside:
-		case duplicateOf >= 0:
-			streams[duplicateOf].Duplicates++
-		default:
-			unmatched++
-		}
+	if duplicateOf >= 0 && !outside {
+		m.streams[duplicateOf].Duplicates++
 	}
-	return streams, unmatched
+	return outside || duplicateOf >= 0
 }
 
 // Summary is a set of streams in figures: one call's direction, or all calls of a direction together.
@@ -175,7 +194,8 @@ type Summary struct {
 	BurstR     float64 // burst ratio of ITU-T G.107: 1 = losses fall at random, above = they come together
 	Delay      *Distribution
 	PDV        time.Duration // RFC 8219: p99.9 - min
-	IPDV       *Distribution // |change of delay from one sent packet to the next| (RFC 5481 section 4.1, RFC 3393)
+	// |change of delay from one sent packet to the next| (RFC 5481 section 4.1, RFC 3393)
+	IPDV       *Distribution
 	Jitter     time.Duration // RFC 3550, mean over the packets of all streams
 	JitterMax  time.Duration // RFC 3550, highest J of any stream
 	Voice      Voice         // all packets as one distribution
@@ -254,8 +274,9 @@ func (s *Stream[K]) count() counted {
 	return c
 }
 
-// burstRatio is G.107's BurstR of the packets that never arrived (not of those too late for the jitter buffer): the mean length of the bursts seen, over the mean length 1/(1-Ppl) that
-// random loss of the same share would give. Below 1 (losses more regular than random) the model has no meaning.
+// burstRatio is G.107's BurstR of the packets that never arrived (not of those too late for the jitter
+// buffer): the mean length of the bursts seen, over the mean length 1/(1-Ppl) that random loss of the same
+// share would give. Below 1 (losses more regular than random) the model has no meaning.
 func burstRatio(sent, lost, bursts int) float64 {
 	if lost == 0 || lost == sent {
 		return 1

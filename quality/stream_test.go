@@ -33,7 +33,12 @@ func TestSequenceNumbersGoOnOverTheWrap(t *testing.T) {
 func stream(key string, n int, start Timestamp) []Sighting[string] {
 	var out []Sighting[string]
 	for i := range n {
-		out = append(out, Sighting[string]{Key: key, Seq: uint16(65500 + i), Media: uint32(i * 160), At: start + Timestamp(i)*20*ms})
+		out = append(
+			out,
+			Sighting[string]{
+				Key: key, Seq: uint16(65500 + i), Media: uint32(i * 160), At: start + Timestamp(i)*20*ms,
+			},
+		)
 	}
 	return out
 }
@@ -116,7 +121,8 @@ func TestOnlyTheWindowCounts(t *testing.T) {
 	assert.True(t, streams[0].Packets[0].Lost)
 }
 
-// Whatever the network does, packets are neither invented nor forgotten, and no delay comes from another packet.
+// Whatever the network does, packets are neither invented nor forgotten, and no delay comes from another
+// packet.
 func TestMatchingKeepsTheBooks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		sent := stream("a", rapid.IntRange(1, 300).Draw(t, "packets"), 0)

@@ -17,8 +17,8 @@ const (
 	Set     Verb = "set"
 )
 
-// Change is one step. Exactly one of the pointers is set. A link's Set carries in Link only
-// what changes: Up (with Down for the other way), MTU, TxQueueLen or GSOMax.
+// Change is one step. Exactly one of the pointers is set. The Link of a Set has only what changes: Up (or
+// Down of the Change itself), MTU, TxQueueLen or GSOMax.
 type Change struct {
 	Verb    Verb     `json:"verb"`
 	Link    *Link    `json:"link,omitempty"`
@@ -29,7 +29,7 @@ type Change struct {
 	Sysctl  *Sysctl  `json:"sysctl,omitempty"`
 }
 
-// Device is the network device that c is about, empty where it is about none.
+// Device is the network device that c is about; empty: it is not about one.
 func (c Change) Device() string {
 	switch {
 	case c.Link != nil:
@@ -44,7 +44,8 @@ func (c Change) Device() string {
 	return ""
 }
 
-// Guards is the family (4 or 6) for which c concerns what keeps packets for sites from leaving in clear, else 0.
+// Guards is the family (4 or 6) in which c is about the routes and rules that keep packets for sites from
+// leaving in clear; 0: it is not.
 func (c Change) Guards() int {
 	switch {
 	case c.Route != nil && c.Route.Table == TableGuard:
@@ -58,7 +59,7 @@ func (c Change) Guards() int {
 	return 0
 }
 
-// Forwards is the family (4 or 6) for which c switches forwarding on, else 0.
+// Forwards is the family (4 or 6) in which c switches forwarding on; 0: it does not.
 func (c Change) Forwards() int {
 	switch {
 	case c.Sysctl == nil || c.Sysctl.Value == 0:
@@ -71,26 +72,37 @@ func (c Change) Forwards() int {
 	return 0
 }
 
-// Diff is what leads from have to want. At no step may a packet for a site leave in clear, and
+// Diff returns the changes that lead from have to want. No step lets a packet for a site leave in clear, and
 // what is the same before and after is not touched:
 //
-//  1. forwarding off, if it goes
-//  2. routes that need no device: guard, unreachable defaults, throws
+//  1. forwarding off, if it is not wanted
+//  2. routes without a device: guard, unreachable defaults, throws
 //  3. rules, guard first
-//  4. links made and set up, addresses added
-//  5. routes through devices, added or replaced in place
-//  6. sysctls, forwarding on last of all
-//  7. what is not wanted any more, the other way round: routes through devices, rules (guard
-//     last), routes without a device (guard last), addresses, links
-//  8. promote_secondaries off, if it goes (while addresses go it has to be on)
+//  4. links made and set up
+//  5. sysctls, forwarding on last: the guard is in place by now
+//  6. addresses added
+//  7. routes through devices, added or replaced in place
+//  8. what is not wanted any more, in reverse: routes through devices, rules (guard last), routes without a device
+//     (guard last), addresses, links
+//  9. promote_secondaries off, if it is not wanted: it must be on while addresses are removed
 //
-// A device that is missing is not an error: what needs it is left out, and its sites stay
-// unreachable. Missing names it. Nor is a route or rule of somebody else's: it stays, also where it
-// takes the place of a wanted one. Conflicts names it.
-func Diff(want, have State) []Change { return diff(want, have, false) }
+// A missing device is not an error: what needs it is omitted, and its sites stay unreachable. Missing lists
+// it. A route or rule of another program stays, even in the place of a wanted one. Conflicts lists it.
+func Diff(want, have State) []Change { return diff(want, have, nil, false) }
 
-func diff(want, have State, everySysctl bool) []Change {
-	d := differ{have: have, usable: usableLinks(want, have)}
+// DiffMade is Diff before somebody else, such as a tunnel's engine, makes devices. The changes for them are
+// among the others, to be applied when the devices are there (Change.Device).
+func DiffMade(want, have State, made []string) []Change { return diff(want, have, made, false) }
+
+func diff(want, have State, made []string, everySysctl bool) []Change {
+	d := differ{have: have, made: map[string]bool{}}
+	for _, name := range made {
+		d.made[name] = true
+		d.forget(name)
+		d.have.Links = without(d.have.Links, func(l Link) bool { return l.Name == name })
+		d.have.Links = append(d.have.Links, Link{Name: name})
+	}
+	d.usable = usableLinks(want, d.have)
 	d.want = d.possible(want)
 	d.forwardingOff()
 	d.addRoutes(func(r Route) bool { return r.Device == "" })
@@ -110,7 +122,8 @@ func diff(want, have State, everySysctl bool) []Change {
 
 type differ struct {
 	want, have State
-	usable     map[string]bool // devices that are there, or can be made
+	usable     map[string]bool // devices that exist, or can be made
+	made       map[string]bool // devices that are new: their sysctls have the kernel's defaults
 	changes    []Change
 	last       []Change
 }
@@ -126,7 +139,7 @@ func findLink(links []Link, name string) *Link {
 	return nil
 }
 
-// usableLinks are the wanted links that are there, or are VLANs that can be made.
+// usableLinks are the wanted links that exist, or are VLANs that can be made.
 func usableLinks(want, have State) map[string]bool {
 	usable := map[string]bool{}
 	for _, w := range want.Links {
@@ -142,7 +155,7 @@ func usableLinks(want, have State) map[string]bool {
 	return usable
 }
 
-// possible leaves out what cannot be with the devices and the kernel that there are.
+// possible omits what the devices and the kernel that exist do not allow.
 func (d *differ) possible(want State) State {
 	out := State{}
 	for _, l := range want.Links {
@@ -165,7 +178,7 @@ func (d *differ) possible(want State) State {
 			continue
 		}
 		if r.Source.IsValid() && !sources[r.Source] {
-			r.Source = netip.Addr{} // the kernel refuses a source that is not the box's: better any than no way
+			r.Source = netip.Addr{} // the kernel would refuse the route: any source is better than none
 		}
 		out.Routes = append(out.Routes, r)
 	}
@@ -201,41 +214,46 @@ func (d *differ) forwardingOff() {
 	}
 }
 
+// setSysctls ends with forwarding, and then keyAllRedirects4: the kernel writes that one itself when
+// ip_forward changes.
 func (d *differ) setSysctls(every bool) {
 	var forwarding, after []Change
-	redirects4 := d.flipsForward4() // then the kernel is about to write keyAllRedirects4, or has just done so
+	flips := d.flipsForward4()
 	for _, c := range d.want.Sysctls {
-		v, ok := d.sysctl(c.Key)
-		if isForwarding(c.Key) {
-			if ok && (c.has(v) || c.Value == 0) || !ok && c.Optional && !every {
-				continue
-			}
-			forwarding = append(forwarding, Change{Verb: Set, Sysctl: &c})
-			continue
-		}
-		if c.Key == keyAllRedirects4 {
-			if !ok || !c.has(v) || redirects4 {
-				after = append(after, Change{Verb: Set, Sysctl: &c})
-			}
-			continue
-		}
-		if ok && c.has(v) || !ok && c.Optional && !every {
-			continue
-		}
 		change := Change{Verb: Set, Sysctl: &c}
-		if sysctlDevice(c.Key) != "" && c.Value == 0 && strings.HasSuffix(c.Key, "/"+nameSecondaries) {
+		v, ok := d.sysctl(c.Key)
+		omitted := !ok && !every && d.optional(c)
+		satisfied := ok && c.accepts(v)
+		switch {
+		case isForwarding(c.Key):
+			if !omitted && !satisfied && !(ok && c.Value == 0) { // forwardingOff has switched it off
+				forwarding = append(forwarding, change)
+			}
+		case c.Key == keyAllRedirects4:
+			if !satisfied || flips {
+				after = append(after, change)
+			}
+		case omitted || satisfied:
+		case sysctlDevice(c.Key) != "" && c.Value == 0 && strings.HasSuffix(c.Key, "/"+nameSecondaries):
 			d.last = append(d.last, change)
-			continue
+		default:
+			d.do(change)
 		}
-		d.do(change)
 	}
-	d.changes = append(append(d.changes, forwarding...), after...)
+	d.changes = slices.Concat(d.changes, forwarding, after)
 }
 
-// flipsForward4 is whether ip_forward changes at all.
+// optional reports whether c is left alone if the kernel does not show it. A device that is about to be made
+// shows none yet.
+func (d *differ) optional(c Sysctl) bool {
+	missingFamily := d.have.NoIPv6 && strings.HasPrefix(c.Key, "net/ipv6/")
+	return c.Optional && (missingFamily || !d.made[sysctlDevice(c.Key)])
+}
+
+// flipsForward4 reports whether ip_forward changes.
 func (d *differ) flipsForward4() bool {
 	for _, c := range d.want.Sysctls {
-		if v, ok := d.sysctl(c.Key); c.Key == keyForward4 && (!ok || !c.has(v)) {
+		if v, ok := d.sysctl(c.Key); c.Key == keyForward4 && (!ok || !c.accepts(v)) {
 			return true
 		}
 	}
@@ -255,28 +273,43 @@ func (d *differ) addLinks() {
 		}
 		if h == nil {
 			d.do(Change{Verb: Add, Link: &l})
+			d.made[l.Name] = true
 			h = &Link{Name: l.Name}
 		}
-		if l.MTU != 0 && l.MTU != h.MTU {
-			d.do(Change{Verb: Set, Link: &Link{Name: l.Name, MTU: l.MTU}})
-		}
-		if l.TxQueueLen != 0 && l.TxQueueLen != h.TxQueueLen {
-			d.do(Change{Verb: Set, Link: &Link{Name: l.Name, TxQueueLen: l.TxQueueLen}})
-		}
-		if l.GSOMax != 0 && l.GSOMax != h.GSOMax {
-			d.do(Change{Verb: Set, Link: &Link{Name: l.Name, GSOMax: l.GSOMax}})
-		}
-		if l.Up && !h.Up {
-			d.do(Change{Verb: Set, Link: &Link{Name: l.Name, Up: true}})
-		}
+		d.setLink(l, *h)
 	}
 }
 
-// forget drops what went with a deleted device from the observed state.
+// setLink sets a link up when it is as it should be.
+func (d *differ) setLink(want, have Link) {
+	set := func(l Link) {
+		l.Name = want.Name
+		d.do(Change{Verb: Set, Link: &l})
+	}
+	if want.MTU != 0 && want.MTU != have.MTU {
+		set(Link{MTU: want.MTU})
+	}
+	if want.TxQueueLen != 0 && want.TxQueueLen != have.TxQueueLen {
+		set(Link{TxQueueLen: want.TxQueueLen})
+	}
+	if want.GSOMax != 0 && want.GSOMax != have.GSOMax {
+		set(Link{GSOMax: want.GSOMax})
+	}
+	if want.Up && !have.Up {
+		set(Link{Up: true})
+	}
+}
+
+// forget removes from the observed state what a deleted device takes along.
 func (d *differ) forget(device string) {
-	d.have.Addresses = slices.DeleteFunc(slices.Clone(d.have.Addresses), func(a Address) bool { return a.Device == device })
-	d.have.Routes = slices.DeleteFunc(slices.Clone(d.have.Routes), func(r Route) bool { return r.Device == device })
-	d.have.Sysctls = slices.DeleteFunc(slices.Clone(d.have.Sysctls), func(c Sysctl) bool { return sysctlDevice(c.Key) == device })
+	h := &d.have
+	h.Addresses = without(h.Addresses, func(a Address) bool { return a.Device == device })
+	h.Routes = without(h.Routes, func(r Route) bool { return r.Device == device })
+	h.Sysctls = without(h.Sysctls, func(c Sysctl) bool { return sysctlDevice(c.Key) == device })
+}
+
+func without[T any](list []T, which func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list), which)
 }
 
 func (d *differ) removeLinks() {
@@ -293,11 +326,14 @@ func (d *differ) removeLinks() {
 	}
 }
 
-func sameAddress(a, b Address) bool { return a.Device == b.Device && a.Prefix == b.Prefix }
+// hasAddress reports whether a is in the list, whoever added it.
+func hasAddress(list []Address, a Address) bool {
+	return slices.ContainsFunc(list, func(b Address) bool { return a.Device == b.Device && a.Prefix == b.Prefix })
+}
 
 func (d *differ) addAddresses() {
 	for _, a := range d.want.Addresses {
-		if a.Protocol == Protocol && !slices.ContainsFunc(d.have.Addresses, func(h Address) bool { return sameAddress(a, h) }) {
+		if a.Protocol == Protocol && !hasAddress(d.have.Addresses, a) {
 			d.do(Change{Verb: Add, Address: &a})
 		}
 	}
@@ -305,21 +341,21 @@ func (d *differ) addAddresses() {
 
 func (d *differ) removeAddresses() {
 	for _, h := range d.have.Addresses {
-		if h.Protocol == Protocol && !slices.ContainsFunc(d.want.Addresses, func(a Address) bool { return sameAddress(a, h) }) {
+		if h.Protocol == Protocol && !hasAddress(d.want.Addresses, h) {
 			d.do(Change{Verb: Delete, Address: &h})
 		}
 	}
 }
 
-// sameRoutePlace is whether the kernel holds only one of the two at a time.
+// sameRoutePlace reports whether the kernel holds only one of the two at a time.
 func sameRoutePlace(a, b Route) bool {
 	return a.Table == b.Table && a.Prefix == b.Prefix && a.Metric == b.Metric
 }
 
-// owned is whether h is Ringway's to change.
+// owned reports whether Ringway may change h.
 func (h Route) owned() bool { return h.Protocol == Protocol || OwnTable(h.Table) }
 
-// foreignIn is somebody else's route in r's place.
+// foreignIn returns the route of another program in the place of r.
 func foreignIn(routes []Route, r Route) *Route {
 	i := slices.IndexFunc(routes, func(h Route) bool { return sameRoutePlace(r, h) && !h.owned() })
 	if i < 0 {
@@ -330,7 +366,10 @@ func foreignIn(routes []Route, r Route) *Route {
 
 func (d *differ) addRoutes(which func(Route) bool) {
 	for _, r := range d.want.Routes {
-		if r.Protocol != Protocol || !which(r) || slices.Contains(d.have.Routes, r) || foreignIn(d.have.Routes, r) != nil {
+		if r.Protocol != Protocol || !which(r) {
+			continue
+		}
+		if slices.Contains(d.have.Routes, r) || foreignIn(d.have.Routes, r) != nil {
 			continue
 		}
 		i := slices.IndexFunc(d.have.Routes, func(h Route) bool { return sameRoutePlace(r, h) })
@@ -355,7 +394,7 @@ func (d *differ) addRules() {
 	rules := slices.Clone(d.want.Rules)
 	slices.SortStableFunc(rules, func(a, b Rule) int { return b.Priority - a.Priority })
 	for _, r := range rules {
-		if r.Protocol == Protocol && !slices.ContainsFunc(d.have.Rules, r.does) {
+		if r.Protocol == Protocol && !slices.ContainsFunc(d.have.Rules, r.sameAs) {
 			d.do(Change{Verb: Add, Rule: &r})
 		}
 	}

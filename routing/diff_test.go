@@ -17,19 +17,20 @@ func pick[T any](t *rapid.T, label string, from ...T) T {
 	return rapid.SampledFrom(from).Draw(t, label)
 }
 
-// drawInput is a configuration from a small world, so that two of them have much in common.
+// drawInput draws an input from few values, so that two of them have much in common.
 func drawInput(t *rapid.T) routing.Input {
 	in := branch()
 	in.WANs, in.LANs, in.Tunnels, in.Sites = nil, nil, nil, nil
 	for i := range rapid.IntRange(1, 2).Draw(t, "wans") {
-		w := routing.WAN{Interface: fmt.Sprintf("wan%d", i), DHCP: rapid.Bool().Draw(t, "dhcp")}
+		w := routing.Upstream{Interface: fmt.Sprintf("wan%d", i), DHCP: rapid.Bool().Draw(t, "dhcp")}
 		n := rapid.IntRange(2, 4).Draw(t, "wan address")
 		w.Addresses = pfx(fmt.Sprintf("198.51.%d.%d/24", 100+i, n), fmt.Sprintf("2001:db8:%d::%d/64", i, n))
 		w.Gateways = addr(fmt.Sprintf("198.51.%d.1", 100+i), pick(t, "gateway6", "fe80::1", "2001:db8:99::1"))
 		if w.DHCP {
 			w.Addresses, w.Gateways = nil, nil
 			if rapid.Bool().Draw(t, "leased") {
-				in.Leases = map[string]routing.Lease{w.Interface: {Address: netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", n)), Gateways: addr("192.0.2.1")}}
+				lease := routing.Lease{Address: netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", n)), Gateways: addr("192.0.2.1")}
+				in.Leases = map[string]routing.Lease{w.Interface: lease}
 			}
 		}
 		in.WANs = append(in.WANs, w)
@@ -39,21 +40,32 @@ func drawInput(t *rapid.T) routing.Input {
 		in.LANs = append(in.LANs, routing.LAN{Interface: name, VLAN: pick[uint16](t, "vlan", 0, 0, 20, 30),
 			Addresses: pfx(fmt.Sprintf("10.1.%d.%d/24", i, n), fmt.Sprintf("fd01:%d::%d/64", i, n))})
 	}
+	if rapid.Bool().Draw(t, "relay") {
+		in.Marks.Relayed, in.Marks.RelayedMask = 0x8000, 0x8000
+	}
 	in.VoiceSource, in.DataSource = routing.FirstAddresses(in.LANs[:1]), routing.FirstAddresses(in.LANs[1:])
-	in.Tunnels = []routing.TunnelDevice{{Class: "voice", Name: "rw-voice", MTU: pick(t, "mtu", 1420, 1380, 1000)}, {Class: "data", Name: "rw-data", MTU: 1420, TxQueueLen: pick(t, "qlen", 0, 50), GSOMax: pick(t, "gso", 0, 3000)}}
+	in.Tunnels = []routing.TunnelDevice{
+		{Class: "voice", Name: "rw-voice", MTU: pick(t, "mtu", 1420, 1380, 1000)},
+		{
+			Class: "data", Name: "rw-data", MTU: 1420,
+			TxQueueLen: pick(t, "qlen", 0, 50), GSOMax: pick(t, "gso", 0, 3000),
+		},
+	}
 	for i := range 4 {
 		if !rapid.Bool().Draw(t, "site") {
 			continue
 		}
 		p := pfx(fmt.Sprintf("10.2.%d.0/24", i), fmt.Sprintf("fd02:%d::/64", i))
 		in.Sites = append(in.Sites, routing.SiteRoute{Name: fmt.Sprint(i), Prefixes: p,
-			VoiceDevice: pick(t, "voice", "rw-voice", "rw-data"), DataDevice: pick(t, "data", "rw-voice", "rw-data"), DataMTU: pick(t, "data mtu", 0, 1280, 1300)})
+			VoiceDevice: pick(t, "voice", "rw-voice", "rw-data"),
+			DataDevice:  pick(t, "data", "rw-voice", "rw-data"),
+			DataMTU:     pick(t, "data mtu", 0, 1280, 1300)})
 	}
 	return in
 }
 
-// TestDiffLeadsThere: from any state that a box can be in to any wanted one; no change is refused
-// on the way, and at no step has a packet for a site that is in both configurations a way out but a tunnel.
+// TestDiffLeadsThere: from any state that a machine can be in to any wanted one, the kernel refuses no
+// change, and at no step can a packet for a site that is in both configs leave but through a tunnel.
 func TestDiffLeadsThere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := model{t: t}
@@ -72,7 +84,8 @@ func TestDiffLeadsThere(t *testing.T) {
 			want := routing.Want(in)
 			for _, c := range routing.Diff(want, m.snapshot()) {
 				m.apply(c)
-				// At the first start the guard comes first of all; what the box forwarded before that is not ours to say.
+				// At the first start the guard comes first of all; what the box forwarded before that is not
+				// ours to say.
 				m.noClear(t, c, inputs[max(i-1, 0)], in, i == 0)
 				if m.on() && i == 0 && before.Sysctls[2].Value == 0 {
 					m.noClear(t, c, in, in, false) // but Ringway does not switch forwarding on before that
@@ -104,25 +117,31 @@ func TestDiffLeadsThere(t *testing.T) {
 	})
 }
 
-// on is whether the box forwards.
+// on reports whether the machine forwards.
 func (m *model) on() bool {
-	return slices.ContainsFunc(m.Sysctls, func(s routing.Sysctl) bool { return s.Key == "net/ipv4/ip_forward" && s.Value == 1 })
+	return slices.ContainsFunc(m.Sysctls, func(s routing.Sysctl) bool {
+		return s.Key == "net/ipv4/ip_forward" && s.Value == 1
+	})
 }
 
 func (m *model) snapshot() routing.State {
-	s := routing.State{Links: slices.Clone(m.Links), Addresses: slices.Clone(m.Addresses), Routes: slices.Clone(m.Routes),
+	s := routing.State{
+		Links: slices.Clone(m.Links), Addresses: slices.Clone(m.Addresses), Routes: slices.Clone(m.Routes),
 		Rules: slices.Clone(m.Rules), Sysctls: slices.Clone(m.Sysctls)}
 	s.Sort()
 	return s
 }
 
-// noClear: no packet for a site that both configurations know goes anywhere but into a tunnel,
-// from the moment in which the site is guarded, and on a reload at all times.
+// noClear asserts that a packet for a site that is in both configs goes into a tunnel or nowhere, from the
+// moment in which the site is guarded, and during a reload at all times.
 func (m *model) noClear(t *rapid.T, c routing.Change, a, b routing.Input, guardMayLack bool) {
-	rule := slices.ContainsFunc(m.Rules, func(r routing.Rule) bool { return r.Priority == routing.PriorityGuard && r.Family == 4 })
+	rule := slices.ContainsFunc(m.Rules, func(r routing.Rule) bool {
+		return r.Priority == routing.PriorityGuard && r.Family == 4
+	})
 	for _, s := range a.Sites {
 		for _, p := range s.Prefixes {
-			if p.Addr().Is6() || !slices.ContainsFunc(b.Sites, func(o routing.SiteRoute) bool { return slices.Contains(o.Prefixes, p) }) {
+			inBoth := slices.ContainsFunc(b.Sites, func(o routing.SiteRoute) bool { return slices.Contains(o.Prefixes, p) })
+			if p.Addr().Is6() || !inBoth {
 				continue
 			}
 			if !rule || !m.guarded(p) {
@@ -143,10 +162,15 @@ func (m *model) noClear(t *rapid.T, c routing.Change, a, b routing.Input, guardM
 }
 
 func (m *model) guarded(p netip.Prefix) bool {
-	return slices.ContainsFunc(m.Routes, func(r routing.Route) bool { return r.Table == routing.TableGuard && r.Prefix == p })
+	return slices.ContainsFunc(m.Routes, func(r routing.Route) bool {
+		return r.Table == routing.TableGuard && r.Prefix == p
+	})
 }
 
 func TestSysctlsThatTheKernelLacksAreLeftOut(t *testing.T) {
-	want := routing.State{Sysctls: []routing.Sysctl{{Key: "net/netfilter/nf_conntrack_helper", Optional: true}, {Key: "net/ipv4/conf/gone0/rp_filter", Value: 1}}}
+	want := routing.State{Sysctls: []routing.Sysctl{
+		{Key: "net/netfilter/nf_conntrack_helper", Optional: true},
+		{Key: "net/ipv4/conf/gone0/rp_filter", Value: 1},
+	}}
 	assert.Empty(t, routing.Diff(want, routing.State{}))
 }

@@ -34,12 +34,18 @@ func addr(s ...string) (out []netip.Addr) {
 
 func branch() routing.Input {
 	return routing.Input{
-		WANs: []routing.WAN{{Interface: "wan0", Addresses: pfx("198.51.100.2/24", "2001:db8:1::2/64"), Gateways: addr("198.51.100.1", "fe80::1")}},
+		WANs: []routing.Upstream{{
+			Interface: "wan0",
+			Addresses: pfx("198.51.100.2/24", "2001:db8:1::2/64"), Gateways: addr("198.51.100.1", "fe80::1"),
+		}},
 		LANs: []routing.LAN{
 			{Interface: "lan0", VLAN: 20, Addresses: pfx("10.1.10.1/24", "fd01:10::1/64")},
 			{Interface: "data0", Addresses: pfx("10.1.20.1/24")},
 		},
-		Tunnels: []routing.TunnelDevice{{Class: "voice", Name: "rw-voice", MTU: 1420, TxQueueLen: 50, GSOMax: 3000}, {Class: "data", Name: "rw-data", MTU: 1000}},
+		Tunnels: []routing.TunnelDevice{
+			{Class: "voice", Name: "rw-voice", MTU: 1420, TxQueueLen: 50, GSOMax: 3000},
+			{Class: "data", Name: "rw-data", MTU: 1000},
+		},
 		Sites: []routing.SiteRoute{
 			{Name: "munich", Prefixes: pfx("10.2.10.0/24", "fd02:10::/64"), VoiceDevice: "rw-voice", DataDevice: "rw-data"},
 			{Name: "plain", Prefixes: pfx("10.3.0.0/16"), VoiceDevice: "rw-data", DataDevice: "rw-data", DataMTU: 900},
@@ -53,14 +59,15 @@ func branch() routing.Input {
 func twoWANs() routing.Input {
 	in := branch()
 	in.WANs = append(in.WANs,
-		routing.WAN{Interface: "wan1", DHCP: true},
-		routing.WAN{Interface: "wan2", Addresses: pfx("203.0.113.7/32"), Gateways: addr("203.0.113.1")})
-	in.Leases = map[string]routing.Lease{"wan1": {Address: netip.MustParsePrefix("192.0.2.50/24"), Gateways: addr("192.0.2.1")}}
+		routing.Upstream{Interface: "wan1", DHCP: true},
+		routing.Upstream{Interface: "wan2", Addresses: pfx("203.0.113.7/32"), Gateways: addr("203.0.113.1")})
+	lease := routing.Lease{Address: netip.MustParsePrefix("192.0.2.50/24"), Gateways: addr("192.0.2.1")}
+	in.Leases = map[string]routing.Lease{"wan1": lease}
 	in.LANs[0].VLAN, in.SoftirqBudget = 0, 16
 	return in
 }
 
-// bare is a box that has the cards and the tunnel devices, and nothing on them.
+// bare is a machine that has the cards and the tunnel devices, and nothing on them.
 func bare(want routing.State) (have routing.State) {
 	for _, l := range want.Links {
 		if l.VLAN == 0 {
@@ -80,11 +87,20 @@ func TestPlans(t *testing.T) {
 	running := model{t: t, State: first}.State
 	stopped := bare(first)
 	stopped.Links[0].Up = true
-	stopped.Sysctls = []routing.Sysctl{{Key: "net/ipv4/conf/all/accept_redirects"}, {Key: "net/ipv4/conf/wan0/promote_secondaries"}, {Key: "net/ipv4/ip_forward"}}
+	stopped.Sysctls = []routing.Sysctl{
+		{Key: "net/ipv4/conf/all/accept_redirects"},
+		{Key: "net/ipv4/conf/wan0/promote_secondaries"},
+		{Key: "net/ipv4/ip_forward"},
+	}
 	noTunnel := bare(first)
 	noTunnel.Links = slices.DeleteFunc(noTunnel.Links, func(l routing.Link) bool { return l.Name == "rw-voice" })
 	noTunnel.NoIPv6 = true
+	relayed := branch()
+	relayed.Marks.Relayed, relayed.Marks.RelayedMask = 0x8000, 0x8000
+	withRelay := model{t: t, State: routing.Want(relayed)}.State
 	for name, text := range map[string][]string{
+		"relay-comes":           routing.Text(routing.Diff(routing.Want(relayed), running)),
+		"relay-goes":            routing.Text(routing.Diff(first, withRelay)),
 		"state":                 first.Text(),
 		"state-two-wans":        routing.Want(twoWANs()).Text(),
 		"reload":                routing.Text(routing.Diff(routing.Want(in), running)),
@@ -116,35 +132,59 @@ func TestStateSurvivesJSON(t *testing.T) {
 
 func TestMissing(t *testing.T) {
 	want := routing.Want(branch())
-	have := routing.State{Links: []routing.Link{{Name: "wan0"}, {Name: "lan0.20", Parent: "lan0", VLAN: 30}, {Name: "rw-voice"}, {Name: "rw-data"}}}
-	assert.Equal(t, []string{"data0: no such network device", "lan0: no such network device", "lan0.20: is there, but is not VLAN 20 of lan0"}, routing.Missing(want, have))
+	have := routing.State{Links: []routing.Link{
+		{Name: "wan0"}, {Name: "lan0.20", Parent: "lan0", VLAN: 30}, {Name: "rw-voice"}, {Name: "rw-data"},
+	}}
+	assert.Equal(t, []string{
+		"data0: no such network device",
+		"lan0: no such network device",
+		"lan0.20: exists, but is not VLAN 20 of lan0",
+	}, routing.Missing(want, have))
 	have.Links = have.Links[:1]
 	assert.Contains(t, routing.Missing(want, have), "lan0.20: its network device lan0 does not exist")
 }
 
-// What is the machine's and not wanted any more is as it was before; what is a device's waits for the stop.
-func TestGiveBack(t *testing.T) {
+// A sysctl of the machine that is no longer wanted is restored at once; those of a device wait for the stop.
+func TestWithRestored(t *testing.T) {
 	with, without := branch(), branch()
 	with.SoftirqBudget = 16
 	without.WANs, without.LANs = without.WANs[:1], without.LANs[:1]
 	last, want := routing.Want(with), routing.Want(without)
-	before := routing.State{Sysctls: []routing.Sysctl{{Key: "net/core/netdev_budget", Value: 300}, {Key: "net/ipv4/conf/data0/rp_filter", Value: 2}, {Key: "net/ipv4/ip_forward"}}}
+	before := routing.State{Sysctls: []routing.Sysctl{
+		{Key: "net/core/netdev_budget", Value: 300},
+		{Key: "net/ipv4/conf/data0/rp_filter", Value: 2},
+		{Key: "net/ipv4/ip_forward"},
+	}}
 	running := model{t: t, State: last}.State
-	assert.Contains(t, routing.Text(routing.Diff(want.GiveBack(last, before), running)), "sysctl -q -w net.core.netdev_budget=300")
-	assert.NotContains(t, routing.Text(routing.Diff(want.GiveBack(last, before), running)), "sysctl -q -w net.ipv4.conf.data0.rp_filter=2")
-	assert.Equal(t, want, want.GiveBack(want, before))
-	assert.Equal(t, last, last.GiveBack(last, before))
-	assert.Equal(t, want, want.GiveBack(last, routing.State{}), "it is not there, as in a network namespace")
+	changes := routing.Text(routing.Diff(want.WithRestored(last, before), running))
+	assert.Contains(t, changes, "sysctl -q -w net.core.netdev_budget=300")
+	assert.NotContains(t, changes, "sysctl -q -w net.ipv4.conf.data0.rp_filter=2")
+	assert.Equal(t, want, want.WithRestored(want, before))
+	assert.Equal(t, last, last.WithRestored(last, before))
+	assert.Equal(t, want, want.WithRestored(last, routing.State{}), "it is not there, as in a network namespace")
 }
 
-// A before-state kept on disk learns of an interface that a later configuration uses for the first time.
+// The recorded state is extended by an interface that a later config uses for the first time.
 func TestExtend(t *testing.T) {
-	before := routing.State{Links: []routing.Link{{Name: "wan0", Up: true}}, Sysctls: []routing.Sysctl{{Key: "net/ipv4/ip_forward"}}}
+	before := routing.State{
+		Links:   []routing.Link{{Name: "wan0", Up: true}},
+		Sysctls: []routing.Sysctl{{Key: "net/ipv4/ip_forward"}},
+	}
 	now := routing.State{
-		Links:     []routing.Link{{Name: "lan0.20", Parent: "lan0", VLAN: 20, Own: true, Up: true}, {Name: "wan0"}, {Name: "wan1"}},
-		Addresses: []routing.Address{{Device: "wan0", Prefix: pfx("192.0.2.1/24")[0]}, {Device: "wan1", Prefix: pfx("192.0.2.2/24")[0]}, {Device: "wan1", Prefix: pfx("192.0.2.3/24")[0], Protocol: routing.Protocol}},
-		Rules:     []routing.Rule{{Family: 4, Priority: 5200, Protocol: routing.Protocol}},
-		Sysctls:   []routing.Sysctl{{Key: "net/ipv4/conf/lan0.20/rp_filter", Value: 1}, {Key: "net/ipv4/conf/wan1/rp_filter", Value: 2}, {Key: "net/ipv4/ip_forward", Value: 1}},
+		Links: []routing.Link{
+			{Name: "lan0.20", Parent: "lan0", VLAN: 20, Own: true, Up: true}, {Name: "wan0"}, {Name: "wan1"},
+		},
+		Addresses: []routing.Address{
+			{Device: "wan0", Prefix: pfx("192.0.2.1/24")[0]},
+			{Device: "wan1", Prefix: pfx("192.0.2.2/24")[0]},
+			{Device: "wan1", Prefix: pfx("192.0.2.3/24")[0], Protocol: routing.Protocol},
+		},
+		Rules: []routing.Rule{{Family: 4, Priority: 5200, Protocol: routing.Protocol}},
+		Sysctls: []routing.Sysctl{
+			{Key: "net/ipv4/conf/lan0.20/rp_filter", Value: 1},
+			{Key: "net/ipv4/conf/wan1/rp_filter", Value: 2},
+			{Key: "net/ipv4/ip_forward", Value: 1},
+		},
 	}
 	assert.Equal(t, routing.State{
 		Links:     []routing.Link{{Name: "wan0", Up: true}, {Name: "wan1"}},
@@ -153,7 +193,7 @@ func TestExtend(t *testing.T) {
 	}, before.Extend(now))
 }
 
-// model is a kernel in which every change is carried out and refused as the real one would.
+// model is a kernel that makes and refuses changes as the real one does.
 type model struct {
 	t fataler
 	routing.State
@@ -181,7 +221,9 @@ func (m *model) apply(c routing.Change) {
 	case c.Link != nil:
 		m.applyLink(c)
 	case c.Address != nil:
-		i := slices.IndexFunc(m.Addresses, func(a routing.Address) bool { return a.Device == c.Address.Device && a.Prefix == c.Address.Prefix })
+		i := slices.IndexFunc(m.Addresses, func(a routing.Address) bool {
+			return a.Device == c.Address.Device && a.Prefix == c.Address.Prefix
+		})
 		switch {
 		case c.Verb == routing.Add && i >= 0 || c.Verb == routing.Delete && i < 0:
 			m.t.Fatalf("%s: cannot be", c)
@@ -236,7 +278,9 @@ func (m *model) applyLink(c routing.Change) {
 		name := c.Link.Name
 		m.Links = slices.DeleteFunc(m.Links, func(l routing.Link) bool { return l.Name == name })
 		m.flush(name)
-		m.Sysctls = slices.DeleteFunc(m.Sysctls, func(s routing.Sysctl) bool { return strings.Contains(s.Key, "/"+name+"/") })
+		m.Sysctls = slices.DeleteFunc(m.Sysctls, func(s routing.Sysctl) bool {
+			return strings.Contains(s.Key, "/"+name+"/")
+		})
 	case c.Down:
 		l.Up = false
 		m.flush(c.Link.Name)
@@ -274,8 +318,9 @@ func (m *model) applyRoute(c routing.Change) {
 	if r.Device != "" {
 		m.mustUp(c, r.Device)
 	}
-	if r.Source.IsValid() && !slices.ContainsFunc(m.Addresses, func(a routing.Address) bool { return a.Prefix.Addr() == r.Source }) {
-		m.t.Fatalf("%s: the source is no address of the box", c)
+	own := slices.ContainsFunc(m.Addresses, func(a routing.Address) bool { return a.Prefix.Addr() == r.Source })
+	if r.Source.IsValid() && !own {
+		m.t.Fatalf("%s: the source is not an address of this machine", c)
 	}
 	if i >= 0 {
 		m.Routes = slices.Delete(m.Routes, i, i+1)
@@ -283,7 +328,7 @@ func (m *model) applyRoute(c routing.Change) {
 	m.Routes = append(m.Routes, r)
 }
 
-// way is where a packet to the address goes under the policy: a device, or "" for nowhere.
+// way returns where the policy sends a packet to the address: a device, or "" for nowhere.
 func (m *model) way(to netip.Addr, mark uint32, local bool) string {
 	rules := slices.Clone(m.Rules)
 	slices.SortStableFunc(rules, func(a, b routing.Rule) int { return a.Priority - b.Priority })

@@ -1,52 +1,56 @@
 package routing
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 )
 
-// Numbers by which Ringway's own routes, rules and addresses are known in the kernel.
+// Numbers by which Ringway's own routes, rules and addresses are recognised in the kernel.
 const (
 	Protocol = 82 // of routes, of rules and (Linux 5.18 and newer) of addresses
 
-	TableMain  = 254
-	TableVoice = 5271 // packets marked media or signalling
-	TableData  = 5272 // packets marked data or background
-	TableGuard = 5273 // packets without a mark: a site's prefix is unreachable
-	TableOwn   = 5274 // packets of the box itself before they have a mark
+	TableMain    = 254
+	TableVoice   = 5271 // packets marked media or signalling
+	TableData    = 5272 // packets marked data or background
+	TableGuard   = 5273 // packets without a mark: a site's prefix is unreachable
+	TableOwn     = 5274 // packets of this machine before they have a mark
+	TableRelayed = 5275 // packets for a relay on this machine, whatever address they have
 
-	PriorityFirst = 5200 // rules of ours have priorities from here …
-	PriorityOuter = 5200
-	PriorityVoice = 5210
-	PriorityData  = 5220
-	PriorityOwn   = 5225
-	PriorityGuard = 5230
-	PriorityLast  = 5230 // … to here
+	PriorityFirst   = 5190 // Ringway's rules have priorities from here …
+	PriorityRelayed = 5190
+	PriorityOuter   = 5200
+	PriorityVoice   = 5210
+	PriorityData    = 5220
+	PriorityOwn     = 5225
+	PriorityGuard   = 5230
+	PriorityLast    = 5230 // … to here
 
-	// LinkAlias marks the VLAN devices that Ringway made, so that they alone are ever deleted.
+	// LinkAlias marks the VLAN devices that Ringway made: only those are ever deleted.
 	LinkAlias = "ringway"
 )
 
-// OwnTable says whether a route table belongs to Ringway whole.
-func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableOwn }
+// OwnTable reports whether a whole route table is Ringway's.
+func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableRelayed }
 
 // RouteType is what a route does.
 type RouteType string
 
-// The types that Ringway uses, in ip-route(8)'s words.
+// The types that Ringway uses, as ip-route(8) calls them.
 const (
 	Unicast     RouteType = "unicast"
 	Throw       RouteType = "throw"       // go on with the next rule
 	Unreachable RouteType = "unreachable" // answer with ICMP, send nothing
+	Local       RouteType = "local"       // to this machine itself; its device is lo, and Route.Device empty
 )
 
-// State is the part of a box's network that routing is responsible for, wanted or observed.
-// It survives a round trip through JSON. All lists are in canonical order (Sort).
+// State is the part of a machine's network that routing is responsible for, wanted or observed. The journal
+// holds it as JSON. All lists are in canonical order (Sort).
 type State struct {
-	NoIPv6    bool      `json:"no_ipv6,omitempty"` // observed only: this kernel runs without IPv6
-	Links     []Link    `json:"links,omitempty"`   // a link that is not listed does not exist, or is nobody's business
+	NoIPv6    bool      `json:"no_ipv6,omitempty"` // observed only: the kernel has no IPv6
+	Links     []Link    `json:"links,omitempty"`   // what is not listed does not exist or does not matter
 	Addresses []Address `json:"addresses,omitempty"`
 	Routes    []Route   `json:"routes,omitempty"`
 	Rules     []Rule    `json:"rules,omitempty"`
@@ -57,33 +61,33 @@ type State struct {
 type Link struct {
 	Name       string `json:"name"`
 	Parent     string `json:"parent,omitempty"` // of a VLAN device
-	VLAN       uint16 `json:"vlan,omitempty"`   // 0: no VLAN device
-	Own        bool   `json:"own,omitempty"`    // Ringway makes or made it
+	VLAN       uint16 `json:"vlan,omitempty"`   // 0: not a VLAN device
+	Own        bool   `json:"own,omitempty"`    // made by Ringway
 	Up         bool   `json:"up"`
 	MTU        int    `json:"mtu,omitempty"`        // bytes; 0: left as it is
 	TxQueueLen int    `json:"txqueuelen,omitempty"` // packets; 0: left as it is
 	GSOMax     int    `json:"gso_max,omitempty"`    // largest super-packet in bytes; 0: left as it is
 }
 
-// Address is an address on a device. Only those with Protocol 82 are added or removed; the
-// others are listed because they are there, and stay.
+// Address is an address on a device. Only those with Protocol 82 are added or removed; observed ones of
+// others stay.
 type Address struct {
 	Device   string       `json:"device"`
-	Prefix   netip.Prefix `json:"prefix"` // the box's own address with its network's length
+	Prefix   netip.Prefix `json:"prefix"` // with the prefix length of its network
 	Protocol uint8        `json:"protocol,omitempty"`
 }
 
-// Route is one route. IPv6 routes always have a metric: the kernel gives 1024 where none is set.
+// Route is one route. An IPv6 route always has a metric: the kernel's default is 1024.
 type Route struct {
 	Table    uint32       `json:"table"`
 	Type     RouteType    `json:"type"`
 	Prefix   netip.Prefix `json:"prefix"`
-	Device   string       `json:"device,omitempty"` // empty but for unicast
+	Device   string       `json:"device,omitempty"` // of a unicast route
 	Gateway  netip.Addr   `json:"gateway,omitzero"`
-	OnLink   bool         `json:"on_link,omitempty"` // the gateway is in none of the device's networks
-	Source   netip.Addr   `json:"source,omitzero"`   // preferred source of what the box itself sends
+	OnLink   bool         `json:"on_link,omitempty"` // the gateway is not in a network of the device
+	Source   netip.Addr   `json:"source,omitzero"`   // preferred source of what this machine sends
 	Metric   uint32       `json:"metric,omitempty"`
-	MTU      int          `json:"mtu,omitempty"` // longest packet, bytes; 0: the device's
+	MTU      int          `json:"mtu,omitempty"` // bytes; 0: that of the device
 	Protocol uint8        `json:"protocol,omitempty"`
 }
 
@@ -96,41 +100,36 @@ type Rule struct {
 	Input    string `json:"input,omitempty"`
 	Table    uint32 `json:"table"`
 	Protocol uint8  `json:"protocol,omitempty"`
-	More     bool   `json:"more,omitempty"` // somebody else's, which asks for more than the fields here can say
+	More     bool   `json:"more,omitempty"` // of others only: it has selectors that the fields here cannot hold
 }
 
-// does is whether h is r, whoever made it: the kernel refuses a second one.
-func (r Rule) does(h Rule) bool {
+// sameAs reports whether h is r, whoever made it: the kernel refuses a second one.
+func (r Rule) sameAs(h Rule) bool {
 	h.Protocol = r.Protocol
 	return r == h
 }
 
 // Sysctl is one value under /proc/sys.
 type Sysctl struct {
-	Key      string `json:"key"` // path below /proc/sys: device names may hold dots
+	Key      string `json:"key"` // path below /proc/sys; device names may have dots
 	Value    int    `json:"value"`
-	UpTo     int    `json:"up_to,omitempty"`    // wanted only: Value to UpTo are all as good
-	Optional bool   `json:"optional,omitempty"` // wanted only: not every kernel has it
+	UpTo     int    `json:"up_to,omitempty"`    // wanted only: every value from Value to UpTo will do
+	Optional bool   `json:"optional,omitempty"` // wanted only: some kernels do not have it
 }
 
-// Has is whether the observed value v serves.
-func (s Sysctl) has(v int) bool { return v == s.Value || (v >= s.Value && v <= s.UpTo) }
+// accepts reports whether the observed value v will do.
+func (s Sysctl) accepts(v int) bool { return v == s.Value || (v >= s.Value && v <= s.UpTo) }
 
 // Sort brings the state into its canonical order.
 func (s *State) Sort() {
 	slices.SortFunc(s.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Addresses, func(a, b Address) int {
-		return or(strings.Compare(a.Device, b.Device), comparePrefix(a.Prefix, b.Prefix))
+		return cmp.Or(strings.Compare(a.Device, b.Device), comparePrefix(a.Prefix, b.Prefix))
 	})
-	slices.SortFunc(s.Routes, func(a, b Route) int {
-		return or(int(a.Table)-int(b.Table), comparePrefix(a.Prefix, b.Prefix), int(a.Metric)-int(b.Metric),
-			strings.Compare(string(a.Type), string(b.Type)), strings.Compare(a.Device, b.Device), a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source), a.MTU-b.MTU)
-	})
-	slices.SortFunc(s.Rules, func(a, b Rule) int {
-		return or(a.Priority-b.Priority, a.Family-b.Family, compare(a.Mark, b.Mark), compare(a.Mask, b.Mask),
-			strings.Compare(a.Input, b.Input), compare(a.Table, b.Table))
-	})
+	slices.SortFunc(s.Routes, compareRoutes)
+	slices.SortFunc(s.Rules, compareRules)
 	slices.SortFunc(s.Sysctls, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
+
 	s.Links = slices.Compact(s.Links)
 	s.Addresses = slices.Compact(s.Addresses)
 	s.Routes = slices.Compact(s.Routes)
@@ -138,13 +137,14 @@ func (s *State) Sort() {
 	s.Sysctls = slices.Compact(s.Sysctls)
 }
 
-// Foreign is the state without all that is Ringway's: what to keep at the first start of all
-// (also when that start finds the leftovers of a crash) as the state to go back to at stop.
+// Foreign is the state without everything that is Ringway's: what the first start, which may find the
+// leftovers of a crash, records as the state to restore at a stop.
 func (s State) Foreign() State {
 	out := State{NoIPv6: s.NoIPv6, Sysctls: slices.Clone(s.Sysctls)}
 	own := map[string]bool{}
 	for _, l := range s.Links {
-		if own[l.Name] = l.Own; !l.Own {
+		own[l.Name] = l.Own
+		if !l.Own {
 			out.Links = append(out.Links, l)
 		}
 	}
@@ -167,8 +167,8 @@ func (s State) Foreign() State {
 	return out
 }
 
-// Extend adds to a kept before-state what a later configuration touches for the first time:
-// links and sysctls that s does not mention yet, as now observed, and their addresses.
+// Extend adds to a recorded state what a later config touches for the first time: links and sysctls that s
+// does not have yet, as observed now, and the addresses on them.
 func (s State) Extend(now State) State {
 	now = now.Foreign()
 	links, keys := map[string]bool{}, map[string]bool{}
@@ -178,8 +178,12 @@ func (s State) Extend(now State) State {
 	for _, c := range s.Sysctls {
 		keys[c.Key] = true
 	}
-	out := State{NoIPv6: s.NoIPv6, Links: slices.Clone(s.Links), Addresses: slices.Clone(s.Addresses),
-		Routes: slices.Clone(s.Routes), Rules: slices.Clone(s.Rules), Sysctls: slices.Clone(s.Sysctls)}
+
+	out := State{
+		NoIPv6: s.NoIPv6,
+		Links:  slices.Clone(s.Links), Addresses: slices.Clone(s.Addresses),
+		Routes: slices.Clone(s.Routes), Rules: slices.Clone(s.Rules), Sysctls: slices.Clone(s.Sysctls),
+	}
 	for _, l := range now.Links {
 		if !links[l.Name] {
 			out.Links = append(out.Links, l)
@@ -199,8 +203,9 @@ func (s State) Extend(now State) State {
 	return out
 }
 
-// GiveBack is s with those values of the whole machine that last wanted and s leaves alone, as they were before.
-func (s State) GiveBack(last, before State) State {
+// WithRestored is s and, as they were before, the sysctls of the whole machine that last wanted and s does
+// not.
+func (s State) WithRestored(last, before State) State {
 	wanted := func(list []Sysctl, key string) bool {
 		return slices.ContainsFunc(list, func(c Sysctl) bool { return c.Key == key })
 	}
@@ -215,26 +220,18 @@ func (s State) GiveBack(last, before State) State {
 	return s
 }
 
-// Scope joins wanted states: what Observe has to look at when one configuration follows another.
-// The first to mention a thing decides.
+// Scope joins wanted states: what has to be observed when one config follows another. The first state that
+// has a link or sysctl decides.
 func Scope(wants ...State) State {
 	var out State
 	for _, w := range wants {
-		have := out
-		known := map[string]bool{}
-		for _, l := range have.Links {
-			known[l.Name] = true
-		}
-		for _, c := range have.Sysctls {
-			known["/"+c.Key] = true
-		}
 		for _, l := range w.Links {
-			if !known[l.Name] {
+			if findLink(out.Links, l.Name) == nil {
 				out.Links = append(out.Links, l)
 			}
 		}
 		for _, c := range w.Sysctls {
-			if !known["/"+c.Key] {
+			if !slices.ContainsFunc(out.Sysctls, func(o Sysctl) bool { return o.Key == c.Key }) {
 				out.Sysctls = append(out.Sysctls, c)
 			}
 		}
@@ -246,9 +243,8 @@ func Scope(wants ...State) State {
 	return out
 }
 
-// Missing lists what the wanted state needs and the observed one lacks and Diff cannot make:
-// a network card that is not there, a tunnel device that is gone, a VLAN name taken by another device.
-// What is there and in the way, Conflicts lists.
+// Missing lists what the wanted state needs, the observed one does not have and Diff cannot make: a network
+// card that is not there, a tunnel device that is gone, a VLAN whose name another device has.
 func Missing(want, have State) []string {
 	usable := usableLinks(want, have)
 	var out []string
@@ -256,7 +252,7 @@ func Missing(want, have State) []string {
 		switch {
 		case usable[l.Name]:
 		case findLink(have.Links, l.Name) != nil:
-			out = append(out, fmt.Sprintf("%s: is there, but is not VLAN %d of %s", l.Name, l.VLAN, l.Parent))
+			out = append(out, fmt.Sprintf("%s: exists, but is not VLAN %d of %s", l.Name, l.VLAN, l.Parent))
 		case l.VLAN != 0:
 			out = append(out, fmt.Sprintf("%s: its network device %s does not exist", l.Name, l.Parent))
 		default:
@@ -266,38 +262,46 @@ func Missing(want, have State) []string {
 	return out
 }
 
-// Conflicts lists what somebody else made in places that the wanted state needs for itself. Diff leaves it as it is.
+// Conflicts lists the routes and rules of others in places that the wanted state needs. Diff leaves them as
+// they are.
 func Conflicts(want, have State) []string {
 	var out []string
 	for _, r := range want.Routes {
-		if h := foreignIn(have.Routes, r); h != nil && !(h.Gateway == r.Gateway && h.Device == r.Device) {
-			out = append(out, fmt.Sprintf("somebody else's route is where %q should be: %q", r.text(Add), h.text(Add)))
+		h := foreignIn(have.Routes, r)
+		if h != nil && (h.Gateway != r.Gateway || h.Device != r.Device) {
+			out = append(out, fmt.Sprintf("another program's route is in the place of %q: %q", r.text(Add), h.text(Add)))
 		}
 	}
 	for _, h := range have.Rules {
-		if h.Protocol != Protocol && !slices.ContainsFunc(want.Rules, func(r Rule) bool { return r.does(h) }) {
-			out = append(out, fmt.Sprintf("somebody else's rule is among Ringway's (priorities %d to %d): %q", PriorityFirst, PriorityLast, h.text(Add)))
+		wanted := slices.ContainsFunc(want.Rules, func(r Rule) bool { return r.sameAs(h) })
+		if h.Protocol != Protocol && !wanted {
+			out = append(out, fmt.Sprintf("another program's rule is among Ringway's (priorities %d to %d): %q",
+				PriorityFirst, PriorityLast, h.text(Add)))
 		}
 	}
 	return out
 }
 
-func or(values ...int) int {
-	for _, v := range values {
-		if v != 0 {
-			return v
-		}
-	}
-	return 0
+func compareRoutes(a, b Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Table, b.Table), comparePrefix(a.Prefix, b.Prefix), cmp.Compare(a.Metric, b.Metric),
+		cmp.Compare(a.Type, b.Type), cmp.Compare(a.Device, b.Device),
+		a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source), cmp.Compare(a.MTU, b.MTU))
 }
 
-func compare(a, b uint32) int { return int(int64(a) - int64(b)) }
+func compareRules(a, b Rule) int {
+	return cmp.Or(
+		cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Family, b.Family),
+		cmp.Compare(a.Mark, b.Mark), cmp.Compare(a.Mask, b.Mask),
+		cmp.Compare(a.Input, b.Input), cmp.Compare(a.Table, b.Table))
+}
 
 func comparePrefix(a, b netip.Prefix) int {
-	return or(a.Addr().BitLen()-b.Addr().BitLen(), a.Addr().Compare(b.Addr()), a.Bits()-b.Bits())
+	return cmp.Or(
+		cmp.Compare(a.Addr().BitLen(), b.Addr().BitLen()), a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// sysctlDevice is the network device that a key belongs to, empty for all others.
+// sysctlDevice is the network device that a key belongs to; empty: it is not a device's.
 func sysctlDevice(key string) string {
 	p := strings.Split(key, "/")
 	if len(p) == 5 && p[0] == "net" && p[2] == "conf" && p[3] != "all" && p[3] != "default" {

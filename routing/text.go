@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Text is the whole state in ip(8) and sysctl(8) words, in the order in which a box with none of
-// it would be told: fed to a shell, it makes the state. Devices are taken to exist, VLANs not.
+// Text is the whole state as ip(8) and sysctl(8) commands, in the order for a machine that has none of it:
+// run by a shell, they make the state. Devices are assumed to exist, VLANs are not.
 func (s State) Text() []string {
 	bare := State{NoIPv6: s.NoIPv6}
 	for _, l := range s.Links {
@@ -14,10 +14,10 @@ func (s State) Text() []string {
 			bare.Links = append(bare.Links, Link{Name: l.Name, Parent: l.Parent, VLAN: l.VLAN})
 		}
 	}
-	return Text(diff(s, bare, true))
+	return Text(diff(s, bare, nil, true))
 }
 
-// Text is the changes in the tools' words, one command a line.
+// Text is the changes as commands of the tools, one in a line.
 func Text(changes []Change) []string {
 	out := []string{}
 	for _, c := range changes {
@@ -46,7 +46,8 @@ func (c Change) String() string {
 func (l Link) text(v Verb, down bool) string {
 	switch {
 	case v == Add:
-		return fmt.Sprintf("ip link add link %s name %s type vlan id %d\nip link set dev %s alias %s", l.Parent, l.Name, l.VLAN, l.Name, LinkAlias)
+		return fmt.Sprintf("ip link add link %s name %s type vlan id %d\nip link set dev %s alias %s",
+			l.Parent, l.Name, l.VLAN, l.Name, LinkAlias)
 	case v == Delete:
 		return "ip link del dev " + l.Name
 	case down:
@@ -61,10 +62,10 @@ func (l Link) text(v Verb, down bool) string {
 	return "ip link set dev " + l.Name + " up"
 }
 
-// Broadcast is whether the address gets its network's broadcast address (IPv4, RFC 3021: not below /30).
+// Broadcast reports whether the address has its network's broadcast address (IPv4; RFC 3021: not in a /31).
 func (a Address) Broadcast() bool { return a.Prefix.Addr().Is4() && a.Prefix.Bits() <= 30 }
 
-// text leaves the protocol out: ip(8) has a word for it only since 6.2, and Debian's is older.
+// text omits the protocol: ip(8) can set it since 6.2, and Debian's is older.
 func (a Address) text(v Verb) string {
 	b := ipCommand(a.Prefix.Addr().Is6()) + " address " + string(v) + " " + a.Prefix.String()
 	if v == Add && a.Broadcast() {
@@ -75,7 +76,8 @@ func (a Address) text(v Verb) string {
 		return b
 	}
 	if a.Prefix.Addr().Is6() {
-		// Without nodad the address is tentative until there is a carrier, and a tentative one cannot be a route's source.
+		// Without nodad the address is tentative until there is a carrier, and a tentative address cannot be
+		// the source of a route.
 		b += " nodad"
 	}
 	return b
@@ -95,7 +97,9 @@ func (r Route) text(v Verb) string {
 	if r.Gateway.IsValid() {
 		b.WriteString(" via " + r.Gateway.String())
 	}
-	if r.Device != "" {
+	if r.Type == Local {
+		b.WriteString(" dev lo")
+	} else if r.Device != "" {
 		b.WriteString(" dev " + r.Device)
 	}
 	if r.OnLink {
@@ -136,7 +140,7 @@ func (r Rule) text(v Verb) string {
 	return b.String()
 }
 
-// text says the key as sysctl(8) does: dots between, slashes for the dots in a device's name.
+// text writes the key as sysctl(8) does: with dots, and slashes for the dots in a device's name.
 func (s Sysctl) text() string {
 	key := strings.Map(func(r rune) rune {
 		switch r {
@@ -149,7 +153,7 @@ func (s Sysctl) text() string {
 	}, s.Key)
 	ignore := ""
 	if s.Optional {
-		ignore = "-e " // no error where the kernel has no such key
+		ignore = "-e " // no error if the kernel does not have the key
 	}
 	return fmt.Sprintf("sysctl -q %s-w %s=%d", ignore, key, s.Value)
 }

@@ -1,57 +1,62 @@
 package routing
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
-// Input is all that the plan depends on.
+// Input is everything that the wanted state depends on.
 type Input struct {
-	WANs    []WAN // in order of preference
-	LANs    []LAN // voice and data
+	WANs    []Upstream // in order of preference
+	LANs    []LAN      // voice and data
 	Tunnels []TunnelDevice
 	Sites   []SiteRoute
 	Leases  map[string]Lease // by WAN interface; a WAN without a lease yet has no entry
 	Marks   Marks
-	// VoiceSource and DataSource are LANs' addresses that the box itself uses towards sites; where a
-	// family is missing the kernel chooses. Usually FirstAddresses of the voice and the data LANs.
+	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
+	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
 	VoiceSource, DataSource []netip.Addr
-	// SoftirqBudget is how many packets the kernel takes from its network cards at once before a thread that waits may run; 0: left
-	// as it is. It is the machine's, not a network namespace's: another than the first does not have it.
+	// SoftirqBudget is how many packets the kernel takes from its network cards before a waiting thread may
+	// run; 0: left as it is. Only the first network namespace has this value.
 	SoftirqBudget int
 }
 
-// TunnelDevice is a class's tunnel device. Who makes it is another room's business.
+// TunnelDevice is the tunnel device of a class. An engine makes it.
 type TunnelDevice struct {
 	Class      string // voice or data
 	Name       string
 	MTU        int // bytes
 	TxQueueLen int // packets; 0: left as it is
-	GSOMax     int // largest super-packet in bytes, for its queue counts packets; 0: left as it is
+	GSOMax     int // largest super-packet in bytes, since its queue counts packets; 0: left as it is
 }
 
-// SiteRoute is what lies behind another site and which devices lead there.
+// SiteRoute is what is behind another site, and the devices that lead there.
 type SiteRoute struct {
 	Name        string
 	Prefixes    []netip.Prefix
-	VoiceDevice string // the same as DataDevice where the site has one tunnel only
+	VoiceDevice string // the same as DataDevice if the site has one tunnel only
 	DataDevice  string
-	DataMTU     int // longest packet of data to it, where that is less than the device's; 0: it is not
+	DataMTU     int // of data to it, if it is less than the device's; 0: it is not
 }
 
-// Lease is what DHCP gave a WAN.
+// Lease is what DHCP granted a WAN.
 type Lease struct {
 	Address  netip.Prefix
 	Gateways []netip.Addr
 }
 
-// Marks is the part of the mark's layout that rules read.
+// Marks is the part of the layout of marks that rules read.
 type Marks struct {
-	OuterValues []uint32 // ciphertext, one value a tunnel
+	OuterValues []uint32 // ciphertext, one value for each tunnel
 	OuterMask   uint32
-	VoiceValues []uint32 // bound for a site, in a class that the voice tunnel carries
-	DataValues  []uint32 // likewise, data tunnel
+	VoiceValues []uint32 // for a site, in a class that the voice tunnel carries
+	DataValues  []uint32 // the same for the data tunnel
 	ClassMask   uint32   // of the two above
+	Relayed     uint32   // for a relay on this machine; with RelayedMask zero there is none
+	RelayedMask uint32
 }
 
-// FirstAddresses is the first address of each family on the LANs.
+// FirstAddresses returns the first address of each family on the LANs.
 func FirstAddresses(lans []LAN) []netip.Addr {
 	var v4, v6 netip.Addr
 	for _, l := range lans {
@@ -74,15 +79,17 @@ func FirstAddresses(lans []LAN) []netip.Addr {
 }
 
 const (
-	metricIPv6    = 1024 // what the kernel gives an IPv6 route that names none
-	metricDefault = 10   // of the first WAN's default route; before a network manager's (100 and more), after one set by hand (0)
-	minMTUIPv6    = 1280 // RFC 8200 section 5: below it a device has no IPv6 at all
+	metricIPv6 = 1024 // the kernel's default
+	// metricDefault is that of the first WAN's default route: it takes effect before a network manager's (100
+	// and more), and after one set by hand (0).
+	metricDefault = 10
+	minMTUIPv6    = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
 )
 
-// Reverse path check (rp_filter) values, Linux networking/ip-sysctl.
+// Values of the reverse path check, rp_filter (Linux, networking/ip-sysctl).
 const (
-	strict = 1 // the way back to the source must leave by the device the packet came in on
-	loose  = 2 // there must be some way back
+	strict = 1 // the route to the source must leave by the device that the packet came in on
+	loose  = 2 // there must be some route to the source
 )
 
 // Want is the network that the input asks for.
@@ -92,6 +99,7 @@ func Want(in Input) State {
 	s.mainRoutes(in)
 	s.classTables(in)
 	s.rules(in.Marks)
+	s.relayed(in)
 	s.sysctls(in)
 	s.Sort()
 	return s
@@ -124,39 +132,48 @@ func (s *State) links(in Input) {
 			s.Addresses = append(s.Addresses, Address{Device: l.Device(), Prefix: a, Protocol: Protocol})
 		}
 	}
+	// This is the only owner of a tunnel device's MTU, queue length and GSO size. Engines make the device and
+	// leave it as the kernel made it: the state of links is compared with what is observed, so it is printed
+	// by a plan, set before the device is up and repaired after a change by hand, for every engine alike.
 	for _, t := range in.Tunnels {
 		add(Link{Name: t.Name, MTU: t.MTU, TxQueueLen: t.TxQueueLen, GSOMax: t.GSOMax})
 	}
 }
 
-// mainRoutes: a default route per WAN and family; the first WAN's is preferred.
+// mainRoutes adds a default route for each WAN and family; the first WAN's is preferred.
 func (s *State) mainRoutes(in Input) {
 	for i, w := range in.WANs {
-		gateways, addresses := w.Gateways, w.Addresses
+		gateways, addresses := slices.Clone(w.Gateways), slices.Clone(w.Addresses)
 		if l, ok := in.Leases[w.Interface]; ok && w.DHCP {
-			gateways = append(gateways[:len(gateways):len(gateways)], l.Gateways...)
-			addresses = append(addresses[:len(addresses):len(addresses)], l.Address)
+			gateways = append(gateways, l.Gateways...)
+			addresses = append(addresses, l.Address)
 		}
-		var have4, have6 bool
+
+		done := map[netip.Prefix]bool{}
 		for _, g := range gateways {
-			if have := map[bool]*bool{true: &have4, false: &have6}[g.Is4()]; *have {
-				continue // a static gateway goes before the lease's
-			} else {
-				*have = true
+			prefix := everywhere(g)
+			if done[prefix] {
+				continue // a static gateway takes precedence over the lease's
 			}
-			s.Routes = append(s.Routes, Route{Table: TableMain, Type: Unicast, Prefix: everything(g), Device: w.Interface,
-				Gateway: g.WithZone(""), OnLink: !g.IsLinkLocalUnicast() && !inAny(g, addresses), Metric: uint32(metricDefault * (i + 1)), Protocol: Protocol})
+			done[prefix] = true
+			s.Routes = append(s.Routes, Route{
+				Table: TableMain, Type: Unicast, Prefix: prefix, Device: w.Interface, Gateway: g.WithZone(""),
+				OnLink:   !g.IsLinkLocalUnicast() && !inAny(g, addresses),
+				Metric:   uint32(metricDefault * (i + 1)),
+				Protocol: Protocol,
+			})
 		}
 	}
 }
 
-// classTables: what a packet that has its class, or has none yet, may do.
+// classTables adds the tables for packets with and without a class:
 //
-//	voice, data: own networks fall through to main (throw; else a reverse path look-up with the mark of a packet
-//	             that leaves would find no way back to the LAN), sites go to the class's device, all else nowhere
-//	own:         sites go to the data device: what the box itself sends has no mark before the first look-up, and a
-//	             connect() that finds no route fails before the firewall could mark anything
-//	guard:       sites are unreachable: whoever gets here has lost its mark, and must not leave in clear
+//	voice, data: own networks continue in main (throw; otherwise the reverse path look-up with the mark of a packet
+//	             that leaves would find no route back to the LAN), sites are behind the class's device, everything
+//	             else is unreachable
+//	own:         sites are behind the data device: what this machine sends has no mark before the first look-up, and
+//	             a connect() without a route fails before the firewall could set one
+//	guard:       sites are unreachable: a packet that gets here has lost its mark, and must not leave in clear
 func (s *State) classTables(in Input) {
 	add := func(r Route) {
 		r.Protocol = Protocol
@@ -175,25 +192,26 @@ func (s *State) classTables(in Input) {
 			}
 		}
 	}
-	small := map[string]bool{}
+
+	noIPv6 := map[string]bool{}
 	for _, t := range in.Tunnels {
-		small[t.Name] = t.MTU > 0 && t.MTU < minMTUIPv6
+		noIPv6[t.Name] = t.MTU > 0 && t.MTU < minMTUIPv6
 	}
 	for _, site := range in.Sites {
 		for _, p := range site.Prefixes {
 			p = p.Masked()
 			add(Route{Table: TableGuard, Type: Unreachable, Prefix: p})
-			for _, w := range []struct {
-				table  uint32
-				device string
-				source []netip.Addr
-				mtu    int
-			}{{TableVoice, site.VoiceDevice, in.VoiceSource, 0}, {TableData, site.DataDevice, in.DataSource, site.DataMTU}, {TableOwn, site.DataDevice, in.DataSource, site.DataMTU}} {
-				if w.device == "" || p.Addr().Is6() && small[w.device] {
-					continue // the table's unreachable default holds
+
+			through := func(device string, r Route, source []netip.Addr) {
+				if device == "" || p.Addr().Is6() && noIPv6[device] {
+					return // the table's unreachable default applies
 				}
-				add(Route{Table: w.table, Type: Unicast, Prefix: p, Device: w.device, Source: sameFamily(p, w.source), MTU: w.mtu})
+				r.Type, r.Prefix, r.Device, r.Source = Unicast, p, device, sameFamily(p, source)
+				add(r)
 			}
+			through(site.VoiceDevice, Route{Table: TableVoice}, in.VoiceSource)
+			through(site.DataDevice, Route{Table: TableData, MTU: site.DataMTU}, in.DataSource)
+			through(site.DataDevice, Route{Table: TableOwn, MTU: site.DataMTU}, in.DataSource)
 		}
 	}
 }
@@ -201,9 +219,11 @@ func (s *State) classTables(in Input) {
 func (s *State) rules(m Marks) {
 	for _, family := range []int{4, 6} {
 		add := func(priority int, table uint32, mark, mask uint32, input string) {
-			s.Rules = append(s.Rules, Rule{Family: family, Priority: priority, Mark: mark, Mask: mask, Input: input, Table: table, Protocol: Protocol})
+			s.Rules = append(s.Rules, Rule{
+				Family: family, Priority: priority, Mark: mark, Mask: mask, Input: input, Table: table, Protocol: Protocol,
+			})
 		}
-		for _, v := range m.OuterValues { // a rule cannot say "not zero": one per value
+		for _, v := range m.OuterValues { // a rule cannot match "not zero", so there is one for each value
 			add(PriorityOuter, TableMain, v, m.OuterMask, "")
 		}
 		for _, v := range m.VoiceValues {
@@ -212,12 +232,49 @@ func (s *State) rules(m Marks) {
 		for _, v := range m.DataValues {
 			add(PriorityData, TableData, v, m.ClassMask, "")
 		}
-		add(PriorityOwn, TableOwn, 0, 0, "lo") // iif lo: from the box itself
+		add(PriorityOwn, TableOwn, 0, 0, "lo") // iif lo: sent by this machine
 		add(PriorityGuard, TableGuard, 0, 0, "")
 	}
 }
 
-// Keys of values that hold for the box as a whole.
+// relayed delivers the packets that the firewall marks for a relay to this machine, whatever address they have.
+//
+// Each rule names a device. A rule for the mark alone would also match the reverse path look-up, which carries the
+// mark of the packet (src_valid_mark): it would find that the source is this machine itself, and the packet would
+// vanish as a martian, without any counter. In that look-up the input device is lo.
+func (s *State) relayed(in Input) {
+	m := in.Marks
+	if m.RelayedMask == 0 {
+		return
+	}
+	devices := map[string]bool{}
+	for _, w := range in.WANs {
+		devices[w.Interface] = true
+	}
+	for _, l := range in.LANs {
+		devices[l.Device()] = true
+	}
+	for _, t := range in.Tunnels {
+		devices[t.Name] = true
+	}
+	for _, family := range []int{4, 6} {
+		for device := range devices {
+			s.Rules = append(s.Rules, Rule{
+				Family: family, Priority: PriorityRelayed, Mark: m.Relayed, Mask: m.RelayedMask, Input: device,
+				Table: TableRelayed, Protocol: Protocol,
+			})
+		}
+	}
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		r := Route{Table: TableRelayed, Type: Local, Prefix: netip.PrefixFrom(a, 0), Protocol: Protocol}
+		if a.Is6() {
+			r.Metric = metricIPv6
+		}
+		s.Routes = append(s.Routes, r)
+	}
+}
+
+// Keys of sysctls of the whole machine.
 const (
 	keyForward4      = "net/ipv4/ip_forward"
 	keyForward6      = "net/ipv6/conf/all/forwarding"
@@ -225,69 +282,80 @@ const (
 	nameSecondaries  = "promote_secondaries"
 )
 
-// sysctls. How "all" and a device's own value combine differs from key to key (include/linux/inetdevice.h):
-// rp_filter is the larger of the two, src_valid_mark, send_redirects and promote_secondaries are one OR
-// the other, accept_redirects (on a router) and accept_source_route one AND the other. "default" is not touched.
+func (s *State) set(key string, value int) {
+	s.Sysctls = append(s.Sysctls, Sysctl{Key: key, Value: value})
+}
+
+func (s *State) setOptional(key string, value int) {
+	s.Sysctls = append(s.Sysctls, Sysctl{Key: key, Value: value, Optional: true})
+}
+
+// sysctls adds those of the machine and of its devices. How "all" and a device's own value combine differs
+// from key to key (include/linux/inetdevice.h): rp_filter is the larger of the two; src_valid_mark,
+// send_redirects and promote_secondaries are one OR the other; accept_redirects (on a router) and
+// accept_source_route one AND the other. "default" is not touched.
 func (s *State) sysctls(in Input) {
-	set := func(key string, v int) { s.Sysctls = append(s.Sysctls, Sysctl{Key: key, Value: v}) }
-	optional := func(key string, v int) {
-		s.Sysctls = append(s.Sysctls, Sysctl{Key: key, Value: v, Optional: true})
-	}
-	set(keyForward4, 1)
-	optional(keyForward6, 1)
-	// The kernel writes this one itself whenever ip_forward changes, so it is held, and put back at stop.
-	set(keyAllRedirects4, 0)
-	set("net/ipv4/conf/all/send_redirects", 0)
-	// 2 (systemd's default) would make every strict device loose. 0 leaves each device its own value; 1 does no harm.
-	s.Sysctls = append(s.Sysctls, Sysctl{Key: "net/ipv4/conf/all/rp_filter", Value: 0, UpTo: strict})
-	optional("net/netfilter/nf_conntrack_helper", 0) // the kernel's SIP helper would rewrite what the relay reads
+	s.machineSysctls(in)
 
-	if in.SoftirqBudget > 0 {
-		optional("net/core/netdev_budget", in.SoftirqBudget)
-	}
-
+	seen := map[string]bool{}
 	device := func(name string, rpFilter int) {
-		v4, v6 := "net/ipv4/conf/"+name+"/", "net/ipv6/conf/"+name+"/"
-		set(v4+"rp_filter", rpFilter)
-		// Without it the reverse look-up ignores the mark, ends in table guard, and the kernel drops
-		// every packet that comes out of a tunnel.
-		set(v4+"src_valid_mark", 1)
-		set(v4+"accept_redirects", 0)
-		set(v4+"send_redirects", 0)
-		set(v4+"accept_source_route", 0)
-		set(v4+nameSecondaries, 1) // else removing an address takes the others of its network along
-		optional(v6+"accept_redirects", 0)
-		optional(v6+"accept_source_route", 0)
+		if !seen[name] {
+			seen[name] = true
+			s.deviceSysctls(name, rpFilter)
+		}
 	}
 	wan := strict
 	if len(in.WANs) > 1 {
-		wan = loose // an answer may come in on the WAN that is not the preferred way back
+		wan = loose // an answer may come in on another WAN than the preferred route back
 	}
-	seen := map[string]bool{}
 	for _, w := range in.WANs {
 		device(w.Interface, wan)
-		seen[w.Interface] = true
-		if w.DHCP {
-			optional("net/ipv6/conf/"+w.Interface+"/accept_ra", 2) // forwarding would end the provider's IPv6 autoconfiguration
+		if w.DHCP { // forwarding would end the provider's IPv6 autoconfiguration
+			s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 2)
 		}
 	}
 	for _, l := range in.LANs {
-		if d := l.Device(); !seen[d] {
-			seen[d] = true
-			device(d, strict)
-		}
+		device(l.Device(), strict)
 	}
 	for _, t := range in.Tunnels {
-		if !seen[t.Name] {
-			seen[t.Name] = true
-			// Strict works here because the firewall marks what comes out of a tunnel with a class of that
-			// tunnel before the look-up: the way back then is the same device.
-			device(t.Name, strict)
-		}
+		// Strict works because the firewall marks what comes out of a tunnel with a class of that tunnel
+		// before the look-up: the route back is then through the same device.
+		device(t.Name, strict)
 	}
 }
 
-func everything(a netip.Addr) netip.Prefix {
+func (s *State) machineSysctls(in Input) {
+	s.set(keyForward4, 1)
+	s.setOptional(keyForward6, 1)
+	// The kernel writes this one whenever ip_forward changes, so it is kept, and restored at a stop.
+	s.set(keyAllRedirects4, 0)
+	s.set("net/ipv4/conf/all/send_redirects", 0)
+	// 2 (systemd's default) would make every strict device loose. 0 leaves each device its own value; 1 does
+	// no harm.
+	s.Sysctls = append(s.Sysctls, Sysctl{Key: "net/ipv4/conf/all/rp_filter", Value: 0, UpTo: strict})
+	s.setOptional("net/netfilter/nf_conntrack_helper", 0) // the kernel's SIP helper would rewrite what the relay reads
+
+	if in.SoftirqBudget > 0 {
+		s.setOptional("net/core/netdev_budget", in.SoftirqBudget)
+	}
+}
+
+func (s *State) deviceSysctls(name string, rpFilter int) {
+	v4, v6 := "net/ipv4/conf/"+name+"/", "net/ipv6/conf/"+name+"/"
+	s.set(v4+"rp_filter", rpFilter)
+	// Without it the reverse path look-up ignores the mark and ends in table guard, and the kernel drops
+	// every packet that comes out of a tunnel.
+	s.set(v4+"src_valid_mark", 1)
+	s.set(v4+"accept_redirects", 0)
+	s.set(v4+"send_redirects", 0)
+	s.set(v4+"accept_source_route", 0)
+	s.set(v4+nameSecondaries, 1) // otherwise the removal of an address removes the others of its network
+	s.setOptional(v6+"accept_redirects", 0)
+	s.setOptional(v6+"accept_source_route", 0)
+}
+
+// everywhere is the prefix of a default route.
+func everywhere(a netip.Addr) netip.Prefix {
 	if a.Is4() {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Format is how a timestamp is written: the Z bit of its error estimate says which (RFC 8186, section 2.1).
+// Format is a timestamp format, given by the Z bit of the error estimate (RFC 8186, section 2.1).
 type Format uint8
 
 // The two formats.
@@ -18,7 +18,7 @@ const (
 	PTP               // seconds since 1970 and nanoseconds, TAI (IEEE 1588, truncated to 64 bits)
 )
 
-// Timestamp is 64 bits as they stand in the packet.
+// Timestamp is the 64 bits of a timestamp in a packet.
 type Timestamp uint64
 
 // NewTimestamp writes a time, in nanoseconds of CLOCK_REALTIME. tai is TAI less UTC; it counts for PTP alone.
@@ -32,8 +32,8 @@ func NewTimestamp(at int64, f Format, tai time.Duration) Timestamp {
 	return Timestamp(uint64(uint32(at/1e9+secondsToUnix))<<32 + fraction)
 }
 
-// Unix reads the time back. 32 bits of seconds come round every 136 years (NTP's in 2036): of all the moments that it
-// may mean, it is the one nearest to near. Both in nanoseconds since 1970.
+// Unix reads the time back. 32 bits of seconds come round every 136 years (NTP's in 2036): of all the
+// moments that it may mean, it is the one nearest to near. Both in nanoseconds since 1970.
 func (t Timestamp) Unix(f Format, tai time.Duration, near int64) int64 {
 	low := int64(uint64(t) & math.MaxUint32)
 	epoch := int64(secondsToUnix)
@@ -53,8 +53,8 @@ func (t Timestamp) Unix(f Format, tai time.Duration, near int64) int64 {
 // ErrorEstimate is S, Z, scale and multiplier (RFC 4656, section 4.1.2; RFC 8762, section 4.2.1).
 type ErrorEstimate uint16
 
-// NewErrorEstimate says how far off the clock may be, rounded up. An error of nothing cannot be said: a multiplier of zero marks
-// a corrupt packet.
+// NewErrorEstimate says how far off the clock may be, rounded up. An error of nothing cannot be said: a
+// multiplier of zero marks a corrupt packet.
 func NewErrorEstimate(c ClockState, f Format) ErrorEstimate {
 	var e ErrorEstimate
 	if c.Synchronized && (f == NTP || c.TAI != 0) { // with PTP, UTC that is taken for TAI is 37 s off
@@ -71,7 +71,7 @@ func NewErrorEstimate(c ClockState, f Format) ErrorEstimate {
 	return e | ErrorEstimate(scale)<<8 | ErrorEstimate(min(255, max(1, units)))
 }
 
-// Synchronized is the S bit: the clock follows UTC by an outer source.
+// Synchronized is the S bit: an external source synchronizes the clock to UTC.
 func (e ErrorEstimate) Synchronized() bool { return e&(1<<15) != 0 }
 
 // Format is the Z bit.
@@ -83,7 +83,7 @@ func (e ErrorEstimate) Max() (d time.Duration, ok bool) {
 		return 0, false
 	}
 	s := math.Ldexp(float64(e&0xff), int(e>>8&0x3f)-32)
-	if s > 1e6 { // 11 days: no clock at all
+	if s > 1e6 { // 11 days: meaningless
 		return 0, false
 	}
 	return time.Duration(math.Ceil(s * 1e9)), true
@@ -103,12 +103,12 @@ func (c ClockState) String() string {
 	return fmt.Sprintf("synchronized to within %s", c.MaxError)
 }
 
-// ReadClock asks the kernel (adjtimex(2)): who disciplines the clock says there how well it goes.
+// ReadClock asks the kernel (adjtimex(2)) how good its clock is; the daemon that disciplines it reports there.
 func ReadClock() (ClockState, error) {
 	var tx unix.Timex
 	state, err := unix.Adjtimex(&tx)
 	if err != nil {
-		return ClockState{}, fmt.Errorf("ask the kernel how good its clock is: %w", err)
+		return ClockState{}, fmt.Errorf("read the state of the kernel clock (adjtimex): %w", err)
 	}
 	return ClockState{
 		Synchronized: state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0,
@@ -117,7 +117,7 @@ func ReadClock() (ClockState, error) {
 	}, nil
 }
 
-// clockCache asks once a second at most: the state changes slowly, and a probe comes every millisecond.
+// clockCache reads at most once per second: the state changes slowly, and probes arrive every millisecond.
 type clockCache struct {
 	mu    sync.Mutex
 	read  func() (ClockState, error)
@@ -131,7 +131,7 @@ func (c *clockCache) at(now int64) ClockState {
 	if now >= c.until || now < c.until-int64(time.Second) { // the second: the clock was set back
 		st, err := c.read()
 		if err != nil {
-			st = ClockState{} // not known is not synchronized
+			st = ClockState{} // unknown means not synchronized
 		}
 		c.state, c.until = st, now+int64(time.Second)
 	}

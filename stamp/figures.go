@@ -2,6 +2,7 @@ package stamp
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 	"time"
@@ -9,17 +10,17 @@ import (
 	"ringway/quality"
 )
 
-// Figures is a result in what an engineer reads. Forward is from here to there.
+// Figures evaluates a Result. Forward is from here to there.
 type Figures struct {
-	RoundTrip quality.Summary // its Voice means nothing: nobody listens to a round trip
+	RoundTrip quality.Summary // its Voice is meaningless: nobody listens to a round trip
 	Forward   Direction
 	Backward  Direction
 	Lost      Lost
 	Clocks    Clocks
-	DSCPThere map[uint8]int // code points that questions arrived there with, where the far end says
-	DSCPHere  map[uint8]int // that answers arrived here with
-	TTLThere  uint8         // least TTL of a question when it arrived there
-	FarTime   time.Duration // longest that the far end held a packet: not in any delay
+	DSCPThere map[uint8]int // code points of questions as they arrived there, where the far end reports them
+	DSCPHere  map[uint8]int // code points of answers as they arrived here
+	TTLThere  uint8         // lowest TTL of a question as it arrived there
+	FarTime   time.Duration // the longest that the far end held a packet; part of no delay
 	BadReply  int           // answers with extensions that are malformed
 }
 
@@ -30,29 +31,29 @@ type Direction struct {
 	Loss           float64 // share of Sent
 }
 
-// Lost says how many packets did not come back, and where they went.
+// Lost says how many packets did not come back, and where they were lost.
 type Lost struct {
 	Sent, Total       int
 	Forward, Backward int
-	Unknown           int  // after the last answer, or everywhere where the far end does not count
+	Unknown           int  // after the last answer, or all of them if the far end does not count
 	Stateful          bool // the far end counts by itself
 	Reordered         int  // round trip
 	Duplicates        int
 }
 
-// Clocks says what the clocks allow.
+// Clocks says which figures the two clocks allow.
 type Clocks struct {
-	OneWay    bool          // both clocks say that they are synchronized
-	Error     time.Duration // then: the most that both together may be off
+	OneWay    bool          // both clocks are said to be synchronized
+	Error     time.Duration // then: the largest error of both together
 	DriftPPM  float64       // else: how fast they ran apart
 	DriftFuzz float64       // how far that may be off, ppm
-	Drift     bool          // it shows above that, and was taken out
+	Drift     bool          // it exceeds that, and was corrected
 	Negative  int64         // packets that arrived before they were sent, by synchronized clocks
 	NoTAI     bool          // the far end stamps in TAI, and this kernel does not know how far that is from UTC
-	Statement string        // all of this in words
+	Statement string        // all of this as text
 }
 
-// Figures counts.
+// Figures evaluates the result.
 func (r *Result) Figures() Figures {
 	f := Figures{DSCPThere: map[uint8]int{}, DSCPHere: map[uint8]int{}}
 	f.account(r)
@@ -71,7 +72,7 @@ func (r *Result) Figures() Figures {
 			if p.Received == 0 {
 				gone := quality.Packet{Seq: seq, Sent: sent, Lost: true}
 				rtt[i].Packets = append(rtt[i].Packets, gone)
-				// What nobody can place counts in both directions: neither may look better than it was.
+				// A loss that cannot be placed counts in both directions: neither may look better than it was.
 				if where := lostThere[n]; where != lostBackward {
 					there[i].Packets = append(there[i].Packets, gone)
 				}
@@ -80,10 +81,14 @@ func (r *Result) Figures() Figures {
 				}
 				continue
 			}
-			rtt[i].Packets = append(rtt[i].Packets, quality.Packet{Seq: seq, Sent: sent, Received: sent.Add(p.RoundTrip())})
+			rtt[i].Packets = append(
+				rtt[i].Packets, quality.Packet{Seq: seq, Sent: sent, Received: sent.Add(p.RoundTrip())},
+			)
 			in, out := quality.Timestamp(p.ThereIn).Add(-shift(p)), quality.Timestamp(p.ThereOut).Add(-shift(p))
 			there[i].Packets = append(there[i].Packets, quality.Packet{Seq: seq, Sent: sent, Received: in})
-			back[i].Packets = append(back[i].Packets, quality.Packet{Seq: seq, Sent: out, Received: quality.Timestamp(p.Received)})
+			back[i].Packets = append(
+				back[i].Packets, quality.Packet{Seq: seq, Sent: out, Received: quality.Timestamp(p.Received)},
+			)
 		}
 		there[i].Reordered, back[i].Reordered = reordered(s)
 	}
@@ -106,7 +111,7 @@ func (d *Direction) count(sent, lost int) {
 	}
 }
 
-// account counts what came back and what the far end says of it.
+// account counts what came back, and what the far end reports.
 func (f *Figures) account(r *Result) {
 	f.TTLThere = 255
 	// A far end that counts by itself shows it: by its counters, or by a number that is not the sender's.
@@ -159,9 +164,9 @@ const (
 	lostBackward
 )
 
-// gaps places what was lost. Between two answers the far end's own numbers tell how many questions it saw: those were lost
-// on the way back. Which of a gap's packets it saw nobody knows; their number is right, and the first of a gap stand for those lost on
-// the way there. After the last answer nothing is known.
+// gaps places what was lost. Between two answers the far end's own numbers tell how many questions it saw:
+// those were lost on the way back. Which of a gap's packets it saw nobody knows; their number is right, and
+// the first of a gap stand for those lost on the way there. After the last answer nothing is known.
 func gaps(s Stream, stateful bool) map[int]whereLost {
 	out := map[int]whereLost{}
 	if !stateful {
@@ -190,8 +195,8 @@ func gaps(s Stream, stateful bool) map[int]whereLost {
 	return out
 }
 
-// reordered counts answers that overtook one another, by the far end's numbers: there, arrivals after a later question
-// (its numbers go by arrival); back, arrivals here after a later answer.
+// reordered counts answers that overtook one another, by the far end's numbers: there, arrivals after a
+// later question (its numbers go by arrival); back, arrivals here after a later answer.
 func reordered(s Stream) (there, back int) {
 	type arrival struct {
 		far uint32
@@ -220,108 +225,146 @@ func reordered(s Stream) (there, back int) {
 	return there, back
 }
 
-// Bounds of what is told about drift: shorter or thinner runs show noise.
+// Bounds of the estimate of drift: shorter runs, or fewer packets, only show noise.
 const (
 	driftWindows = 12
-	driftLeast   = 3 * time.Second
+	minDriftSpan = 3 * time.Second
 	driftPackets = 100
 )
 
-// clocks says what the two clocks allow, and gives what the far one is ahead by. Where both are synchronized nothing is taken off.
-// Else the offset is that of the packets that were fastest both ways, with both ways taken as equally long, and its drift is a line
-// through the fastest of each window: two crystals run apart by up to 100 µs a second, which would be taken for variation.
+// clocks says which figures the two clocks allow, and gives how far the far one is ahead. If both are
+// synchronized, nothing is corrected. Otherwise the offset is that of the packet with the shortest round
+// trip, both ways taken as equally long, and its drift is a line through the fastest packets of each
+// window: two crystals drift apart by up to 100 µs per second, which would look like delay variation.
 func (r *Result) clocks(f *Figures) (ahead func(Packet) time.Duration) {
+	none := func(Packet) time.Duration { return 0 }
 	c := &f.Clocks
 	c.OneWay = r.Before.Synchronized && r.After.Synchronized && f.Lost.Total < f.Lost.Sent
-	var fastest *Packet
-	var first, last int64
-	n := 0
-	each := func(do func(p *Packet)) {
-		for i := range r.Streams {
-			for k := range r.Streams[i].Packets {
-				if p := &r.Streams[i].Packets[k]; p.Received != 0 {
-					do(p)
-				}
-			}
-		}
-	}
-	there := time.Duration(0)
-	each(func(p *Packet) {
-		n++
+
+	all := answered{first: math.MaxInt64}
+	farError := time.Duration(0)
+	for p := range r.received() {
 		far, ok := p.Error.Max()
 		c.NoTAI = c.NoTAI || p.Error.Format() == PTP && r.Before.TAI == 0
 		c.OneWay = c.OneWay && ok && p.Error.Synchronized() && !c.NoTAI
-		there = max(there, far)
-		if fastest == nil || p.RoundTrip() < fastest.RoundTrip() {
-			fastest = p
-		}
-		if first == 0 || p.Sent < first {
-			first = p.Sent
-		}
-		last = max(last, p.Sent)
-	})
-	if fastest == nil {
-		c.OneWay = false
-		return func(Packet) time.Duration { return 0 }
+		farError = max(farError, far)
+		all.add(p)
 	}
-	if c.OneWay && r.ClockMoved.Abs() < time.Millisecond {
-		c.Error = max(r.Before.MaxError, r.After.MaxError) + there
-		return func(Packet) time.Duration { return 0 }
+
+	switch {
+	case all.fastest == nil:
+		c.OneWay = false
+		return none
+	case c.OneWay && r.ClockMoved.Abs() < time.Millisecond:
+		c.Error = max(r.Before.MaxError, r.After.MaxError) + farError
+		return none
 	}
 	c.OneWay = false
-	offset := func(p *Packet) float64 {
-		return (float64(p.ThereIn-p.Sent) + float64(p.ThereOut-p.Received)) / 2
-	}
-	slope := 0.0
-	if span := last - first; span >= int64(driftLeast) && n >= driftPackets {
-		var best [driftWindows]*Packet
-		each(func(p *Packet) {
-			w := min(driftWindows-1, int((p.Sent-first)*driftWindows/span))
-			if best[w] == nil || p.RoundTrip() < best[w].RoundTrip() {
-				best[w] = p
-			}
-		})
-		// The median of all slopes (Theil and Sen): a window whose fastest packet was slow does not turn the line.
-		var slopes []float64
-		for i, a := range best {
-			for _, b := range best[i+1:] {
-				if a != nil && b != nil && b.Sent > a.Sent {
-					slopes = append(slopes, (offset(b)-offset(a))/float64(b.Sent-a.Sent))
-				}
-			}
-		}
-		// What the fastest of a window waited more than the fastest of all, it may have waited one way alone.
-		var waits []float64
-		for _, p := range best {
-			if p != nil {
-				waits = append(waits, float64(p.RoundTrip()-fastest.RoundTrip())/2)
-			}
-		}
-		if len(slopes) > 0 {
-			slices.Sort(slopes)
-			slices.Sort(waits)
-			slope = slopes[len(slopes)/2]
-			c.DriftPPM, c.DriftFuzz = slope*1e6, waits[len(waits)/2]/float64(span)*1e6
-			if c.Drift = math.Abs(c.DriftPPM) > c.DriftFuzz; !c.Drift {
-				slope = 0
-			}
-		}
-	}
-	base, at := offset(fastest), fastest.Sent
+	base, at, slope := offset(all.fastest), all.fastest.Sent, r.drift(c, all)
 	return func(p Packet) time.Duration {
 		return time.Duration(math.Round(base + slope*float64(p.Sent-at)))
 	}
 }
 
-// words says it.
+// answered summarizes the packets that came back.
+type answered struct {
+	n           int
+	first, last int64 // times of sending
+	fastest     *Packet
+}
+
+func (a *answered) add(p *Packet) {
+	a.n++
+	a.first, a.last = min(a.first, p.Sent), max(a.last, p.Sent)
+	if a.fastest == nil || p.RoundTrip() < a.fastest.RoundTrip() {
+		a.fastest = p
+	}
+}
+
+// received iterates over the packets that came back.
+func (r *Result) received() iter.Seq[*Packet] {
+	return func(yield func(*Packet) bool) {
+		for i := range r.Streams {
+			for k := range r.Streams[i].Packets {
+				if p := &r.Streams[i].Packets[k]; p.Received != 0 && !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// offset is how far the far clock is ahead, if p took equally long both ways.
+func offset(p *Packet) float64 {
+	return (float64(p.ThereIn-p.Sent) + float64(p.ThereOut-p.Received)) / 2
+}
+
+// drift is how fast the far clock runs away from this one; 0 if the run is too short, or the drift too
+// small, to tell.
+func (r *Result) drift(c *Clocks, all answered) (slope float64) {
+	span := all.last - all.first
+	if span < int64(minDriftSpan) || all.n < driftPackets {
+		return 0
+	}
+	var fastest [driftWindows]*Packet
+	for p := range r.received() {
+		w := min(driftWindows-1, int((p.Sent-all.first)*driftWindows/span))
+		if fastest[w] == nil || p.RoundTrip() < fastest[w].RoundTrip() {
+			fastest[w] = p
+		}
+	}
+
+	// The median of all slopes (Theil-Sen): a window whose fastest packet was slow does not tilt the line.
+	var slopes []float64
+	for i, a := range fastest {
+		for _, b := range fastest[i+1:] {
+			if a != nil && b != nil && b.Sent > a.Sent {
+				slopes = append(slopes, (offset(b)-offset(a))/float64(b.Sent-a.Sent))
+			}
+		}
+	}
+	// By how much the fastest packet of a window was slower than the fastest of all: all of it may be in
+	// one direction.
+	var waits []float64
+	for _, p := range fastest {
+		if p != nil {
+			waits = append(waits, float64(p.RoundTrip()-all.fastest.RoundTrip())/2)
+		}
+	}
+	if len(slopes) == 0 {
+		return 0
+	}
+
+	slices.Sort(slopes)
+	slices.Sort(waits)
+	slope = slopes[len(slopes)/2]
+	c.DriftPPM, c.DriftFuzz = slope*1e6, waits[len(waits)/2]/float64(span)*1e6
+	if c.Drift = math.Abs(c.DriftPPM) > c.DriftFuzz; !c.Drift {
+		return 0
+	}
+	return slope
+}
+
+// words puts it into a sentence.
 func (c Clocks) words(r *Result) string {
 	switch {
 	case r.ClockMoved.Abs() >= time.Millisecond:
-		return fmt.Sprintf("this machine's clock was set by %s during the run: no figure of it is to be trusted; run it again.", r.ClockMoved.Round(time.Microsecond))
+		return fmt.Sprintf(
+			"this machine's clock was set by %s during the run: no figure can be trusted; run it again.",
+			r.ClockMoved.Round(time.Microsecond),
+		)
 	case c.OneWay && c.Negative > 0:
-		return fmt.Sprintf("both say they are synchronized, together to within %s; but %d packets arrived before they were sent, so they are not. Of the one-way figures only the variation is to be believed.", c.Error, c.Negative)
+		return fmt.Sprintf(
+			"both clocks report to be synchronized, together to within %s; but %d packets arrived before they were "+
+				"sent, so they are not. Of the one-way figures only the variation can be trusted.",
+			c.Error, c.Negative,
+		)
 	case c.OneWay:
-		return fmt.Sprintf("both are synchronized, together to within %s: one-way delay is exact to that, its variation and the round trip are not touched by it.", c.Error)
+		return fmt.Sprintf(
+			"both clocks are synchronized, together to within %s: one-way delay is accurate to that; its variation "+
+				"and the round trip do not depend on it.",
+			c.Error,
+		)
 	}
 	var who string
 	there := false
@@ -343,9 +386,13 @@ func (c Clocks) words(r *Result) string {
 	}
 	drift := "too short a run to see how they drift"
 	if c.Drift {
-		drift = fmt.Sprintf("they drift by %.2f ± %.2f ppm, which is taken out", c.DriftPPM, c.DriftFuzz)
+		drift = fmt.Sprintf("they drift by %.2f ± %.2f ppm, which is corrected", c.DriftPPM, c.DriftFuzz)
 	} else if c.DriftFuzz > 0 {
 		drift = fmt.Sprintf("no drift shows above ± %.2f ppm", c.DriftFuzz)
 	}
-	return fmt.Sprintf("%s: no one-way delay, only its variation, which needs no common clock (%s). MOS takes each way's least delay as half of the least round trip.", who, drift)
+	return fmt.Sprintf(
+		"%s: no one-way delay, only its variation, which needs no common clock (%s). "+
+			"MOS takes each way's minimum delay as half of the minimum round trip.",
+		who, drift,
+	)
 }

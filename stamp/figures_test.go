@@ -9,7 +9,9 @@ import (
 )
 
 // simulated is a run whose truth is known: the far clock is ahead and drifts, each way has a delay of its own.
-func simulated(count int, ahead time.Duration, ppm float64, there, back func(n int) time.Duration, synchronized bool) *Result {
+func simulated(
+	count int, ahead time.Duration, ppm float64, there, back func(n int) time.Duration, synchronized bool,
+) *Result {
 	good := ClockState{Synchronized: synchronized, MaxError: time.Millisecond}
 	r := &Result{Probe: Probe{Streams: 1, Interval: 20 * time.Millisecond}, Before: good, After: good}
 	s := Stream{}
@@ -32,7 +34,10 @@ func TestVariationNeedsNoCommonClock(t *testing.T) {
 	delay := func(least, most time.Duration) func(int) time.Duration {
 		return func(int) time.Duration { return least + time.Duration(noise.Int64N(int64(most-least))) }
 	}
-	g := simulated(3000, time.Hour, 40, delay(5*time.Millisecond, 5100*time.Microsecond), delay(9*time.Millisecond, 9900*time.Microsecond), false).Figures()
+	g := simulated(
+		3000, time.Hour, 40, delay(5*time.Millisecond, 5100*time.Microsecond),
+		delay(9*time.Millisecond, 9900*time.Microsecond), false,
+	).Figures()
 	assert.False(t, g.Clocks.OneWay)
 	assert.True(t, g.Clocks.Drift)
 	assert.InDelta(t, 40, g.Clocks.DriftPPM, 0.5)
@@ -40,15 +45,18 @@ func TestVariationNeedsNoCommonClock(t *testing.T) {
 	assert.InDelta(t, 900e3, float64(g.Backward.PDV), 25e3, "ns")
 	assert.InDelta(t, 14e6, float64(g.RoundTrip.Delay.Min()), 100e3)
 	assert.InDelta(t, 7e6, float64(g.Forward.Delay.Min()), 600e3, "half of the round trip, for MOS")
-	assert.Contains(t, g.Clocks.Statement, "neither clock is synchronized: no one-way delay, only its variation")
-	assert.Contains(t, g.Clocks.Statement, "ppm, which is taken out")
+	assert.Contains(
+		t, g.Clocks.Statement, "neither clock is synchronized: no one-way delay, only its variation",
+	)
+	assert.Contains(t, g.Clocks.Statement, "ppm, which is corrected")
 }
 
 // Noise is not drift: one clock, and queues that come and go.
 func TestNoiseIsNotTakenForDrift(t *testing.T) {
 	noise := rand.New(rand.NewPCG(3, 4))
 	queue := func(n int) time.Duration {
-		return 5*time.Millisecond + time.Duration(noise.ExpFloat64()*float64(20*time.Millisecond)) + time.Duration(n/50%7)*3*time.Millisecond
+		wait := time.Duration(noise.ExpFloat64() * float64(20*time.Millisecond))
+		return 5*time.Millisecond + wait + time.Duration(n/50%7)*3*time.Millisecond
 	}
 	g := simulated(500, time.Hour, 0, queue, queue, false).Figures()
 	assert.False(t, g.Clocks.Drift, "%v ± %v ppm", g.Clocks.DriftPPM, g.Clocks.DriftFuzz)
@@ -56,14 +64,15 @@ func TestNoiseIsNotTakenForDrift(t *testing.T) {
 }
 
 func TestOneWayWhereBothClocksAreSynchronized(t *testing.T) {
-	five, nine := func(int) time.Duration { return 5 * time.Millisecond }, func(int) time.Duration { return 9 * time.Millisecond }
+	five := func(int) time.Duration { return 5 * time.Millisecond }
+	nine := func(int) time.Duration { return 9 * time.Millisecond }
 	r := simulated(200, 0, 0, five, nine, true)
 	g := r.Figures()
 	assert.True(t, g.Clocks.OneWay)
 	assert.Equal(t, 5*time.Millisecond, g.Forward.Delay.Min())
 	assert.Equal(t, 9*time.Millisecond, g.Backward.Delay.Max())
 	assert.InDelta(t, 2e6, float64(g.Clocks.Error), 20e3)
-	assert.Contains(t, g.Clocks.Statement, "both are synchronized, together to within 2.0")
+	assert.Contains(t, g.Clocks.Statement, "both clocks are synchronized, together to within 2.0")
 
 	r = simulated(200, -6*time.Millisecond, 0, five, nine, true)
 	g = r.Figures()
@@ -92,7 +101,8 @@ func TestOneWayWhereBothClocksAreSynchronized(t *testing.T) {
 	assert.Contains(t, r.Figures().Clocks.Statement, "stamps in TAI")
 }
 
-// A reflector that keeps no state echoes numbers: what is lost is lost somewhere, and counts in both directions.
+// A reflector that keeps no state echoes numbers: what is lost is lost somewhere, and counts in both
+// directions.
 func TestStatelessReflectorTellsNoPlaceOfLoss(t *testing.T) {
 	flat := func(int) time.Duration { return 5 * time.Millisecond }
 	r := simulated(100, 0, 0, flat, flat, false)
@@ -116,7 +126,9 @@ func TestWhatIsLostLastIsLostSomewhere(t *testing.T) {
 	for n := 2; n < 8; n++ {
 		p[n].FarSeq = uint32(n - 1) // one of the first two was never seen there
 	}
-	assert.Equal(t, Lost{Sent: 10, Total: 4, Forward: 1, Backward: 1, Unknown: 2, Stateful: true}, r.Figures().Lost)
+	assert.Equal(
+		t, Lost{Sent: 10, Total: 4, Forward: 1, Backward: 1, Unknown: 2, Stateful: true}, r.Figures().Lost,
+	)
 }
 
 func TestReorderingIsToldApart(t *testing.T) {
@@ -127,7 +139,9 @@ func TestReorderingIsToldApart(t *testing.T) {
 	p[7].Received, p[8].Received = p[8].Received, p[7].Received
 	g := r.Figures()
 	assert.Equal(t, 1, g.Forward.Reordered)
-	assert.Equal(t, 2, g.Backward.Reordered, "7 and 8; and the answer to 4, which went first there, came second here")
+	assert.Equal(
+		t, 2, g.Backward.Reordered, "7 and 8; and the answer to 4, which went first there, came second here",
+	)
 	assert.Zero(t, g.Lost.Total)
 }
 

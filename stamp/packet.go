@@ -1,35 +1,40 @@
-// Package stamp measures between live appliances: the Simple Two-Way Active Measurement Protocol (RFC 8762,
-// unauthenticated mode) with the extensions of RFC 8972 that a voice probe needs: padding to the size of a voice
-// packet, the code point seen at the far end, and the far end's counters. Reflector answers inside the daemon, so that the
-// far end needs no tool; Measure asks; Figures turns what came back into what an engineer reads. appliance and
-// cmd/ringway import it; of Ringway's it imports quality alone.
+// Package stamp measures between live appliances with the Simple Two-Way Active Measurement Protocol (RFC
+// 8762, unauthenticated mode) and the extensions of RFC 8972 that a voice probe needs: padding to the size
+// of a voice packet, the code point that arrived at the far end, and the far end's counters. Reflector
+// answers inside the daemon, so that the far end needs no tool; Measure sends and collects; Result.Figures
+// evaluates.
 package stamp
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"ringway/units"
 )
 
-// Port is the registered port of reflectors (RFC 8762, section 9.1).
-const Port = 862
+// Port is the registered UDP port of reflectors (RFC 8762, section 9.1).
+const Port = units.STAMPPort
 
 // Constants of the specification.
 const (
-	// BaseSize is a test packet in unauthenticated mode, question and answer alike (RFC 8762, sections 4.2.1 and 4.3.1).
+	// BaseSize is a test packet in unauthenticated mode, question and answer alike (RFC 8762, sections
+	// 4.2.1 and 4.3.1).
 	BaseSize = 44
 	// tlvHeader is flags, type and length of an extension (RFC 8972, section 4).
 	tlvHeader = 4
 
-	senderTTL = 255 // what a sender sets, so that the answer tells how many hops there were (RFC 8762, section 4.2)
+	// of questions: the TTL in the answer gives the number of hops (RFC 8762, section 4.2)
+	senderTTL = 255
 
 	secondsToUnix = 2208988800 // from NTP's epoch, 1900, to Unix's (RFC 868)
 )
 
-// ErrShort says that a packet is too short to be one of STAMP.
+// ErrShort is returned for a packet that is too short for STAMP.
 var ErrShort = errors.New("shorter than a test packet of 44 bytes")
 
-// Question is a Session-Sender's packet, figure 2 of RFC 8762, with the session identifier of RFC 8972, figure 1.
+// Question is a Session-Sender's packet, figure 2 of RFC 8762, with the session identifier of RFC 8972,
+// figure 1.
 //
 //	0  sequence number        4
 //	4  timestamp              8
@@ -43,7 +48,7 @@ type Question struct {
 	SSID  uint16
 }
 
-// Append writes the 44 bytes behind b.
+// Append appends the 44 bytes to b.
 func (q Question) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, q.Seq)
 	b = binary.BigEndian.AppendUint64(b, uint64(q.Sent))
@@ -52,8 +57,8 @@ func (q Question) Append(b []byte) []byte {
 	return append(b, make([]byte, BaseSize-16)...)
 }
 
-// ParseQuestion reads the base of a question. What must be zero is ignored, as RFC 8762 wants it of a receiver: senders of
-// TWAMP Light fill it (section 4.6).
+// ParseQuestion reads the base of a question. What must be zero is ignored, as RFC 8762 wants it of a
+// receiver: senders of TWAMP Light fill it (section 4.6).
 func ParseQuestion(b []byte) (Question, error) {
 	if len(b) < BaseSize {
 		return Question{}, ErrShort
@@ -64,7 +69,8 @@ func ParseQuestion(b []byte) (Question, error) {
 	}, nil
 }
 
-// Answer is a Session-Reflector's packet, figure 5 of RFC 8762, with the session identifier of RFC 8972, figure 3.
+// Answer is a Session-Reflector's packet, figure 5 of RFC 8762, with the session identifier of RFC 8972,
+// figure 3.
 //
 //	0  sequence number        4
 //	4  timestamp              8
@@ -89,7 +95,7 @@ type Answer struct {
 	SenderTTL   uint8
 }
 
-// put writes the 44 bytes over those of the question.
+// put overwrites the 44 bytes of the question.
 func (a Answer) put(b []byte) {
 	_ = b[BaseSize-1]
 	binary.BigEndian.PutUint32(b, a.Seq)
@@ -135,7 +141,7 @@ const (
 	flagIntegrity    = 0x20
 )
 
-// maxTLVs bounds the work for one packet: padding of zeros reads as extensions of length zero.
+// maxTLVs bounds the work for one packet: zero padding parses as extensions of length zero.
 const maxTLVs = 16
 
 // tlv is one extension; value is a part of the packet.
@@ -145,8 +151,8 @@ type tlv struct {
 	value []byte
 }
 
-// nextTLV cuts the first extension off b. ok is false where b does not hold a whole one: flags, if not nil, is
-// then the place to say so.
+// nextTLV splits the first extension off b. ok is false if b does not hold a whole one; then flags, if not
+// nil, is where to report it.
 func nextTLV(b []byte) (t tlv, rest []byte, ok bool) {
 	if len(b) < tlvHeader {
 		return tlv{}, nil, false
@@ -160,21 +166,22 @@ func nextTLV(b []byte) (t tlv, rest []byte, ok bool) {
 	return t, b[tlvHeader+n:], true
 }
 
-// appendTLV writes one as a sender does: U set, for the reflector to clear (RFC 8972, section 4).
+// appendTLV appends an extension as a sender does: with U set, for the reflector to clear (RFC 8972,
+// section 4).
 func appendTLV(b []byte, kind byte, value []byte) []byte {
 	b = append(b, flagUnrecognized, kind)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(value)))
 	return append(b, value...)
 }
 
-// layout is what a question of a certain size carries.
+// layout is which extensions a question of a given size carries.
 type layout struct {
 	direct, cos bool
 	padding     int // bytes of the padding's value; -1: no padding
 }
 
-// layoutOf fits as much as goes into size. The far end's counters come before its view of the code point, padding takes
-// the rest; a rest of 1 to 3 bytes is no extension and must not be.
+// layoutOf fits as much as goes into size. The far end's counters come before its view of the code point,
+// padding takes the rest; a rest of 1 to 3 bytes is no extension and must not be.
 func layoutOf(size int) (layout, error) {
 	for _, l := range []layout{{true, true, 0}, {true, false, 0}, {false, false, 0}} {
 		rest := size - BaseSize
@@ -192,13 +199,16 @@ func layoutOf(size int) (layout, error) {
 			return l, nil
 		}
 	}
-	return layout{}, fmt.Errorf("a test packet of %d bytes cannot be made (allowed: %d, or %d to %d)", size, BaseSize, BaseSize+tlvHeader, MaxSize)
+	return layout{}, fmt.Errorf(
+		"%d bytes is not a possible size of a test packet (allowed: %d, or %d to %d)", size, BaseSize,
+		BaseSize+tlvHeader, MaxSize,
+	)
 }
 
-// MaxSize is the largest probe: it fits a tunnel of 1420 bytes over IPv6 in one piece.
+// MaxSize is the largest probe: it fits a tunnel MTU of 1420 over IPv6 without fragmentation.
 const MaxSize = 1420 - 40 - 8
 
-// extensions appends what l says. Padding is zeros: nothing on the way compresses ciphertext.
+// extensions appends the extensions of l. Padding is zeros: nothing on the path compresses ciphertext.
 func (l layout) extensions(b []byte, dscp uint8, sent uint32) []byte {
 	if l.direct {
 		var v [directLength]byte
@@ -214,7 +224,7 @@ func (l layout) extensions(b []byte, dscp uint8, sent uint32) []byte {
 	return b
 }
 
-// Far is what the extensions of an answer say of the far end.
+// Far is what the extensions of an answer report of the far end.
 type Far struct {
 	Counted  bool // RxCount and TxCount are the far end's
 	RxCount  uint32
@@ -222,7 +232,7 @@ type Far struct {
 	SawDSCP  bool
 	DSCP     uint8 // of the question as it arrived there
 	ECN      uint8
-	BadReply bool // an extension is flagged malformed, or is not whole
+	BadReply bool // an extension is flagged malformed, or is truncated
 }
 
 // parseFar reads the extensions of an answer.

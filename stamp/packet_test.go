@@ -91,20 +91,29 @@ func TestExtensionsAreThoseOfRFC8972(t *testing.T) {
 	require.NoError(t, err)
 	asked := l.extensions(nil, 46, 9)
 	require.Len(t, asked, 172-BaseSize)
-	assert.Equal(t, unhex(t, `80 05 000c 00000009 00000000 00000000   80 04 0004 b8000000   80 01 0064`), asked[:28])
+	assert.Equal(
+		t, unhex(t, `80 05 000c 00000009 00000000 00000000   80 04 0004 b8000000   80 01 0064`), asked[:28],
+	)
 	assert.Equal(t, make([]byte, 100), asked[28:])
 
 	answered := append([]byte(nil), asked...)
 	extend(answered, 46<<2|1, 8, 7)
-	assert.Equal(t, unhex(t, `00 05 000c 00000009 00000008 00000007   00 04 0004 bae4 0000   00 01 0064`), answered[:28])
-	assert.Equal(t, Far{Counted: true, RxCount: 8, TxCount: 7, SawDSCP: true, DSCP: 46, ECN: 1}, parseFar(answered))
+	assert.Equal(
+		t, unhex(t, `00 05 000c 00000009 00000008 00000007   00 04 0004 bae4 0000   00 01 0064`), answered[:28],
+	)
+	assert.Equal(
+		t, Far{Counted: true, RxCount: 8, TxCount: 7, SawDSCP: true, DSCP: 46, ECN: 1}, parseFar(answered),
+	)
 
 	answered = append([]byte(nil), asked...)
-	extend(answered, 0, 1, 1) // the code point was lost on the way: DSCP2 is 0, and the wish for EF is refused (RP 1)
+	// the code point was lost on the way: DSCP2 is 0, and the wish for EF is refused (RP 1)
+	extend(answered, 0, 1, 1)
 	assert.Equal(t, unhex(t, `00 04 0004 b801 0000`), answered[16:24])
 	assert.Equal(t, uint8(0), parseFar(answered).DSCP)
 
-	assert.Equal(t, Far{}, parseFar(asked), "a reflector that knows no extension sends them back as they were")
+	assert.Equal(
+		t, Far{}, parseFar(asked), "a reflector that does not know extensions sends them back as they were",
+	)
 }
 
 func TestExtensionsThatAreWrong(t *testing.T) {
@@ -145,7 +154,8 @@ func TestLayoutFillsEverySize(t *testing.T) {
 	assert.Equal(t, layout{direct: true, padding: -1}, l)
 }
 
-// Whatever comes in: the answer is as long as the question, nothing is answered below 44 bytes, and both ends take it.
+// Whatever comes in: the answer is as long as the question, nothing is answered below 44 bytes, and both
+// ends take it.
 func FuzzReflect(f *testing.F) {
 	l, err := layoutOf(172)
 	require.NoError(f, err)

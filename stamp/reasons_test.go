@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Reasons lists every constant of its type: one that is forgotten there would have no counter before it occurs, and none in a graph.
+// Reasons lists every constant of its type: one that is forgotten there would have no counter before it
+// occurs, and none in a graph.
 func TestReasonsAreAll(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "sessions.go", nil, 0)
 	require.NoError(t, err)

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The way of a question, in one goroutine a socket:
+// A question passes these steps, in one goroutine per socket:
 //
-//	1 read    recvmsg; the kernel says when it came, with what code point and TTL, and to which address
-//	2 admit   length, source port, then the memory of sessions and rates (sessions.go)
+//	1 read    recvmsg; the kernel reports when it arrived, with what code point and TTL, and to which address
+//	2 admit   length, source port, then the table of sessions and rates (sessions.go)
 //	3 extend  the extensions are answered in place: the answer is exactly as long as the question
 //	4 stamp   the base is written last, its transmit timestamp just before sendmsg
 //
-// The reflector is stateful (RFC 8762, section 4.3.1): it counts each session's packets with numbers of its own. Stateless
-// ones echo the sender's number, and then nobody can tell whether a packet was lost on the way there or on the way back,
-// which is the first thing that an engineer asks. The price is a memory, and it is bounded.
+// The reflector is stateful (RFC 8762, section 4.3.1): it numbers the packets of each session itself. A
+// stateless one echoes the sender's number, and then nobody can tell whether a packet was lost on the way
+// there or back, which is the first thing that an engineer asks. The state is bounded.
 
-// Reflector answers probes. The zero value is ready.
+// Reflector answers probes. The zero value is ready to use.
 type Reflector struct {
 	once  sync.Once
 	clock clockCache
@@ -40,12 +40,13 @@ type Reflector struct {
 type Listen struct {
 	Device string // only what comes in from here; empty: from anywhere
 	Port   uint16 // 0: any, for tests
-	// An answer takes the question's way back by the routing mark of the question, of which it gets the bits of MarkMask. Where
-	// the kernel does not tell marks (before Linux 5.19), Mark stands for it. Both zero: no mark.
+	// An answer takes the question's way back by the routing mark of the question, of which it gets the
+	// bits of MarkMask. Where the kernel does not tell marks (before Linux 5.19), Mark stands for it. Both
+	// zero: no mark.
 	MarkMask, Mark uint32
 }
 
-// Listener is a reflector's ear at one device.
+// Listener is the pair of sockets that a reflector has at one device.
 type Listener struct {
 	conns []*net.UDPConn
 	done  sync.WaitGroup
@@ -90,7 +91,7 @@ func (r *Reflector) Listen(l Listen) (*Listener, error) {
 	return out, nil
 }
 
-// Err is why a listener that was not closed does not answer any more; nil while it does.
+// Err is why a listener that was not closed stopped; nil while it answers.
 func (l *Listener) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,7 +107,7 @@ func (l *Listener) Addrs() []netip.AddrPort {
 	return out
 }
 
-// Close ends it and waits for its end.
+// Close stops the listener and waits until it has stopped.
 func (l *Listener) Close() {
 	for _, c := range l.conns {
 		c.Close()
@@ -114,7 +115,7 @@ func (l *Listener) Close() {
 	l.done.Wait()
 }
 
-const largest = 2048 // no tunnel has a larger MTU by default; what is larger is no probe of voice
+const largest = 2048 // larger than the default MTU of any tunnel, and than any probe of voice
 
 func (r *Reflector) serve(c *net.UDPConn, l Listen) error {
 	buf, oob, reply := make([]byte, largest+1), make([]byte, controlSpace), make([]byte, 0, controlSpace)
@@ -169,8 +170,10 @@ func (r *Reflector) serve(c *net.UDPConn, l Listen) error {
 	}
 }
 
-// admit is step 2. r.mu is held.
-func (r *Reflector) admit(b []byte, from netip.AddrPort, own uint16, now time.Duration) (Question, *session, Reason) {
+// admit is step 2. The caller holds r.mu.
+func (r *Reflector) admit(
+	b []byte, from netip.AddrPort, own uint16, now time.Duration,
+) (Question, *session, Reason) {
 	if len(b) > largest {
 		return Question{}, nil, DropOversized
 	}
@@ -178,8 +181,8 @@ func (r *Reflector) admit(b []byte, from netip.AddrPort, own uint16, now time.Du
 	if err != nil {
 		return Question{}, nil, DropShort
 	}
-	// Senders ask from a dynamic port. A forged source of 862 at another reflector would be answered there, and the answer here
-	// again: two boxes that never stop.
+	// Senders ask from a dynamic port. A forged source of 862 at another reflector would be answered there,
+	// and the answer here again: two boxes that never stop.
 	if from.Port() < 1024 || from.Port() == own {
 		return Question{}, nil, DropSourcePort
 	}
@@ -187,8 +190,8 @@ func (r *Reflector) admit(b []byte, from netip.AddrPort, own uint16, now time.Du
 	return q, ses, why
 }
 
-// extend is step 3 (RFC 8972, section 4): what is understood loses its U flag, what is not gets it, and what does not fit is
-// marked malformed, with all behind it left as it is.
+// extend is step 3 (RFC 8972, section 4): what is understood loses its U flag, what is not gets it, and
+// what does not fit is marked malformed, with all behind it left as it is.
 func extend(b []byte, tos uint8, received, sent uint32) {
 	for range maxTLVs {
 		if len(b) == 0 {
@@ -216,8 +219,8 @@ func extend(b []byte, tos uint8, received, sent uint32) {
 				*t.flags |= flagMalformed
 				return
 			}
-			// The answer goes back as the question came, since its code point chooses the tunnel: another one that the
-			// sender may wish for is refused (RP, section 4.4).
+			// The answer goes back as the question came, since its code point chooses the tunnel: another
+			// one that the sender may wish for is refused (RP, section 4.4).
 			wished := t.value[0] >> 2
 			dscp, ecn, refused := tos>>2, tos&3, byte(0)
 			if wished != dscp {
@@ -233,29 +236,32 @@ func extend(b []byte, tos uint8, received, sent uint32) {
 	}
 }
 
-// finish is step 4. The answer is in the question's format of time.
+// finish is step 4. The answer has the timestamp format of the question.
 func (r *Reflector) finish(b []byte, q Question, c control, sent uint32, now int64) {
 	clock, f := r.clock.at(now), q.Error.Format()
 	Answer{
 		Seq:  sent - 1, // numbers begin at zero
 		Sent: NewTimestamp(now, f, clock.TAI), Error: NewErrorEstimate(clock, f), SSID: q.SSID,
-		Received: NewTimestamp(c.at, f, clock.TAI), SenderSeq: q.Seq, SenderSent: q.Sent, SenderError: q.Error, SenderTTL: c.ttl,
+		Received: NewTimestamp(c.at, f, clock.TAI), SenderSeq: q.Seq,
+		SenderSent: q.Sent, SenderError: q.Error, SenderTTL: c.ttl,
 	}.put(b)
 }
 
-// Stats is what the reflector has done.
+// Stats are the reflector's counters.
 type Stats struct {
 	Answered uint64            `json:"answered"`
-	Sessions int               `json:"sessions"` // asked within the last 30 s
+	Sessions int               `json:"sessions"` // with a question within the last 30 s
 	Drops    map[Reason]uint64 `json:"drops,omitempty"`
 }
 
-// Stats counts.
+// Stats returns the counters.
 func (r *Reflector) Stats() Stats {
 	r.start()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := Stats{Answered: r.answered, Sessions: r.sessions.active(time.Since(r.born)), Drops: maps.Clone(r.drops)}
+	s := Stats{
+		Answered: r.answered, Sessions: r.sessions.active(time.Since(r.born)), Drops: maps.Clone(r.drops),
+	}
 	if len(s.Drops) == 0 {
 		s.Drops = nil
 	}

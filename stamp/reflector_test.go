@@ -26,7 +26,9 @@ func reflector(t *testing.T) (*Reflector, netip.AddrPort, netip.AddrPort) {
 	t.Cleanup(func() { l.Close(); require.NoError(t, l.Err()) })
 	a := l.Addrs()
 	require.Len(t, a, 2)
-	return r, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), a[0].Port()), netip.AddrPortFrom(netip.IPv6Loopback(), a[1].Port())
+	return r, netip.AddrPortFrom(
+		netip.MustParseAddr("127.0.0.1"), a[0].Port(),
+	), netip.AddrPortFrom(netip.IPv6Loopback(), a[1].Port())
 }
 
 func TestMeasureOverLoopback(t *testing.T) {
@@ -34,7 +36,13 @@ func TestMeasureOverLoopback(t *testing.T) {
 	for _, to := range []netip.AddrPort{four, six} {
 		for _, f := range []Format{NTP, PTP} {
 			t.Run(fmt.Sprint(to, f), func(t *testing.T) {
-				res, err := Measure(t.Context(), Probe{To: to, Streams: 4, Interval: 2 * time.Millisecond, Count: 50, Size: 172, DSCP: 46, Format: f})
+				res, err := Measure(
+					t.Context(),
+					Probe{
+						To: to, Streams: 4, Interval: 2 * time.Millisecond, Count: 50, Size: 172, DSCP: 46,
+						Format: f,
+					},
+				)
 				require.NoError(t, err)
 				assert.Zero(t, res.Strange)
 				assert.Zero(t, res.SendErrors)
@@ -51,15 +59,22 @@ func TestMeasureOverLoopback(t *testing.T) {
 				low, high := time.Duration(math.MaxInt64), time.Duration(math.MinInt64)
 				for _, s := range res.Streams {
 					for _, p := range s.Packets {
-						low, high = min(low, time.Duration(p.ThereIn-p.Sent)), max(high, time.Duration(p.ThereIn-p.Sent))
+						low, high = min(
+							low, time.Duration(p.ThereIn-p.Sent),
+						), max(high, time.Duration(p.ThereIn-p.Sent))
 					}
 				}
-				assert.Equal(t, high-low, g.Forward.Delay.Max()-g.Forward.Delay.Min(), "one clock: the truth is known")
+				assert.Equal(
+					t, high-low, g.Forward.Delay.Max()-g.Forward.Delay.Min(), "one clock: the truth is known",
+				)
 				for _, s := range res.Streams {
 					for n, p := range s.Packets {
 						assert.Equal(t, uint32(n), p.FarSeq)
 						assert.Equal(t, uint32(n+1), p.Far.RxCount)
-						assert.Less(t, (time.Duration(p.ThereIn - p.Sent)).Abs(), time.Second, "one clock: no era, no leap second between")
+						assert.Less(
+							t, (time.Duration(p.ThereIn - p.Sent)).Abs(), time.Second,
+							"one clock: no era, no leap second between",
+						)
 					}
 				}
 			})
@@ -119,7 +134,10 @@ func TestLossIsToldApart(t *testing.T) {
 	_, four, _ := reflector(t)
 	// Every tenth is lost there, every ninth of what arrives is lost back.
 	to := relay(t, four, func(n int) bool { return n%10 == 3 }, func(n int) bool { return n%9 == 5 })
-	res, err := Measure(t.Context(), Probe{To: to, Streams: 1, Interval: time.Millisecond, Count: 100, Size: 100, Timeout: time.Second})
+	res, err := Measure(
+		t.Context(),
+		Probe{To: to, Streams: 1, Interval: time.Millisecond, Count: 100, Size: 100, Timeout: time.Second},
+	)
 	require.NoError(t, err)
 	g := res.Figures()
 	assert.Equal(t, Lost{Sent: 100, Total: 20, Forward: 10, Backward: 10, Stateful: true}, g.Lost)
@@ -134,7 +152,12 @@ func TestNobodyAnswers(t *testing.T) {
 	require.NoError(t, err)
 	to := c.LocalAddr().(*net.UDPAddr).AddrPort()
 	c.Close() // a port that is free
-	res, err := Measure(t.Context(), Probe{To: to, Streams: 1, Interval: time.Millisecond, Count: 3, Size: 44, Timeout: 50 * time.Millisecond})
+	res, err := Measure(
+		t.Context(),
+		Probe{
+			To: to, Streams: 1, Interval: time.Millisecond, Count: 3, Size: 44, Timeout: 50 * time.Millisecond,
+		},
+	)
 	require.NoError(t, err)
 	g := res.Figures()
 	assert.Equal(t, g.Lost.Sent, g.Lost.Total)
@@ -184,7 +207,10 @@ func TestReflectorNeverAnswersMoreThanItIsAsked(t *testing.T) {
 func TestBoundsOfMemoryAndRate(t *testing.T) {
 	s := newSessions()
 	key := func(host, port, ssid int) sessionKey {
-		return sessionKey{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(host >> 8), byte(host)}), uint16(port)), uint16(ssid)}
+		return sessionKey{
+			netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(host >> 8), byte(host)}), uint16(port)),
+			uint16(ssid),
+		}
 	}
 	count := func(n int, k func(i int) sessionKey, at func(i int) time.Duration) map[Reason]int {
 		got := map[Reason]int{}
@@ -195,15 +221,31 @@ func TestBoundsOfMemoryAndRate(t *testing.T) {
 		return got
 	}
 	ms := func(i int) time.Duration { return time.Second + time.Duration(i)*time.Millisecond }
-	assert.Equal(t, map[Reason]int{"": 256, DropSessions: 44}, count(300, func(i int) sessionKey { return key(1, 5000+i, 1) }, ms), "sessions of one host")
+	assert.Equal(
+		t, map[Reason]int{"": 256, DropSessions: 44},
+		count(300, func(i int) sessionKey { return key(1, 5000+i, 1) }, ms), "sessions of one host",
+	)
 	second := func(i int) time.Duration { return 2*time.Second + time.Duration(i)*time.Millisecond }
-	assert.Equal(t, map[Reason]int{"": 255, DropSourcesFull: 45}, count(300, func(i int) sessionKey { return key(2+i, 5000, 1) }, second), "hosts")
+	assert.Equal(
+		t, map[Reason]int{"": 255, DropSourcesFull: 45},
+		count(300, func(i int) sessionKey { return key(2+i, 5000, 1) }, second), "hosts",
+	)
 
 	s = newSessions()
 	same := func(int) time.Duration { return time.Second }
-	assert.Equal(t, map[Reason]int{"": 500, DropRateSource: 500}, count(1000, func(int) sessionKey { return key(1, 5000, 1) }, same), "a tenth of a second's worth at once")
-	assert.Equal(t, map[Reason]int{"": 500, DropRateSource: 500}, count(1000, func(int) sessionKey { return key(2, 5000, 1) }, same), "another host has its own share")
-	assert.Equal(t, map[Reason]int{DropRate: 500, DropRateSource: 500}, count(1000, func(int) sessionKey { return key(3, 5000, 1) }, same), "all together")
+	assert.Equal(
+		t, map[Reason]int{"": 500, DropRateSource: 500},
+		count(1000, func(int) sessionKey { return key(1, 5000, 1) }, same),
+		"a tenth of a second's worth at once",
+	)
+	assert.Equal(
+		t, map[Reason]int{"": 500, DropRateSource: 500},
+		count(1000, func(int) sessionKey { return key(2, 5000, 1) }, same), "another host has its own share",
+	)
+	assert.Equal(
+		t, map[Reason]int{DropRate: 500, DropRateSource: 500},
+		count(1000, func(int) sessionKey { return key(3, 5000, 1) }, same), "all together",
+	)
 
 	s = newSessions()
 	ses, why := s.find(key(1, 5000, 1), time.Second)
@@ -220,7 +262,7 @@ func TestBoundsOfMemoryAndRate(t *testing.T) {
 	}
 	assert.Len(t, s.sources, maxSources)
 	_, why = s.find(key(99, 5000, 1), 201*time.Second)
-	assert.Empty(t, why, "who was silent made room")
+	assert.Empty(t, why, "the silent source was removed")
 	assert.Len(t, s.sources, maxSources)
 	assert.Equal(t, maxSources, s.active(201*time.Second))
 }

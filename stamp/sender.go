@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe says what to ask.
+// Probe describes a measurement.
 type Probe struct {
 	To       netip.AddrPort
-	Streams  int           // each with a port of its own, spread evenly over the interval
+	Streams  int           // each with its own port, spread evenly over the interval
 	Interval time.Duration // between two packets of a stream
 	Count    int           // packets of each stream
 	Size     int           // bytes of UDP payload: 172 is RTP with 20 ms of G.711
@@ -36,7 +36,7 @@ const (
 	senderNice     = -10
 )
 
-// Validate says what is out of range. Whom to ask may be still open.
+// Validate reports what is out of range. To is not checked: it may not be known yet.
 func (p Probe) Validate() error {
 	switch {
 	case p.Streams < 1 || p.Streams > maxPerSource:
@@ -44,18 +44,25 @@ func (p Probe) Validate() error {
 	case p.Interval < time.Millisecond || p.Interval > 10*time.Second:
 		return fmt.Errorf("an interval of %s is out of range (allowed: 1ms to 10s)", p.Interval)
 	case float64(p.Streams)/p.Interval.Seconds() > sourceRate:
-		return fmt.Errorf("%d streams every %s are %.0f packets a second (allowed: %d, more the far end does not answer)",
+		return fmt.Errorf("%d streams every %s are %.0f packets per second (allowed: %d, the far end's limit)",
 			p.Streams, p.Interval, float64(p.Streams)/p.Interval.Seconds(), sourceRate)
 	case p.Count < 1 || p.Count > maxPackets/p.Streams:
-		return fmt.Errorf("%d packets in each of %d streams are out of range (allowed: 1 to %d together)", p.Count, p.Streams, maxPackets)
+		return fmt.Errorf(
+			"%d packets in each of %d streams are out of range (allowed: 1 to %d together)", p.Count, p.Streams,
+			maxPackets,
+		)
 	case p.Size > MaxSize || p.DSCP > 63:
-		return fmt.Errorf("a test packet of %d bytes cannot be made (allowed: %d, or %d to %d)", p.Size, BaseSize, BaseSize+tlvHeader, MaxSize)
+		return fmt.Errorf(
+			"%d bytes is not a possible size of a test packet (allowed: %d, or %d to %d)", p.Size, BaseSize,
+			BaseSize+tlvHeader, MaxSize,
+		)
 	}
 	_, err := layoutOf(p.Size)
 	return err
 }
 
-// Packet is one probe and what became of it. Here are nanoseconds of this machine's clock, there are the far one's.
+// Packet is one probe and what became of it. Times are nanoseconds of this machine's clock (here) or of the
+// far one's (there).
 type Packet struct {
 	Sent     int64 // here, just before sendmsg; 0: it was never sent
 	Received int64 // here, by the kernel; 0: it did not come back
@@ -66,10 +73,11 @@ type Packet struct {
 	Error    ErrorEstimate // of the far clock
 	TTL      uint8         // of the question when it arrived there
 	DSCP     uint8         // of the answer when it arrived here
-	raw      Timestamp     // as it was sent: an answer has to bring it back
+	raw      Timestamp     // as it was sent: the answer has to return it
 }
 
-// RoundTrip is the time on the way, both ways: the far end's own time is not in it, and its clock may be anything.
+// RoundTrip is the time on the way, both ways: the far end's own time is not in it, and its clock may be
+// anything.
 func (p Packet) RoundTrip() time.Duration {
 	return time.Duration(p.Received - p.Sent - (p.ThereOut - p.ThereIn))
 }
@@ -81,7 +89,7 @@ type Stream struct {
 	Reordered  int // answers after the answer to a later question (RFC 4737)
 }
 
-// Result is what came back.
+// Result is the outcome of a measurement.
 type Result struct {
 	Probe       Probe
 	Source      netip.Addr
@@ -89,17 +97,17 @@ type Result struct {
 	Began       time.Time
 	Before      ClockState    // this machine's, at the start
 	After       ClockState    // and at the end
-	ClockMoved  time.Duration // what the clock was set by meanwhile, against the monotonic one
-	Late        time.Duration // longest that a packet left after its time: this machine's own pauses
-	Strange     int           // packets that answer nothing that was asked
+	ClockMoved  time.Duration // how far the clock was set meanwhile, against the monotonic one
+	Late        time.Duration // the most that a packet was sent late: pauses of this machine
+	Strange     int           // packets that answer no question
 	Overflow    int           // answers that this program did not read in time
 	Refused     int           // ICMP errors: the address is there, and nothing answers
 	SendErrors  int
 	SendError   error // the first
-	Interrupted bool  // ctx ended it: figures are of what was sent till then
+	Interrupted bool  // ctx ended it: the figures cover what was sent until then
 }
 
-// sending is one stream at work.
+// sending is one stream while the measurement runs.
 type sending struct {
 	conn *net.UDPConn
 	ssid uint16
@@ -112,7 +120,8 @@ type sending struct {
 	over    uint32 // the kernel's count of what was not read in time
 }
 
-// Measure asks, and waits for the answers. Where ctx ends it, the result is that of what was sent, with Interrupted set.
+// Measure sends the questions and waits for the answers. If ctx ends, the result covers what was sent, with
+// Interrupted set.
 func Measure(ctx context.Context, p Probe) (*Result, error) {
 	if p.Timeout == 0 {
 		p.Timeout = defaultTimeout
@@ -125,63 +134,27 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 		return nil, err
 	}
 	if !p.To.IsValid() || p.To.Port() == 0 {
-		return nil, errors.New("send probes: to whom is not said (needed: an address and a port)")
+		return nil, errors.New("send probes: no destination (set an address and a port)")
 	}
 	r := &Result{Probe: p, Began: time.Now()}
 	if r.Before, err = ReadClock(); err != nil {
 		return nil, err
 	}
-	var missing atomic.Int64 // answers not here yet; below zero never
-	streams := make([]*sending, p.Streams)
-	var receivers sync.WaitGroup
-	defer receivers.Wait()
-	for i := range streams {
-		conn, err := dial(p.To, p.DSCP<<2)
-		if err != nil {
-			return nil, fmt.Errorf("open a socket to %s: %w", p.To, err)
-		}
-		defer conn.Close()
-		var id [2]byte
-		_, _ = rand.Read(id[:])                                                          // never fails
-		s := &sending{conn: conn, ssid: binary.BigEndian.Uint16(id[:]) | 1, highest: -1} // zero is: no identifier
-		s.stream.Packets = make([]Packet, p.Count)
-		streams[i] = s
-		r.Source = conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-	}
-	all := make(chan struct{})
-	for _, s := range streams {
-		receivers.Go(func() { s.receive(p, r.Before.TAI, &missing, all) })
-	}
-	offset := clockOffset()
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		// One thread sleeps and sends: no hand-over between the clock's word and the packet. It goes before ordinary programs, where
-		// it may, and after the planes. It is never unlocked: thread and priority end with the goroutine.
-		runtime.LockOSThread()
-		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, senderNice)
-		r.send(ctx, streams, lay, &missing)
-	}()
-	<-sent
-	r.ClockMoved = clockOffset() - offset
 
-	wait := time.NewTimer(p.Timeout)
-	defer wait.Stop()
-	if missing.Add(-1) > 0 { // the one that send holds, so that no pause in it looks like the end
-		select {
-		case <-all:
-		case <-wait.C:
-		case <-ctx.Done():
-			r.Interrupted = true
+	streams, err := openStreams(p)
+	defer func() {
+		for _, s := range streams {
+			s.conn.Close()
 		}
-	}
-	if r.After, err = ReadClock(); err != nil {
+	}()
+	if err != nil {
 		return nil, err
 	}
-	for _, s := range streams {
-		s.conn.Close()
+	r.Source = streams[0].conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+
+	if err := r.exchange(ctx, streams, lay); err != nil {
+		return nil, err
 	}
-	receivers.Wait()
 	for _, s := range streams {
 		r.Streams = append(r.Streams, s.stream)
 		r.Strange += s.strange
@@ -191,7 +164,70 @@ func Measure(ctx context.Context, p Probe) (*Result, error) {
 	return r, nil
 }
 
-// send keeps to an absolute schedule: a packet that is late does not move those after it (RFC 3432, section 4).
+// openStreams opens a socket for each stream. On an error the caller still closes those that are open.
+func openStreams(p Probe) ([]*sending, error) {
+	var streams []*sending
+	for range p.Streams {
+		conn, err := dial(p.To, p.DSCP<<2)
+		if err != nil {
+			return streams, fmt.Errorf("open a socket to %s: %w", p.To, err)
+		}
+		var id [2]byte
+		_, _ = rand.Read(id[:]) // never fails
+
+		// Zero means that there is no identifier.
+		s := &sending{conn: conn, ssid: binary.BigEndian.Uint16(id[:]) | 1, highest: -1}
+		s.stream.Packets = make([]Packet, p.Count)
+		streams = append(streams, s)
+	}
+	return streams, nil
+}
+
+// exchange sends all questions, and receives answers until each is there, the timeout of the last has
+// passed or ctx ends. It closes the streams' sockets.
+func (r *Result) exchange(ctx context.Context, streams []*sending, lay layout) (err error) {
+	p := r.Probe
+	var missing atomic.Int64 // answers still expected; never negative
+	var receivers sync.WaitGroup
+	all := make(chan struct{})
+	for _, s := range streams {
+		receivers.Go(func() { s.receive(p, r.Before.TAI, &missing, all) })
+	}
+
+	offset := clockOffset()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		// One thread sleeps and sends, so that no other goroutine runs between the clock's reading and the
+		// packet. Its priority, where that is allowed, is above ordinary programs and below the planes. It
+		// is never unlocked: thread and priority end with the goroutine.
+		runtime.LockOSThread()
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, senderNice)
+		r.send(ctx, streams, lay, &missing)
+	}()
+	<-sent
+	r.ClockMoved = clockOffset() - offset
+
+	wait := time.NewTimer(p.Timeout)
+	defer wait.Stop()
+	if missing.Add(-1) > 0 { // the one that send holds, so that a pause in it does not look like the end
+		select {
+		case <-all:
+		case <-wait.C:
+		case <-ctx.Done():
+			r.Interrupted = true
+		}
+	}
+
+	r.After, err = ReadClock()
+	for _, s := range streams {
+		s.conn.Close()
+	}
+	receivers.Wait()
+	return err
+}
+
+// send keeps an absolute schedule: a late packet does not delay those after it (RFC 3432, section 4).
 func (r *Result) send(ctx context.Context, streams []*sending, lay layout, missing *atomic.Int64) {
 	missing.Add(1)
 	p := r.Probe
@@ -203,7 +239,8 @@ func (r *Result) send(ctx context.Context, streams []*sending, lay layout, missi
 			r.Interrupted = true
 			return
 		}
-		due := start.Add(time.Duration(k/p.Streams)*p.Interval + p.Interval/time.Duration(p.Streams)*time.Duration(k%p.Streams))
+		round, stream := time.Duration(k/p.Streams), time.Duration(k%p.Streams)
+		due := start.Add(round*p.Interval + p.Interval/time.Duration(p.Streams)*stream)
 		sleepUntil(due)
 		r.Late = max(r.Late, monotonic().Sub(due))
 		s, seq := streams[k%p.Streams], k/p.Streams
@@ -264,15 +301,16 @@ func (s *sending) receive(p Probe, tai time.Duration, missing *atomic.Int64, all
 	}
 }
 
-// take notes an answer; it says whether it is the first to its question.
+// take records an answer, and returns whether it is the first to its question.
 func (s *sending) take(b []byte, ctl control, p Probe, tai time.Duration) bool {
 	a, err := ParseAnswer(b)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = ctl.overflow
-	// An answer is as long as its question, brings back what was in it, and a number that was asked. An identifier comes
-	// back from who knows RFC 8972; others leave zeros.
-	if err != nil || len(b) != p.Size || uint64(a.SenderSeq) >= uint64(len(s.stream.Packets)) || a.SSID != s.ssid && a.SSID != 0 {
+	// An answer is as long as its question, brings back what was in it, and a number that was asked. An
+	// identifier comes back from who knows RFC 8972; others leave zeros.
+	ours := a.SSID == s.ssid || a.SSID == 0
+	if err != nil || len(b) != p.Size || uint64(a.SenderSeq) >= uint64(len(s.stream.Packets)) || !ours {
 		s.strange++
 		return false
 	}
@@ -287,7 +325,7 @@ func (s *sending) take(b []byte, ctl control, p Probe, tai time.Duration) bool {
 		return false
 	}
 	if ctl.at-k.Sent > int64(p.Timeout) {
-		return false // lost, as was said; it may come as late as it likes
+		return false // already counted as lost
 	}
 	f := a.Error.Format()
 	k.Received, k.FarSeq, k.Error, k.TTL, k.DSCP = ctl.at, a.Seq, a.Error, a.SenderTTL, ctl.tos>>2
@@ -308,12 +346,12 @@ func (m monotime) Sub(o monotime) time.Duration { return time.Duration(m - o) }
 
 func monotonic() monotime {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail: the clock is there
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail: the clock always exists
 	return monotime(ts.Nano())
 }
 
-// clockOffset is CLOCK_REALTIME less CLOCK_MONOTONIC: it changes when somebody sets the clock. Of several readings the one that was
-// least interrupted counts.
+// clockOffset is CLOCK_REALTIME less CLOCK_MONOTONIC: it changes when somebody sets the clock. Of several
+// readings the one that was least interrupted counts.
 func clockOffset() (offset time.Duration) {
 	best := time.Duration(math.MaxInt64)
 	for range 10 {

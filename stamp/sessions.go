@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// Bounds of a reflector. Voice goes before measuring it: what is above them is not answered.
+// Bounds of a reflector. Packets above them are not answered: voice takes precedence over measuring it.
 const (
-	maxSources    = 256   // sites' hosts that ask
+	maxSources    = 256   // hosts that send probes
 	maxSessions   = 1024  // together
 	maxPerSource  = 256   // sessions of one host
-	sourceRate    = 5000  // packets a second of one host: a hundred voice streams
-	overallRate   = 10000 // packets a second together: about a tenth of a core
+	sourceRate    = 5000  // packets per second of one host: a hundred voice streams
+	overallRate   = 10000 // packets per second in total: about a tenth of a core
 	sessionIdle   = 30 * time.Second
-	sweepInterval = time.Second // between two looks for what is idle, when there is no room
+	sweepInterval = time.Second // between two searches for idle sessions while the table is full
 )
 
 // Reason is why a packet was not answered.
@@ -21,21 +21,26 @@ type Reason string
 
 // The reasons.
 const (
-	DropShort       Reason = "short"        // under 44 bytes
-	DropOversized   Reason = "oversized"    // larger than the buffer
-	DropSourcePort  Reason = "source_port"  // from a port of servers: the answer could be one's question, for ever
-	DropRateSource  Reason = "rate_source"  // one host asks too much
-	DropRate        Reason = "rate"         // all together do
+	DropShort     Reason = "short"     // under 44 bytes
+	DropOversized Reason = "oversized" // larger than the buffer
+	// from a server's port: two reflectors could answer each other forever
+	DropSourcePort  Reason = "source_port"
+	DropRateSource  Reason = "rate_source"  // one host exceeds its rate
+	DropRate        Reason = "rate"         // all hosts exceed the total rate
 	DropSourcesFull Reason = "sources_full" // too many hosts
 	DropSessions    Reason = "sessions_full"
 	DropSend        Reason = "send_failed"
 	DropSocket      Reason = "socket_overflow" // the kernel's count: not read in time
 )
 
-// Reasons are all of them, for whoever shows counters that are zero, too.
-var Reasons = []Reason{DropShort, DropOversized, DropSourcePort, DropRateSource, DropRate, DropSourcesFull, DropSessions, DropSend, DropSocket}
+// Reasons lists all of them, for counters that start at zero.
+var Reasons = []Reason{
+	DropShort, DropOversized, DropSourcePort, DropRateSource, DropRate, DropSourcesFull, DropSessions, DropSend,
+	DropSocket,
+}
 
-// bucket lets rate packets a second pass, and a tenth of a second's worth at once. Times are monotonic.
+// bucket is a token bucket of rate packets per second, with a burst of a tenth of a second. Times are
+// monotonic.
 type bucket struct {
 	tokens float64
 	at     time.Duration
@@ -59,7 +64,7 @@ type sessionKey struct {
 	ssid uint16
 }
 
-// session counts one sender's packets: that is all that stateful mode is (RFC 8762, section 4.3.1).
+// session counts one sender's packets, which is all that stateful mode needs (RFC 8762, section 4.3.1).
 type session struct {
 	source         *source
 	received, sent uint32
@@ -72,7 +77,7 @@ type source struct {
 	last     time.Duration
 }
 
-// sessions is the reflector's memory, bounded.
+// sessions is the bounded table of sessions.
 type sessions struct {
 	overall bucket
 	sources map[netip.Addr]*source
@@ -84,7 +89,7 @@ func newSessions() *sessions {
 	return &sessions{sources: map[netip.Addr]*source{}, by: map[sessionKey]*session{}}
 }
 
-// find counts a packet in, or says why not.
+// find counts a packet in its session, or returns why it is not answered.
 func (s *sessions) find(key sessionKey, now time.Duration) (*session, Reason) {
 	src := s.sources[key.from.Addr()]
 	if src == nil {
@@ -94,7 +99,7 @@ func (s *sessions) find(key sessionKey, now time.Duration) (*session, Reason) {
 		src = &source{last: now}
 		s.sources[key.from.Addr()] = src
 	}
-	// First the host's own rate: what it asks too much must not be taken from the others' share.
+	// The host's own rate first: packets beyond it must not use up the total rate.
 	if !src.bucket.take(now, sourceRate) {
 		return nil, DropRateSource
 	}
@@ -107,7 +112,7 @@ func (s *sessions) find(key sessionKey, now time.Duration) (*session, Reason) {
 			return nil, DropSessions
 		}
 		if len(s.by) >= maxSessions || src.sessions >= maxPerSource {
-			return nil, DropSessions // what went was somebody else's
+			return nil, DropSessions // what was freed belonged to others
 		}
 		ses = &session{source: src}
 		// Sweeping may have taken the source itself, when it had no session.
@@ -122,7 +127,7 @@ func (s *sessions) find(key sessionKey, now time.Duration) (*session, Reason) {
 	return ses, ""
 }
 
-// sweep forgets who has been silent. It says whether that made room for a source and a session.
+// sweep removes idle sessions and sources. It returns whether there is a place for a source and a session.
 func (s *sessions) sweep(now time.Duration) bool {
 	if s.swept != 0 && now-s.swept < sweepInterval {
 		return false

@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control is what the kernel says beside a packet.
+// control is the ancillary data of a received packet.
 type control struct {
 	at       int64 // CLOCK_REALTIME when the packet came in, ns; 0: not said
 	tos, ttl uint8
 	to       netip.Addr // where it was sent to
 	overflow uint32     // packets that this socket dropped so far
 	mark     uint32     // of the packet, as the firewall left it
-	marked   bool       // the kernel says so
+	marked   bool       // the kernel reports marks
 }
 
-// controlSpace holds all of them, in either family.
+// controlSpace holds all ancillary messages of either family.
 const controlSpace = 256
 
-// parse reads ancillary data. What it does not know it skips; what is cut short ends it.
+// parse reads ancillary data. Unknown messages are skipped; a truncated one ends it.
 func (c *control) parse(oob []byte) {
 	*c = control{}
 	for len(oob) > 0 {
@@ -59,7 +59,7 @@ func (c *control) parse(oob []byte) {
 	}
 }
 
-// appendControl makes one ancillary message.
+// appendControl appends an ancillary message.
 func appendControl(oob []byte, level, typ int, data []byte) []byte {
 	n := len(oob)
 	oob = append(oob, make([]byte, unix.CmsgSpace(len(data)))...)
@@ -77,8 +77,8 @@ func appendControl(oob []byte, level, typ int, data []byte) []byte {
 
 func int32Bytes(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// replyControl makes an answer leave from the address that was asked, with the question's code point and the mark
-// of the tunnel that it came through.
+// replyControl makes an answer leave from the address that was asked, with the question's code point and
+// the mark of the tunnel that it came through.
 func replyControl(oob []byte, from netip.Addr, tos uint8, mark uint32) []byte {
 	if from.Is4() {
 		info := make([]byte, unix.SizeofInet4Pktinfo)
@@ -107,7 +107,7 @@ type option struct {
 	what               string
 }
 
-// options are what both ends want of their sockets.
+// options are the socket options of both ends.
 func options(network string) []option {
 	o := []option{
 		{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1, "kernel timestamps"},
@@ -125,7 +125,7 @@ func options(network string) []option {
 		option{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, senderTTL, "hop limit"})
 }
 
-// setUp is a net.ListenConfig's or net.Dialer's Control.
+// setUp returns the Control function of a net.ListenConfig or net.Dialer.
 func setUp(network, device string, more ...option) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -136,7 +136,8 @@ func setUp(network, device string, more ...option) func(string, string, syscall.
 					return
 				}
 			}
-			// A pause of this program must not be measured as the network's loss. Only root may have more than the system's most.
+			// A pause of this program must not be measured as the network's loss. Only root may have more
+			// than the system's most.
 			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 			}
@@ -170,7 +171,9 @@ func dial(to netip.AddrPort, tos uint8) (*net.UDPConn, error) {
 	if to.Addr().Is6() {
 		network, level, name = "udp6", unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
-	d := net.Dialer{Control: setUp(network, "", option{level, name, int(tos), "code point"}), Timeout: time.Second}
+	d := net.Dialer{
+		Control: setUp(network, "", option{level, name, int(tos), "code point"}), Timeout: time.Second,
+	}
 	c, err := d.Dial(network, to.String())
 	if err != nil {
 		return nil, err

@@ -3,13 +3,12 @@ package tunnel
 import (
 	"fmt"
 	"slices"
+
+	"ringway/units"
 )
 
-// RTCPShare is what RTCP gets on top of RTP, percent: RFC 3550, section 6.2 (as qos.RTCPShare; a test holds them together).
-const RTCPShare = 5
-
-// Admission says how much media may leave for each site. An engine that sees packets (EngineName.PerPacket) admits flows up to it, first
-// come first, and drops the others; the zero value bounds nothing.
+// Admission says how much media may leave for each site. An engine that sees packets (EngineName.PerPacket)
+// admits flows up to it, first come first, and drops the others; the zero value bounds nothing.
 type Admission struct {
 	Media uint64 // inner code points that are media: bit n is DSCP n
 	Lines []AdmissionLine
@@ -18,17 +17,17 @@ type Admission struct {
 
 // AdmissionLine is a WAN: what it carries of calls with all sites together, and how its provider counts.
 type AdmissionLine struct {
-	Rate     uint64 // bits a second on the provider's meter; 0: the sites' budgets fit, each is a site's own
-	Overhead int    // bytes a packet beyond the IP packet, -64 to 256
-	MPU      int    // the least that a packet counts, overhead included; 0 = no least
-	ATM      bool   // counted in cells of 53 bytes for 48
+	Rate     units.BitRate // on the provider's meter; 0: the sites' budgets fit, each is a site's own
+	Overhead int           // bytes a packet beyond the IP packet, -64 to 256
+	MPU      int           // the least that a packet counts, overhead included; 0 = no least
+	ATM      bool          // counted in cells of 53 bytes for 48
 }
 
 // AdmissionSite is what calls with one peer may take, RTCP included.
 type AdmissionSite struct {
 	Key  PublicKey
-	Rate uint64 // bits a second on the provider's meter
-	Line int    // index into Lines
+	Rate units.BitRate // on the provider's meter
+	Line int           // index into Lines
 }
 
 // Equal compares all of it; none and an empty list are the same.
@@ -38,27 +37,32 @@ func (a Admission) Equal(b Admission) bool {
 
 // Check says what no engine can work with.
 func (a Admission) Check() error {
-	const most = 1 << 40
+	const maxRate = 1 << 40
 	for i, l := range a.Lines {
-		if l.Rate > most || l.Overhead < -64 || l.Overhead > 256 || l.MPU < 0 || l.MPU > 1500 {
-			return fmt.Errorf("admit calls: line %d is %+v (allowed: up to %d bit/s, an overhead of -64 to 256, an mpu of 0 to 1500)", i, l, uint64(most))
+		if l.Rate > maxRate || l.Overhead < -64 || l.Overhead > 256 || l.MPU < 0 || l.MPU > 1500 {
+			return fmt.Errorf("admit calls: line %d is %+v "+
+				"(allowed: up to %d bit/s, an overhead of -64 to 256, an mpu of 0 to 1500)", i, l, uint64(maxRate))
 		}
 	}
 	for _, s := range a.Sites {
-		if s.Line < 0 || s.Line >= len(a.Lines) || s.Rate > most {
-			return fmt.Errorf("admit calls with %s: %d bit/s on line %d of %d (allowed: up to %d bit/s, a line that is there)", s.Key, s.Rate, s.Line, len(a.Lines), uint64(most))
+		if s.Line < 0 || s.Line >= len(a.Lines) || s.Rate > maxRate {
+			return fmt.Errorf("admit calls with %s: %d bit/s on line %d of %d (allowed: up to %d bit/s, a line that exists)",
+				s.Key, s.Rate, s.Line, len(a.Lines), uint64(maxRate))
 		}
 	}
 	return nil
 }
 
-// MediaStatus is how much of a peer's voice budget is taken, in this direction. Rates are in bits a second on the provider's meter.
+// MediaStatus is how much of a peer's voice budget is taken, in this direction. Rates are in bits a second on
+// the provider's meter.
 type MediaStatus struct {
-	Budget     uint64 `json:"budget_bps"`
-	LineBudget uint64 `json:"line_budget_bps,omitempty"` // of calls with all sites together, where that is a bound of its own
-	Taken      uint64 `json:"taken_bps"`
-	Flows      int    `json:"flows"`           // admitted now, RTCP apart
-	Refused    uint64 `json:"refused_packets"` // in all
-	Refusing   bool   `json:"refusing"`        // within the last seconds
-	LineFull   bool   `json:"line_full"`       // it is the line's budget that is full
+	Budget units.BitRate `json:"budget_bps"`
+	// LineBudget is for calls with all sites together, where that is a bound of its own.
+	LineBudget units.BitRate `json:"line_budget_bps,omitempty"`
+	Taken      units.BitRate `json:"taken_bps"`
+	Flows      int           `json:"flows"`              // admitted now, RTCP apart
+	Reserved   int           `json:"reserved,omitempty"` // of Flows, those whose place is reserved
+	Refused    uint64        `json:"refused_packets"`    // in all
+	Refusing   bool          `json:"refusing"`           // within the last seconds
+	LineFull   bool          `json:"line_full"`          // it is the line's budget that is full
 }

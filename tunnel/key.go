@@ -67,11 +67,11 @@ func (k PrivateKey) Public() PublicKey {
 	return p
 }
 
-// NewPrivateKey draws a key, clamped as Curve25519 wants (RFC 7748, section 5).
+// NewPrivateKey generates a key, clamped as Curve25519 wants (RFC 7748, section 5).
 func NewPrivateKey() (PrivateKey, error) {
 	var k PrivateKey
 	if _, err := rand.Read(k[:]); err != nil {
-		return k, fmt.Errorf("draw a private key: %w", err)
+		return k, fmt.Errorf("generate a private key: %w", err)
 	}
 	k[0] &= 248
 	k[31] = k[31]&127 | 64

@@ -1,8 +1,9 @@
 // Package tunnel is the encrypted half of a branch: one WireGuard device per class
 // (voice, data), one peer per site in each. Here stand the pure values: keys, sites,
 // the wanted state of a device and its difference from the observed one. The engines
-// are rooms of their own (tunnel/kernel, tunnel/wireguardgo), and so is the process
-// that runs a userspace engine (tunnel/plane). Nothing here imports netlink, os or a clock.
+// are packages of their own (tunnel/kernel, tunnel/wireguardgo, tunnel/realtime), and so
+// is the process that runs a userspace engine (tunnel/plane). Nothing here imports netlink,
+// os or a clock.
 package tunnel
 
 import (
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"ringway/units"
 )
 
 // Class is the class of a tunnel: voice (media and signalling) or data (the rest).
@@ -30,14 +33,14 @@ type EngineName string
 
 // The engines. All are plain WireGuard on the wire.
 const (
-	EngineAuto        EngineName = "auto"         // voice: realtime; data: kernel where the kernel has WireGuard, else wireguard-go
+	EngineAuto        EngineName = "auto"         // see Auto
 	EngineKernel      EngineName = "kernel"       // WireGuard in the kernel
 	EngineWireGuardGo EngineName = "wireguard-go" // the device package of wireguard-go in a plane process
-	EngineRealtime    EngineName = "realtime"     // Ringway's own forwarding core in a plane process: a locked thread a direction, run to completion
+	EngineRealtime    EngineName = "realtime"     // Ringway's own forwarding core in a plane process
 )
 
-// Auto is the engine that `auto` means for class c. Voice stays in userspace, where its process, its socket and its scheduling
-// are its own: the kernel encrypts all of a machine's WireGuard on one set of queues.
+// Auto is the engine that `auto` means for class c. Voice stays in userspace, where its process, its socket
+// and its scheduling are its own: the kernel encrypts all of a machine's WireGuard on one set of queues.
 func Auto(c Class, kernelHasWireGuard bool) EngineName {
 	switch {
 	case c == Voice:
@@ -48,8 +51,8 @@ func Auto(c Class, kernelHasWireGuard bool) EngineName {
 	return EngineWireGuardGo
 }
 
-// PerPacket says whether e marks and pads packet by packet. The others see a whole device: one DSCP for all of it, and
-// WireGuard's own padding to 16 bytes.
+// PerPacket says whether e marks and pads packet by packet. The others see a whole device: one DSCP for all
+// of it, and WireGuard's own padding to 16 bytes.
 func (e EngineName) PerPacket() bool { return e == EngineRealtime }
 
 // InnerMTU is the largest packet a tunnel device takes, in bytes, IP header included.
@@ -134,12 +137,14 @@ type Device struct {
 	Bounds     Bounds
 }
 
-// Outer is how packets look from outside: per packet, by the class inside, where the engine sees packets (realtime). The other
-// engines mark a whole device alike, by TOS, and leave the rest.
+// Outer is how packets look from outside: per packet, by the class inside, where the engine sees packets
+// (realtime). The other engines mark a whole device alike, by TOS, and leave the rest.
 type Outer struct {
 	TOS   uint8       // TOS octet of what is in none of Marks; ECN bits zero
 	Marks []OuterMark // sorted by Inner, each Inner once
-	PadTo int         // bytes: inner packets up to this size are padded to it, so that length says nothing (0 = WireGuard's own padding to 16)
+	// PadTo is the size in bytes to which smaller inner packets are padded, so that their length tells
+	// nothing. 0 is WireGuard's own padding to 16.
+	PadTo int
 }
 
 // OuterMark is the code point that ciphertext gets for the one inside. Both are DSCP, 0-63.
@@ -169,45 +174,66 @@ type Peer struct {
 	PublicKey    PublicKey
 	PresharedKey PresharedKey   // already derived for the class; zero = none
 	Endpoint     netip.AddrPort // zero: not known (dials in)
-	// EndpointNews: 0, or how often the endpoint was not what this peer was told before (the configured address means
-	// something new, or the peer is silent where it roamed to): each time an engine is told, even if the peer is elsewhere there.
-	EndpointNews int
-	AllowedIPs   []netip.Prefix // sorted
-	Keepalive    time.Duration
+	// EndpointRevision counts how often an engine had to be told the endpoint although it may have heard the
+	// peer elsewhere: the configured endpoint means something new, or the peer is silent where it roamed to.
+	EndpointRevision int
+	AllowedIPs       []netip.Prefix // sorted
+	Keepalive        time.Duration
+}
+
+// MustTellEndpoint reports whether an engine is to be told p's endpoint although it may have heard the peer
+// elsewhere. before is the peer as the same daemon wanted it last; nil: it is not known, as after a restart.
+func (p Peer) MustTellEndpoint(before *Peer) bool {
+	switch {
+	case !p.Endpoint.IsValid():
+		return false
+	case before == nil:
+		return p.EndpointRevision > 0
+	}
+	// From no endpoint to one of the same revision: the peer called by itself, and the engine knows better
+	// where it is now.
+	changed := before.Endpoint.IsValid() && p.Endpoint != before.Endpoint
+	return changed || p.EndpointRevision > before.EndpointRevision
 }
 
 // Bounds holds what stands between the tunnel device and the WAN to a time. They are sized together
 // (qos.PathBounds): the sum is the longest that a data packet waits inside the box.
 type Bounds struct {
-	Rate          uint64 // bits a second the WAN takes; 0 = unknown, nothing is shaped
-	TxQueueLen    int    // packets in the tunnel device's own queue
-	InFlight      int    // packets between tunnel device and socket, each direction
-	FlowPackets   int    // packets that wait in flow queues before the engine (wireguard-go); 0 = no flow queues
-	SendBuffer    int    // SO_SNDBUF as set (the kernel doubles it), bytes
-	ReceiveBuffer int    // SO_RCVBUF as set, bytes
-	DeviceGSO     int    // largest super-packet that the tunnel device takes from the kernel, bytes
-	SuperPacket   int    // largest UDP GSO payload in bytes; 0 = no GSO
+	Rate          units.BitRate // of the WAN; 0 = unknown, nothing is shaped
+	TxQueueLen    int           // packets in the tunnel device's own queue
+	InFlight      int           // packets between tunnel device and socket, each direction
+	FlowPackets   int           // packets in flow queues before the engine (wireguard-go); 0 = no flow queues
+	SendBuffer    int           // SO_SNDBUF as set (the kernel doubles it), bytes
+	ReceiveBuffer int           // SO_RCVBUF as set, bytes
+	DeviceGSO     int           // largest super-packet that the tunnel device takes from the kernel, bytes
+	SuperPacket   int           // largest UDP GSO payload in bytes; 0 = no GSO
 }
 
 // DeviceStatus is what a device says of itself. It carries no secret.
 type DeviceStatus struct {
-	Class      Class             `json:"class"`
-	Interface  string            `json:"interface"`
-	Engine     EngineName        `json:"engine"`
-	PublicKey  string            `json:"public_key"`
-	ListenPort uint16            `json:"listen_port"`
-	PlanePID   int               `json:"plane_pid,omitempty"` // process that runs the engine; 0 = the kernel
-	PlaneBuild string            `json:"plane_build,omitempty"`
-	Since      time.Time         `json:"since"`
-	Restarts   int               `json:"restarts"`
-	Adopted    bool              `json:"adopted"`
-	Drops      map[string]uint64 `json:"drops,omitempty"` // by reason
-	// Collections counts how often the engine realtime had its garbage collected: each may keep packets waiting for a moment.
+	Class      Class      `json:"class"`
+	Interface  string     `json:"interface"`
+	Engine     EngineName `json:"engine"`
+	PublicKey  string     `json:"public_key"`
+	ListenPort uint16     `json:"listen_port"`
+	PlanePID   int        `json:"plane_pid,omitempty"` // process that runs the engine; 0 = the kernel
+	PlaneBuild string     `json:"plane_build,omitempty"`
+	// PlaneLogDropped counts log lines of the plane that the daemon did not log, because they were too many.
+	PlaneLogDropped uint64            `json:"plane_log_dropped,omitempty"`
+	Since           time.Time         `json:"since"`
+	Restarts        int               `json:"restarts"`
+	Adopted         bool              `json:"adopted"`
+	Drops           map[string]uint64 `json:"drops,omitempty"` // by reason
+	// Collections counts how often the engine realtime had its garbage collected: each may keep packets
+	// waiting for a moment.
 	Collections uint64         `json:"collections,omitempty"`
-	Threads     []ThreadStatus `json:"threads,omitempty"` // the engine realtime's that forward (the daemon fills them in)
+	Threads     []ThreadStatus `json:"threads,omitempty"` // the engine realtime's that forward (added by the daemon)
 	Queue       *FlowStatus    `json:"queue,omitempty"`   // flow queues before the engine; nil: none
-	Error       string         `json:"error,omitempty"`   // why it could not be read; then what is above is as much as is known (the daemon's)
-	Peers       []PeerStatus   `json:"peers"`
+	// Reservations of places in the voice budgets; nil: none was asked for.
+	Reservations *ReservationCounts `json:"reservations,omitempty"`
+	// Error is why the device could not be read; then the fields above are what the daemon knows without it.
+	Error string       `json:"error,omitempty"`
+	Peers []PeerStatus `json:"peers"`
 }
 
 // FlowStatus is how the queues are in which the flows of a tunnel wait for the WAN.
@@ -216,7 +242,8 @@ type FlowStatus struct {
 	Bytes   uint64 `json:"bytes"`   // of them
 	Flows   int    `json:"flows"`   // that send now
 	Marked  uint64 `json:"marked"`  // packets that went on with ECN's mark, in all
-	Limit   uint64 `json:"limit"`   // bytes of socket memory (truesize) that may be under way behind the queues, as it is now
+	// Limit is the socket memory in bytes (truesize) that packets behind the queues may take at present.
+	Limit uint64 `json:"limit"`
 	// SlowSites is how many sites' lines hold back what goes to them, now: it waits for them alone.
 	SlowSites int    `json:"slow_sites,omitempty"`
 	Note      string `json:"note,omitempty"` // why one site may hold up others, where it may
@@ -224,9 +251,11 @@ type FlowStatus struct {
 
 // ThreadStatus is how a thread that forwards packets is scheduled.
 type ThreadStatus struct {
-	Name     string `json:"name"`
-	TID      int    `json:"tid"`
-	Realtime bool   `json:"realtime"` // SCHED_FIFO; false: the machine refused it, or the thread gave way after taking a core for too long
+	Name string `json:"name"`
+	TID  int    `json:"tid"`
+	// Realtime is whether it runs under SCHED_FIFO. If not, the machine refused that, or the thread lowered
+	// itself after taking a core for too long.
+	Realtime bool `json:"realtime"`
 }
 
 // PeerStatus is what a device says of one peer.
@@ -241,5 +270,6 @@ type PeerStatus struct {
 	TxPackets     uint64         `json:"tx_packets,omitempty"`
 	AllowedIPs    []netip.Prefix `json:"allowed_ips"`
 	Keepalive     time.Duration  `json:"keepalive_ns"`
-	Media         *MediaStatus   `json:"media,omitempty"` // nil: calls with the site have no budget here, or the engine does not know calls
+	// Media is nil where calls with the site have no budget, or the engine does not know calls.
+	Media *MediaStatus `json:"media,omitempty"`
 }

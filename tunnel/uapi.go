@@ -180,7 +180,7 @@ type Delta struct {
 //
 // An endpoint is a hint, not a state: a peer that roamed is where its last authenticated packet
 // came from. So the engine's endpoint stays, unless the wanted one changed since prev, or nothing is
-// known of prev and the peer has no living session or the wanted one is news (Peer.EndpointNews).
+// known of prev and the peer has no living session or the wanted one must be told (Peer.EndpointRevision).
 func Diff(want Device, have Observed, prev *Device, now time.Time) Delta {
 	d := Delta{iface: want.Settings.Interface}
 	if want.PrivateKey != have.PrivateKey {
@@ -191,10 +191,10 @@ func Diff(want Device, have Observed, prev *Device, now time.Time) Delta {
 	for _, p := range have.Peers {
 		had[p.PublicKey] = p
 	}
-	before := map[PublicKey]Peer{}
+	before := map[PublicKey]*Peer{}
 	if prev != nil {
-		for _, p := range prev.Peers {
-			before[p.PublicKey] = p
+		for i, p := range prev.Peers {
+			before[p.PublicKey] = &prev.Peers[i]
 		}
 	}
 	wanted := map[PublicKey]bool{}
@@ -210,12 +210,9 @@ func Diff(want Device, have Observed, prev *Device, now time.Time) Delta {
 			c.keepalive = &k
 		}
 		c.add, c.del = missing(w.AllowedIPs, h.AllowedIPs), missing(h.AllowedIPs, w.AllowedIPs)
-		if b, ok := before[w.PublicKey]; w.Endpoint.IsValid() && w.Endpoint != h.Endpoint {
-			switch {
-			case !h.Endpoint.IsValid(),
-				ok && (b.Endpoint != w.Endpoint || b.EndpointNews < w.EndpointNews),
-				!ok && w.EndpointNews > 0,
-				!ok && now.Sub(h.LastHandshake) > sessionLifetime:
+		if b := before[w.PublicKey]; w.Endpoint.IsValid() && w.Endpoint != h.Endpoint {
+			noSession := b == nil && now.Sub(h.LastHandshake) > sessionLifetime
+			if !h.Endpoint.IsValid() || w.MustTellEndpoint(b) || noSession {
 				c.endpoint = w.Endpoint
 			}
 		}
@@ -326,6 +323,7 @@ func (d Delta) Words() []string {
 
 // Words is the whole device in the words of wg(8), without secrets.
 func (d Device) Words() []string {
-	first := fmt.Sprintf("wg set %s listen-port %d fwmark %#x", d.Settings.Interface, d.Settings.ListenPort, d.FwMark)
+	s := d.Settings
+	first := fmt.Sprintf("wg set %s listen-port %d fwmark %#x", s.Interface, s.ListenPort, d.FwMark)
 	return append([]string{first}, Diff(d, Observed{}, nil, time.Time{}).Words()...)
 }

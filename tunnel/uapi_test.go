@@ -20,9 +20,11 @@ func testKey(n byte) (k PrivateKey) {
 
 func testDevice() Device {
 	return Device{
-		Class: Voice, Settings: Settings{Interface: "rw-voice", ListenPort: 51820, MTU: 1420}, FwMark: 1 << 13, PrivateKey: testKey(1),
+		Class: Voice, FwMark: 1 << 13, PrivateKey: testKey(1),
+		Settings: Settings{Interface: "rw-voice", ListenPort: 51820, MTU: 1420},
 		Peers: []Peer{
-			{Site: "munich", PublicKey: testKey(2).Public(), PresharedKey: PresharedKey(testKey(7)), Endpoint: netip.MustParseAddrPort("203.0.113.2:51820"),
+			{Site: "munich", PublicKey: testKey(2).Public(), PresharedKey: PresharedKey(testKey(7)),
+				Endpoint:   netip.MustParseAddrPort("203.0.113.2:51820"),
 				AllowedIPs: prefixes("10.2.10.0/24", "10.2.20.0/24", "2001:db8:2::/48"), Keepalive: 25 * time.Second},
 			{Site: "roamer", PublicKey: testKey(3).Public(), AllowedIPs: prefixes("10.3.0.0/16")},
 		},
@@ -41,7 +43,10 @@ func observedAs(d Device) Observed {
 	o := Observed{PrivateKey: d.PrivateKey, ListenPort: d.Settings.ListenPort, FwMark: d.FwMark}
 	for _, p := range d.Peers {
 		o.Peers = append(o.Peers, ObservedPeer{PresharedKey: p.PresharedKey,
-			PeerStatus: PeerStatus{PublicKey: p.PublicKey, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs, Keepalive: keepaliveSeconds(p.Keepalive)}})
+			PeerStatus: PeerStatus{
+				PublicKey: p.PublicKey, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs,
+				Keepalive: keepaliveSeconds(p.Keepalive),
+			}})
 	}
 	return o
 }
@@ -70,7 +75,8 @@ allowed_ip=10.3.0.0/16
 	assert.Equal(t, []string{
 		"wg set rw-voice listen-port 51820 fwmark 0x2000",
 		"wg set rw-voice private-key (hidden)",
-		"wg set rw-voice peer zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk= preshared-key (hidden) endpoint 203.0.113.2:51820 persistent-keepalive 25 allowed-ips 10.2.10.0/24,10.2.20.0/24,2001:db8:2::/48",
+		"wg set rw-voice peer zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk= preshared-key (hidden) " +
+			"endpoint 203.0.113.2:51820 persistent-keepalive 25 allowed-ips 10.2.10.0/24,10.2.20.0/24,2001:db8:2::/48",
 		"wg set rw-voice peer Xf7dO2vUf2+ijuFdlp1bsOpTd01Ii9r53xxuASSz7yI= allowed-ips 10.3.0.0/16",
 	}, words)
 }
@@ -94,14 +100,18 @@ func TestANetworkThatMovesIsNeverWithoutAnOwner(t *testing.T) {
 
 func TestASiteThatGoesIsRemovedLast(t *testing.T) {
 	before, after := testDevice(), testDevice()
-	after.Peers = []Peer{{Site: "new", PublicKey: testKey(4).Public(), AllowedIPs: prefixes("10.2.10.0/24")}, after.Peers[1]}
+	after.Peers = []Peer{
+		{Site: "new", PublicKey: testKey(4).Public(), AllowedIPs: prefixes("10.2.10.0/24")},
+		after.Peers[1],
+	}
 	text := Diff(after, observedAs(before), &before, time.Time{}).SetText()
 	assert.Equal(t, "public_key="+testKey(4).Public().Hex()+"\nallowed_ip=10.2.10.0/24\n"+
 		"public_key="+munichHex+"\nupdate_only=true\nremove=true\n", text)
 }
 
 func TestAnEndpointIsAHint(t *testing.T) {
-	roamed, config, other := netip.MustParseAddrPort("198.51.100.9:4242"), netip.MustParseAddrPort("203.0.113.2:51820"), netip.MustParseAddrPort("203.0.113.3:51820")
+	roamed := netip.MustParseAddrPort("198.51.100.9:4242")
+	config, other := netip.MustParseAddrPort("203.0.113.2:51820"), netip.MustParseAddrPort("203.0.113.3:51820")
 	now := time.Unix(1e9, 0)
 	d := testDevice()
 	for name, c := range map[string]struct {
@@ -127,11 +137,11 @@ func TestAnEndpointIsAHint(t *testing.T) {
 		have := observedAs(d)
 		have.Peers[0].Endpoint, have.Peers[0].LastHandshake = c.have, c.handshake
 		want := testDevice()
-		want.Peers[0].Endpoint, want.Peers[0].EndpointNews = c.want, c.news
+		want.Peers[0].Endpoint, want.Peers[0].EndpointRevision = c.want, c.news
 		var prev *Device
 		if c.before.IsValid() {
 			p := testDevice()
-			p.Peers[0].Endpoint, p.Peers[0].EndpointNews = c.before, 1
+			p.Peers[0].Endpoint, p.Peers[0].EndpointRevision = c.before, 1
 			prev = &p
 		}
 		assert.Equal(t, c.set, strings.Contains(Diff(want, have, prev, now).SetText(), "endpoint="), name)
@@ -170,8 +180,11 @@ ignored`))
 	assert.Equal(t, testKey(1).Public().String(), s.PublicKey)
 	assert.EqualValues(t, 51820, s.ListenPort)
 	assert.EqualValues(t, 8192, o.FwMark)
-	assert.Equal(t, []PeerStatus{{PublicKey: testKey(3).Public(), Endpoint: netip.MustParseAddrPort("[2001:db8::1]:51820"), LastHandshake: time.Unix(1700000000, 5).UTC(),
-		TxBytes: 10, RxBytes: 20, Keepalive: 25 * time.Second, AllowedIPs: prefixes("10.3.0.0/16", "2001:db8::/32")}}, s.Peers)
+	assert.Equal(t, []PeerStatus{{
+		PublicKey: testKey(3).Public(), Endpoint: netip.MustParseAddrPort("[2001:db8::1]:51820"),
+		LastHandshake: time.Unix(1700000000, 5).UTC(), TxBytes: 10, RxBytes: 20, Keepalive: 25 * time.Second,
+		AllowedIPs: prefixes("10.3.0.0/16", "2001:db8::/32"),
+	}}, s.Peers)
 
 	for in, want := range map[string]string{
 		"listen_port=70000\n":         "read UAPI line 1: bad value of listen_port",
@@ -243,7 +256,8 @@ func TestTheDifferenceLeadsThere(t *testing.T) {
 		free := rapid.Permutation(pool).Draw(t, "networks")
 		for _, n := range rapid.SliceOfNDistinct(rapid.ByteRange(10, 14), 0, 4, rapid.ID[byte]).Draw(t, "peers") {
 			k := min(rapid.IntRange(0, 2).Draw(t, "networks of one"), len(free))
-			p := Peer{PublicKey: testKey(n).Public(), AllowedIPs: free[:k], Keepalive: time.Duration(rapid.IntRange(0, 2).Draw(t, "keepalive")) * time.Second,
+			keepalive := time.Duration(rapid.IntRange(0, 2).Draw(t, "keepalive")) * time.Second
+			p := Peer{PublicKey: testKey(n).Public(), AllowedIPs: free[:k], Keepalive: keepalive,
 				Endpoint: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), rapid.Uint16Range(1, 3).Draw(t, "port"))}
 			if rapid.Bool().Draw(t, "psk") {
 				p.PresharedKey = PresharedKey(testKey(n))
@@ -271,4 +285,26 @@ func FuzzParseUAPI(f *testing.F) {
 			_ = Diff(Device{}, o, nil, time.Time{}).SetText()
 		}
 	})
+}
+
+func TestMustTellEndpoint(t *testing.T) {
+	here, there := netip.MustParseAddrPort("203.0.113.2:51820"), netip.MustParseAddrPort("203.0.113.3:51820")
+	peer := func(at netip.AddrPort, news int) *Peer { return &Peer{Endpoint: at, EndpointRevision: news} }
+	for _, c := range []struct {
+		name   string
+		before *Peer
+		now    *Peer
+		want   bool
+	}{
+		{"the same", peer(here, 1), peer(here, 1), false},
+		{"another address", peer(here, 1), peer(there, 1), true},
+		{"the same address, to be tried again", peer(here, 1), peer(here, 2), true},
+		{"after a restart", nil, peer(here, 0), false},
+		{"after a restart, with another meaning", nil, peer(here, 1), true},
+		{"a site that dialled in and is known by now", peer(netip.AddrPort{}, 0), peer(here, 0), false},
+		{"a name that resolves at last", peer(netip.AddrPort{}, 0), peer(here, 1), true},
+		{"not known any more", peer(here, 1), peer(netip.AddrPort{}, 2), false},
+	} {
+		assert.Equal(t, c.want, c.now.MustTellEndpoint(c.before), c.name)
+	}
 }

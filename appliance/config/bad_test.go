@@ -17,7 +17,8 @@ import (
 
 var update = flag.Bool("update", false, "write what is printed into testdata")
 
-// exampleKey is the private key of the box in the tests: the same in every run, so that a config can name its public half.
+// exampleKey is the private key of the box in the tests: the same in every run, so that a config can name its
+// public half.
 func exampleKey() tunnel.PrivateKey {
 	var k tunnel.PrivateKey
 	copy(k[:], "example, not a secret: all zeros")
@@ -42,7 +43,7 @@ func box(t testing.TB) string {
 		"open.key":    {good, 0o644},
 		"group.key":   {good, 0o620},
 		"short.key":   {"c2hvcnQ=\n", 0o600},
-		"words.key":   {"this is no key\n", 0o600},
+		"words.key":   {"this is not a key\n", 0o600},
 		"empty.key":   {"", 0o600},
 		"zero.key":    {strings.Repeat("A", 43) + "=\n", 0o600},
 		"long.key":    {strings.Repeat("A", 5000), 0o600},

@@ -11,27 +11,13 @@ import (
 
 const minIPv4MTU = 576 // what every IPv4 host takes (RFC 791, section 3.1); below it no size helps
 
-// InternetMTU is how long packets outside tunnels are, bytes.
-const InternetMTU = 1500
-
-// Wire says what an IP packet counts on the provider's meter.
-func (w WAN) Wire() qos.Wire {
-	return func(packet qos.ByteCount) qos.ByteCount { return w.LinkLayer.Wire(packet + qos.EthernetHeader) }
-}
-
-// Shaped is the rate that w's queues are held to: the uplink less its margin; 0 where the uplink is not known.
-func (w WAN) Shaped() qos.BitRate { return w.less(w.Uplink) }
-
-// less is what a line like w's leaves of r: without the margin, in whole bytes a second as the kernel counts.
-func (w WAN) less(r qos.BitRate) qos.BitRate { return w.Shape(r, w.Margin) }
-
-// Queue is w as its queues see it, mtu being its interface's (bytes; 0 = 1500).
-func (w WAN) Queue(mtu int) qos.WAN {
-	q := qos.WAN{Interface: w.Interface, Uplink: w.Uplink, Margin: w.Margin, LinkLayer: w.LinkLayer, MTU: mtu}
-	if w.ShapeDownlink {
-		q.Downlink = w.Downlink
+// Egress is w as its queues see it, mtu being its interface's (bytes; 0 = 1500).
+func (w WAN) Egress(mtu int) qos.Egress {
+	e := qos.Egress{Interface: w.Interface, Line: w.Line, MTU: mtu}
+	if !w.ShapeDownlink {
+		e.Downlink = 0
 	}
-	return q
+	return e
 }
 
 // Queue is s as the queues see it.
@@ -57,15 +43,15 @@ func (cfg *Config) QueueSites() []qos.Site {
 	return out
 }
 
-// Envelope is what stands around a tunnel's packets on w, IPv6 being the outer packet's.
-func (cfg *Config) Envelope(w WAN, c tunnel.Class, ipv6 bool) qos.Envelope {
+// Tunnel is the tunnel of a class as far as the size of its packets goes.
+func (cfg *Config) Tunnel(c tunnel.Class) qos.Tunnel {
 	t := cfg.Tunnels[c]
-	return qos.Envelope{IPv6: ipv6, PadTo: qos.ByteCount(t.PadTo), MTU: qos.ByteCount(t.MTU), Wire: w.Wire()}
+	return qos.Tunnel{PadTo: qos.ByteCount(t.PadTo), MTU: qos.ByteCount(t.MTU)}
 }
 
-// OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the endpoint is no
-// address, so that either family may come of it, the dearer one counts. A WAN with a lease counts as IPv4's: the address is DHCPv4's,
-// and names are asked for IPv4 first.
+// OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the
+// endpoint is a name, which may resolve to either family, the longer one counts. A WAN with a lease
+// counts as IPv4's: the address is DHCPv4's, and names are asked for IPv4 first.
 func (w WAN) OuterIPv6(s Site) bool {
 	if a, err := netip.ParseAddr(s.Endpoint); err == nil {
 		return a.Is6()
@@ -81,36 +67,31 @@ func (cfg *Config) anyOuterIPv6(w WAN) bool {
 	return slices.ContainsFunc(cfg.Sites, w.OuterIPv6)
 }
 
-// Media is the share of w's uplink that is for calls, in bits a second: the most that calls with any one site get. 0 where the
-// uplink is not known.
-func (cfg *Config) Media(w WAN) qos.BitRate {
-	if w.Shaped() == 0 {
-		return 0
-	}
-	return qos.Rate(w.Shaped(), cfg.Classes, qos.Media)
-}
-
-// Budget is what the calls with a site whose own line does not bound them may take over w, each counted as the dearest that there
-// may be: where sites differ, as over IPv6 outside.
+// Budget is what the calls with a site whose own line does not bound them may take over w, each counted as
+// the dearest that there may be: where sites differ, as over IPv6 outside.
 func (cfg *Config) Budget(w WAN) qos.Budget {
-	return qos.Budget{Rate: cfg.Media(w), Envelope: cfg.Envelope(w, tunnel.Voice, cfg.anyOuterIPv6(w)), CallIPv6: !lanHas(cfg.Voice, is4)}
+	return qos.Budget{
+		Rate:     w.Media(cfg.Classes),
+		Envelope: w.Envelope(cfg.Tunnel(tunnel.Voice), cfg.anyOuterIPv6(w)),
+		CallIPv6: !lanHas(cfg.Voice, is4),
+	}
 }
 
 // Calls is how many G.711 calls at once fit the voice budget of w; 0 where the uplink is not known.
 func (cfg *Config) Calls(w WAN) int { return cfg.Budget(w).Calls(qos.G711) }
 
-// SiteBudget is what the calls with s may take over w: ceiling of the site's class media in the queues, which is the share of media of
-// the uplink, or of the site's downlink where that is less; 0 where the uplink is not known. Calls of a site without a tunnel for
-// voice travel as data, and have none.
+// SiteBudget is what the calls with s may take over w: ceiling of the site's class media in the queues, which
+// is the share of media of the uplink, or of the site's downlink where that is less; 0 where the uplink is
+// not known. Calls of a site without a tunnel for voice travel as data, and have none.
 func (cfg *Config) SiteBudget(w WAN, s Site, callIPv6 bool) (b qos.Budget, ok bool) {
 	if s.Via(tunnel.Voice) != tunnel.Voice {
 		return qos.Budget{}, false
 	}
-	b = qos.Budget{Envelope: cfg.Envelope(w, tunnel.Voice, w.OuterIPv6(s)), CallIPv6: callIPv6}
-	if w.Uplink > 0 {
-		b.Rate = w.Queue(0).VoiceBudget(s.Queue(), cfg.Classes)
-	}
-	return b, true
+	return qos.Budget{
+		Rate:     w.VoiceBudget(s.Queue(), cfg.Classes),
+		Envelope: w.Envelope(cfg.Tunnel(tunnel.Voice), w.OuterIPv6(s)),
+		CallIPv6: callIPv6,
+	}, true
 }
 
 // CallFamilies says over what phones here and at s can call each other: IPv4, then IPv6.
@@ -136,38 +117,25 @@ func (cfg *Config) leastMTU() int {
 	return minIPv4MTU
 }
 
-// dataMTU is the longest packet of the data tunnel that keeps no WAN busy for longer than its bound: between leastMTU
-// and the default.
+// dataMTU is the longest packet of the data tunnel that keeps no WAN busy for longer than its bound: between
+// leastMTU and the default.
 func (cfg *Config) dataMTU() int {
 	mtu, least := DefaultMTU, cfg.leastMTU()
 	for _, w := range cfg.WANs {
-		mtu = min(mtu, cfg.fitTunnel(w, w.Shaped(), cfg.anyOuterIPv6(w), least, DefaultMTU))
+		mtu = min(mtu, w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), w.Shaped(), least, DefaultMTU))
 	}
 	return mtu
 }
 
-// fitTunnel is the longest packet inside the data tunnel that fits w's bound at a rate, where it is the tunnel's own mtu and
-// padding goes no further.
-func (cfg *Config) fitTunnel(w WAN, rate qos.BitRate, outer6 bool, least, most int) int {
-	e := cfg.Envelope(w, tunnel.Data, outer6)
-	return fit(w, rate, least, most, func(n qos.ByteCount) qos.ByteCount {
-		e.MTU = n
-		return e.OnWire(n)
-	})
-}
-
-func fit(w WAN, rate qos.BitRate, least, most int, size qos.Wire) int {
-	return int(qos.FitMTU(rate, w.Serialization, qos.ByteCount(least), qos.ByteCount(most), size))
-}
-
 // FullPacket is what the longest packet of a tunnel counts on w.
 func (cfg *Config) FullPacket(w WAN, c tunnel.Class) qos.ByteCount {
-	e := cfg.Envelope(w, c, cfg.anyOuterIPv6(w))
+	e := w.Envelope(cfg.Tunnel(c), cfg.anyOuterIPv6(w))
 	return e.OnWire(e.MTU)
 }
 
-// SiteMTUs is the longest packet of data to each site where it has to be shorter than what carries it takes: since the site's line
-// is slow inwards (a hub's other sites keep theirs), or because its one tunnel is that for voice, whose MTU is not for data.
+// SiteMTUs is the longest packet of data to each site where it has to be shorter than what carries it takes:
+// since the site's line is slow inwards (a hub's other sites keep theirs), or because its one tunnel is that
+// for voice, whose MTU is not for data.
 func (cfg *Config) SiteMTUs() map[string]int {
 	least, out := cfg.leastMTU(), map[string]int{}
 	for _, s := range cfg.Sites {
@@ -178,10 +146,10 @@ func (cfg *Config) SiteMTUs() map[string]int {
 		most := int(cfg.Tunnels[via].MTU)
 		mtu := most
 		for _, w := range cfg.WANs { // what the far line adds is not known: it is taken to be like ours
-			size := cfg.Envelope(w, via, w.OuterIPv6(s)).OnWire // padded as far as the tunnel's mtu
-			mtu = min(mtu, fit(w, w.less(down), least, most, size))
+			size := w.Envelope(cfg.Tunnel(via), w.OuterIPv6(s)).OnWire // padded as far as the tunnel's mtu
+			mtu = min(mtu, w.Fit(w.Shape(down, w.Margin), least, most, size))
 			if via != tunnel.Data {
-				mtu = min(mtu, fit(w, w.Shaped(), least, most, size))
+				mtu = min(mtu, w.Fit(w.Shaped(), least, most, size))
 			}
 		}
 		if mtu < most {
@@ -191,17 +159,9 @@ func (cfg *Config) SiteMTUs() map[string]int {
 	return out
 }
 
-// InternetMTU is how long the packets of local TCP connections over w may be, sent and received, so that they keep to
-// the bound as the tunnel's do: 0 where any may.
-func (w WAN) InternetMTU() (sent, received int) {
-	held := func(rate qos.BitRate) int {
-		if n := fit(w, rate, minIPv4MTU, InternetMTU, w.Wire()); n < InternetMTU {
-			return n
-		}
-		return 0
-	}
-	return held(w.Shaped()), held(w.less(w.Downlink))
-}
+// InternetMTUs is how long the packets of local TCP connections over w may be, sent and received: 0 where any
+// may.
+func (w WAN) InternetMTUs() (sent, received int) { return w.Line.InternetMTUs(minIPv4MTU) }
 
 func is4(p netip.Prefix) bool { return p.Addr().Is4() }
 

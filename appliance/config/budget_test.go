@@ -43,22 +43,31 @@ func TestAutoMTU(t *testing.T) {
 		assert.EqualValues(t, 1420, cfg.Tunnels[tunnel.Voice].MTU, "%v", c)
 	}
 	// 64kbit cannot carry a call; a slow second WAN counts, since any may carry the tunnel.
-	cfg, err := Parse("box.yaml", []byte(slowBranch("20mbit", "}, {interface: wan1, address: dhcp, uplink: 1mbit")), WithoutKeyFiles())
+	cfg, err := Parse(
+		"box.yaml",
+		[]byte(slowBranch("20mbit", "}, {interface: wan1, address: dhcp, uplink: 1mbit")),
+		WithoutKeyFiles(),
+	)
 	require.NoError(t, err)
 	assert.EqualValues(t, 1138, cfg.Tunnels[tunnel.Data].MTU)
 }
 
-// Whatever the line is like, a data packet keeps it busy for no longer than its bound, or is as short as packets may be.
+// Whatever the line is like, a data packet keeps it busy for no longer than its bound, or is as short as
+// packets may be.
 func TestDataKeepsToTheBound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		uplink := rapid.IntRange(700, 3000).Draw(t, "kbit")
-		extra := fmt.Sprintf(", margin: %d, overhead: %d, serialization: %dms", rapid.IntRange(0, 30).Draw(t, "margin"),
-			rapid.IntRange(-14, 64).Draw(t, "overhead"), rapid.IntRange(1, 30).Draw(t, "ms"))
+		extra := fmt.Sprintf(
+			", margin: %d, overhead: %d, serialization: %dms",
+			rapid.IntRange(0, 30).Draw(t, "margin"),
+			rapid.IntRange(-14, 64).Draw(t, "overhead"),
+			rapid.IntRange(1, 30).Draw(t, "ms"),
+		)
 		cfg, err := Parse("box.yaml", []byte(slowBranch(fmt.Sprintf("%dkbit", uplink), extra)), WithoutKeyFiles())
 		require.NoError(t, err)
 		w, mtu := cfg.WANs[0], int(cfg.Tunnels[tunnel.Data].MTU)
 		takes := func(inner qos.ByteCount) time.Duration {
-			return w.Shaped().Serialization(cfg.Envelope(w, tunnel.Data, false).OnWire(inner))
+			return w.Shaped().Serialization(w.Envelope(cfg.Tunnel(tunnel.Data), false).OnWire(inner))
 		}
 		require.GreaterOrEqual(t, mtu, minIPv4MTU)
 		require.LessOrEqual(t, mtu, DefaultMTU)
@@ -67,9 +76,9 @@ func TestDataKeepsToTheBound(t *testing.T) {
 				require.LessOrEqual(t, takes(qos.ByteCount(n)), w.Serialization)
 			}
 		}
-		sent, _ := w.InternetMTU()
+		sent, _ := w.InternetMTUs()
 		if sent > minIPv4MTU {
-			require.LessOrEqual(t, w.Shaped().Serialization(w.Wire()(qos.ByteCount(sent))), w.Serialization)
+			require.LessOrEqual(t, w.Shaped().Serialization(w.Metered(qos.ByteCount(sent))), w.Serialization)
 		}
 	})
 }
@@ -79,7 +88,12 @@ func TestMTUOfSites(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, cfg.SiteMTUs())
 	cfg.Sites[0].Downlink = qos.Mbit
-	assert.Equal(t, map[string]int{"munich": 1136}, cfg.SiteMTUs(), "a multiple of 16: padding knows the tunnel's mtu only")
+	assert.Equal(
+		t,
+		map[string]int{"munich": 1136},
+		cfg.SiteMTUs(),
+		"a multiple of 16: padding knows the tunnel's mtu only",
+	)
 	cfg.Sites[0].Downlink = 2 * qos.Mbit
 	assert.Empty(t, cfg.SiteMTUs())
 	cfg.Sites[0].Downlink = 0
@@ -91,7 +105,7 @@ func TestMTUOfSites(t *testing.T) {
 
 func TestOuterFamily(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("198.51.100.2/24"), netip.MustParsePrefix("2001:db8::2/64")
-	wan := func(a ...netip.Prefix) WAN { return WAN{WAN: routing.WAN{Addresses: a}} }
+	wan := func(a ...netip.Prefix) WAN { return WAN{Upstream: routing.Upstream{Addresses: a}} }
 	for _, c := range []struct {
 		w        WAN
 		endpoint string
@@ -100,8 +114,15 @@ func TestOuterFamily(t *testing.T) {
 		{wan(v4), "203.0.113.2", false}, {wan(v4, v6), "203.0.113.2", false}, {wan(v4, v6), "2001:db8:1::1", true},
 		{wan(v4), "munich.example.net", false}, {wan(v4), "", false}, {wan(v6), "", true},
 		{wan(v4, v6), "", true}, {wan(v4, v6), "munich.example.net", true}, // it may be either
-		{WAN{WAN: routing.WAN{DHCP: true}}, "munich.example.net", false}, // DHCPv4
+		{WAN{Upstream: routing.Upstream{DHCP: true}}, "munich.example.net", false}, // DHCPv4
 	} {
-		assert.Equal(t, c.six, c.w.OuterIPv6(Site{Site: tunnel.Site{Endpoint: c.endpoint}}), "%v to %q", c.w.Addresses, c.endpoint)
+		assert.Equal(
+			t,
+			c.six,
+			c.w.OuterIPv6(Site{Site: tunnel.Site{Endpoint: c.endpoint}}),
+			"%v to %q",
+			c.w.Addresses,
+			c.endpoint,
+		)
 	}
 }

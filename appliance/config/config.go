@@ -1,11 +1,10 @@
-// Package config turns the one config file into validated values: file, yaml tree, raw
-// structs, then the types that the domains own. It is the only importer of viper and yaml,
-// it reports every problem at once with file and line, and it is imported by appliance
-// and cmd/ringway alone.
+// Package config turns the one config file into validated values: file, YAML tree, raw structs, then the types
+// that the domains own. It reports every problem at once, with file and line.
 package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"ringway/qos"
@@ -26,6 +25,8 @@ type Config struct {
 	Tunnels   map[tunnel.Class]tunnel.Settings
 	Sites     []Site      // in the file's order
 	Classes   []qos.Class // in order of urgency, all four
+	SIP       SIP
+	Records   Records
 	Control   Control
 	Machine   Machine
 	Warnings  []Problem // what is allowed but deserves a word
@@ -33,15 +34,12 @@ type Config struct {
 
 // WAN is an uplink: how it is addressed and how fast it is.
 type WAN struct {
-	routing.WAN
-	Uplink        qos.BitRate // 0 = not known: nothing is shaped
-	Downlink      qos.BitRate // 0 = not known
-	ShapeDownlink bool        // what comes in by it in clear is held to the downlink on the LANs
-	Margin        int         // percent of the uplink (and of what is held to the downlink) left unused, so that the queue stays here and not at the provider
-	qos.LinkLayer             // how the provider's meter counts
-	// Serialization is how long one packet of data may keep the line busy while a call's packet waits behind it; 0 = no bound.
-	Serialization time.Duration
-	TakeOver      bool // a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given back at stop
+	routing.Upstream
+	qos.Line
+	ShapeDownlink bool // what arrives over it in clear is limited to the downlink on the LANs
+	// a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given
+	// back at stop
+	TakeOver bool
 }
 
 // Site is another branch: its tunnels, and what its line carries.
@@ -50,16 +48,85 @@ type Site struct {
 	Downlink qos.BitRate // 0 = not known: what is sent to it is bounded by the uplink alone
 }
 
+// Class is the class of that name.
+func (cfg *Config) Class(n qos.ClassName) qos.Class {
+	i := slices.IndexFunc(cfg.Classes, func(c qos.Class) bool { return c.Name == n })
+	return cfg.Classes[i] // validation fills in all four
+}
+
+// TunnelSites are the sites as tunnels see them.
+func (cfg *Config) TunnelSites() []tunnel.Site {
+	sites := make([]tunnel.Site, len(cfg.Sites))
+	for i, s := range cfg.Sites {
+		sites[i] = s.Site
+	}
+	return sites
+}
+
+// SIP says whether the signalling of calls is read, and what follows from it.
+type SIP struct {
+	Mode    SIPMode
+	Unread  bool            // Enforce: media of calls that are not read passes by its DSCP
+	Closed  bool            // Enforce: what is closed stays closed while nothing reads signalling
+	Ports   []qos.PortMatch // of signalling, whatever the address
+	Servers []SIPServer
+	Allow   []SIPAllow
+
+	Emergency []string // numbers that always pass
+	Prefixes  []string // that a PBX wants dialled before them
+
+	// Messages a second that one address may send: one of a voice network, and any other.
+	PhoneLimit, ServerLimit int
+
+	Country string // own country code; "": not known
+
+	Abuse string // off; warn: it is reported; block: sources are banned as well, with Enforce
+}
+
+// Records says what is kept of calls.
+type Records struct {
+	Privacy string        // mask: numbers lose their last three digits; show
+	Keep    time.Duration // of records
+
+	HEP   netip.AddrPort // Homer server; invalid: none
+	HEPID uint32         // capture agent
+}
+
+// SIPMode is what Ringway does with the signalling of calls.
+type SIPMode string
+
+// The modes.
+const (
+	SIPOff     SIPMode = "off"     // it is forwarded like everything else
+	SIPObserve SIPMode = "observe" // it is read; media gets its class; nothing is blocked
+	SIPEnforce SIPMode = "enforce" // media passes only as a call needs it
+)
+
+// SIPServer is a PBX or a proxy with ports of its own.
+type SIPServer struct {
+	Name      string
+	Addresses []netip.Addr
+	Ports     []qos.PortMatch
+}
+
+// SIPAllow is UDP between voice networks and another network that needs no call.
+type SIPAllow struct {
+	Network netip.Prefix
+	Ports   []qos.PortMatch // of the other network, UDP
+}
+
 // Control says who may ask the running daemon, and who reaches the box.
 type Control struct {
-	Group     string          // members of this group may read status; empty: root alone
-	Services  []qos.PortMatch // what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
-	Reflector bool            // sites' probes (RFC 8762) are answered
-	// Metrics are the addresses on which Prometheus is answered, each loopback or this box's own in a data network.
+	Group string // members of this group may read status; empty: root alone
+	// what the box itself serves to data networks, here and at the sites, besides DHCP and ICMP
+	Services  []qos.PortMatch
+	Reflector bool // sites' probes (RFC 8762) are answered
+	// Metrics are the addresses on which Prometheus is answered, each loopback or this box's own in a data
+	// network.
 	Metrics []netip.AddrPort
 }
 
-// Machine says what of the machine as a whole, beyond its network, may be changed while Ringway runs.
+// Machine says which settings of the machine, beyond its network, may be changed while Ringway runs.
 type Machine struct {
 	Tune bool // what makes calls wait less (appliance/machine.go)
 }

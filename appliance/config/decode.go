@@ -9,6 +9,8 @@ import (
 
 	"github.com/agnivade/levenshtein"
 	"go.yaml.in/yaml/v3"
+
+	"ringway/appliance/secrets"
 )
 
 // Bounds on lists, so that no file makes the checks slow. A hub's site list is the longest there is.
@@ -24,16 +26,24 @@ type checker struct {
 	dir      string // absolute, of the file
 	problems []Problem
 	warnings []Problem
+	secrets  secrets.Keys
+	unread   []error // key files that this user may not read
 }
 
 func (c *checker) add(line int, key, format string, args ...any) {
-	c.problems = append(c.problems, Problem{File: c.file, Line: line, Key: key, Message: fmt.Sprintf(format, args...)})
+	c.problems = append(
+		c.problems,
+		Problem{File: c.file, Line: line, Key: key, Message: fmt.Sprintf(format, args...)},
+	)
 }
 
 func (c *checker) wrong(a at, format string, args ...any) { c.add(a.line, a.key, format, args...) }
 
 func (c *checker) warn(a at, format string, args ...any) {
-	c.warnings = append(c.warnings, Problem{File: c.file, Line: a.line, Key: a.key, Message: fmt.Sprintf(format, args...)})
+	c.warnings = append(
+		c.warnings,
+		Problem{File: c.file, Line: a.line, Key: a.key, Message: fmt.Sprintf(format, args...)},
+	)
 }
 
 // decode fills raw from the tree. The tree is only descended as far as raw's types go, so that nesting
@@ -66,7 +76,7 @@ func (c *checker) mapping(n *yaml.Node, path string, out reflect.Value) bool {
 			continue
 		}
 		if first, dup := seen[k.Value]; dup {
-			c.add(k.Line, key, "given twice (first in line %d)", first)
+			c.add(k.Line, key, "given twice (first on line %d)", first)
 			continue
 		}
 		seen[k.Value] = k.Line
@@ -127,10 +137,10 @@ func (c *checker) scalar(v *yaml.Node, pos at) scalar {
 		c.add(s.line, s.key, "is %s (allowed: one value)", kind(v))
 		s.bad = true
 	case isNull(v):
-		c.add(s.line, s.key, "has no value (leave the key out for the default)")
+		c.add(s.line, s.key, "has no value (omit the key to use the default)")
 		s.bad = true
 	case strings.ContainsFunc(v.Value, unicode.IsControl):
-		c.add(s.line, s.key, "holds a line break or a control character (allowed: printable text)")
+		c.add(s.line, s.key, "contains a line break or a control character (allowed: printable text)")
 		s.bad = true
 	}
 	return s
@@ -167,7 +177,7 @@ func (c *checker) sequence(v *yaml.Node, key string, limit int) bool {
 	case !c.plainNode(v, key):
 		return false
 	case isNull(v):
-		c.add(v.Line, key, "has no value (write [] for an empty list, or leave the key out)")
+		c.add(v.Line, key, "has no value (write [] for an empty list, or omit the key)")
 		return false
 	case v.Kind != yaml.SequenceNode:
 		c.add(v.Line, key, "is %s (allowed: a list)", kind(v))

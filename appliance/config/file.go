@@ -12,8 +12,10 @@ import (
 	"regexp"
 	"strconv"
 
-	"github.com/spf13/viper"
 	"go.yaml.in/yaml/v3"
+
+	"ringway/appliance/secrets"
+	"ringway/tunnel"
 )
 
 // maxFile bounds what is read. A hub with a thousand sites needs a third of it.
@@ -23,19 +25,20 @@ const maxFile = 1 << 20
 type Option func(*options)
 
 type options struct {
-	keys keyFiles
+	keys secrets.Files
 	skip bool   // key files are not looked at
 	name string // of the file in problems; empty: the path
 }
 
-// Named calls the file name in problems: for a text that was read elsewhere and is checked for the path it will have.
+// Named calls the file name in problems: for a text that was read elsewhere and is checked for the path it
+// will have.
 func Named(name string) Option {
 	return func(o *options) { o.name = name }
 }
 
 // WithRoot looks for key files below dir, as if dir were /. Config.KeyFile stays as the file says it.
 func WithRoot(dir string) Option {
-	return func(o *options) { o.keys = osKeyFiles{root: dir} }
+	return func(o *options) { o.keys = secrets.Below(dir) }
 }
 
 // WithoutKeyFiles leaves key files alone: for a file that is written on one machine for another.
@@ -93,7 +96,12 @@ func reason(err error) error {
 // Parse checks data as the content of the file at path: relative key files are looked for beside it.
 // Its error is Problems.
 func Parse(path string, data []byte, opts ...Option) (*Config, error) {
-	o := options{keys: osKeyFiles{}}
+	_, cfg, err := parse(path, data, opts)
+	return cfg, err
+}
+
+func parse(path string, data []byte, opts []Option) (*checker, *Config, error) {
+	o := options{keys: secrets.Below("")}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -101,79 +109,51 @@ func Parse(path string, data []byte, opts ...Option) (*Config, error) {
 	if err != nil { // only without a working directory
 		abs = filepath.Clean("/" + path)
 	}
-	c := &checker{file: cmp.Or(o.name, path), dir: filepath.Dir(abs), options: o}
+	c := &checker{file: cmp.Or(o.name, path), dir: filepath.Dir(abs), options: o,
+		secrets: secrets.Keys{Preshared: map[string]tunnel.PresharedKey{}}}
+
 	doc := c.tree(data)
 	if doc == nil {
-		return nil, Problems(sorted(c.problems))
+		return c, nil, Problems(sorted(c.problems))
 	}
 	var raw rawFile
 	if !c.decode(doc, &raw) {
-		return nil, Problems(sorted(c.problems))
+		return c, nil, Problems(sorted(c.problems))
 	}
 	cfg := c.validate(&raw)
 	if len(c.problems) > 0 {
-		return nil, Problems(sorted(c.problems))
+		return c, nil, Problems(sorted(c.problems))
 	}
 	cfg.Path = abs
 	cfg.Warnings = sorted(c.warnings)
-	return cfg, nil
+	return c, cfg, nil
 }
 
-// tree reads data through viper, whose codec for YAML is ours: it keeps the node tree, with positions and
-// the words as they were written. viper itself would lower the case of keys, split them at dots, read 0123 as 83
-// and forget the line. nil means that problems say why there is no tree.
+// tree parses data into YAML's node tree: it keeps positions and the words as they were written (0123 is not
+// 83). nil means that problems say why there is no tree.
 func (c *checker) tree(data []byte) *yaml.Node {
 	if len(data) > maxFile {
 		c.add(0, "", "is too large (allowed: up to 1 MiB)")
 		return nil
 	}
-	codec := &treeCodec{}
-	registry := viper.NewCodecRegistry()
-	if err := registry.RegisterCodec("yaml", codec); err != nil {
-		c.add(0, "", "register the YAML codec: %v", err)
-		return nil
-	}
-	v := viper.NewWithOptions(viper.WithCodecRegistry(registry))
-	v.SetConfigType("yaml")
-	err := v.ReadConfig(bytes.NewReader(data))
+	doc, second, err := parseTree(data)
 	switch {
-	case codec.err != nil:
-		line, msg := yamlError(codec.err)
+	case err != nil:
+		line, msg := yamlError(err)
 		c.add(line, "", "%s", msg)
 		return nil
-	case err != nil:
-		c.add(0, "", "%v", err)
+	case second > 0:
+		c.add(second, "", "a second document starts here (allowed: one document, no ---)")
 		return nil
-	case codec.second > 0:
-		c.add(codec.second, "", "a second document starts here (allowed: one document, no ---)")
-		return nil
-	}
-	doc := codec.doc
-	if doc == nil || len(doc.Content) == 0 || isNull(doc.Content[0]) {
+	case doc == nil || len(doc.Content) == 0 || isNull(doc.Content[0]):
 		c.add(0, "", "is empty (a minimal config has site, wan, voice and sites; see minimal.yaml)")
 		return nil
 	}
 	return doc.Content[0]
 }
 
-// treeCodec is viper's decoder for YAML: it parses, and keeps the tree.
-type treeCodec struct {
-	doc    *yaml.Node
-	second int // line of a second document, 0 = none
-	err    error
-}
-
-// Decode implements viper.Decoder. viper's own map stays empty: no value is ever read from it.
-func (t *treeCodec) Decode(b []byte, _ map[string]any) error {
-	t.doc, t.second, t.err = parseTree(b)
-	return t.err
-}
-
-// Encode implements viper.Encoder.
-func (t *treeCodec) Encode(v map[string]any) ([]byte, error) { return yaml.Marshal(v) }
-
-// parseTree builds the node tree without resolving anything: an alias stays one node, so that a bomb of
-// aliases costs no more than its text.
+// parseTree resolves nothing: an alias stays one node, so that aliases of aliases cost no more than their text.
+// second is the line of a second document, 0 for none.
 func parseTree(b []byte) (doc *yaml.Node, second int, err error) {
 	// The library turns its own failures into errors and lets every other panic through: a file must not
 	// be able to take the daemon down at reload.
@@ -202,8 +182,8 @@ func parseTree(b []byte) (doc *yaml.Node, second int, err error) {
 
 var yamlErrorForm = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 
-// parserError is what the library's parser says, not its scanner: it counts lines from 0, and means the start of
-// what it was reading.
+// parserError is what the library's parser says, not its scanner: it counts lines from 0, and means the start
+// of what it was reading.
 var parserError = regexp.MustCompile(`^did not find expected ('-' indicator|key$|node content|',' or|<)`)
 
 // yamlError splits the library's text into line and message. Its messages hold no value of the file but the
@@ -215,7 +195,9 @@ func yamlError(err error) (int, string) {
 	}
 	line, _ := strconv.Atoi(m[1]) // empty: 0, the file as a whole
 	if parserError.MatchString(m[2]) {
-		return line + 1, "not YAML: " + plain(m[2]) + " here or below (is the indentation right, is every bracket closed?)"
+		return line + 1, "not YAML: " + plain(
+			m[2],
+		) + " here or below (is the indentation right, is every bracket closed?)"
 	}
 	return line, "not YAML: " + plain(m[2])
 }

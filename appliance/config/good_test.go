@@ -66,7 +66,7 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestWordsSurvive: what viper alone would change (0123, case, dots, on and off) comes through as written.
+// TestWordsSurvive: what YAML would resolve (0123, case, dots, on and off) comes through as written.
 func TestWordsSurvive(t *testing.T) {
 	data, err := config.SetValues(minimal(t), map[string]string{
 		"site":                    "0123",
@@ -107,7 +107,11 @@ func TestLoad(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, data, 0o644))
 
 	_, err = config.Load(path)
-	require.EqualError(t, err, path+":21: key_file: "+dir+"/box.key does not exist (make it with: ringway keygen "+dir+"/box.key)")
+	require.EqualError(
+		t,
+		err,
+		path+":21: key_file: "+dir+"/box.key does not exist (make it with: ringway keygen "+dir+"/box.key)",
+	)
 
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "box.key"), []byte(exampleKey().Base64()), 0o600))
 	cfg, err := config.Load(path)
@@ -116,9 +120,9 @@ func TestLoad(t *testing.T) {
 	assert.Equal(t, filepath.Join(dir, "box.key"), cfg.KeyFile, "a relative key file is beside the config")
 	assert.Equal(t, exampleKey().Public(), cfg.PublicKey)
 
-	key, err := config.ReadPrivateKey(cfg.KeyFile)
+	l, err := config.ParseWithKeys(path, data)
 	require.NoError(t, err)
-	assert.Equal(t, exampleKey().Base64(), key.Base64())
+	assert.Equal(t, exampleKey().Base64(), l.Keys.Private.Base64())
 }
 
 func TestLoadWhatIsNoFile(t *testing.T) {
@@ -133,7 +137,11 @@ func TestLoadWhatIsNoFile(t *testing.T) {
 
 func TestDefaultKeyFileMissing(t *testing.T) {
 	_, err := config.Parse("box.yaml", minimal(t), config.WithRoot(t.TempDir()))
-	assert.EqualError(t, err, "box.yaml: key_file: /etc/ringway/private.key does not exist (make it with: ringway keygen /etc/ringway/private.key)")
+	assert.EqualError(
+		t,
+		err,
+		"box.yaml: key_file: /etc/ringway/private.key does not exist (make it with: ringway keygen /etc/ringway/private.key)",
+	)
 }
 
 // TestHugeInput: whatever the size or nesting, the answer is short and comes at once.
@@ -167,8 +175,8 @@ func TestHugeInput(t *testing.T) {
 	}
 }
 
-// A text that was read elsewhere is checked for the place where it will stand: its problems name where it was read, its key
-// files are beside the place.
+// A text that was read elsewhere is checked for the place where it will stand: its problems name where it was
+// read, its key files are beside the place.
 func TestATextIsCheckedForAnotherPlace(t *testing.T) {
 	dir := t.TempDir()
 	text := "site: berlin\nkey_file: private.key\nnonsense: true\n"
@@ -178,7 +186,12 @@ func TestATextIsCheckedForAnotherPlace(t *testing.T) {
 	berlin, err := configs.FS.ReadFile("branch-berlin.yaml")
 	require.NoError(t, err)
 	berlin = bytes.Replace(berlin, []byte("/etc/ringway/private.key"), []byte("private.key"), 1)
-	cfg, err := config.Parse(filepath.Join(dir, "ringway.yaml"), berlin, config.Named("/elsewhere/new.yaml"), config.WithoutKeyFiles())
+	cfg, err := config.Parse(
+		filepath.Join(dir, "ringway.yaml"),
+		berlin,
+		config.Named("/elsewhere/new.yaml"),
+		config.WithoutKeyFiles(),
+	)
 	require.NoError(t, err)
 	assert.Equal(t, filepath.Join(dir, "private.key"), cfg.KeyFile)
 	assert.Equal(t, filepath.Join(dir, "ringway.yaml"), cfg.Path)

@@ -37,7 +37,7 @@ func TestCheckWithoutRoot(t *testing.T) {
 		cfg, err := Parse("box.yaml", []byte(aloneAndLocked), locked)
 		require.NoError(t, err)
 		assert.Zero(t, cfg.PublicKey)
-		assert.Equal(t, "box.yaml: sites: is empty: no tunnels, no calls to other sites\n"+
+		assert.Equal(t, "box.yaml: sites: is empty: there are no tunnels and no calls to other sites\n"+
 			"box.yaml:4: key_file: /root/box.key cannot be read: permission denied: not checked", Problems(cfg.Warnings).Error())
 	}
 }

@@ -40,7 +40,8 @@ func TestOverlapsAgainstPairs(t *testing.T) {
 		for i, a := range nets {
 			inner := false
 			for j, b := range nets {
-				if i != j && b.prefix.Overlaps(a.prefix) && (b.prefix.Bits() < a.prefix.Bits() || b.prefix == a.prefix && j < i) {
+				if i != j && b.prefix.Overlaps(a.prefix) &&
+					(b.prefix.Bits() < a.prefix.Bits() || b.prefix == a.prefix && j < i) {
 					inner = true
 				}
 			}
@@ -62,7 +63,10 @@ func TestOverlapsAgainstPairs(t *testing.T) {
 func TestCallRate(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("2001:db8::1/64")
 	wan := func(a netip.Prefix, overhead int) WAN {
-		return WAN{WAN: routing.WAN{Addresses: []netip.Prefix{a}}, Uplink: 20 * qos.Mbit, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: overhead}}
+		return WAN{
+			Upstream: routing.Upstream{Addresses: []netip.Prefix{a}},
+			Line:     qos.Line{Uplink: 20 * qos.Mbit, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: overhead}},
+		}
 	}
 	voice := func(a netip.Prefix) *Config {
 		return &Config{Voice: []routing.LAN{{Addresses: []netip.Prefix{a}}}, Classes: DefaultClasses()}
@@ -82,7 +86,8 @@ func TestCallRate(t *testing.T) {
 }
 
 func TestCRLFAndByteOrderMark(t *testing.T) {
-	text := "\ufeffsite: berlin\r\nwan: [{interface: wan0, address: dhcp, uplink: 20mbit}]\r\nvoice: [{interface: lan0, address: 10.1.10.1/24}]\r\nsites: []\r\n"
+	text := "\ufeffsite: berlin\r\nwan: [{interface: wan0, address: dhcp, uplink: 20mbit}]\r\nvoice: " +
+		"[{interface: lan0, address: 10.1.10.1/24}]\r\nsites: []\r\n"
 	cfg, err := Parse("box.yaml", []byte(text), WithoutKeyFiles())
 	require.NoError(t, err)
 	assert.Equal(t, "berlin", cfg.Site)

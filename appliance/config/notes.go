@@ -24,9 +24,19 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 		uplink := pick(r.Uplink, at{r.line, r.key + ".uplink"})
 		switch n := cfg.Calls(w); {
 		case w.Uplink == 0:
-			c.warn(uplink, "is not set: nothing is shaped on %s, and calls wait behind data in the provider's queue", w.Interface)
+			c.warn(
+				uplink,
+				"is not set: nothing is shaped on %s, and calls wait behind data in the provider's queue",
+				w.Interface,
+			)
 		case n < fewCalls:
-			c.warn(uplink, "%s leaves media %s: G.711 calls at once: %d", w.Uplink, kbit(cfg.Media(w)), n)
+			c.warn(
+				uplink,
+				"%s leaves media %s, enough for %d simultaneous G.711 calls",
+				w.Uplink,
+				kbit(w.Media(cfg.Classes)),
+				n,
+			)
 		}
 		c.slow(raw, cfg, w, uplink)
 		if !w.DHCP && len(w.Gateways) == 0 {
@@ -34,15 +44,21 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 				"is not set: only sites on the WAN's own networks can be reached through %s", w.Interface)
 		}
 	}
+	c.sipNotes(raw, cfg)
 	if len(cfg.Sites) == 0 {
-		c.warn(at{raw.Sites.line, "sites"}, "is empty: no tunnels, no calls to other sites")
+		c.warn(at{raw.Sites.line, "sites"}, "is empty: there are no tunnels and no calls to other sites")
 	}
 	own4 := lanHas(cfg.Voice, is4) || lanHas(cfg.Data, is4)
 	own6 := lanHas(cfg.Voice, is6) || lanHas(cfg.Data, is6)
 	for i, s := range cfg.Sites {
 		for _, p := range s.Networks() {
 			if p.Addr().Is4() && !own4 || p.Addr().Is6() && !own6 {
-				c.warn(at{raw.Sites.items[i].line, raw.Sites.items[i].key}, "%s is %s, and no network here is: nothing here can reach it", p, familyName(p.Addr()))
+				c.warn(
+					at{raw.Sites.items[i].line, raw.Sites.items[i].key},
+					"%s is %s, but no local network is: nothing here can reach it",
+					p,
+					familyName(p.Addr()),
+				)
 				break
 			}
 		}
@@ -50,12 +66,26 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 	for _, r := range raw.Tunnels.items {
 		s := cfg.Tunnels[tunnel.Class(r.Name.text)]
 		if s.MTU+tunnel.OverheadIPv4 > wanMTU {
-			c.warn(pick(r.MTU, r.at), "%d with WireGuard's %d bytes is more than a WAN of %d takes: packets leave in fragments", s.MTU, tunnel.OverheadIPv4, wanMTU)
+			c.warn(
+				pick(r.MTU, r.at),
+				"%d with WireGuard's %d bytes exceed a WAN MTU of %d: packets are fragmented",
+				s.MTU,
+				tunnel.OverheadIPv4,
+				wanMTU,
+			)
 		}
 	}
 	for _, r := range raw.Tunnels.items {
-		if e := cfg.Tunnels[tunnel.Voice].Engine; r.Name.text == string(tunnel.Voice) && r.Engine.set && e != tunnel.EngineAuto && !e.PerPacket() && c.admits(cfg) {
-			c.warn(r.Engine.at, "%s does not see single packets, so that calls are not admitted: of more than the voice budget carries, all lose their part (realtime; or classes[media].admission: false)", e)
+		if e := cfg.Tunnels[tunnel.Voice].Engine; r.Name.text == string(tunnel.Voice) && r.Engine.set &&
+			e != tunnel.EngineAuto &&
+			!e.PerPacket() &&
+			c.admits(cfg) {
+			c.warn(
+				r.Engine.at,
+				"%s does not see single packets, so calls are not admitted one by one: over budget, every call loses "+
+					"packets (use realtime, or set classes[media].admission: false)",
+				e,
+			)
 		}
 	}
 	c.sameOuter(raw, cfg)
@@ -83,18 +113,45 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 	}
 	data, full := cfg.Tunnels[tunnel.Data].MTU, cfg.FullPacket(w, tunnel.Data)
 	late := rate.Serialization(full) > bound
-	switch fit := cfg.fitTunnel(w, rate, cfg.anyOuterIPv6(w), cfg.leastMTU(), DefaultMTU); {
+	switch fit := w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), rate, cfg.leastMTU(), DefaultMTU); {
 	case late && auto:
-		c.warn(uplink, "%s is slow: even the least mtu of the data tunnel, %d, takes %v (%d bytes at %s), and a call's packet may wait for that long (serialization: %v)",
-			w.Uplink, data, takes(full), full, kbit(rate), bound)
+		c.warn(
+			uplink,
+			"%s is slow: even the smallest MTU of the data tunnel, %d, takes %v (%d bytes at %s), and a voice "+
+				"packet may have to wait that long (serialization: %v)",
+			w.Uplink,
+			data,
+			takes(full),
+			full,
+			kbit(rate),
+			bound,
+		)
 	case late:
-		c.warn(where[tunnel.Data], "%d takes %v on %s (%d bytes at %s), and a call's packet may wait for that long (serialization: %v; auto would be %d)",
-			data, takes(full), w.Interface, full, kbit(rate), bound, cfg.dataMTU())
+		c.warn(
+			where[tunnel.Data],
+			"%d takes %v on %s (%d bytes at %s), and a voice packet may have to wait that long (serialization: %v; "+
+				"auto would be %d)",
+			data,
+			takes(full),
+			w.Interface,
+			full,
+			kbit(rate),
+			bound,
+			cfg.dataMTU(),
+		)
 	case auto && fit == int(data) && data < DefaultMTU:
-		c.warn(uplink, "%s is slow: the data tunnel's mtu is %d, so that a call's packet waits no longer than %v behind one of its packets (%d bytes at %s)",
-			w.Uplink, data, bound, full, kbit(rate))
+		c.warn(
+			uplink,
+			"%s is slow: the data tunnel's MTU is set to %d, so that a voice packet waits at most %v behind one of "+
+				"its packets (%d bytes at %s)",
+			w.Uplink,
+			data,
+			bound,
+			full,
+			kbit(rate),
+		)
 	}
-	if sent, received := w.InternetMTU(); sent > 0 || received > 0 {
+	if sent, received := w.InternetMTUs(); sent > 0 || received > 0 {
 		var parts []string
 		for _, p := range []struct {
 			what string
@@ -104,12 +161,27 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 				parts = append(parts, fmt.Sprintf("%d bytes %s", p.n, p.what))
 			}
 		}
-		c.warn(uplink, "%s is slow: local internet's TCP is held to packets of %s (over IPv6 %d at least); its other packets take up to %v",
-			w.Uplink, strings.Join(parts, ", "), minIPv6MTU, takes(w.Wire()(InternetMTU)))
+		c.warn(
+			uplink,
+			"%s is slow: TCP to the internet is limited to packets of %s (over IPv6 %d at least); other packets take up to %v",
+			w.Uplink,
+			strings.Join(parts, ", "),
+			minIPv6MTU,
+			takes(w.Metered(qos.InternetMTU)),
+		)
 	}
 	if n := cfg.FullPacket(w, tunnel.Voice); rate.Serialization(n) > bound {
-		c.warn(where[tunnel.Voice], "%d is what a large packet of signalling may have: it takes %v on %s (%d bytes at %s), and a call's packet may wait for that long (serialization: %v)",
-			cfg.Tunnels[tunnel.Voice].MTU, takes(n), w.Interface, n, kbit(rate), bound)
+		c.warn(
+			where[tunnel.Voice],
+			"%d bytes is the size of a large signalling packet: it takes %v on %s (%d bytes at %s), and a voice "+
+				"packet may have to wait that long (serialization: %v)",
+			cfg.Tunnels[tunnel.Voice].MTU,
+			takes(n),
+			w.Interface,
+			n,
+			kbit(rate),
+			bound,
+		)
 	}
 }
 
@@ -128,7 +200,7 @@ func (c *checker) sameOuter(raw *rawFile, cfg *Config) {
 				pos = pick(r.Outer, pos)
 			}
 		}
-		c.warn(pos, "%s is the outer DSCP of %s and %s: on the WAN they cannot be told apart", cl.Outer, first, cl.Name)
+		c.warn(pos, "%s is the outer DSCP of %s and %s: the WAN cannot distinguish them", cl.Outer, first, cl.Name)
 	}
 }
 

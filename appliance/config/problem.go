@@ -47,7 +47,10 @@ func sorted(ps []Problem) []Problem {
 	})
 	ps = slices.Compact(ps)
 	if n := len(ps); n > maxProblems {
-		ps = append(ps[:maxProblems:maxProblems], Problem{File: ps[0].File, Message: fmt.Sprintf("and %d more problems", n-maxProblems)})
+		ps = append(
+			ps[:maxProblems:maxProblems],
+			Problem{File: ps[0].File, Message: fmt.Sprintf("and %d more problems", n-maxProblems)},
+		)
 	}
 	return ps
 }

@@ -4,7 +4,7 @@ package config
 // tags are the only list of keys there is; decode.go refuses every other one, and a test compares it with
 // configs/reference.yaml.
 
-// at is where something stands in the file.
+// at is a position in the file.
 type at struct {
 	line int
 	key  string // as in Problem.Key
@@ -47,6 +47,8 @@ type rawFile struct {
 	Tunnels list[rawTunnel] `yaml:"tunnels"`
 	Sites   list[rawSite]   `yaml:"sites"`
 	Classes list[rawClass]  `yaml:"classes"`
+	SIP     rawSIP          `yaml:"sip"`
+	Calls   rawCalls        `yaml:"calls"`
 	Control rawControl      `yaml:"control"`
 	Machine rawMachine      `yaml:"machine"`
 }
@@ -110,6 +112,48 @@ type rawClass struct {
 	Ports     scalars `yaml:"ports"`
 	FlowLimit scalar  `yaml:"flow_limit"`
 	Admission scalar  `yaml:"admission"`
+}
+
+type rawSIP struct {
+	at
+	Mode      scalar             `yaml:"mode"`
+	Unread    scalar             `yaml:"unread"`
+	OnFailure scalar             `yaml:"on_failure"`
+	Ports     scalars            `yaml:"ports"`
+	Servers   list[rawSIPServer] `yaml:"servers"`
+	Allow     list[rawSIPAllow]  `yaml:"allow"`
+	Emergency scalars            `yaml:"emergency"`
+	Prefixes  scalars            `yaml:"prefixes"`
+	Limits    rawSIPLimits       `yaml:"limits"`
+	Abuse     scalar             `yaml:"abuse"`
+	Country   scalar             `yaml:"country"`
+}
+
+type rawCalls struct {
+	at
+	Privacy scalar `yaml:"privacy"`
+	Keep    scalar `yaml:"keep"`
+	HEP     scalar `yaml:"hep"`
+	HEPID   scalar `yaml:"hep_id"`
+}
+
+type rawSIPLimits struct {
+	at
+	Phone  scalar `yaml:"phone"`
+	Server scalar `yaml:"server"`
+}
+
+type rawSIPServer struct {
+	at
+	Name    scalar  `yaml:"name"`
+	Address scalars `yaml:"address"`
+	Ports   scalars `yaml:"ports"`
+}
+
+type rawSIPAllow struct {
+	at
+	Network scalar  `yaml:"network"`
+	Ports   scalars `yaml:"ports"`
 }
 
 type rawControl struct {

@@ -18,10 +18,13 @@ var withoutDefault = map[string]bool{
 	"voice[].interface": true, "voice[].vlan": true, "voice[].address": true,
 	"data[].interface": true, "data[].vlan": true, "data[].address": true,
 	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true, "sites[].downlink": true,
+	"sip": true, "sip.unread": true, "sip.servers": true, "sip.servers[].name": true, "sip.servers[].address": true,
+	"sip.allow": true, "sip.allow[].network": true, "sip.allow[].ports": true,
 	"sites[].voice_networks": true, "sites[].data_networks": true, "sites[].preshared_key_file": true,
 }
 
-// TestReferenceHasEveryKey: the reference names each key, and says of each what is its default or that it is required.
+// TestReferenceHasEveryKey: the reference names each key, and says of each what is its default or that it is
+// required.
 func TestReferenceHasEveryKey(t *testing.T) {
 	data, err := configs.FS.ReadFile("reference.yaml")
 	require.NoError(t, err)
@@ -35,13 +38,14 @@ func TestReferenceHasEveryKey(t *testing.T) {
 	for k := range withoutDefault {
 		assert.Contains(t, known, k)
 	}
-	for _, word := range []string{"mbit", "Percent", "Bytes", "1-65535", "576-9000", "1ms-2s", "1-4094", "-14 to 64", "0-30", "1-95"} {
+	for _, word := range []string{"mbit", "Percent", "Bytes", "1-65535", "576-9000", "1ms-2s", "1-4094",
+		"-14 to 64", "0-30", "1-95"} {
 		assert.Contains(t, string(data), word, "a unit or range")
 	}
 }
 
-// TestReferenceSetsDefaults: whatever has a default can be deleted from the reference, one key or all at once, and the
-// config means the same.
+// TestReferenceSetsDefaults: whatever has a default can be deleted from the reference, one key or all at
+// once, and the config means the same.
 func TestReferenceSetsDefaults(t *testing.T) {
 	data, err := configs.FS.ReadFile("reference.yaml")
 	require.NoError(t, err)
@@ -55,7 +59,10 @@ func TestReferenceSetsDefaults(t *testing.T) {
 	require.Empty(t, want.Warnings)
 
 	elements := map[string][]string{
-		"wan": {"wan0"}, "sites": {"munich"}, "tunnels": {"voice", "data"}, "classes": {"media", "signalling", "data", "background"},
+		"wan": {
+			"wan0",
+		}, "sites": {"munich"}, "sip.servers": {"pbx"}, "tunnels": {"voice", "data"},
+		"classes": {"media", "signalling", "data", "background"},
 	}
 	all := map[string]string{}
 	for _, key := range config.KnownKeys() {

@@ -14,12 +14,12 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// SetValues changes values in the text of a config and leaves the rest of it, comments too, as it is. A key is a
-// path as problems print it: site, wan[wan0].uplink, sites[munich].public_key; elements of lists are meant by
-// name, by interface (voice0, lan0.20) or by number from 0. An empty value deletes the key, and `""` (with the
-// quotes) sets an empty text; a value that starts with [ or { is a list or mapping. A last step of [+] appends an
-// element. Elements of tunnels and classes, and the mapping control, are made where they are not there yet.
-// The result is not checked: Parse does that.
+// SetValues changes values in the text of a config and leaves the rest of it, comments too, as it is. A key
+// is a path as problems print it: site, wan[wan0].uplink, sites[munich].public_key; elements of lists are
+// meant by name, by interface (voice0, lan0.20) or by number from 0. An empty value deletes the key, and `""`
+// (with the quotes) sets an empty text; a value that starts with [ or { is a list or mapping. A last step of
+// [+] appends an element. Elements of tunnels and classes, and the mapping control, are made where they are
+// not there yet. The result is not checked: Parse does that.
 func SetValues(data []byte, values map[string]string) ([]byte, error) {
 	doc, second, err := parseTree(data)
 	switch {
@@ -118,7 +118,8 @@ func find(l *yaml.Node, element string) int {
 			return i
 		}
 	}
-	if i, err := strconv.Atoi(element); err == nil && i >= 0 && i < len(l.Content) && l.Content[i].Kind == yaml.MappingNode {
+	if i, err := strconv.Atoi(element); err == nil && i >= 0 && i < len(l.Content) &&
+		l.Content[i].Kind == yaml.MappingNode {
 		return i
 	}
 	return -1
@@ -154,7 +155,8 @@ func setKey(n *yaml.Node, key, value string) error {
 		n.Content = append(n.Content, word(key), v)
 		return nil
 	}
-	v.LineComment, v.HeadComment, v.FootComment = n.Content[at+1].LineComment, n.Content[at+1].HeadComment, n.Content[at+1].FootComment
+	old := n.Content[at+1]
+	v.LineComment, v.HeadComment, v.FootComment = old.LineComment, old.HeadComment, old.FootComment
 	n.Content[at+1] = v
 	return nil
 }

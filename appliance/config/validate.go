@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"ringway/appliance/secrets"
 	"ringway/routing"
 	"ringway/tunnel"
 )
@@ -28,8 +29,8 @@ const (
 	DefaultSerialization = 10 * time.Millisecond
 )
 
-// validate turns what is written into values with types. The order is the file's: who is here, what is connected,
-// which tunnels, which sites, which classes; then what only shows when all is known.
+// validate turns what is written into values with types. The order is the file's: who is here, what is
+// connected, which tunnels, which sites, which classes; then what only shows when all is known.
 func (c *checker) validate(raw *rawFile) *Config {
 	cfg := &Config{}
 	c.need(raw.at, raw.Site, "site", "this box's own name")
@@ -52,6 +53,8 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.endpoints(raw, cfg, &nets)
 	c.mtus(settings, cfg)
 	c.classes(raw, cfg)
+	c.sip(raw.SIP, cfg)
+	c.calls(raw.Calls, cfg)
 	c.control(raw.Control, cfg)
 	cfg.Machine.Tune = c.yesNo(raw.Machine.Tune, true)
 	c.rates(raw, cfg)
@@ -82,14 +85,14 @@ func (c *checker) ownKey(raw *rawFile, cfg *Config) {
 	if c.skip || raw.KeyFile.set && !raw.KeyFile.ok() || pastedKey.MatchString(raw.KeyFile.text) {
 		return
 	}
-	k, err := readPrivateKey(c.keys, cfg.KeyFile)
+	k, err := secrets.ReadPrivate(c.keys, cfg.KeyFile)
 	pos := raw.KeyFile.at
 	if !raw.KeyFile.set {
 		pos = at{0, "key_file"}
 	}
 	c.checkKey(pos, err, "make it with: ringway keygen %s")
 	if err == nil {
-		cfg.PublicKey = k.Public()
+		c.secrets.Private, cfg.PublicKey = k, k.Public()
 	}
 }
 
@@ -105,17 +108,17 @@ func (d *deviceSet) add(name string, pos at) {
 	}
 	if first, dup := d.byName[name]; dup {
 		if first.line == 0 {
-			d.c.wrong(pos, "%s is used already, by %s (allowed: every device once)", name, first.key)
+			d.c.wrong(pos, "%s is already used by %s (allowed: each device once)", name, first.key)
 			return
 		}
 		if pos.line > 0 && pos.line < first.line {
 			first, pos = pos, first
 		}
 		if pos.line == 0 {
-			d.c.wrong(first, "%s is used already, by %s (allowed: every device once)", name, pos.key)
+			d.c.wrong(first, "%s is already used by %s (allowed: each device once)", name, pos.key)
 			return
 		}
-		d.c.wrong(pos, "%s is used already, by %s in line %d (allowed: every device once)", name, first.key, first.line)
+		d.c.wrong(pos, "%s is already used by %s in line %d (allowed: each device once)", name, first.key, first.line)
 		return
 	}
 	d.byName[name] = pos
@@ -128,7 +131,7 @@ func (c *checker) lans(l list[rawLAN], nets *networkSet, devices *deviceSet) []r
 		lan := routing.LAN{Interface: c.netdev(r.Interface)}
 		lan.VLAN = uint16(c.integer(r.VLAN, 0, 1, 4094))
 		if dev := lan.Device(); lan.Interface != "" && len(dev) > maxInterface {
-			c.wrong(r.Interface.at, "%s with its VLAN is %s, too long for an interface: %d bytes (allowed: 1 to %d)",
+			c.wrong(r.Interface.at, "%s with its VLAN is %s, too long for an interface name: %d bytes (allowed: 1 to %d)",
 				show(lan.Interface), dev, len(dev), maxInterface)
 		} else if lan.Interface != "" && (lan.VLAN > 0 || !r.VLAN.set) {
 			devices.add(dev, r.Interface.at)
@@ -166,7 +169,7 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		c.need(r.at, r.Name, "name", "voice or data")
 		name := c.choice(r.Name, "", string(tunnel.Voice), string(tunnel.Data))
 		if first := seen[name]; name != "" && first > 0 {
-			c.wrong(r.Name.at, "%q is given twice (first in line %d)", name, first)
+			c.wrong(r.Name.at, "%q is given twice (first on line %d)", name, first)
 			name = ""
 		}
 		seen[name] = r.Name.line
@@ -174,8 +177,16 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		s := tunnel.Settings{Interface: c.netdev(r.Interface)}
 		def := cfg.Tunnels[class]
 		s.ListenPort = c.port(r.ListenPort, def.ListenPort)
-		s.Engine = tunnel.EngineName(c.choice(r.Engine, string(tunnel.EngineAuto),
-			string(tunnel.EngineAuto), string(tunnel.EngineRealtime), string(tunnel.EngineWireGuardGo), string(tunnel.EngineKernel)))
+		s.Engine = tunnel.EngineName(c.choice(
+			r.Engine,
+			string(tunnel.EngineAuto),
+			string(
+				tunnel.EngineAuto,
+			),
+			string(tunnel.EngineRealtime),
+			string(tunnel.EngineWireGuardGo),
+			string(tunnel.EngineKernel),
+		))
 		s.MTU = c.mtu(r.MTU)
 		s.PadTo = c.padding(r.PadTo, class, s)
 		if s.Interface == "" {
@@ -198,15 +209,15 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		if first.line > second.line {
 			first, second = second, first
 		}
-		c.wrong(second, "%d is the port of %s too (allowed: a port of its own for each tunnel)", p, first.key)
+		c.wrong(second, "%d is also the port of %s (allowed: a different port for each tunnel)", p, first.key)
 	}
 	return where
 }
 
 const leastPadding = 64 // below it hardly a packet is shorter
 
-// padding reads what packets are padded to. Where nothing would be padded a file that asks for it is refused: who
-// asks for it relies on it.
+// padding reads what packets are padded to. Where nothing would be padded the setting is refused: its
+// author relies on it.
 func (c *checker) padding(r scalar, class tunnel.Class, s tunnel.Settings) int {
 	n := c.integer(r, 0, 0, 9000)
 	engine := s.Engine
@@ -218,7 +229,12 @@ func (c *checker) padding(r scalar, class tunnel.Class, s tunnel.Settings) int {
 	case n < leastPadding || n > int(s.MTU):
 		c.wrong(r.at, "%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu)", n, leastPadding, s.MTU)
 	case !engine.PerPacket():
-		c.wrong(r.at, "%d cannot be had from the engine %s, which pads to 16 bytes alone (allowed: 0, or engine: realtime)", n, engine)
+		c.wrong(
+			r.at,
+			"%d is not available with the engine %s, which only pads to multiples of 16 bytes (allowed: 0, or engine: realtime)",
+			n,
+			engine,
+		)
 	}
 	return n
 }
@@ -236,7 +252,12 @@ func (c *checker) mtu(s scalar) tunnel.InnerMTU {
 		return DefaultMTU
 	}
 	if !decimal.MatchString(s.text) {
-		c.wrong(s.at, "%s is no size (allowed: auto, or %d to 9000, decimal, no leading zero)", show(s.text), minIPv4MTU)
+		c.wrong(
+			s.at,
+			"%s is not a size (allowed: auto, or %d to 9000, decimal, no leading zero)",
+			show(s.text),
+			minIPv4MTU,
+		)
 		return DefaultMTU
 	}
 	n, err := strconv.Atoi(s.text)
@@ -249,12 +270,18 @@ func (c *checker) mtu(s scalar) tunnel.InnerMTU {
 
 func autoMTU(r rawTunnel) bool { return !r.MTU.set || r.MTU.text == "auto" }
 
-// mtus finds out what auto means for data, and holds the tunnels to what IPv6 needs of a link. Voice stays at the default: a
-// phone's large INVITE would come in fragments, and calls' packets are short.
+// mtus finds out what auto means for data, and holds the tunnels to what IPv6 needs of a link. Voice stays at
+// the default: a phone's large INVITE would come in fragments, and calls' packets are short.
 func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config) {
 	if d := cfg.Tunnels[tunnel.Data]; where[tunnel.Data].auto {
 		if d.MTU = tunnel.InnerMTU(cfg.dataMTU()); d.PadTo > int(d.MTU) && d.PadTo <= DefaultMTU {
-			c.wrong(where[tunnel.Data].padTo, "%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu on these WANs)", d.PadTo, leastPadding, d.MTU)
+			c.wrong(
+				where[tunnel.Data].padTo,
+				"%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu on these WANs)",
+				d.PadTo,
+				leastPadding,
+				d.MTU,
+			)
 		}
 		cfg.Tunnels[tunnel.Data] = d
 	}
@@ -263,7 +290,12 @@ func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config) {
 	}
 	for _, t := range tunnel.Classes {
 		if m := cfg.Tunnels[t].MTU; m < minIPv6MTU {
-			c.wrong(where[t].mtu, "%d is too small, as there are IPv6 networks (allowed: auto, or %d to 9000)", m, minIPv6MTU)
+			c.wrong(
+				where[t].mtu,
+				"%d is too small for IPv6 networks (allowed: auto, or %d to 9000)",
+				m,
+				minIPv6MTU,
+			)
 		}
 	}
 }
@@ -282,14 +314,18 @@ func (c *checker) control(r rawControl, cfg *Config) {
 		return
 	}
 	if r.Group.text != "" && !groupName.MatchString(r.Group.text) {
-		c.wrong(r.Group.at, `%s is no group name (allowed: 1 to 32 of a-z, 0-9, _ and -, or "" for root alone)`, show(r.Group.text))
+		c.wrong(
+			r.Group.at,
+			`%s is not a valid group name (allowed: 1 to 32 of a-z, 0-9, _ and -, or "" for root alone)`,
+			show(r.Group.text),
+		)
 		return
 	}
 	cfg.Control.Group = r.Group.text
 }
 
-// metrics reads where Prometheus is answered. Only addresses that nobody but the box and its data networks reaches may be
-// named: neither every address nor one of a WAN or of the phones.
+// metrics reads where Prometheus is answered. Only addresses that nobody but the box and its data networks
+// reaches may be named: neither every address nor one of a WAN or of the phones.
 func (c *checker) metrics(l scalars, cfg *Config) {
 	var own []netip.Addr
 	for _, lan := range cfg.Data {
@@ -304,13 +340,18 @@ func (c *checker) metrics(l scalars, cfg *Config) {
 		a, err := netip.ParseAddrPort(s.text)
 		switch {
 		case err != nil || a.Port() == 0 || a.Addr().Is4In6() || a.Addr().Zone() != "":
-			c.wrong(s.at, `%s is no address with a port (allowed: like 127.0.0.1:9586 or "[::1]:9586")`, show(s.text))
+			c.wrong(s.at, `%s is not an address with a port (allowed: like 127.0.0.1:9586 or "[::1]:9586")`, show(s.text))
 		case !a.Addr().IsLoopback() && !slices.Contains(own, a.Addr()):
 			allowed := "127.0.0.1 or ::1"
 			if len(own) > 0 {
 				allowed = fmt.Sprintf("127.0.0.1, ::1, or of a data network: %s", joined(own))
 			}
-			c.wrong(s.at, "%s is neither loopback nor this box's address in a data network (allowed: %s)", a.Addr(), allowed)
+			c.wrong(
+				s.at,
+				"%s is neither loopback nor this box's address in a data network (allowed: %s)",
+				a.Addr(),
+				allowed,
+			)
 		case slices.Contains(cfg.Control.Metrics, a):
 			c.wrong(s.at, "%s is given twice (allowed: once)", a)
 		default:

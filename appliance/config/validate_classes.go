@@ -14,7 +14,15 @@ import (
 // DefaultClasses is what a file without classes gets, in order of urgency.
 func DefaultClasses() []qos.Class {
 	return []qos.Class{
-		{Name: qos.Media, DSCP: dscps("EF"), Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit, Admission: true},
+		{
+			Name:      qos.Media,
+			DSCP:      dscps("EF"),
+			Outer:     46,
+			Share:     30,
+			Limit:     20 * time.Millisecond,
+			FlowLimit: 256 * qos.Kbit,
+			Admission: true,
+		},
 		{Name: qos.Signalling, DSCP: dscps("CS3", "CS5", "AF31"), Outer: 24, Share: 10, Limit: 100 * time.Millisecond,
 			Ports: ports("udp/5060", "tcp/5060", "tcp/5061")},
 		{Name: qos.Data, Outer: 0, Share: 50, Limit: 50 * time.Millisecond,
@@ -90,7 +98,7 @@ func (c *checker) classes(raw *rawFile, cfg *Config) {
 		name := c.choice(r.Name, "", names...)
 		pos := slices.Index(names, name)
 		if first := given[qos.ClassName(name)]; first != nil && name != "" {
-			c.wrong(r.Name.at, "%q is given twice (first in line %d)", name, first.Name.line)
+			c.wrong(r.Name.at, "%q is given twice (first on line %d)", name, first.Name.line)
 			pos = -1
 		}
 		var spare qos.Class // of a class that is none: its values are checked all the same
@@ -105,7 +113,8 @@ func (c *checker) classes(raw *rawFile, cfg *Config) {
 	c.shares(raw, cfg, given)
 }
 
-// leastFlow is a call of G.711 with SRTP over IPv6, 92 kbit/s (222 bytes 50 times a second), and its RTCP where that shares the port.
+// leastFlow is a call of G.711 with SRTP over IPv6, 92 kbit/s (222 bytes 50 times a second), and its RTCP
+// where that shares the port.
 const leastFlow = 100 * qos.Kbit
 
 func (c *checker) class(r *rawClass, cl *qos.Class) {
@@ -129,18 +138,26 @@ func (c *checker) class(r *rawClass, cl *qos.Class) {
 	switch {
 	case !r.FlowLimit.ok():
 	case cl.Name != qos.Media:
-		c.wrong(r.FlowLimit.at, "flow_limit is for media alone: a flow of another class has no rate that is right for all (allowed: leave it away)")
+		c.wrong(
+			r.FlowLimit.at,
+			"flow_limit applies to media only: no single rate suits the flows of another class (allowed: omit it)",
+		)
 	case r.FlowLimit.text == "none":
 		cl.FlowLimit = 0
 	default:
 		if cl.FlowLimit = c.rate(r.FlowLimit); cl.FlowLimit > 0 && cl.FlowLimit < leastFlow {
-			c.wrong(r.FlowLimit.at, "%s is less than one call of G.711 sends (allowed: at least %s, or none)", show(r.FlowLimit.text), leastFlow)
+			c.wrong(
+				r.FlowLimit.at,
+				"%s is less than one call of G.711 sends (allowed: at least %s, or none)",
+				show(r.FlowLimit.text),
+				leastFlow,
+			)
 		}
 	}
 	if admission := c.yesNo(r.Admission, cl.Admission); cl.Name == qos.Media {
 		cl.Admission = admission
 	} else if r.Admission.ok() {
-		c.wrong(r.Admission.at, "admission is for media alone: another class has no calls (allowed: leave it away)")
+		c.wrong(r.Admission.at, "admission applies to media only: other classes carry no calls (allowed: omit it)")
 	}
 }
 
@@ -152,7 +169,8 @@ func (c *checker) portList(l scalars) (out []qos.PortMatch) {
 		if p, ok := parsePorts(s.text); ok {
 			out = append(out, p)
 		} else {
-			c.wrong(s.at, "%s is no port (allowed: udp/ or tcp/ with 1 to 65535, like udp/5060 or udp/16384-32767)", show(s.text))
+			c.wrong(s.at, "%s is not a port (allowed: udp/ or tcp/ with 1 to 65535, like udp/5060 or udp/16384-32767)",
+				show(s.text))
 		}
 	}
 	return out
@@ -164,7 +182,7 @@ func (c *checker) dscp(s scalar) (qos.DSCP, bool) {
 	}
 	d, err := qos.ParseDSCP(s.text)
 	if err != nil {
-		c.wrong(s.at, "%s is no DSCP (allowed: EF, VA, CS0-CS7, AF11-AF43, DF, LE or 0-63)", show(s.text))
+		c.wrong(s.at, "%s is not a DSCP (allowed: EF, VA, CS0-CS7, AF11-AF43, DF, LE or 0-63)", show(s.text))
 		return 0, false
 	}
 	return d, true
@@ -190,7 +208,12 @@ func (c *checker) distinctDSCP(cfg *Config, given map[qos.ClassName]*rawClass) {
 			if use.line < first.line || use.key == "" {
 				first, use = use, first
 			}
-			c.wrong(use.at, "%s is known as %s already (allowed: every DSCP in one class)", d, byDefault(string(first.class), first.key))
+			c.wrong(
+				use.at,
+				"%s already belongs to %s (allowed: each DSCP in one class)",
+				d,
+				byDefault(string(first.class), first.key),
+			)
 		}
 	}
 }
@@ -221,7 +244,13 @@ func (c *checker) distinctPorts(cfg *Config, given map[qos.ClassName]*rawClass) 
 				if second.line < first.line || second.key == "" {
 					first, second = second, first
 				}
-				c.wrong(second.at, "%s overlaps %s of %s (allowed: every port in one class)", second.PortMatch, first.PortMatch, byDefault(string(first.class), first.key))
+				c.wrong(
+					second.at,
+					"%s overlaps %s of %s (allowed: each port in one class)",
+					second.PortMatch,
+					first.PortMatch,
+					byDefault(string(first.class), first.key),
+				)
 			}
 			all = append(all, pp)
 		}
@@ -243,6 +272,6 @@ func (c *checker) shares(raw *rawFile, cfg *Config, given map[qos.ClassName]*raw
 		parts = append(parts, part)
 	}
 	if sum > 100 {
-		c.wrong(pos, "the shares come to %d: %s (allowed: up to 100 together)", sum, strings.Join(parts, ", "))
+		c.wrong(pos, "the shares add up to %d: %s (allowed: up to 100 together)", sum, strings.Join(parts, ", "))
 	}
 }

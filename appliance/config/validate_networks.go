@@ -38,7 +38,11 @@ func (s *networkSet) addOwn(device string, wan bool, l scalars, addresses []neti
 func (s *networkSet) overlaps(c *checker) {
 	s.byPrefix = make(map[netip.Prefix]placedNet, len(s.nets))
 	slices.SortStableFunc(s.nets, func(a, b placedNet) int {
-		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()), cmp.Compare(a.line, b.line))
+		return cmp.Or(
+			a.prefix.Addr().Compare(b.prefix.Addr()),
+			cmp.Compare(a.prefix.Bits(), b.prefix.Bits()),
+			cmp.Compare(a.line, b.line),
+		)
 	})
 	var stack []placedNet
 	for _, n := range s.nets {
@@ -57,7 +61,7 @@ func (s *networkSet) overlaps(c *checker) {
 			if first.line > second.line {
 				first, second = second, first
 			}
-			c.wrong(second.at, "%s overlaps %s of %s in line %d (allowed: every network in one place)",
+			c.wrong(second.at, "%s overlaps %s of %s in line %d (allowed: each network in one place)",
 				second.prefix, first.prefix, first.key, first.line)
 		}
 		stack = append(stack, n)

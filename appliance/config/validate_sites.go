@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"ringway/appliance/secrets"
 	"ringway/qos"
 	"ringway/tunnel"
 )
@@ -23,11 +24,11 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 		switch first := names[s.Name]; {
 		case s.Name == "":
 		case s.Name == qos.Local:
-			c.wrong(r.Name.at, "%q is what goes to no site (allowed: any other name)", s.Name)
+			c.wrong(r.Name.at, "%q is reserved for traffic that goes to no site (allowed: any other name)", s.Name)
 		case s.Name == cfg.Site:
 			c.wrong(r.Name.at, "%q is this box itself (allowed: the other sites)", s.Name)
 		case first > 0:
-			c.wrong(r.Name.at, "%q is given twice (first in line %d)", s.Name, first)
+			c.wrong(r.Name.at, "%q is given twice (first on line %d)", s.Name, first)
 		default:
 			names[s.Name] = r.Name.line
 		}
@@ -38,11 +39,15 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 		s.VoicePort, s.DataPort = c.port(r.VoicePort, DefaultVoicePort), c.port(r.DataPort, DefaultDataPort)
 		if s.Tunnels == tunnel.CarriedBoth && s.VoicePort == s.DataPort {
 			pos := pick(r.DataPort, r.VoicePort.at)
-			c.wrong(pos, "%d is the site's port for voice and for data (allowed: a port of its own for each tunnel)", s.DataPort)
+			c.wrong(
+				pos,
+				"%d is the site's port for both voice and data (allowed: a different port for each tunnel)",
+				s.DataPort,
+			)
 		}
 		c.distinctEndpoints(r, s, reached)
 		s.Downlink = c.rate(r.Downlink)
-		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile)
+		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile, s.Name)
 		s.Keepalive = c.duration(r.Keepalive, DefaultKeepalive, 0, 65535*time.Second, time.Second,
 			"0s for off, or 1s to 65535s in whole seconds")
 		voice, data := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks)
@@ -67,7 +72,13 @@ func (c *checker) distinctEndpoints(r rawSite, s Site, reached map[string]scalar
 		}
 		where := fmt.Sprintf("%s port %d", strings.ToLower(strings.TrimSuffix(s.Endpoint, ".")), s.Port(class))
 		if first, dup := reached[where]; dup && first.line != r.Endpoint.line {
-			c.wrong(r.Endpoint.at, "%s is where %s in line %d is reached too (allowed: an address or port of its own for each site)", where, first.key, first.line)
+			c.wrong(
+				r.Endpoint.at,
+				"%s is already the address of %s in line %d (allowed: a different address or port for each site)",
+				where,
+				first.key,
+				first.line,
+			)
 			return
 		}
 		reached[where] = r.Endpoint
@@ -83,31 +94,41 @@ func (c *checker) publicKey(r rawSite, cfg *Config, seen map[tunnel.PublicKey]sc
 	first, dup := seen[k]
 	switch {
 	case err != nil: // the text is not repeated: it may be a private key
-		c.wrong(r.PublicKey.at, "is no key: %v", err)
+		c.wrong(r.PublicKey.at, "is not a key: %v", err)
 	case k == tunnel.PublicKey{}:
 		c.wrong(r.PublicKey.at, "is all zeros (allowed: the site's public key, as its `ringway keygen` printed it)")
 	case k == cfg.PublicKey:
 		c.wrong(r.PublicKey.at, "is this box's own key (allowed: the other site's)")
 	case dup:
-		c.wrong(r.PublicKey.at, "is the key of %s in line %d too (allowed: a key of its own for each site)", first.key, first.line)
+		c.wrong(
+			r.PublicKey.at,
+			"is also the key of %s in line %d (allowed: a different key for each site)",
+			first.key,
+			first.line,
+		)
 	default:
 		seen[k] = r.PublicKey
 	}
 	return k
 }
 
-func (c *checker) presharedKey(s scalar) string {
+func (c *checker) presharedKey(s scalar, site string) string {
 	path := c.keyPath(s, "")
 	if path == "" || c.skip {
 		return path
 	}
-	_, err := readPresharedKey(c.keys, path)
+	k, err := secrets.ReadPreshared(c.keys, path)
+	if err == nil {
+		c.secrets.Preshared[site] = k
+	}
 	c.checkKey(s.at, err, "make it with: ringway keygen --preshared %s, and copy it to the other site")
 	return path
 }
 
 var (
-	hostName = regexp.MustCompile(`^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?$`)
+	hostName = regexp.MustCompile(
+		`^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?$`,
+	)
 	withPort = regexp.MustCompile(`^(.*[^:]|\[.*\]):[0-9]+$`)
 	dotted   = regexp.MustCompile(`(^|\.)[0-9]+\.?$`) // no top-level domain is a number, but a mistyped address is
 )
@@ -118,14 +139,14 @@ func (c *checker) endpoint(s scalar) string {
 		return ""
 	}
 	if s.text == "" {
-		c.wrong(s.at, "is empty (allowed: a host name or address; leave the key out for a site that dials in)")
+		c.wrong(s.at, "is empty (allowed: a host name or address; omit the key for a site that dials in)")
 		return ""
 	}
 	a, err := netip.ParseAddr(s.text)
 	if err == nil {
 		switch {
 		case a.Zone() != "" || a.Is4In6():
-			c.wrong(s.at, "%s is no address that can be reached (allowed: IPv4 or IPv6 without zone)", show(s.text))
+			c.wrong(s.at, "%s is not a reachable address (allowed: IPv4 or IPv6 without zone)", show(s.text))
 			return ""
 		case !c.usable(s, a):
 			return ""
@@ -134,13 +155,21 @@ func (c *checker) endpoint(s scalar) string {
 	}
 	switch {
 	case withPort.MatchString(s.text):
-		c.wrong(s.at, "%s has a port (allowed: a host name or address; ports are voice_port and data_port)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s has a port (allowed: a host name or address; ports are voice_port and data_port)",
+			show(s.text),
+		)
 	case strings.HasPrefix(s.text, "["):
 		c.wrong(s.at, "%s has brackets (allowed: a host name or address, like 2001:db8::1)", show(s.text))
 	case strings.Contains(s.text, "/"):
 		c.wrong(s.at, "%s is a network or URL (allowed: a host name or address)", show(s.text))
 	case len(s.text) > 253 || !hostName.MatchString(s.text) || dotted.MatchString(s.text):
-		c.wrong(s.at, "%s is no host name or address (allowed: like munich.example.net, 203.0.113.2 or 2001:db8::1)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s is not a host name or address (allowed: like munich.example.net, 203.0.113.2 or 2001:db8::1)",
+			show(s.text),
+		)
 	default:
 		return s.text
 	}
@@ -169,11 +198,22 @@ func (c *checker) endpoints(raw *rawFile, cfg *Config, nets *networkSet) {
 			continue
 		}
 		if n, ok := nets.holding(a); ok && !n.wan {
-			c.wrong(pos, "%s lies in %s of %s, which is reached through tunnels or is local (allowed: an address on the WAN's side)", a, n.prefix, n.key)
+			c.wrong(
+				pos,
+				"%s is inside %s of %s, which is reached through tunnels or is local (allowed: an address on the WAN's side)",
+				a,
+				n.prefix,
+				n.key,
+			)
 			continue
 		}
 		if !dhcp && (v4 || v6) && (a.Is4() && !v4 || a.Is6() && !v6) {
-			c.wrong(pos, "%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)", a, familyName(a))
+			c.wrong(
+				pos,
+				"%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)",
+				a,
+				familyName(a),
+			)
 		}
 	}
 }

@@ -48,10 +48,10 @@ func (c *checker) wanAddress(r rawWAN, w *WAN) {
 	case slices.ContainsFunc(r.Address.items, dhcp):
 		w.DHCP = true
 		if len(r.Address.items) > 1 {
-			c.wrong(r.Address.at, "has dhcp beside other addresses (allowed: dhcp alone, or addresses)")
+			c.wrong(r.Address.at, "mixes dhcp with addresses (allowed: dhcp alone, or addresses)")
 		}
 		if r.Gateway.set && len(r.Gateway.items) > 0 {
-			c.wrong(r.Gateway.at, "is set, but comes with the DHCP lease (allowed: no gateway beside dhcp)")
+			c.wrong(r.Gateway.at, "is set although the DHCP lease provides it (allowed: no gateway with dhcp)")
 		}
 		return
 	}
@@ -70,19 +70,28 @@ func (c *checker) gateway(s scalar, w *WAN, complete bool) (netip.Addr, bool) {
 	}
 	g, err := netip.ParseAddr(s.text)
 	if err != nil || g.Zone() != "" || g.Is4In6() || g.IsUnspecified() || g.IsMulticast() || g.IsLoopback() {
-		c.wrong(s.at, "%s is no gateway address (allowed: like 198.51.100.1 or fe80::1, without prefix length)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s is not a gateway address (allowed: like 198.51.100.1 or fe80::1, without prefix length)",
+			show(s.text),
+		)
 		return g, false
 	}
 	family := func(p netip.Prefix) bool { return p.Addr().Is4() == g.Is4() }
 	switch {
 	case slices.ContainsFunc(w.Gateways, func(o netip.Addr) bool { return o.Is4() == g.Is4() }):
-		c.wrong(s.at, "%s is a second gateway of its family (allowed: one for IPv4, one for IPv6)", g)
+		c.wrong(s.at, "%s is a second gateway for its address family (allowed: one for IPv4, one for IPv6)", g)
 	case slices.ContainsFunc(w.Addresses, func(p netip.Prefix) bool { return p.Addr() == g }):
 		c.wrong(s.at, "%s is this box's own address (allowed: the provider's router)", g)
 	case !complete:
 		return g, true // what is wrong with the addresses is said already
 	case !slices.ContainsFunc(w.Addresses, family):
-		c.wrong(s.at, "%s is %s, but address has none of that family (allowed: a gateway of the addresses' family)", g, familyName(g))
+		c.wrong(
+			s.at,
+			"%s is %s, but the WAN has no address of that family (allowed: a gateway of the same family)",
+			g,
+			familyName(g),
+		)
 	case g.Is6() && g.IsLinkLocalUnicast():
 		return g, true
 	case !slices.ContainsFunc(w.Addresses, func(p netip.Prefix) bool { return p.Contains(g) }):
@@ -109,7 +118,7 @@ func sameFamily(ps []netip.Prefix, a netip.Addr) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// linkLayer reads how the provider's meter counts: a name, and numbers that go before what the name means.
+// linkLayer reads how the provider's meter counts: a name, and numbers that override what the name means.
 func (c *checker) linkLayer(r rawWAN) qos.LinkLayer {
 	l, err := qos.ParseLink(c.choice(r.Link, defaultLink, qos.LinkNames()...))
 	if err != nil {
@@ -138,40 +147,62 @@ func (c *checker) rates(raw *rawFile, cfg *Config) {
 		if media == 0 {
 			continue
 		}
-		if call := b.Least(qos.G711, 1); media < call {
+		if call := b.MinRate(qos.G711, 1); media < call {
 			line := w
-			least := leastRate(w.Uplink, func(r qos.BitRate) bool { line.Uplink = r; return cfg.Media(line) >= call })
-			c.wrong(r.Uplink.at, "%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
-				w.Uplink, kbit(media), upKbit(call), least)
+			least := leastRate(
+				w.Uplink,
+				func(r qos.BitRate) bool { line.Uplink = r; return line.Media(cfg.Classes) >= call },
+			)
+			c.wrong(
+				r.Uplink.at,
+				"%s leaves media %s, and one G.711 call takes %s (allowed: at least %s, or a larger share of media)",
+				w.Uplink,
+				kbit(media),
+				upKbit(call),
+				least,
+			)
 		}
 		// A call takes as much inwards. What is admitted by the uplink must find its way back.
-		if down := w.less(w.Downlink); w.Downlink > 0 && down < media {
+		if down := w.ShapedDownlink(); w.Downlink > 0 && down < media {
 			least := upKbit(media * 100 / qos.BitRate(100-w.Margin))
-			for w.less(least) < media { // a line of cells carries less
+			for w.Shape(least, w.Margin) < media { // a line of cells carries less
 				least += qos.Kbit
 			}
-			c.wrong(r.Downlink.at, "%s takes in less than the %s that media may send (allowed: at least %s, or a smaller share of media)",
-				w.Downlink, kbit(media), least)
+			c.wrong(
+				r.Downlink.at,
+				"%s carries less inbound than the %s that media may send (allowed: at least %s, or a smaller share of media)",
+				w.Downlink,
+				kbit(media),
+				least,
+			)
 		}
 	}
 }
 
-// siteRates holds the voice budget of each site with a downlink to at least one call, where the uplink carries that.
+// siteRates holds the voice budget of each site with a downlink to at least one call, where the uplink
+// carries that.
 func (c *checker) siteRates(raw *rawFile, cfg *Config) {
 	for i, s := range cfg.Sites {
 		for _, w := range cfg.WANs {
 			b, ok := cfg.SiteBudget(w, s, !lanHas(cfg.Voice, is4))
-			call := b.Least(qos.G711, 1)
-			if !ok || s.Downlink == 0 || b.Rate >= call || cfg.Media(w) < call {
+			call := b.MinRate(qos.G711, 1)
+			if !ok || s.Downlink == 0 || b.Rate >= call || w.Media(cfg.Classes) < call {
 				continue
 			}
 			wider := s
 			least := leastRate(s.Downlink, func(r qos.BitRate) bool {
 				wider.Downlink = r
-				return w.Queue(0).VoiceBudget(wider.Queue(), cfg.Classes) >= call
+				return w.VoiceBudget(wider.Queue(), cfg.Classes) >= call
 			})
-			c.wrong(raw.Sites.items[i].Downlink.at, "%s leaves media %s, and one G.711 call on %s takes %s (allowed: at least %s, or a larger share of media)",
-				s.Downlink, kbit(b.Rate), w.Interface, upKbit(call), least)
+			c.wrong(
+				raw.Sites.items[i].Downlink.at,
+				"%s leaves media %s, and one G.711 call on %s takes %s (allowed: at least %s, or a larger share of media)",
+				s.Downlink,
+				kbit(b.Rate),
+				w.Interface,
+				upKbit(call),
+				least,
+			)
 			break
 		}
 	}

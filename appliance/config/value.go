@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ringway/qos"
+	"ringway/units"
 )
 
 var decimal = regexp.MustCompile(`^(0|-?[1-9][0-9]{0,9})$`)
@@ -19,7 +20,7 @@ func (c *checker) integer(s scalar, def, low, high int) int {
 		return def
 	}
 	if !decimal.MatchString(s.text) {
-		c.wrong(s.at, "%s is no whole number (allowed: %d to %d, decimal, no leading zero)", show(s.text), low, high)
+		c.wrong(s.at, "%s is not an integer (allowed: %d to %d, decimal, no leading zero)", show(s.text), low, high)
 		return def
 	}
 	n, err := strconv.Atoi(s.text)
@@ -45,9 +46,13 @@ func (c *checker) rate(s scalar) qos.BitRate {
 		c.wrong(s.at, "%s has no unit (allowed: kbit, mbit or gbit, like 20mbit)", show(s.text))
 		return 0
 	}
-	r, err := qos.ParseBitRate(s.text)
+	r, err := units.ParseBitRate(s.text)
 	if err != nil {
-		c.wrong(s.at, "%s is no rate in range (allowed: 64kbit to 100gbit, like 20mbit or 1.5mbit)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s is not a rate within range (allowed: 64kbit to 100gbit, like 20mbit or 1.5mbit)",
+			show(s.text),
+		)
 		return 0
 	}
 	return r
@@ -65,7 +70,7 @@ func (c *checker) duration(s scalar, def, low, high, step time.Duration, allowed
 	d, err := time.ParseDuration(s.text)
 	switch {
 	case err != nil:
-		c.wrong(s.at, "%s is no duration (allowed: %s)", show(s.text), allowed)
+		c.wrong(s.at, "%s is not a duration (allowed: %s)", show(s.text), allowed)
 		return def
 	case d < low || d > high || d%step != 0:
 		c.wrong(s.at, "%s is out of range (allowed: %s)", show(s.text), allowed)
@@ -86,7 +91,8 @@ func (c *checker) choice(s scalar, def string, allowed ...string) string {
 	return s.text
 }
 
-// yesNo reads true or false. YAML 1.1's other words for them mean text in 1.2: they are refused rather than guessed.
+// yesNo reads true or false. YAML 1.1's other words for them mean text in 1.2: they are refused rather than
+// guessed.
 func (c *checker) yesNo(s scalar, def bool) bool {
 	if !s.ok() {
 		return def
@@ -105,7 +111,11 @@ func (c *checker) siteName(s scalar) string {
 		return ""
 	}
 	if !siteName.MatchString(s.text) {
-		c.wrong(s.at, "%s is no site name (allowed: 1 to 63 of a-z, 0-9 and -, not first or last)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s is not a valid site name (allowed: 1 to 63 of a-z, 0-9 and -, not first or last)",
+			show(s.text),
+		)
 		return ""
 	}
 	return s.text
@@ -123,9 +133,19 @@ func (c *checker) netdev(s scalar) string {
 	}
 	switch {
 	case len(s.text) > maxInterface:
-		c.wrong(s.at, "%s is too long for an interface: %d bytes (allowed: 1 to %d)", show(s.text), len(s.text), maxInterface)
+		c.wrong(
+			s.at,
+			"%s is too long for an interface name: %d bytes (allowed: 1 to %d)",
+			show(s.text),
+			len(s.text),
+			maxInterface,
+		)
 	case !interfaceName.MatchString(s.text):
-		c.wrong(s.at, "%s is no interface name (allowed: letters, digits, _ . and -, not - or . first)", show(s.text))
+		c.wrong(
+			s.at,
+			"%s is not a valid interface name (allowed: letters, digits, _ . and -, not - or . first)",
+			show(s.text),
+		)
 	case slices.Contains([]string{"lo", "all", "default"}, s.text):
 		c.wrong(s.at, "%s is reserved by the kernel (allowed: another interface)", show(s.text))
 	default:
@@ -151,7 +171,7 @@ func (c *checker) prefix(s scalar) (netip.Prefix, bool) {
 		c.wrong(s.at, "%s has no prefix length (allowed: with its length, like %s/%d)", show(s.text), a, example)
 		return netip.Prefix{}, false
 	}
-	c.wrong(s.at, "%s is no IP network (allowed: like 10.1.10.1/24 or 2001:db8:1:10::1/64)", show(s.text))
+	c.wrong(s.at, "%s is not an IP network (allowed: like 10.1.10.1/24 or 2001:db8:1:10::1/64)", show(s.text))
 	return netip.Prefix{}, false
 }
 
@@ -173,7 +193,13 @@ func (c *checker) addresses(l scalars, narrow4, narrow6 int) []netip.Prefix {
 		case p.Addr().Is4() && p.Bits() <= 30 && p.Addr() == p.Masked().Addr():
 			c.wrong(s.at, "%s is the network's own address (allowed: a host's, like %s/%d)", p, p.Addr().Next(), p.Bits())
 		case p.Addr().Is4() && p.Bits() <= 30 && !p.Contains(p.Addr().Next()):
-			c.wrong(s.at, "%s is the network's broadcast address (allowed: a host's, like %s/%d)", p, p.Addr().Prev(), p.Bits())
+			c.wrong(
+				s.at,
+				"%s is the network's broadcast address (allowed: a host's, like %s/%d)",
+				p,
+				p.Addr().Prev(),
+				p.Bits(),
+			)
 		case slices.ContainsFunc(out, func(o netip.Prefix) bool { return o.Addr() == p.Addr() }):
 			c.wrong(s.at, "%s is given twice (allowed: once)", p.Addr())
 		default:
@@ -192,7 +218,7 @@ func (c *checker) usable(s scalar, a netip.Addr) bool {
 	case a.IsLoopback():
 		what = "a loopback address"
 	case a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		what = "no unicast address"
+		what = "not a unicast address"
 	case a.IsLinkLocalUnicast():
 		what = "link-local"
 	default:
@@ -212,7 +238,7 @@ func (c *checker) networks(l scalars) []placedNet {
 		case p != p.Masked():
 			c.wrong(s.at, "%s has host bits set (allowed: the network, %s)", p, p.Masked())
 		case p.Bits() == 0:
-			c.wrong(s.at, "%s is every address (allowed: the site's own networks)", p)
+			c.wrong(s.at, "%s covers all addresses (allowed: the site's own networks)", p)
 		case c.usable(s, p.Addr()):
 			out = append(out, placedNet{at: s.at, prefix: p})
 		}

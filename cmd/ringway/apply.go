@@ -8,86 +8,108 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ringway/appliance"
+	"ringway/appliance/commit"
+	"ringway/appliance/compare"
 	"ringway/appliance/config"
+	"ringway/appliance/control"
+	"ringway/cmd/cli"
 )
 
-func applyCommand(paths *appliance.Paths) *cobra.Command {
+func applyCommand(a *app) *cobra.Command {
 	var confirm time.Duration
 	c := &cobra.Command{
-		Use: "apply [FILE]", Short: "Check a config, show what it changes, and make the running daemon run it; with --confirm on trial", Args: cobra.MaximumNArgs(1),
-		Long: `Checks FILE, prints what it changes (as ` + "`ringway plan`" + `), and makes the running daemon run it: FILE is copied into
-the place of the daemon's own config file. Without FILE that file itself is taken, as it was edited. What cannot be
-applied is undone at once.
+		Use:   "apply [FILE]",
+		Short: "Check a config, show what it changes, and have the running daemon apply it; with --confirm on trial",
+		Args:  cobra.MaximumNArgs(1),
+		Long: `Checks FILE, prints what it changes (as ` + "`ringway plan`" + `), and has the running daemon apply it: FILE replaces the
+daemon's own config file. Without FILE the daemon's file is applied as it was edited. What cannot be applied is rolled
+back at once.
 
-With --confirm it is on trial: unless ` + "`ringway confirm`" + ` follows within that time, the daemon goes back to what ran before,
-with the file as well; so nobody locks himself out of a box that is far away. A daemon that is killed or upgraded meanwhile
-counts on; one that starts after a reboot of the machine starts with the config before. What was undone is kept in
-refused.yaml in the state directory. Key files are not copied: change a key by naming another file.`,
-		Example: `  ringway apply --confirm 2m new.yaml      then look whether you still get in, and: ringway confirm
-  ringway apply --confirm 2m               the config file itself, after an edit
-  ringway apply new.yaml                   for good`,
+With --confirm the config is on trial: unless ` + "`ringway confirm`" + ` follows within that time, the daemon rolls back to the
+previous config and restores the file, so that a mistake does not lock you out of a remote box. The time keeps running
+while the daemon is down or is upgraded; a daemon that starts after a reboot starts with the previous config. The config
+that was rolled back is kept in refused.yaml in the state directory. Key files are not copied: to change a key, name
+another file.`,
+		Example: `  ringway apply --confirm 2m new.yaml      then check that you can still log in, and: ringway confirm
+  ringway apply --confirm 2m               the daemon's config file, after an edit
+  ringway apply new.yaml                   without a trial`,
 		RunE: func(c *cobra.Command, args []string) error {
 			onTrial := c.Flags().Changed("confirm")
-			if onTrial && (confirm < appliance.MinConfirm || confirm > appliance.MaxConfirm) {
-				return seeHelp(c, fmt.Errorf("--confirm: %s is out of range (allowed: %s to %s)", confirm, appliance.MinConfirm, appliance.MaxConfirm))
+			if onTrial && (confirm < commit.MinConfirm || confirm > commit.MaxConfirm) {
+				return cli.SeeHelp(c, fmt.Errorf("--confirm: %s is out of range (allowed: %s to %s)",
+					confirm, commit.MinConfirm, commit.MaxConfirm))
 			}
-			client := appliance.NewClient(*paths)
-			st, err := client.Status(c.Context())
-			if err != nil {
-				return err
-			}
-			if os.Geteuid() != 0 {
-				return errors.New("apply needs root; `ringway plan` shows without root what would change")
-			}
-			name := st.Config
-			if len(args) == 1 {
-				name = args[0]
-			}
-			text, err := config.Read(name)
-			if err != nil {
-				return err
-			}
-			// Checked for the place where it will stand: key files are looked for beside that.
-			cfg, err := config.Parse(st.Config, text, config.Named(name))
-			if err != nil {
-				return err
-			}
-			for _, w := range cfg.Warnings {
-				fmt.Fprintf(c.OutOrStdout(), "warning: %s\n", w)
-			}
-			plan, err := appliance.Plan(c.Context(), cfg, *paths, appliance.PlanOptions{})
-			if err != nil {
-				return err
-			}
-			fmt.Fprint(c.OutOrStdout(), plan)
-			// The bytes that were checked, not the file again.
-			if _, err := client.Apply(c.Context(), text, name, confirm); err != nil {
+			if err := a.apply(c, args, confirm); err != nil {
 				return err
 			}
 			if onTrial {
-				fmt.Fprintf(c.OutOrStdout(), "# applied; the config before comes back in %s unless `ringway confirm` is given\n", confirm)
+				fmt.Fprintf(
+					c.OutOrStdout(),
+					"# applied; rolled back in %s unless `ringway confirm` follows\n",
+					confirm,
+				)
 			} else {
 				fmt.Fprintln(c.OutOrStdout(), "# applied")
 			}
 			return nil
 		},
 	}
-	c.Flags().DurationVar(&confirm, "confirm", 0, "go back after `TIME` (5s to 24h) unless ringway confirm follows")
-	_ = c.RegisterFlagCompletionFunc("confirm", cobra.FixedCompletions([]string{"1m", "2m", "5m", "10m"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().DurationVar(&confirm, "confirm", 0, "roll back after `TIME` (5s to 24h) unless ringway confirm follows")
+	times := cobra.FixedCompletions([]string{"1m", "2m", "5m", "10m"}, cobra.ShellCompDirectiveNoFileComp)
+	_ = c.RegisterFlagCompletionFunc("confirm", times)
 	return c
 }
 
-func confirmCommand(paths *appliance.Paths) *cobra.Command {
+// apply checks a config, prints the plan, and hands the bytes that were checked to the daemon.
+func (a *app) apply(c *cobra.Command, args []string, confirm time.Duration) error {
+	client := a.client()
+	st, err := client.Status(c.Context())
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("apply needs root; `ringway plan` shows without root what would change")
+	}
+
+	name := st.Config
+	if len(args) == 1 {
+		name = args[0]
+	}
+	text, err := config.Read(name)
+	if err != nil {
+		return err
+	}
+	// Checked under the path that it will have: relative key files are resolved against it.
+	cfg, err := config.Parse(st.Config, text, config.Named(name))
+	if err != nil {
+		return err
+	}
+	for _, w := range cfg.Warnings {
+		fmt.Fprintf(c.OutOrStdout(), "warning: %s\n", w)
+	}
+
+	changes, err := compare.Plan(c.Context(), compare.Request{
+		Path: st.Config, Name: name, Text: text, Files: a.paths().PlanFiles(), Build: version,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(c.OutOrStdout(), changes)
+
+	_, err = client.Apply(c.Context(), text, name, confirm)
+	return err
+}
+
+func confirmCommand(a *app) *cobra.Command {
 	var undo bool
 	c := &cobra.Command{
 		Use: "confirm", Short: "Keep the config that `apply --confirm` put on trial", Args: cobra.NoArgs,
 		Example: `  ringway confirm
-  ringway confirm --undo     go back at once`,
+  ringway confirm --undo     roll back at once`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			client, ask, done := appliance.NewClient(*paths), (*appliance.Client).Confirm, "the config stays"
+			client, ask, done := a.client(), (*control.Client).Confirm, "the config stays"
 			if undo {
-				ask, done = (*appliance.Client).Undo, "the config before runs again"
+				ask, done = (*control.Client).Undo, "the previous config runs again"
 			}
 			if err := ask(client, c.Context()); err != nil {
 				return err
@@ -96,6 +118,6 @@ func confirmCommand(paths *appliance.Paths) *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&undo, "undo", false, "go back at once instead")
+	c.Flags().BoolVar(&undo, "undo", false, "roll back at once instead")
 	return c
 }

@@ -1,42 +1,38 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"ringway/appliance"
+	"ringway/appliance/compare"
 	"ringway/appliance/config"
-	"ringway/tunnel"
+	"ringway/appliance/plan"
+	"ringway/cmd/cli"
 )
 
-func checkCommand() *cobra.Command {
-	var printJSON bool
+func checkCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "check FILE", Short: "Read a config and report every problem with its line; needs no root", Args: oneConfig,
+		Use:   "check [FILE]",
+		Short: "Read a config and report every problem with its line; needs no root",
+		Args:  oneConfig,
 		Example: `  ringway check configs/minimal.yaml
   ringway check --json /etc/ringway/ringway.yaml | jq .problems`,
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, err := config.Load(args[0])
+			cfg, err := config.Load(a.config(args))
 			var problems config.Problems
 			if err != nil && !errors.As(err, &problems) {
-				return usageError{err}
+				return cli.UsageError{Err: err}
 			}
 			var warnings []config.Problem
 			if cfg != nil {
 				warnings = cfg.Warnings
 			}
-			if printJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if jerr := enc.Encode(problemsJSON{asJSON(problems), asJSON(warnings)}); jerr != nil {
+			if a.PrintJSON {
+				if jerr := printJSON(c.OutOrStdout(), problemsJSON{asJSON(problems), asJSON(warnings)}); jerr != nil {
 					return jerr
 				}
 				return err
@@ -47,44 +43,57 @@ func checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: good (site %s, %d other sites)\n", args[0], cfg.Site, len(cfg.Sites))
+			fmt.Fprintf(
+				c.OutOrStdout(),
+				"%s: good (site %s, %d other sites)\n",
+				a.config(args),
+				cfg.Site,
+				len(cfg.Sites),
+			)
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&printJSON, "json", false, "print problems and warnings as JSON")
+	jsonFlag(c, "print problems and warnings as JSON")
 	return c
 }
 
-func planCommand(paths *appliance.Paths) *cobra.Command {
-	var opts appliance.PlanOptions
-	var printJSON bool
+func planCommand(a *app) *cobra.Command {
+	var opts plan.Options
 	c := &cobra.Command{
-		Use: "plan FILE", Short: "Print what `run` would change, in ip, tc, nft and wg words; changes nothing", Args: oneConfig,
-		Long: `Compares what the config wants with what the kernel holds and prints the difference as commands of
-ip, sysctl, tc, nft and wg. Needs no root; what the kernel shows only to root is then taken as absent,
-and the output says so. Then says how many calls of each codec every WAN carries to every site, with the arithmetic,
-and how long one packet keeps it busy. Prints no keys.`,
+		Use:   "plan [FILE]",
+		Short: "Print what `run` would change, as commands of ip, tc, nft and wg; changes nothing",
+		Args:  oneConfig,
+		Long: `Prints the difference between what the config wants and what the machine has, as commands of ip, sysctl, tc, nft
+and wg. A running daemon computes it (for root and for members of control.group): it is what ` + "`reload`" + ` or ` + "`apply`" + `
+would change, with leases, endpoints and all else that the daemon has learned. Key files are not opened. Without a daemon
+the same comparison is made from what the kernel shows; it needs no root, what the kernel shows only to root is taken as
+absent, and the output says so.
+
+It also prints how many calls of each codec every WAN carries to every site, with the arithmetic, and how long one packet
+occupies the WAN. Keys are never printed.`,
 		Example: `  ringway plan /etc/ringway/ringway.yaml
   ringway plan --all configs/branch-berlin.yaml     the whole wanted state, whatever the kernel holds
   ringway plan --all --only nft FILE | nft -c -f -  let nft check the ruleset
   ringway plan --only calls FILE                    how many calls fit, and why
   ringway plan --json FILE | jq .calls              the same for scripts`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if opts.Only != "" && !slices.Contains(appliance.PlanParts, opts.Only) {
-				return seeHelp(c, fmt.Errorf("--only: the plan has no part %q (allowed: %s)", opts.Only, strings.Join(appliance.PlanParts, ", ")))
+			if opts.Only != "" && !slices.Contains(plan.PartNames, opts.Only) {
+				return cli.SeeHelp(c, fmt.Errorf("--only: the plan has no part %q (allowed: %s)",
+					opts.Only, strings.Join(plan.PartNames, ", ")))
 			}
-			cfg, err := config.Load(args[0], config.WithoutKeyFiles()) // a plan needs no secret
+			path := a.config(args)
+			text, err := config.Read(path)
 			if err != nil {
 				return err
 			}
-			out, err := appliance.Plan(c.Context(), cfg, *paths, opts)
+			out, err := compare.Plan(c.Context(), compare.Request{
+				Path: path, Name: path, Text: text, Options: opts, Files: a.paths().PlanFiles(), Build: version,
+			})
 			if err != nil {
 				return err
 			}
-			if printJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(out)
+			if a.PrintJSON {
+				return printJSON(c.OutOrStdout(), out)
 			}
 			_, err = fmt.Fprint(c.OutOrStdout(), out)
 			return err
@@ -92,51 +101,31 @@ and how long one packet keeps it busy. Prints no keys.`,
 	}
 	c.Flags().BoolVar(&opts.All, "all", false, "print the whole wanted state instead of the difference")
 	c.Flags().StringVar(&opts.Only, "only", "", "print one `PART`: nft, ip, wg, tc or calls")
-	c.Flags().BoolVar(&printJSON, "json", false, "print JSON: the same lines by part, and calls by WAN and site with every step")
-	_ = c.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(appliance.PlanParts, cobra.ShellCompDirectiveNoFileComp))
+	jsonFlag(c, "print JSON: the same lines by part, and calls by WAN and site with every step")
+	_ = c.RegisterFlagCompletionFunc(
+		"only",
+		cobra.FixedCompletions(plan.PartNames, cobra.ShellCompDirectiveNoFileComp),
+	)
 	return c
 }
 
-func keygenCommand() *cobra.Command {
-	var psk bool
-	c := &cobra.Command{
-		Use: "keygen [FILE]", Short: "Make a private key (0600, never overwritten) and print its public key", Args: cobra.MaximumNArgs(1),
-		Example: `  ringway keygen                                     /etc/ringway/private.key
-  ringway keygen --preshared /etc/ringway/munich.psk a preshared key for one pair of sites; copy the file to both`,
-		RunE: func(c *cobra.Command, args []string) error {
-			path := "/etc/ringway/private.key"
-			if len(args) == 1 {
-				path = args[0]
-			} else if psk {
-				return usageError{errors.New("keygen --preshared needs a FILE (one per pair of sites)")}
-			}
-			key, err := tunnel.NewPrivateKey()
-			if err != nil {
-				return err
-			}
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return fmt.Errorf("make the key's folder: %w", err)
-			}
-			f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if errors.Is(err, fs.ErrExist) {
-				return fmt.Errorf("%s exists and is left as it is (a new key would cut off every site that knows the old one; move the file away first if that is what you want)", path)
-			}
-			if err != nil {
-				return fmt.Errorf("make key file: %w", err)
-			}
-			_, err = fmt.Fprintln(f, key.Base64())
-			if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-				return fmt.Errorf("write key file %s: %w", path, err)
-			}
-			if psk {
-				fmt.Fprintf(c.ErrOrStderr(), "preshared key written to %s; copy it to the other site over a safe way and name it in preshared_key_file on both\n", path)
-				return nil
-			}
-			fmt.Fprintf(c.ErrOrStderr(), "private key written to %s; the other sites want this public key:\n", path)
-			fmt.Fprintln(c.OutOrStdout(), key.Public())
-			return nil
-		},
+// problemsJSON is what `check --json` prints. Fields are added, never renamed.
+type problemsJSON struct {
+	Problems []problemJSON `json:"problems"`
+	Warnings []problemJSON `json:"warnings"`
+}
+
+type problemJSON struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"` // 0: the whole file
+	Key     string `json:"key"`
+	Message string `json:"message"`
+}
+
+func asJSON(ps []config.Problem) []problemJSON {
+	out := make([]problemJSON, len(ps))
+	for i, p := range ps {
+		out[i] = problemJSON(p)
 	}
-	c.Flags().BoolVar(&psk, "preshared", false, "make a preshared key instead")
-	return c
+	return out
 }

@@ -6,60 +6,79 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"ringway/appliance"
+	"ringway/appliance/calls"
+	"ringway/appliance/control"
+	"ringway/appliance/status"
+	"ringway/appliance/systemd"
+	"ringway/cmd/cli"
+	"ringway/cmd/ringway/settings"
 	"ringway/tunnel"
 	"ringway/tunnel/plane"
 	"ringway/tunnel/realtime"
 	"ringway/tunnel/wireguardgo"
 )
 
-func runCommand(paths *appliance.Paths) *cobra.Command {
-	var logLevel slog.LevelVar
-	var asJSON bool
+func runCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "run FILE", Short: "Run the appliance in the foreground", Args: oneConfig,
-		Long: `Brings up what the config says and keeps it so. Needs root.
+		Use: "run [FILE]", Short: "Run the appliance in the foreground", Args: oneConfig,
+		Long: `Brings up what the config describes and maintains it. Needs root.
 
-  SIGHUP            reads the config again and applies only the difference (as ` + "`ringway reload`" + `)
-  SIGTERM           ends the daemon alone: tunnels, queues and rules stay and forward on, and the next
+  SIGHUP            rereads the config and applies only the difference (as ` + "`ringway reload`" + `)
+  SIGTERM           ends the daemon alone: tunnels, queues and rules stay in place and keep forwarding, and the next
                     daemon takes them over (a restart or an upgrade loses no packet)
-  Ctrl-C            stops everything and leaves the machine as it was found (as ` + "`ringway stop`" + `)`,
+  Ctrl-C            stops everything and restores the machine to what it was before (as ` + "`ringway stop`" + `)`,
 		Example: `  ringway run /etc/ringway/ringway.yaml
   ringway run --log-level debug /etc/ringway/ringway.yaml`,
 		RunE: func(c *cobra.Command, args []string) error {
-			opts := &slog.HandlerOptions{Level: &logLevel}
+			opts := &slog.HandlerOptions{Level: a.LogLevel}
 			var h slog.Handler = slog.NewTextHandler(os.Stderr, opts)
-			if asJSON {
+			if a.LogJSON {
 				h = slog.NewJSONHandler(os.Stderr, opts)
 			}
-			d, err := appliance.New(appliance.Options{ConfigPath: args[0], Paths: *paths, Build: version, Log: slog.New(h), Reasons: dropReasons()})
+			d, err := appliance.New(appliance.Options{
+				ConfigPath: a.config(args),
+				Paths:      a.paths(),
+				Build:      version,
+				Log:        slog.New(h),
+				Reasons:    dropReasons(),
+			})
 			if err != nil {
 				return err
 			}
-			return d.Run(context.WithoutCancel(c.Context())) // the daemon tells signals apart itself
+			return d.Run(context.WithoutCancel(c.Context())) // the daemon handles its signals itself
 		},
 	}
-	c.Flags().TextVar(&logLevel, "log-level", &logLevel, "debug, info, warn or error")
-	c.Flags().BoolVar(&asJSON, "log-json", false, "log as JSON")
+	c.Flags().String("log-level", settings.Default("log_level"), "debug, info, warn or error")
+	c.Flags().Bool("log-json", false, "log as JSON")
+	settings.Bind(c.Flags(), "log-level", "log_level")
+	settings.Bind(c.Flags(), "log-json", "log_format")
 	return c
 }
 
-// dropReasons are those of the engines that planes run (planeCommand), for the daemon to show before the first drop.
+// dropReasons lists why each engine drops packets, so that the daemon can export every counter before the
+// first drop.
 func dropReasons() map[tunnel.EngineName][]string {
-	return map[tunnel.EngineName][]string{tunnel.EngineWireGuardGo: wireguardgo.Reasons(), tunnel.EngineRealtime: realtime.Reasons()}
+	return map[tunnel.EngineName][]string{
+		tunnel.EngineWireGuardGo: wireguardgo.Reasons(),
+		tunnel.EngineRealtime:    realtime.Reasons(),
+	}
 }
 
-func reloadCommand(paths *appliance.Paths) *cobra.Command {
+func reloadCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "reload", Short: "Make the running daemon read its config again and apply only the difference", Args: cobra.NoArgs,
-		Long: `A file with a mistake changes nothing: the problems are printed, and what runs runs on. Prints what was
-changed, in ip, nft, tc and wg words.`,
+		Use:   "reload",
+		Short: "Have the running daemon reread its config and apply only the difference",
+		Args:  cobra.NoArgs,
+		Long: `Prints what was changed, as commands of ip, nft, tc and wg. A file with a mistake changes nothing: its problems are
+printed, and the running config stays.`,
 		Example: `  ringway check /etc/ringway/ringway.yaml && ringway reload`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			res, err := appliance.NewClient(*paths).Reload(c.Context())
+			res, err := a.client().Reload(c.Context())
 			if err != nil {
 				return err
 			}
@@ -74,17 +93,17 @@ changed, in ip, nft, tc and wg words.`,
 	}
 }
 
-func stopCommand(paths *appliance.Paths) *cobra.Command {
+func stopCommand(a *app) *cobra.Command {
 	var unlessRestart bool
 	c := &cobra.Command{
-		Use: "stop", Short: "Stop everything and leave the machine as the start found it", Args: cobra.NoArgs,
-		Long: `Ends the daemon, its planes, tunnels, queues, rules and routes, and puts back what was there before.
-Works as well when the daemon is gone and only its planes forward on.`,
+		Use: "stop", Short: "Stop everything and restore the machine to what it was before the start", Args: cobra.NoArgs,
+		Long: `Ends the daemon and its planes, removes tunnels, queues, rules and routes, and restores what was there before.
+Also works when the daemon is gone and only its planes are running.`,
 		Example: `  ringway stop
   ringway stop --unless-restart      in the unit's ExecStopPost: systemctl restart keeps the planes`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if unlessRestart {
-				restarting, err := appliance.SystemdRestarts(c.Context())
+				restarting, err := systemd.Restarts(c.Context())
 				if err != nil {
 					return err
 				}
@@ -94,36 +113,47 @@ Works as well when the daemon is gone and only its planes forward on.`,
 				}
 			}
 			level := slog.LevelWarn
-			if unlessRestart { // after the daemon, by its unit: that it is gone is nothing to warn of
+			if unlessRestart { // the unit calls it after the daemon has ended: its absence is no warning
 				level = slog.LevelError
 			}
-			return appliance.Stop(c.Context(), *paths, slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level})))
+			h := slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level})
+			return appliance.Stop(c.Context(), a.paths(), slog.New(h))
 		},
 	}
-	c.Flags().BoolVar(&unlessRestart, "unless-restart", false, "do nothing while systemd restarts the service (for the unit's ExecStopPost)")
+	c.Flags().BoolVar(&unlessRestart, "unless-restart", false,
+		"do nothing while systemd restarts the service (for the unit's ExecStopPost)")
 	return c
 }
 
-func upgradeCommand(paths *appliance.Paths) *cobra.Command {
+func upgradeCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "upgrade-planes [voice|data]", Short: "Replace running planes by ones of the daemon's own build", Args: cobra.MaximumNArgs(1),
-		Long: `A package upgrade restarts the daemon and keeps the planes, which forward on with the code they were
-started with. This replaces them, at a moment of your choice: the new plane takes over the same tunnel
-device and sockets and shakes hands at once. docs/architecture.md states what that costs.`,
-		Example: `  ringway upgrade-planes data        first the class that no call goes through
+		Use:   "upgrade-planes [voice|data|calls]",
+		Short: "Replace running planes by planes of the daemon's own build",
+		Args:  cobra.MaximumNArgs(1),
+		Long: `A package upgrade restarts the daemon but keeps the planes, which go on forwarding with the code they were
+started with. This command replaces them when you choose: the new plane takes over the same tunnel device and
+sockets and starts a handshake at once. docs/supervision.md says what that costs. The process that reads signalling
+(calls) hands its TCP connections over.`,
+		Example: `  ringway upgrade-planes data        first the class that carries no calls
   ringway upgrade-planes voice`,
-		ValidArgs: []string{"voice", "data"},
+		ValidArgs: []string{"voice", "data", calls.Name},
 		RunE: func(c *cobra.Command, args []string) error {
 			classes := []string{"voice", "data"}
 			if len(args) == 1 {
-				if args[0] != "voice" && args[0] != "data" {
-					return usageError{fmt.Errorf("%q is no class of tunnel (allowed: voice, data)", args[0])}
+				if !slices.Contains([]string{"voice", "data", calls.Name}, args[0]) {
+					return cli.UsageError{
+						Err: fmt.Errorf("unknown class of tunnel %q (allowed: voice, data, calls)", args[0]),
+					}
 				}
 				classes = args
+			} else if st, err := a.client().Status(c.Context()); err == nil {
+				if s, ok := status.Section[calls.Status](st, calls.Name); ok && s.Reading {
+					classes = append(classes, calls.Name)
+				}
 			}
 			var errs []error
 			for _, class := range classes {
-				if err := appliance.NewClient(*paths).Upgrade(c.Context(), class); errors.Is(err, appliance.ErrNotRunning) {
+				if err := a.client().Upgrade(c.Context(), class); errors.Is(err, control.ErrNotRunning) {
 					return err
 				} else if err != nil {
 					errs = append(errs, fmt.Errorf("%s: %w", class, err))
@@ -138,14 +168,14 @@ device and sockets and shakes hands at once. docs/architecture.md states what th
 
 func planeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "plane", Short: "Run one tunnel's engine (started by the daemon, never by hand)", Hidden: true, Args: cobra.NoArgs,
+		Use: "plane", Short: "Run one tunnel's engine (only the daemon starts it)", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return plane.Main(plane.Options{Build: version, Engines: engines})
 		},
 	}
 }
 
-// engines are those that a plane can run; dropReasons has each of them.
+// engines are the engines that a plane can run. dropReasons must list each of them.
 var engines = map[tunnel.EngineName]plane.NewEngine{
 	tunnel.EngineWireGuardGo: func(s plane.Start) (plane.Engine, error) {
 		return wireguardgo.New(wireguardgo.Files(s.Files), s.Class, s.Bounds, s.MTU, s.Log)

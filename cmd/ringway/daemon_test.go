@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// Every engine that a plane can run has told the daemon why it drops packets, so that each reason has its counter (docs/metrics.md).
-func TestEveryEngineTellsItsDropReasons(t *testing.T) {
+// Every drop reason of every engine has a counter before the first drop (docs/metrics.md).
+func TestEveryEngineListsItsDropReasons(t *testing.T) {
 	reasons := dropReasons()
 	assert.ElementsMatch(t, slices.Collect(maps.Keys(engines)), slices.Collect(maps.Keys(reasons)))
 	for engine, r := range reasons {

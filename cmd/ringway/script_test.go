@@ -9,7 +9,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ringway": func() { os.Exit(run(os.Args[1:])) }})
+	testscript.Main(m, map[string]func(){"ringway": func() {
+		settingsFile = os.Getenv("SETTINGS_FILE")
+		os.Exit(run(os.Args[1:]))
+	}})
 }
 
 // The command line as a user sees it. Each script in testdata/script is one session; `ringway` there is this
@@ -25,6 +28,22 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:      os.Getenv("UPDATE") != "",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("CONFIGS", configs)
+			e.Setenv("SETTINGS_FILE", filepath.Join(e.WorkDir, "cli.yaml")) // in place of settings.File
+			if e.Getenv("GOCOVERDIR") != "" {                               // go test -cover: other users run the program, too
+				covered := filepath.Join(e.WorkDir, ".cover")
+				if err := os.Mkdir(covered, 0o777); err != nil {
+					return err
+				}
+				if err := os.Chmod(covered, 0o777); err != nil {
+					return err
+				}
+				e.Setenv("GOCOVERDIR", covered)
+			}
+			program, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			e.Setenv("PROGRAM", program)
 			// `setpriv` to a user without rights has to get at the program and at the files.
 			for _, dir := range []string{e.WorkDir, filepath.Dir(e.WorkDir), filepath.Dir(programs(e)), programs(e)} {
 				if err := os.Chmod(dir, 0o755); err != nil {

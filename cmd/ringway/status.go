@@ -11,31 +11,31 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ringway/appliance"
+	"ringway/appliance/control"
+	"ringway/appliance/status"
+	"ringway/cmd/cli"
+	"ringway/cmd/ringway/settings"
 )
 
-func statusCommand(paths *appliance.Paths) *cobra.Command {
-	var asJSON, watch, metrics, queues, once bool
-	var interval time.Duration
+func statusCommand(a *app) *cobra.Command {
+	var watch, metrics, queues, once bool
 	c := &cobra.Command{
-		Use: "status", Short: "Show tunnels, queues, drops and what the kernel lacks", Args: cobra.NoArgs,
-		Long: `Asks the running daemon. Root may, and members of the group that control.group in the config names.
+		Use: "status", Short: "Show tunnels, queues, drops and missing kernel features", Args: cobra.NoArgs,
+		Long: `Asks the running daemon. Root and members of the group in control.group of the config may ask.
 
-With --queues: what each class's queue on each WAN sends now, beside its own rate and its ceiling, what waits there and how long,
-what was dropped. On a terminal again every second until interrupted, else one table. With --json one object a line.`,
+--queues shows for each class's queue on each WAN what it sends now, its rate and its ceiling, its backlog and how long that
+waits, and its drops. On a terminal it is updated every second until interrupted; otherwise one table is printed, and with
+--json one object a line.`,
 		Example: `  ringway status
   ringway status --watch
   ringway status --queues
   ringway status --metrics            for Prometheus, through node_exporter's textfile collector
   ringway status --json | jq '.tunnels[].peers[] | {site, last_handshake}'`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if interval < 100*time.Millisecond {
-				return usageError{fmt.Errorf("--interval %s is too short (allowed: 100ms and more)", interval)}
-			}
 			if err := statusFlags(c); err != nil {
 				return err
 			}
-			client := appliance.NewClient(*paths)
+			client := a.client()
 			switch {
 			case metrics:
 				text, err := client.Metrics(c.Context())
@@ -45,62 +45,75 @@ what was dropped. On a terminal again every second until interrupted, else one t
 				_, err = c.OutOrStdout().Write(text)
 				return err
 			case queues:
-				if !c.Flags().Changed("interval") {
+				interval := a.Interval
+				if a.IsDefault("interval") {
 					interval = time.Second
 				}
-				return showQueues(c, client, interval, asJSON, once || !asJSON && !isTerminal(os.Stdout))
+				return showQueues(c, client, interval, a.PrintJSON, once || !a.PrintJSON && !isTerminal(os.Stdout))
 			}
-			show := func(w io.Writer) error {
-				st, err := client.Status(c.Context())
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					enc := json.NewEncoder(w)
-					if !watch { // one object a line when a script follows
-						enc.SetIndent("", "  ")
-					}
-					return enc.Encode(st)
-				}
-				return st.Print(w, time.Now())
-			}
-			if !watch {
-				return show(c.OutOrStdout())
-			}
-			return follow(c.Context(), c.OutOrStdout(), interval, !asJSON && isTerminal(os.Stdout), show)
+			return showStatus(c, a, client, watch)
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVarP(&watch, "watch", "w", false, "show again and again until interrupted")
-	c.Flags().BoolVar(&queues, "queues", false, "show what the WANs' queues do now, again and again on a terminal")
-	c.Flags().BoolVar(&once, "once", false, "with --queues: once, also on a terminal")
-	c.Flags().BoolVar(&metrics, "metrics", false, "print the numbers in Prometheus' text format (docs/metrics.md)")
-	c.Flags().DurationVar(&interval, "interval", 2*time.Second, "time between two looks with --watch, and with --queues (there 1s)")
+	jsonFlag(c, "print JSON")
+	flags := c.Flags()
+	flags.BoolVarP(&watch, "watch", "w", false, "update until interrupted")
+	flags.BoolVar(&queues, "queues", false,
+		"show rates, backlog and drops of the WANs' queues; on a terminal, updated every second")
+	flags.BoolVar(&once, "once", false, "with --queues: print one table, also on a terminal")
+	flags.BoolVar(&metrics, "metrics", false, "print all metrics in the Prometheus text format (docs/metrics.md)")
+	flags.Duration("interval", 2*time.Second, "time between two updates of --watch, and of --queues (there 1s)")
+	settings.Bind(flags, "interval", "interval")
 	return c
 }
 
-// statusFlags refuses what says nothing together.
+// showStatus prints the status, once or until interrupted.
+func showStatus(c *cobra.Command, a *app, client *control.Client, watch bool) error {
+	show := func(w io.Writer) error {
+		st, err := client.Status(c.Context())
+		if err != nil {
+			return err
+		}
+		if !a.PrintJSON {
+			return st.Print(w, time.Now())
+		}
+		enc := json.NewEncoder(w)
+		if !watch { // one object a line when a script follows
+			enc.SetIndent("", "  ")
+		}
+		return enc.Encode(st)
+	}
+	if !watch {
+		return show(c.OutOrStdout())
+	}
+	return follow(c.Context(), c.OutOrStdout(), a.Interval, !a.PrintJSON && isTerminal(os.Stdout), show)
+}
+
+// statusFlags refuses flags that contradict each other.
 func statusFlags(c *cobra.Command) error {
-	for _, pair := range [][2]string{{"metrics", "json"}, {"metrics", "watch"}, {"metrics", "queues"}, {"metrics", "once"}, {"queues", "watch"}} {
+	for _, pair := range [][2]string{{"metrics", "json"}, {"metrics", "watch"}, {"metrics", "queues"},
+		{"metrics", "once"}, {"queues", "watch"}} {
 		if c.Flags().Changed(pair[0]) && c.Flags().Changed(pair[1]) {
-			return usageError{fmt.Errorf("--%s and --%s do not go together (allowed: one of them)", pair[0], pair[1])}
+			return cli.UsageError{
+				Err: fmt.Errorf("--%s and --%s cannot be combined (allowed: one of them)", pair[0], pair[1]),
+			}
 		}
 	}
 	if c.Flags().Changed("once") && !c.Flags().Changed("queues") {
-		return usageError{errors.New("--once is of --queues (allowed: ringway status --queues --once)")}
+		return cli.UsageError{Err: errors.New("--once needs --queues (allowed: ringway status --queues --once)")}
 	}
 	return nil
 }
 
-// showQueues shows what the queues do between two looks: rates want two, so the first table comes after interval.
-func showQueues(c *cobra.Command, client *appliance.Client, interval time.Duration, asJSON, once bool) error {
+// showQueues prints the rates of the queues between two status requests, so the first table comes after one
+// interval.
+func showQueues(c *cobra.Command, client *control.Client, interval time.Duration, asJSON, once bool) error {
 	ctx, w := c.Context(), c.OutOrStdout()
-	var rates appliance.QueueWatch
-	look := func() (appliance.QueueView, error) {
+	var rates status.QueueRates
+	look := func() (status.QueueView, error) {
 		st, err := client.Status(ctx)
-		return rates.Look(st, time.Now()), err
+		return rates.Next(st, time.Now()), err
 	}
-	if _, err := look(); err != nil && (once || !errors.Is(err, appliance.ErrNotRunning)) {
+	if _, err := look(); err != nil && (once || !errors.Is(err, control.ErrNotRunning)) {
 		return err
 	}
 	tick := time.NewTicker(interval)
@@ -115,10 +128,10 @@ func showQueues(c *cobra.Command, client *appliance.Client, interval time.Durati
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && (once || !errors.Is(err, appliance.ErrNotRunning)):
+		case err != nil && (once || !errors.Is(err, control.ErrNotRunning)):
 			return err
 		case err != nil && asJSON:
-			continue // nobody reads words there; the daemon comes back, or the reader ends this
+			continue // a script expects objects only; the daemon may come back
 		}
 		if !asJSON && !once {
 			fmt.Fprint(w, "\x1b[H\x1b[2J")
@@ -131,13 +144,13 @@ func showQueues(c *cobra.Command, client *appliance.Client, interval time.Durati
 		default:
 			err = view.Print(w)
 		}
-		if once || err != nil && !errors.Is(err, appliance.ErrNotRunning) {
+		if once || err != nil && !errors.Is(err, control.ErrNotRunning) {
 			return err
 		}
 	}
 }
 
-// follow shows until ctx ends. A daemon that is away for a moment (a restart) is waited for.
+// follow calls show until ctx ends. It waits for a daemon that is not running, for instance during a restart.
 func follow(ctx context.Context, w io.Writer, interval time.Duration, clear bool, show func(io.Writer) error) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -146,7 +159,7 @@ func follow(ctx context.Context, w io.Writer, interval time.Duration, clear bool
 			fmt.Fprint(w, "\x1b[H\x1b[2J")
 		}
 		if err := show(w); err != nil && ctx.Err() == nil {
-			if !errors.Is(err, appliance.ErrNotRunning) {
+			if !errors.Is(err, control.ErrNotRunning) {
 				return err
 			}
 			fmt.Fprintln(w, err)

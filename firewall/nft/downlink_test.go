@@ -24,7 +24,9 @@ import (
 
 // shapedInwards is newWorld with the trees on both LANs.
 func shapedInwards(t *testing.T, downlink qos.BitRate) (*world, qos.Downlink) {
-	plan := qos.Input{WANs: []qos.WAN{{Interface: "wan0", Downlink: downlink, Margin: 3}}, LANs: []string{"voice0", "data0"},
+	plan := qos.Input{WANs: []qos.Egress{{
+		Interface: "wan0", Line: qos.Line{Downlink: downlink, Margin: 3},
+	}}, LANs: []string{"voice0", "data0"},
 		Classes: classes(), Features: qos.AssumedFeatures()}
 	for i := range plan.Classes {
 		plan.Classes[i].Limit = 50 * time.Millisecond
@@ -44,7 +46,9 @@ func shapedInwards(t *testing.T, downlink qos.BitRate) (*world, qos.Downlink) {
 // Only what a WAN brought in clear, and is no call, takes the WAN's queue.
 func TestWhatComesInTakesItsQueue(t *testing.T) {
 	w, _ := shapedInwards(t, 20*qos.Mbit)
-	for _, l := range []string{"addr add 2001:db8:99::1/64 dev eth0 nodad", "-6 route add 2001:db8:1::/48 via 2001:db8:99::2"} {
+	for _, l := range []string{
+		"addr add 2001:db8:99::1/64 dev eth0 nodad", "-6 route add 2001:db8:1::/48 via 2001:db8:99::2",
+	} {
 		w.internet.Run("ip", strings.Fields(l)...)
 	}
 	w.edge.Run("ip", strings.Fields("addr add 2001:db8:99::2/64 dev wan0 nodad")...)
@@ -70,20 +74,25 @@ func TestWhatComesInTakesItsQueue(t *testing.T) {
 		w.send(outside, from.Addr().Unmap().String(), int(from.Port()), 0)
 		w.receive(inside, c.what)
 		list := w.edge.Run("nft", "-y", "list", "table", "inet", "witness")
-		assert.Regexp(t, `"`+c.lan+`" . `+strconv.Itoa(port)+` . 0x[0-9a-f]{8} . `+c.priority+` . `, list, c.what)
+		assert.Regexp(
+			t, `"`+c.lan+`" . `+strconv.Itoa(port)+` . 0x[0-9a-f]{8} . `+c.priority+` . `, list, c.what,
+		)
 	}
-	// What comes out of tunnels is no business of the WAN's queue: calls go first, the rest has no priority of the tree's.
+	// What comes out of tunnels is no business of the WAN's queue: calls go first, the rest has no priority
+	// of the tree's.
 	phone, pc := w.listen(w.phone, phone4, 20001), w.listen(w.pc, pc4, 20002)
 	w.send(w.listen(w.far, farPhone4, 0), phone4, 20001, 46<<2)
 	w.receive(phone, "a call out of the tunnel")
 	w.assertSeen("voice0", 20001, 0x1200, "2:e0", "ef")
 	w.send(w.listen(w.far, farPC4, 0), pc4, 20002, 0)
 	w.receive(pc, "data out of the tunnel")
-	assert.NotRegexp(t, `"data0" . 20002 . 0x[0-9a-f]{8} . 2:`, w.edge.Run("nft", "-y", "list", "table", "inet", "witness"))
+	assert.NotRegexp(
+		t, `"data0" . 20002 . 0x[0-9a-f]{8} . 2:`, w.edge.Run("nft", "-y", "list", "table", "inet", "witness"),
+	)
 }
 
-// A flood from the internet at twice the line is held to its part of it, and a call out of the tunnel to the same LAN does not
-// wait behind it.
+// A flood from the internet at twice the line is limited to its part of it, and a call out of the tunnel to
+// the same LAN does not wait behind it.
 func TestAFloodFromTheInternetIsHeldAndCallsGoFirst(t *testing.T) {
 	const line = 20 * qos.Mbit
 	w, d := shapedInwards(t, line)
@@ -118,7 +127,9 @@ func TestAFloodFromTheInternetIsHeldAndCallsGoFirst(t *testing.T) {
 				if err != nil || n < 8 {
 					return
 				}
-				*into = append(*into, arrival{time.Now(), time.Since(start) - time.Duration(binary.BigEndian.Uint64(buf))})
+				*into = append(
+					*into, arrival{time.Now(), time.Since(start) - time.Duration(binary.BigEndian.Uint64(buf))},
+				)
 			}
 		})
 	}

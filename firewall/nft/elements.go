@@ -18,13 +18,15 @@ import (
 
 var types = map[string]nftables.SetDatatype{
 	"ipv4_addr": nftables.TypeIPAddr, "ipv6_addr": nftables.TypeIP6Addr, "inet_service": nftables.TypeInetService,
-	"ifname": nftables.TypeIFName, "icmp_type": nftables.TypeICMPType, "icmpv6_type": nftables.TypeICMP6Type, "classid": nftables.TypeClassID,
+	"ifname": nftables.TypeIFName, "icmp_type": nftables.TypeICMPType, "icmpv6_type": nftables.TypeICMP6Type,
+	"classid": nftables.TypeClassID,
 }
 
 func encodeSet(t *nftables.Table, s firewall.Set) (*nftables.Set, error) {
 	out := &nftables.Set{Table: t, Name: s.Name, Interval: s.Interval, IsMap: s.Data != ""}
 	if s.Size > 0 {
-		out.Dynamic, out.HasTimeout, out.Size, out.Timeout = true, true, s.Size, time.Duration(s.Timeout)*time.Second
+		out.Dynamic, out.HasTimeout = !s.Owned, true
+		out.Size, out.Timeout = s.Size, time.Duration(s.Timeout)*time.Second
 	}
 	var parts []nftables.SetDatatype
 	for w := range strings.SplitSeq(s.Type, " . ") {
@@ -36,7 +38,8 @@ func encodeSet(t *nftables.Table, s firewall.Set) (*nftables.Set, error) {
 	}
 	out.KeyType = parts[0]
 	if len(parts) > 1 {
-		out.KeyType = nftables.MustConcatSetType(parts...) // without the concatenation flag, which is for ranges
+		out.KeyType = nftables.MustConcatSetType(parts...)
+		out.Concatenation = s.Interval // the flag is for ranges alone
 	}
 	// Only what nft prints depends on it: names are in host order, the rest as on the wire.
 	out.KeyByteOrder = binaryutil.BigEndian
@@ -59,24 +62,12 @@ func encodeElements(s firewall.Set) ([]nftables.SetElement, error) {
 	}
 	var out []nftables.SetElement
 	for _, e := range s.Elements {
-		var key []byte
-		kinds, words := strings.Split(s.Type, " . "), strings.Split(e.Key, " . ")
-		if len(kinds) != len(words) {
-			return nil, fmt.Errorf("element %q is no %s", e.Key, s.Type)
+		k, err := encodeKey(s.Type, false, e.Key)
+		if err != nil {
+			return nil, err
 		}
-		for i, kind := range kinds {
-			b, err := value(kind, words[i])
-			if err != nil {
-				return nil, err
-			}
-			if len(kinds) > 1 {
-				b = append(b, make([]byte, (4-len(b)%4)%4)...) // each part fills whole registers
-			}
-			key = append(key, b...)
-		}
-		el := nftables.SetElement{Key: key}
+		el := nftables.SetElement{Key: []byte(k.key)}
 		if s.Data != "" {
-			var err error
 			if el.Val, err = value(s.Data, e.Value); err != nil {
 				return nil, err
 			}
@@ -84,6 +75,55 @@ func encodeElements(s firewall.Set) ([]nftables.SetElement, error) {
 		out = append(out, el)
 	}
 	return out, nil
+}
+
+// encodeKey gives an element's key in the kernel's bytes. Parts of a concatenation fill whole registers of
+// 32 bits.
+func encodeKey(typ string, interval bool, text string) (rawKey, error) {
+	kinds, words := strings.Split(typ, " . "), strings.Split(text, " . ")
+	if len(kinds) != len(words) {
+		return rawKey{}, fmt.Errorf("%q is not of type %s", text, typ)
+	}
+	var first, last []byte
+	for i, kind := range kinds {
+		low, high, err := keyPart(kind, interval, words[i])
+		if err != nil {
+			return rawKey{}, err
+		}
+		pad := 0
+		if len(kinds) > 1 {
+			pad = -len(low) & 3
+		}
+		first = append(append(first, low...), make([]byte, pad)...)
+		last = append(append(last, high...), make([]byte, pad)...)
+	}
+
+	k := rawKey{key: string(first)}
+	if interval {
+		k.end = string(last)
+	}
+	return k, nil
+}
+
+func keyPart(kind string, ranges bool, word string) (low, high []byte, err error) {
+	if ranges {
+		low, high, err = interval(kind, word)
+		if err == nil && bytes.Compare(low, high) > 0 {
+			err = fmt.Errorf("%q ends before it begins", word)
+		}
+		return low, high, err
+	}
+	low, err = value(kind, word)
+	return low, low, err
+}
+
+// keyWidths are the bytes that the parts of a concatenated key take.
+func keyWidths(typ string) []int {
+	var widths []int
+	for kind := range strings.SplitSeq(typ, " . ") {
+		widths = append(widths, (width(kind)+3)&^3)
+	}
+	return widths
 }
 
 // encodeIntervals makes of every range its first value and an end, the first value that is not in
@@ -120,7 +160,7 @@ func endsFirst(a, b nftables.SetElement) int {
 
 // value is one value in the kernel's bytes.
 func value(kind, word string) ([]byte, error) {
-	bad := fmt.Errorf("%q is no %s", word, kind)
+	bad := fmt.Errorf("%q is not of type %s", word, kind)
 	switch kind {
 	case "ipv4_addr", "ipv6_addr":
 		a, err := netip.ParseAddr(word)
@@ -182,7 +222,7 @@ func width(kind string) int { return int(types[kind].Bytes) }
 func interval(kind, text string) (low, high []byte, err error) {
 	if p, perr := netip.ParsePrefix(text); perr == nil {
 		if p.Addr().Is4() != (kind == "ipv4_addr") {
-			return nil, nil, fmt.Errorf("%q is no %s", text, kind)
+			return nil, nil, fmt.Errorf("%q is not of type %s", text, kind)
 		}
 		low = p.Masked().Addr().AsSlice()
 		high = slices.Clone(low)
@@ -242,7 +282,8 @@ func decodeElements(s firewall.Set, elems []nftables.SetElement) ([]firewall.Ele
 				padded = (n + 3) / 4 * 4
 			}
 			if n == 0 || len(rest) < padded {
-				return []firewall.Element{{Key: fmt.Sprintf("0x%x", el.Key)}}, nil // a stranger's set: shown, never equal
+				// a stranger's set: shown, never equal
+				return []firewall.Element{{Key: fmt.Sprintf("0x%x", el.Key)}}, nil
 			}
 			words = append(words, word(kind, rest[:n]))
 			rest = rest[padded:]

@@ -16,19 +16,36 @@ import (
 var metaKeys = map[string]expr.MetaKey{
 	"mark": expr.MetaKeyMARK, "iifname": expr.MetaKeyIIFNAME, "oifname": expr.MetaKeyOIFNAME,
 	"nfproto": expr.MetaKeyNFPROTO, "l4proto": expr.MetaKeyL4PROTO, "priority": expr.MetaKeyPRIORITY,
+	"pkttype": expr.MetaKeyPKTTYPE,
 }
 
-var ctKeys = map[string]expr.CtKey{"mark": expr.CtKeyMARK, "state": expr.CtKeySTATE}
+var ctKeys = map[string]expr.CtKey{
+	"mark": expr.CtKeyMARK, "state": expr.CtKeySTATE, "direction": expr.CtKeyDIRECTION, "protocol": expr.CtKeyPROTOCOL,
+}
 
-var payloadBases = map[string]expr.PayloadBase{"network": expr.PayloadBaseNetworkHeader, "transport": expr.PayloadBaseTransportHeader}
+var payloadBases = map[string]expr.PayloadBase{
+	"network": expr.PayloadBaseNetworkHeader, "transport": expr.PayloadBaseTransportHeader,
+}
 
-var cmpOps = map[string]expr.CmpOp{"eq": expr.CmpOpEq, "neq": expr.CmpOpNeq}
+var cmpOps = map[string]expr.CmpOp{
+	"eq": expr.CmpOpEq, "neq": expr.CmpOpNeq, "lt": expr.CmpOpLt, "gte": expr.CmpOpGte,
+}
+
+// limitUnits are those of a dynset, by Expr.Key.
+var limitUnits = map[string]expr.LimitType{"": expr.LimitTypePktBytes, "packets": expr.LimitTypePkts}
+
+// Keys of the expressions fib and socket; the plan has no others.
+const (
+	addressTypeKey = "daddr type"
+	transparentKey = "transparent"
+)
 
 var verdicts = map[string]expr.VerdictKind{
-	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "return": expr.VerdictReturn, "jump": expr.VerdictJump, "goto": expr.VerdictGoto,
+	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "return": expr.VerdictReturn, "jump": expr.VerdictJump,
+	"goto": expr.VerdictGoto,
 }
 
-// name is the key of v in m; what m does not know gets a number, which equals nothing wanted.
+// name is the key of v in m. A value that is not in m gets a name that equals nothing wanted.
 func name[V comparable](m map[string]V, v V) string {
 	for k, x := range m {
 		if x == v {
@@ -38,82 +55,152 @@ func name[V comparable](m map[string]V, v V) string {
 	return fmt.Sprintf("unknown %v", v)
 }
 
-// encode makes the library's expression of e.
+func encodePayload(base expr.PayloadBase, e firewall.Expr) *expr.Payload {
+	p := &expr.Payload{Base: base, Offset: e.Offset, Len: e.Len}
+	if !e.Write {
+		p.DestRegister = e.Reg
+		return p
+	}
+	p.OperationType, p.SourceRegister = expr.PayloadWrite, e.Reg
+	if e.Csum {
+		p.CsumType, p.CsumOffset = expr.CsumTypeInet, 10
+	}
+	return p
+}
+
+func encodeDynset(e firewall.Expr) *expr.Dynset {
+	over := &expr.Limit{
+		Type: limitUnits[e.Key], Rate: e.Rate, Over: true, Unit: expr.LimitTimeSecond, Burst: e.Burst,
+	}
+	return &expr.Dynset{
+		SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{over},
+	}
+}
+
+// encode converts e to the library's expression.
 func encode(e firewall.Expr) (expr.Any, error) {
-	var bad error
-	raw := func(s string) []byte {
-		b, err := hex.DecodeString(s)
-		if err != nil {
-			bad = err
-		}
-		return b
+	c := encoder{Expr: e}
+	out := c.load()
+	if out == nil {
+		out = c.compute()
 	}
-	known := func(ok bool) {
-		if !ok {
-			bad = fmt.Errorf("expression %s has no meaning here", e)
-		}
+	if out == nil {
+		out = c.act()
 	}
-	var out expr.Any
-	switch e.Op {
+	if out == nil && c.bad == nil {
+		c.known(false)
+	}
+	return out, c.bad
+}
+
+type encoder struct {
+	firewall.Expr
+	bad error
+}
+
+func (c *encoder) known(ok bool) {
+	if !ok {
+		c.bad = fmt.Errorf("expression %s is not supported", c.Expr)
+	}
+}
+
+func (c *encoder) raw(s string) []byte {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		c.bad = err
+	}
+	return b
+}
+
+// load is an expression that reads from or writes to a packet and what belongs to it; nil: it is another one.
+func (c *encoder) load() expr.Any {
+	switch c.Op {
 	case "meta":
-		k, ok := metaKeys[e.Key]
-		known(ok)
-		out = &expr.Meta{Key: k, SourceRegister: e.Write, Register: e.Reg}
+		k, ok := metaKeys[c.Key]
+		c.known(ok)
+		return &expr.Meta{Key: k, SourceRegister: c.Write, Register: c.Reg}
 	case "ct":
-		k, ok := ctKeys[e.Key]
-		known(ok)
-		out = &expr.Ct{Key: k, SourceRegister: e.Write, Register: e.Reg}
+		k, ok := ctKeys[c.Key]
+		c.known(ok)
+		return &expr.Ct{Key: k, SourceRegister: c.Write, Register: c.Reg}
 	case "payload":
-		base, ok := payloadBases[e.Key]
-		known(ok)
-		p := &expr.Payload{Base: base, Offset: e.Offset, Len: e.Len}
-		if e.Write {
-			p.OperationType, p.SourceRegister = expr.PayloadWrite, e.Reg
-			if e.Csum {
-				p.CsumType, p.CsumOffset = expr.CsumTypeInet, 10
-			}
-		} else {
-			p.DestRegister = e.Reg
-		}
-		out = p
+		base, ok := payloadBases[c.Key]
+		c.known(ok)
+		return encodePayload(base, c.Expr)
 	case "exthdr":
-		kind, err := strconv.ParseUint(e.Key, 10, 8)
-		known(err == nil && e.Write)
-		out = &expr.Exthdr{SourceRegister: e.Reg, Type: uint8(kind), Offset: e.Offset, Len: e.Len, Op: expr.ExthdrOpTcpopt}
-	case "cmp":
-		op, ok := cmpOps[e.Key]
-		known(ok)
-		out = &expr.Cmp{Op: op, Register: e.Reg, Data: raw(e.Data)}
-	case "bitwise":
-		out = &expr.Bitwise{SourceRegister: e.Reg, DestRegister: e.Reg, Len: e.Len, Mask: raw(e.Mask), Xor: raw(e.Xor)}
-	case "lookup":
-		out = &expr.Lookup{SourceRegister: e.Reg, DestRegister: e.Dest, IsDestRegSet: e.Dest != 0, SetName: e.Name, Invert: e.Invert}
-	case "immediate":
-		out = &expr.Immediate{Register: e.Reg, Data: raw(e.Data)}
-	case "objref":
-		out = &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: e.Name}
-	case "limit":
-		out = &expr.Limit{Type: expr.LimitTypePkts, Rate: e.Rate, Unit: expr.LimitTimeSecond, Burst: e.Burst}
-	case "dynset":
-		out = &expr.Dynset{SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
-			&expr.Limit{Type: expr.LimitTypePktBytes, Rate: e.Rate, Over: true, Unit: expr.LimitTimeSecond, Burst: e.Burst}}}
-	case "verdict":
-		k, ok := verdicts[e.Key]
-		known(ok)
-		out = &expr.Verdict{Kind: k, Chain: e.Name}
-	case "masq":
-		out = &expr.Masq{}
-	case "notrack":
-		out = &expr.Notrack{}
-	default:
-		known(false)
+		kind, err := strconv.ParseUint(c.Key, 10, 8)
+		c.known(err == nil && c.Write)
+		return &expr.Exthdr{
+			SourceRegister: c.Reg, Type: uint8(kind), Offset: c.Offset, Len: c.Len, Op: expr.ExthdrOpTcpopt,
+		}
+	case "fib":
+		c.known(c.Key == addressTypeKey)
+		return &expr.Fib{Register: c.Reg, FlagDADDR: true, ResultADDRTYPE: true}
+	case "socket":
+		c.known(c.Key == transparentKey)
+		return &expr.Socket{Key: expr.SocketKeyTransparent, Register: c.Reg}
 	}
-	return out, bad
+	return nil
+}
+
+// compute is an expression that compares or changes registers; nil: it is another one.
+func (c *encoder) compute() expr.Any {
+	switch c.Op {
+	case "cmp":
+		op, ok := cmpOps[c.Key]
+		c.known(ok)
+		return &expr.Cmp{Op: op, Register: c.Reg, Data: c.raw(c.Data)}
+	case "bitwise":
+		return &expr.Bitwise{
+			SourceRegister: c.Reg, DestRegister: c.Reg, Len: c.Len, Mask: c.raw(c.Mask), Xor: c.raw(c.Xor),
+		}
+	case "lookup":
+		return &expr.Lookup{
+			SourceRegister: c.Reg, DestRegister: c.Dest, IsDestRegSet: c.Dest != 0, SetName: c.Name,
+			Invert: c.Invert,
+		}
+	case "immediate":
+		return &expr.Immediate{Register: c.Reg, Data: c.raw(c.Data)}
+	}
+	return nil
+}
+
+// act is an expression that counts, limits or decides; nil: it is another one.
+func (c *encoder) act() expr.Any {
+	switch c.Op {
+	case "objref":
+		return &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: c.Name}
+	case "limit":
+		return &expr.Limit{Type: expr.LimitTypePkts, Rate: c.Rate, Unit: expr.LimitTimeSecond, Burst: c.Burst}
+	case "dynset":
+		_, ok := limitUnits[c.Key]
+		c.known(ok)
+		return encodeDynset(c.Expr)
+	case "tproxy":
+		return &expr.TProxy{RegPort: c.Reg}
+	case "verdict":
+		k, ok := verdicts[c.Key]
+		c.known(ok)
+		return &expr.Verdict{Kind: k, Chain: c.Name}
+	case "masq":
+		return &expr.Masq{}
+	case "notrack":
+		return &expr.Notrack{}
+	}
+	return nil
 }
 
 // decode is encode's inverse. What the plan never makes becomes an Expr that equals nothing wanted.
 func decode(a expr.Any) firewall.Expr {
-	h := hex.EncodeToString
+	for _, f := range []func(expr.Any) firewall.Expr{decodeLoad, decodeCompute, decodeAct} {
+		if e := f(a); e.Op != "" {
+			return e
+		}
+	}
+	return firewall.Expr{Op: strings.TrimPrefix(fmt.Sprintf("%T", a), "*expr.")}
+}
+
+func decodeLoad(a expr.Any) (none firewall.Expr) {
 	switch e := a.(type) {
 	case *expr.Meta:
 		return firewall.Expr{Op: "meta", Key: name(metaKeys, e.Key), Write: e.SourceRegister, Reg: e.Register}
@@ -124,7 +211,9 @@ func decode(a expr.Any) firewall.Expr {
 		}
 		return firewall.Expr{Op: "ct", Key: name(ctKeys, e.Key), Reg: e.Register}
 	case *expr.Payload:
-		out := firewall.Expr{Op: "payload", Key: name(payloadBases, e.Base), Reg: e.DestRegister, Offset: e.Offset, Len: e.Len}
+		out := firewall.Expr{
+			Op: "payload", Key: name(payloadBases, e.Base), Reg: e.DestRegister, Offset: e.Offset, Len: e.Len,
+		}
 		if e.SourceRegister != 0 {
 			out.Write, out.Reg = true, e.SourceRegister
 			out.Csum = e.CsumType == expr.CsumTypeInet && e.CsumOffset == 10
@@ -132,18 +221,46 @@ func decode(a expr.Any) firewall.Expr {
 		return out
 	case *expr.Exthdr:
 		if e.Op == expr.ExthdrOpTcpopt && e.SourceRegister != 0 {
-			return firewall.Expr{Op: "exthdr", Key: fmt.Sprint(e.Type), Write: true, Reg: e.SourceRegister, Offset: e.Offset, Len: e.Len}
+			return firewall.Expr{
+				Op: "exthdr", Key: fmt.Sprint(e.Type), Write: true, Reg: e.SourceRegister, Offset: e.Offset,
+				Len: e.Len,
+			}
 		}
+	case *expr.Fib:
+		if *e == (expr.Fib{Register: e.Register, FlagDADDR: true, ResultADDRTYPE: true}) {
+			return firewall.Expr{Op: "fib", Key: addressTypeKey, Reg: e.Register}
+		}
+	case *expr.Socket:
+		if e.Key == expr.SocketKeyTransparent {
+			return firewall.Expr{Op: "socket", Key: transparentKey, Reg: e.Register}
+		}
+	}
+	return none
+}
+
+func decodeCompute(a expr.Any) (none firewall.Expr) {
+	h := hex.EncodeToString
+	switch e := a.(type) {
 	case *expr.Cmp:
 		return firewall.Expr{Op: "cmp", Key: name(cmpOps, e.Op), Reg: e.Register, Data: h(e.Data)}
 	case *expr.Bitwise:
 		if e.SourceRegister == e.DestRegister && len(e.Mask) > 0 {
-			return firewall.Expr{Op: "bitwise", Reg: e.SourceRegister, Len: e.Len, Mask: h(e.Mask), Xor: h(e.Xor)}
+			return firewall.Expr{
+				Op: "bitwise", Reg: e.SourceRegister, Len: e.Len, Mask: h(e.Mask), Xor: h(e.Xor),
+			}
 		}
 	case *expr.Lookup:
-		return firewall.Expr{Op: "lookup", Reg: e.SourceRegister, Dest: e.DestRegister, Name: e.SetName, Invert: e.Invert}
+		return firewall.Expr{
+			Op: "lookup", Reg: e.SourceRegister, Dest: e.DestRegister, Name: e.SetName, Invert: e.Invert,
+		}
 	case *expr.Immediate:
 		return firewall.Expr{Op: "immediate", Reg: e.Register, Data: h(e.Data)}
+	}
+	return none
+}
+
+func decodeAct(a expr.Any) (none firewall.Expr) {
+	switch e := a.(type) {
 	case *expr.Objref:
 		if e.Type == int(nftables.ObjTypeCounter) {
 			return firewall.Expr{Op: "objref", Name: e.Name}
@@ -153,10 +270,12 @@ func decode(a expr.Any) firewall.Expr {
 			return firewall.Expr{Op: "limit", Rate: e.Rate, Burst: e.Burst}
 		}
 	case *expr.Dynset:
-		if e.Operation == unix.NFT_DYNSET_OP_UPDATE && e.SrcRegData == 0 && e.Timeout == 0 && !e.Invert && len(e.Exprs) == 1 {
-			if l, ok := e.Exprs[0].(*expr.Limit); ok && l.Type == expr.LimitTypePktBytes && l.Unit == expr.LimitTimeSecond && l.Over {
-				return firewall.Expr{Op: "dynset", Reg: e.SrcRegKey, Name: e.SetName, Rate: l.Rate, Burst: l.Burst}
-			}
+		if out, ok := decodeDynset(e); ok {
+			return out
+		}
+	case *expr.TProxy:
+		if e.Family == 0 && e.RegAddr == 0 {
+			return firewall.Expr{Op: "tproxy", Reg: e.RegPort}
 		}
 	case *expr.Verdict:
 		return firewall.Expr{Op: "verdict", Key: name(verdicts, e.Kind), Name: e.Chain}
@@ -167,7 +286,23 @@ func decode(a expr.Any) firewall.Expr {
 			return firewall.Expr{Op: "masq"}
 		}
 	}
-	return firewall.Expr{Op: strings.TrimPrefix(fmt.Sprintf("%T", a), "*expr.")}
+	return none
+}
+
+// decodeDynset reads a rate limit for each flow; ok is false for any other update of a set.
+func decodeDynset(e *expr.Dynset) (out firewall.Expr, ok bool) {
+	plain := e.Operation == unix.NFT_DYNSET_OP_UPDATE && e.SrcRegData == 0 && e.Timeout == 0 && !e.Invert
+	if !plain || len(e.Exprs) != 1 {
+		return out, false
+	}
+	l, ok := e.Exprs[0].(*expr.Limit)
+	if !ok || l.Unit != expr.LimitTimeSecond || !l.Over {
+		return out, false
+	}
+	return firewall.Expr{
+		Op: "dynset", Key: name(limitUnits, l.Type), Reg: e.SrcRegKey, Name: e.SetName, Rate: l.Rate,
+		Burst: l.Burst,
+	}, true
 }
 
 var hooks = map[string]nftables.ChainHook{

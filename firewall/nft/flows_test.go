@@ -11,8 +11,9 @@ import (
 	"ringway/qos"
 )
 
-// A flow of media that sends more than a call does is held to its bound; another one beside it, from the same phone to the same
-// phone, loses nothing. What no transport's ports tell apart is bounded by its two addresses. Data is nobody's business here.
+// A flow of media that sends more than a call does is limited to its bound; another one beside it, from the
+// same phone to the same phone, loses nothing. What no transport's ports tell apart is bounded by its two
+// addresses. Data is nobody's business here.
 func TestAFlowOfMediaIsHeldToItsBound(t *testing.T) {
 	const ef, size = 46 << 2, 1000
 	in := branch()
@@ -44,14 +45,18 @@ func TestAFlowOfMediaIsHeldToItsBound(t *testing.T) {
 	}
 
 	before := over()
-	w.phone.Run("ping", "-q", "-n", "-A", "-c", "50", "-l", "50", "-W", "1", "-Q", "0xb8", "-s", "972", farPhone4)
+	w.phone.Run(
+		"ping", "-q", "-n", "-A", "-c", "50", "-l", "50", "-W", "1", "-Q", "0xb8", "-s", "972", farPhone4,
+	)
 	assert.Greater(t, over(), before+10, "no UDP")
 
 	// What the rules keep of flows is no difference, and another bound changes the rules alone.
 	assert.Empty(t, applyIn(t, w.edge, firewall.Want(in)))
 	in.Classes[0].FlowLimit = 128 * qos.Kbit
 	for _, c := range applyIn(t, w.edge, firewall.Want(in)) {
-		assert.Contains(t, []firewall.Op{firewall.AddRule, firewall.InsertRule, firewall.DeleteRule}, c.Op, "%s", c)
+		assert.Contains(
+			t, []firewall.Op{firewall.AddRule, firewall.InsertRule, firewall.DeleteRule}, c.Op, "%s", c,
+		)
 	}
 	in.Classes[0].FlowLimit = 0
 	require.NotEmpty(t, applyIn(t, w.edge, firewall.Want(in)))

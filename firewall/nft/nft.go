@@ -1,11 +1,12 @@
-// Package nft is the adapter between the plan of package firewall and nf_tables, and the only
-// importer of google/nftables. It reads the table `inet ringway`, changes it in one transaction,
-// and reads its counters, all in the calling thread's network namespace. Only appliance imports it.
+// Package nft is the adapter between the plan of package firewall and nf_tables, and the only importer of
+// google/nftables. It reads the table `inet ringway`, changes it in one transaction, changes the elements
+// of its dynamic sets, and reads its counters, all in the calling thread's network namespace. Only
+// appliance imports it.
 //
-// What the library cannot do is kept out of the plan: it has no shift in Bitwise, does not read
-// back where `ct mark set` takes its value from, drops expressions that it does not know (rt,
-// byteorder) and writes no byte order for a map's values, so that `nft list` prints a classid
-// backwards. The values themselves are right; they are compared raw.
+// What the library cannot do is kept out of the plan: it has no shift in Bitwise, does not read back where
+// `ct mark set` takes its value from, and writes no byte order for a map's values, so that `nft list` prints a
+// classid backwards. The values themselves are right; they are compared raw. Rules are read here (rules.go),
+// since it drops expressions that it does not know (tproxy, socket, rt, byteorder).
 package nft
 
 import (
@@ -51,13 +52,15 @@ func table() *nftables.Table {
 }
 
 // find gives the kernel's table, nil where it is not there.
-func find(c *nftables.Conn) (*nftables.Table, error) {
+func find(c *nftables.Conn) (*nftables.Table, error) { return findTable(c, firewall.Table) }
+
+func findTable(c *nftables.Conn, name string) (*nftables.Table, error) {
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fmt.Errorf("list nf_tables tables: %w", err)
 	}
 	for _, t := range tables {
-		if t.Name == firewall.Table {
+		if t.Name == name {
 			return t, nil
 		}
 	}
@@ -75,78 +78,93 @@ func Observe() (firewall.State, error) {
 }
 
 func observe(c *nftables.Conn) (firewall.State, error) {
-	var s firewall.State
 	found, err := find(c)
 	if err != nil || found == nil {
-		return s, err
+		return firewall.State{}, err
 	}
 	// The library reads the flags in host order, the kernel sends them in network order.
 	flags := found.Flags | bits.ReverseBytes32(found.Flags)
-	s.Present, s.Dormant = true, flags&unix.NFT_TABLE_F_DORMANT != 0
-	t := table()
-	objs, err := c.GetNamedObjects(t)
+	s := firewall.State{Present: true, Dormant: flags&unix.NFT_TABLE_F_DORMANT != 0}
+
+	if s.Counters, err = observeCounters(c); err != nil {
+		return s, err
+	}
+	if s.Sets, err = observeSets(c); err != nil {
+		return s, err
+	}
+	s.Chains, err = observeChains(c)
+	return s, err
+}
+
+func observeCounters(c *nftables.Conn) (names []string, err error) {
+	objs, err := c.GetNamedObjects(table())
 	if err != nil {
-		return s, fmt.Errorf("list counters of table inet %s: %w", t.Name, err)
+		return nil, fmt.Errorf("list counters of table inet %s: %w", firewall.Table, err)
 	}
 	for _, o := range objs {
 		if n, ok := o.(*nftables.NamedObj); ok && n.Type == nftables.ObjTypeCounter {
-			s.Counters = append(s.Counters, n.Name)
+			names = append(names, n.Name)
 		}
 	}
-	sort.Strings(s.Counters)
-	sets, err := c.GetSets(t)
+	sort.Strings(names)
+	return names, nil
+}
+
+func observeSets(c *nftables.Conn) (out []firewall.Set, err error) {
+	sets, err := c.GetSets(table())
 	if err != nil {
-		return s, fmt.Errorf("list sets of table inet %s: %w", t.Name, err)
+		return nil, fmt.Errorf("list sets of table inet %s: %w", firewall.Table, err)
 	}
 	for _, set := range sets {
 		if set.Anonymous {
-			continue // belongs to its rule, which nobody but a stranger wrote
-		}
-		if set.Dynamic {
-			s.Sets = append(s.Sets, firewall.Set{Name: set.Name, Type: set.KeyType.Name, Size: set.Size, Timeout: uint32(set.Timeout / time.Second)})
-			continue // what flows there are is not ours to keep
-		}
-		elems, err := c.GetSetElements(set)
-		if err != nil {
-			return s, fmt.Errorf("list elements of set %s: %w", set.Name, err)
+			continue // part of a rule, which the plan never makes
 		}
 		got := firewall.Set{Name: set.Name, Type: set.KeyType.Name, Interval: set.Interval}
+		if set.Dynamic || set.HasTimeout {
+			// Flows that rules have found, or a component's elements: not the plan's to compare.
+			got.Size, got.Timeout, got.Owned = set.Size, uint32(set.Timeout/time.Second), !set.Dynamic
+			out = append(out, got)
+			continue
+		}
+
+		elems, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("list elements of set %s: %w", set.Name, err)
+		}
 		if set.IsMap {
 			got.Data = set.DataType.Name
 		}
 		if got.Elements, err = decodeElements(got, elems); err != nil {
-			return s, fmt.Errorf("read set %s: %w", set.Name, err)
+			return nil, fmt.Errorf("read set %s: %w", set.Name, err)
 		}
-		s.Sets = append(s.Sets, got.Canonical())
+		out = append(out, got.Canonical())
 	}
-	slices.SortFunc(s.Sets, func(a, b firewall.Set) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b firewall.Set) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func observeChains(c *nftables.Conn) (out []firewall.Chain, err error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return s, fmt.Errorf("list chains: %w", err)
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	rules, err := observeRules()
+	if err != nil {
+		return nil, err
 	}
 	for _, ch := range chains {
-		if ch.Table.Name != t.Name {
+		if ch.Table.Name != firewall.Table {
 			continue
 		}
 		got := decodeChain(ch)
-		rules, err := c.GetRules(t, ch)
-		if err != nil {
-			return s, fmt.Errorf("list rules of chain %s: %w", ch.Name, err)
-		}
-		for _, r := range rules {
-			rule := firewall.Rule{Handle: r.Handle}
-			for _, e := range r.Exprs {
-				rule.Exprs = append(rule.Exprs, decode(e))
-			}
-			got.Rules = append(got.Rules, rule)
-		}
-		s.Chains = append(s.Chains, got)
+		got.Rules = rules[ch.Name]
+		out = append(out, got)
 	}
-	return s, nil
+	return out, nil
 }
 
-// Apply makes all changes in one transaction: the kernel takes all of them or none.
-func Apply(changes []firewall.Change) error {
+// transact makes all changes to t in one transaction, and with them what more queues, which may be nil.
+func transact(t *nftables.Table, changes []firewall.Change, more func(*nftables.Conn) error) error {
 	if len(changes) == 0 {
 		return nil
 	}
@@ -155,16 +173,25 @@ func Apply(changes []firewall.Change) error {
 		return err
 	}
 	defer c.CloseLasting()
+
 	for _, ch := range changes {
-		if err := queue(c, ch); err != nil {
+		if err := queue(c, t, ch); err != nil {
 			return fmt.Errorf("%s: %w", ch, err)
+		}
+	}
+	if more != nil {
+		if err := more(c); err != nil {
+			return err
 		}
 	}
 	if err := c.Flush(); err != nil {
 		if len(changes) == 1 {
 			return fmt.Errorf("%s: %w", changes[0], err)
 		}
-		return fmt.Errorf("apply %d changes to table inet %s in one transaction (nothing was changed): %w", len(changes), firewall.Table, err)
+		return fmt.Errorf(
+			"apply %d changes to table inet %s in one transaction (nothing was changed): %w", len(changes),
+			t.Name, err,
+		)
 	}
 	return nil
 }
@@ -172,9 +199,8 @@ func Apply(changes []firewall.Change) error {
 // elementsPerMessage keeps a message's list of elements under netlink's 64 KiB for one attribute.
 const elementsPerMessage = 256
 
-func queue(c *nftables.Conn, ch firewall.Change) error {
-	t := table()
-	set := func() (*nftables.Set, error) { return encodeSet(t, ch.Set) }
+// queue adds one change of t to c's transaction.
+func queue(c *nftables.Conn, t *nftables.Table, ch firewall.Change) error {
 	chain := &nftables.Chain{Table: t, Name: ch.Name}
 	switch ch.Op {
 	case firewall.AddTable:
@@ -185,38 +211,12 @@ func queue(c *nftables.Conn, ch firewall.Change) error {
 		c.AddObj(&nftables.CounterObj{Table: t, Name: ch.Name})
 	case firewall.DeleteCounter:
 		c.DeleteObject(&nftables.CounterObj{Table: t, Name: ch.Name})
-	case firewall.AddSet:
-		s, err := set()
-		if err != nil {
-			return err
-		}
-		return c.AddSet(s, nil)
-	case firewall.DeleteSet, firewall.FlushSet:
-		s := &nftables.Set{Table: t, Name: ch.Name}
-		if ch.Op == firewall.DeleteSet {
-			c.DelSet(s)
-		} else {
-			c.FlushSet(s)
-		}
-	case firewall.AddElements, firewall.DeleteElements:
-		s, err := set()
-		if err != nil {
-			return err
-		}
-		elems, err := encodeElements(ch.Set)
-		if err != nil {
-			return err
-		}
-		for part := range slices.Chunk(elems, elementsPerMessage) {
-			if ch.Op == firewall.AddElements {
-				err = c.SetAddElements(s, part)
-			} else {
-				err = c.SetDeleteElements(s, part)
-			}
-			if err != nil {
-				return err
-			}
-		}
+	case firewall.AddSet, firewall.AddElements, firewall.DeleteElements:
+		return queueSet(c, t, ch)
+	case firewall.DeleteSet:
+		c.DelSet(&nftables.Set{Table: t, Name: ch.Name})
+	case firewall.FlushSet:
+		c.FlushSet(&nftables.Set{Table: t, Name: ch.Name})
 	case firewall.AddChain:
 		full, err := encodeChain(t, ch.Chain)
 		if err != nil {
@@ -230,22 +230,51 @@ func queue(c *nftables.Conn, ch firewall.Change) error {
 	case firewall.DeleteRule:
 		return c.DelRule(&nftables.Rule{Table: t, Chain: chain, Handle: ch.Rule.Handle})
 	case firewall.AddRule, firewall.InsertRule:
-		exprs := make([]expr.Any, len(ch.Rule.Exprs))
-		for i, e := range ch.Rule.Exprs {
-			var err error
-			if exprs[i], err = encode(e); err != nil {
-				return err
-			}
-		}
-		r := &nftables.Rule{Table: t, Chain: chain, Exprs: exprs}
-		if ch.Op == firewall.InsertRule {
-			r.Position = ch.Before
-			c.InsertRule(r)
-		} else {
-			c.AddRule(r)
-		}
+		return queueRule(c, &nftables.Rule{Table: t, Chain: chain}, ch)
 	default:
 		return fmt.Errorf("unknown operation %q", ch.Op)
+	}
+	return nil
+}
+
+func queueSet(c *nftables.Conn, t *nftables.Table, ch firewall.Change) error {
+	s, err := encodeSet(t, ch.Set)
+	if err != nil {
+		return err
+	}
+	if ch.Op == firewall.AddSet {
+		return c.AddSet(s, nil)
+	}
+
+	elems, err := encodeElements(ch.Set)
+	if err != nil {
+		return err
+	}
+	change := c.SetAddElements
+	if ch.Op == firewall.DeleteElements {
+		change = c.SetDeleteElements
+	}
+	for part := range slices.Chunk(elems, elementsPerMessage) {
+		if err := change(s, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func queueRule(c *nftables.Conn, r *nftables.Rule, ch firewall.Change) error {
+	for _, e := range ch.Rule.Exprs {
+		x, err := encode(e)
+		if err != nil {
+			return err
+		}
+		r.Exprs = append(r.Exprs, x)
+	}
+	if ch.Op == firewall.InsertRule {
+		r.Position = ch.Before
+		c.InsertRule(r)
+	} else {
+		c.AddRule(r)
 	}
 	return nil
 }

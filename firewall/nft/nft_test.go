@@ -28,9 +28,20 @@ func prefixes(list ...string) []netip.Prefix {
 func classes() []qos.Class {
 	port := func(p qos.Protocol, n uint16) qos.PortMatch { return qos.PortMatch{Protocol: p, Low: n, High: n} }
 	return []qos.Class{
-		{Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Share: 30, Limit: 20 * time.Millisecond, FlowLimit: 256 * qos.Kbit},
-		{Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Share: 10, Ports: []qos.PortMatch{port(qos.UDP, 5060), port(qos.TCP, 5060), port(qos.TCP, 5061)}},
-		{Name: qos.Data, Outer: 0, Share: 50, Ports: []qos.PortMatch{port(qos.UDP, 67), port(qos.UDP, 123), port(qos.TCP, 80), port(qos.TCP, 443)}},
+		{
+			Name: qos.Media, DSCP: []qos.DSCP{46}, Outer: 46, Share: 30, Limit: 20 * time.Millisecond,
+			FlowLimit: 256 * qos.Kbit,
+		},
+		{
+			Name: qos.Signalling, DSCP: []qos.DSCP{24, 40, 26}, Outer: 24, Share: 10,
+			Ports: []qos.PortMatch{port(qos.UDP, 5060), port(qos.TCP, 5060), port(qos.TCP, 5061)},
+		},
+		{
+			Name: qos.Data, Outer: 0, Share: 50,
+			Ports: []qos.PortMatch{
+				port(qos.UDP, 67), port(qos.UDP, 123), port(qos.TCP, 80), port(qos.TCP, 443),
+			},
+		},
 		{Name: qos.Background, DSCP: []qos.DSCP{8, 1}, Outer: 8, Share: 5},
 	}
 }
@@ -51,10 +62,17 @@ func branch() firewall.Input {
 		Classes:           classes(),
 		Slow:              []firewall.SlowWAN{{Device: "wan0", Sent: 1198, Received: 1400}},
 		Priorities: []firewall.Priority{
-			{WAN: "wan0", Class: qos.Media, ClassID: 0x10010}, {WAN: "wan0", Class: qos.Signalling, ClassID: 0x10020},
-			{WAN: "wan0", Class: qos.Data, ClassID: 0x10030}, {WAN: "wan0", Class: qos.Background, ClassID: 0x10040},
+			{
+				WAN: "wan0", Class: qos.Media, ClassID: 0x10010,
+			}, {WAN: "wan0", Class: qos.Signalling, ClassID: 0x10020},
+			{
+				WAN: "wan0", Class: qos.Data, ClassID: 0x10030,
+			}, {WAN: "wan0", Class: qos.Background, ClassID: 0x10040},
 		},
-		Downlink: firewall.Downlink{LANs: []string{"data0", "voice0"}, CallsID: qos.CallsID, WANs: []firewall.WANQueue{{WAN: "wan0", ClassID: 0x20010}}},
+		Downlink: firewall.Downlink{
+			LANs: []string{"data0", "voice0"}, CallsID: qos.CallsID,
+			WANs: []firewall.WANQueue{{WAN: "wan0", ClassID: 0x20010}},
+		},
 		Peers: []firewall.Peer{
 			{Endpoint: netip.MustParseAddrPort("203.0.113.2:51820"), Class: qos.Media, ClassID: 0x10110},
 			{Endpoint: netip.MustParseAddrPort("[2001:db8:f::2]:51820"), Class: qos.Media, ClassID: 0x10110},
@@ -72,7 +90,7 @@ func observeIn(t *testing.T, ns *netnstest.NS) firewall.State {
 func applyIn(t *testing.T, ns *netnstest.NS, want firewall.State) []firewall.Change {
 	t.Helper()
 	changes := firewall.Diff(want, observeIn(t, ns))
-	require.NoError(t, ns.Do(func() error { return Apply(changes) }))
+	require.NoError(t, ns.Do(func() error { return (&Ruleset{}).Apply(changes) }))
 	return changes
 }
 
@@ -105,8 +123,17 @@ func TestTextAndApplyMakeTheSame(t *testing.T) {
 	edges := branch() // intervals that touch, and that end where numbers end
 	edges.SiteDataNetworks = prefixes("0.0.0.0/1", "128.0.0.0/1", "::/0")
 	edges.SiteVoiceNetworks = prefixes("255.255.255.255/32", "255.255.255.254/32", "10.0.0.0/8")
-	edges.Classes[0].Ports = []qos.PortMatch{{Protocol: qos.UDP, Low: 1, High: 65535}, {Protocol: qos.TCP, Low: 65535, High: 65535}}
-	for name, in := range map[string]firewall.Input{"branch": branch(), "empty": {}, "single": flat, "edges": edges} {
+	edges.Classes[0].Ports = []qos.PortMatch{
+		{Protocol: qos.UDP, Low: 1, High: 65535}, {Protocol: qos.TCP, Low: 65535, High: 65535},
+	}
+	calls := branch()
+	calls.Dynamic = dynamicSets()
+	enforced := signalled(firewall.Enforce)
+	enforced.Signalling.Unread = true
+	for name, in := range map[string]firewall.Input{
+		"branch": branch(), "empty": {}, "single": flat, "edges": edges, "dynamic sets": calls,
+		"observed": signalled(firewall.Observe), "enforced": enforced,
+	} {
 		t.Run(name, func(t *testing.T) {
 			want := firewall.Want(in)
 			byText, byCalls := netnstest.New(t), netnstest.New(t)
@@ -161,7 +188,11 @@ func TestChangesAreCommands(t *testing.T) {
 	next.WANs = append(next.WANs, "wan1")
 	next.Voice = append(next.Voice, firewall.LAN{Device: "voice1", Networks: prefixes("10.1.30.0/24")})
 	next.Missing = []firewall.Feature{firewall.FeatureMasquerade}
-	for _, want := range []firewall.State{firewall.Want(branch()), firewall.Want(next), firewall.Want(plain), firewall.Want(branch()), firewall.Want(firewall.Input{}), {}} {
+	for _, want := range []firewall.State{
+		firewall.Want(branch()), firewall.Want(next), firewall.Want(plain), firewall.Want(branch()),
+		firewall.Want(signalled(firewall.Observe)), firewall.Want(signalled(firewall.Enforce)),
+		firewall.Want(branch()), firewall.Want(firewall.Input{}), {},
+	} {
 		changes := firewall.Diff(want, observeIn(t, ns))
 		require.NotEmpty(t, changes)
 		var lines []string
@@ -172,7 +203,11 @@ func TestChangesAreCommands(t *testing.T) {
 		assert.Empty(t, firewall.Diff(want, observeIn(t, ns)))
 	}
 	// And the same steps by the adapter.
-	for _, want := range []firewall.State{firewall.Want(branch()), firewall.Want(next), firewall.Want(plain), firewall.Want(branch()), firewall.Want(firewall.Input{}), {}} {
+	for _, want := range []firewall.State{
+		firewall.Want(branch()), firewall.Want(next), firewall.Want(plain), firewall.Want(branch()),
+		firewall.Want(signalled(firewall.Observe)), firewall.Want(signalled(firewall.Enforce)),
+		firewall.Want(branch()), firewall.Want(firewall.Input{}), {},
+	} {
 		require.NotEmpty(t, applyIn(t, ns, want))
 		assert.Empty(t, firewall.Diff(want, observeIn(t, ns)))
 	}
@@ -183,12 +218,17 @@ func TestATransactionIsAllOrNothing(t *testing.T) {
 	applyIn(t, ns, firewall.Want(branch()))
 	before := observeIn(t, ns)
 	err := ns.Do(func() error {
-		return Apply([]firewall.Change{
+		return (&Ruleset{}).Apply([]firewall.Change{
 			{Op: firewall.FlushChain, Name: "egress_wan"},
-			{Op: firewall.AddRule, Name: "egress_wan", Rule: firewall.Rule{Exprs: []firewall.Expr{{Op: "verdict", Key: "goto", Name: "nowhere"}}}},
+			{
+				Op: firewall.AddRule, Name: "egress_wan",
+				Rule: firewall.Rule{Exprs: []firewall.Expr{{Op: "verdict", Key: "goto", Name: "nowhere"}}},
+			},
 		})
 	})
-	require.ErrorContains(t, err, "apply 2 changes to table inet ringway in one transaction (nothing was changed)")
+	require.ErrorContains(
+		t, err, "apply 2 changes to table inet ringway in one transaction (nothing was changed)",
+	)
 	assert.Equal(t, bare(before), bare(observeIn(t, ns)))
 }
 
@@ -197,9 +237,21 @@ func TestManySites(t *testing.T) {
 	ns := netnstest.New(t)
 	in := branch()
 	for i := range 2000 {
-		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(16 + i/256), byte(i), 0}), 25))
-		in.SiteDataNetworks = append(in.SiteDataNetworks, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(16 + i/256), byte(i), 128}), 25))
-		in.Peers = append(in.Peers, firewall.Peer{Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i / 256), byte(i)}), 51820), Class: qos.Media, ClassID: 0x10110})
+		in.SiteVoiceNetworks = append(
+			in.SiteVoiceNetworks,
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(16 + i/256), byte(i), 0}), 25),
+		)
+		in.SiteDataNetworks = append(
+			in.SiteDataNetworks,
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(16 + i/256), byte(i), 128}), 25),
+		)
+		in.Peers = append(
+			in.Peers,
+			firewall.Peer{
+				Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i / 256), byte(i)}), 51820),
+				Class:    qos.Media, ClassID: 0x10110,
+			},
+		)
 	}
 	want := firewall.Want(in)
 	applyIn(t, ns, want)

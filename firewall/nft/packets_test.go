@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,26 +45,40 @@ func newWorld(t *testing.T, in firewall.Input) *world {
 	netnstest.Veth(t, w.edge, "wan0", w.internet, "eth0")
 	netnstest.Veth(t, w.edge, "rw-voice", w.far, "voice")
 	netnstest.Veth(t, w.edge, "rw-data", w.far, "data")
-	ip(w.phone, "addr add 10.1.10.2/24 dev eth0", "route add default via 10.1.10.1", "addr add 2001:db8:1:10::2/64 dev eth0 nodad", "-6 route add default via 2001:db8:1:10::1")
+	ip(
+		w.phone, "addr add 10.1.10.2/24 dev eth0", "route add default via 10.1.10.1",
+		"addr add 2001:db8:1:10::2/64 dev eth0 nodad", "-6 route add default via 2001:db8:1:10::1",
+	)
 	ip(w.pc, "addr add 10.1.20.2/24 dev eth0", "route add default via 10.1.20.1")
 	ip(w.internet, "addr add 198.51.100.1/24 dev eth0", "route add 10.0.0.0/8 via 198.51.100.2")
-	ip(w.far, "addr add 192.0.2.2/30 dev voice", "addr add 192.0.2.6/30 dev data", "addr add 10.2.10.2/32 dev lo", "addr add 10.2.10.3/32 dev lo",
+	ip(w.far, "addr add 192.0.2.2/30 dev voice", "addr add 192.0.2.6/30 dev data",
+		"addr add 10.2.10.2/32 dev lo", "addr add 10.2.10.3/32 dev lo",
 		"addr add 10.2.20.2/32 dev lo", "addr add 10.2.20.3/32 dev lo", "addr add 10.66.0.1/32 dev lo",
-		"route add default via 192.0.2.1", "rule add from 10.2.20.2 lookup 100", "rule add from 10.2.10.3 lookup 100", "route add default via 192.0.2.5 table 100",
-		"addr add 2001:db8:2:10::2/128 dev lo nodad", "addr add 2001:db8:a::2/64 dev voice nodad", "-6 route add default via 2001:db8:a::1")
-	ip(w.edge, "addr add 10.1.10.1/24 dev voice0", "addr add 10.1.20.1/24 dev data0", "addr add 198.51.100.2/24 dev wan0", "route add default via 198.51.100.1",
+		"route add default via 192.0.2.1", "rule add from 10.2.20.2 lookup 100",
+		"rule add from 10.2.10.3 lookup 100", "route add default via 192.0.2.5 table 100",
+		"addr add 2001:db8:2:10::2/128 dev lo nodad", "addr add 2001:db8:a::2/64 dev voice nodad",
+		"-6 route add default via 2001:db8:a::1")
+	ip(w.edge, "addr add 10.1.10.1/24 dev voice0", "addr add 10.1.20.1/24 dev data0",
+		"addr add 198.51.100.2/24 dev wan0", "route add default via 198.51.100.1",
 		"addr add 192.0.2.1/30 dev rw-voice", "addr add 192.0.2.5/30 dev rw-data",
 		"addr add 2001:db8:1:10::1/64 dev voice0 nodad", "addr add 2001:db8:a::1/64 dev rw-voice nodad",
-		"route add 10.2.0.0/16 via 192.0.2.2 dev rw-voice table 5271", "route add 10.2.0.0/16 via 192.0.2.6 dev rw-data table 5272",
-		"-6 route add 2001:db8:2::/48 via 2001:db8:a::2 table 5271", "-6 route add 2001:db8:2::/48 via 2001:db8:a::2 table 5272",
-		"route add throw 10.1.10.0/24 table 5271", "route add throw 10.1.20.0/24 table 5271", "route add throw 10.1.10.0/24 table 5272", "route add throw 10.1.20.0/24 table 5272",
+		"route add 10.2.0.0/16 via 192.0.2.2 dev rw-voice table 5271",
+		"route add 10.2.0.0/16 via 192.0.2.6 dev rw-data table 5272",
+		"-6 route add 2001:db8:2::/48 via 2001:db8:a::2 table 5271",
+		"-6 route add 2001:db8:2::/48 via 2001:db8:a::2 table 5272",
+		"route add throw 10.1.10.0/24 table 5271", "route add throw 10.1.20.0/24 table 5271",
+		"route add throw 10.1.10.0/24 table 5272", "route add throw 10.1.20.0/24 table 5272",
 		"-6 route add throw 2001:db8:1:10::/64 table 5271")
-	// A tunnel has no ARP and no neighbour discovery; a veth pair would ask, with addresses that the checks refuse.
+	// A tunnel has no ARP and no neighbour discovery; a veth pair would ask, with addresses that the checks
+	// refuse.
 	for i, l := range []struct {
 		mine, theirs string
 		far          []string
 		near         []string
-	}{{"rw-voice", "voice", []string{"192.0.2.2", "2001:db8:a::2"}, []string{"192.0.2.1", "2001:db8:a::1"}}, {"rw-data", "data", []string{"192.0.2.6"}, []string{"192.0.2.5"}}} {
+	}{
+		{"rw-voice", "voice", []string{"192.0.2.2", "2001:db8:a::2"}, []string{"192.0.2.1", "2001:db8:a::1"}},
+		{"rw-data", "data", []string{"192.0.2.6"}, []string{"192.0.2.5"}},
+	} {
 		a, b := fmt.Sprintf("02:00:00:00:%02d:01", i), fmt.Sprintf("02:00:00:00:%02d:02", i)
 		ip(w.edge, "link set "+l.mine+" address "+a)
 		ip(w.far, "link set "+l.theirs+" address "+b)
@@ -75,10 +88,15 @@ func newWorld(t *testing.T, in firewall.Input) *world {
 		}
 	}
 	for _, fam := range []string{"-4", "-6"} {
-		ip(w.edge, fam+" rule add pref 5210 fwmark 0x1200/0x1e00 lookup 5271", fam+" rule add pref 5210 fwmark 0x1400/0x1e00 lookup 5271",
-			fam+" rule add pref 5220 fwmark 0x1600/0x1e00 lookup 5272", fam+" rule add pref 5220 fwmark 0x1800/0x1e00 lookup 5272")
+		ip(w.edge, fam+" rule add pref 5210 fwmark 0x1200/0x1e00 lookup 5271",
+			fam+" rule add pref 5210 fwmark 0x1400/0x1e00 lookup 5271",
+			fam+" rule add pref 5220 fwmark 0x1600/0x1e00 lookup 5272",
+			fam+" rule add pref 5220 fwmark 0x1800/0x1e00 lookup 5272")
 	}
-	w.edge.Run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.src_valid_mark=1", "net.ipv4.conf.all.rp_filter=1")
+	w.edge.Run(
+		"sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
+		"net.ipv4.conf.all.src_valid_mark=1", "net.ipv4.conf.all.rp_filter=1",
+	)
 	// What the packets carry as they leave, noted by nft(8) itself, in a table that is not Ringway's.
 	loadText(t, w.edge, strings.Split(`table inet witness {
 	set seen { typeof oifname . udp dport . meta mark . meta priority . ip dscp; flags dynamic; size 4096; }
@@ -114,7 +132,9 @@ func (w *world) listen(n *netnstest.NS, host string, port int) *net.UDPConn {
 				unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
 			})
 		}}
-		conn, err = lc.ListenPacket(context.Background(), network(host), net.JoinHostPort(host, fmt.Sprint(port)))
+		conn, err = lc.ListenPacket(
+			context.Background(), network(host), net.JoinHostPort(host, fmt.Sprint(port)),
+		)
 		return
 	}))
 	w.t.Cleanup(func() { conn.Close() })
@@ -196,25 +216,83 @@ func TestClassOfPackets(t *testing.T) {
 		priority, dscp string
 		arrives        int // TOS
 	}{
-		{"phone EF is media, ECN stays", w.phone, phone4, 16384, w.far, farPhone4, 16386, ef | 2, "rw-voice", 0x1200, "none", "ef", ef | 2},
-		{"the same over IPv6", w.phone, phone6, 16384, w.far, farPhone6, 16388, ef | 1, "rw-voice", 0x1200, "none", "[a-z0-9]+", ef | 1}, // nft itself shifts IPv6's DSCP wrongly here
-		{"phone AF31 is signalling, set to CS3", w.phone, phone4, 20000, w.far, farPhone4, 20002, af31 | 3, "rw-voice", 0x1400, "none", "cs3", cs3 | 3},
-		{"a class's port beats DSCP", w.phone, phone4, 30000, w.far, farPhone4, 5060, ef, "rw-voice", 0x1400, "none", "cs3", cs3},
-		{"a class's port as source", w.phone, phone4, 5060, w.far, farPhone4, 30100, 0, "rw-voice", 0x1400, "none", "cs3", cs3},
-		{"phone unmarked is data", w.phone, phone4, 20010, w.far, farPhone4, 20012, 0, "rw-data", 0x1600, "none", "cs0", 0},
-		{"phone CS1 is background", w.phone, phone4, 20020, w.far, farPhone4, 20022, cs1, "rw-data", 0x1800, "none", "cs1", cs1},
-		{"EF of a PC is not believed", w.pc, pc4, 20030, w.far, farPC4, 20032, ef | 1, "rw-data", 0x1600, "none", "cs0", 1},
-		{"CS1 of a PC yields", w.pc, pc4, 20040, w.far, farPC4, 20042, cs1, "rw-data", 0x1800, "none", "cs1", cs1},
-		{"SIP port of a PC is not believed", w.pc, pc4, 20050, w.far, farPC4, 5060, cs3, "rw-data", 0x1600, "none", "cs0", 0},
-		{"from the voice tunnel: EF towards phones", w.far, farPhone4, 20060, w.phone, phone4, 20062, ef | 2, "voice0", 0x1200, "none", "ef", ef | 2},
-		{"from the voice tunnel unmarked: media", w.far, farPhone4, 20070, w.phone, phone4, 20072, 0, "voice0", 0x1200, "none", "ef", ef},
-		{"from the voice tunnel CS3: signalling", w.far, farPhone4, 20080, w.phone, phone4, 20082, cs3, "voice0", 0x1400, "none", "cs3", cs3},
-		{"from the voice tunnel by port", w.far, farPhone4, 5060, w.phone, phone4, 20092, 0, "voice0", 0x1400, "none", "cs3", cs3},
-		{"from the data tunnel EF is not believed", w.far, "10.2.10.3", 20100, w.phone, phone4, 20102, ef | 1, "voice0", 0x1600, "none", "cs0", 1},
-		{"phone EF to the internet", w.phone, phone4, 20110, w.internet, internet4, 20112, ef, "wan0", 0x200, "1:10", "ef", ef},
-		{"PC EF to the internet", w.pc, pc4, 20120, w.internet, internet4, 20122, ef, "wan0", 0x600, "1:30", "cs0", 0},
-		{"PC CS1 to the internet", w.pc, pc4, 20130, w.internet, internet4, 20132, cs1, "wan0", 0x800, "1:40", "cs1", cs1},
-		{"foreign mark bits stay", w.phone, phone4, 20140, w.far, farPhone4, 7777, ef, "rw-voice", 0x80011301, "none", "ef", ef},
+		{
+			"phone EF is media, ECN stays", w.phone, phone4, 16384, w.far, farPhone4, 16386, ef | 2, "rw-voice",
+			0x1200, "none", "ef", ef | 2,
+		},
+		// nft itself shifts IPv6's DSCP wrongly here
+		{
+			"the same over IPv6", w.phone, phone6, 16384, w.far, farPhone6, 16388, ef | 1, "rw-voice", 0x1200,
+			"none", "[a-z0-9]+", ef | 1,
+		},
+		{
+			"phone AF31 is signalling, set to CS3", w.phone, phone4, 20000, w.far, farPhone4, 20002, af31 | 3,
+			"rw-voice", 0x1400, "none", "cs3", cs3 | 3,
+		},
+		{
+			"a class's port beats DSCP", w.phone, phone4, 30000, w.far, farPhone4, 5060, ef, "rw-voice", 0x1400,
+			"none", "cs3", cs3,
+		},
+		{
+			"a class's port as source", w.phone, phone4, 5060, w.far, farPhone4, 30100, 0, "rw-voice", 0x1400,
+			"none", "cs3", cs3,
+		},
+		{
+			"phone unmarked is data", w.phone, phone4, 20010, w.far, farPhone4, 20012, 0, "rw-data", 0x1600,
+			"none", "cs0", 0,
+		},
+		{
+			"phone CS1 is background", w.phone, phone4, 20020, w.far, farPhone4, 20022, cs1, "rw-data", 0x1800,
+			"none", "cs1", cs1,
+		},
+		{
+			"EF of a PC is not believed", w.pc, pc4, 20030, w.far, farPC4, 20032, ef | 1, "rw-data", 0x1600,
+			"none", "cs0", 1,
+		},
+		{
+			"CS1 of a PC yields", w.pc, pc4, 20040, w.far, farPC4, 20042, cs1, "rw-data", 0x1800, "none", "cs1",
+			cs1,
+		},
+		{
+			"SIP port of a PC is not believed", w.pc, pc4, 20050, w.far, farPC4, 5060, cs3, "rw-data", 0x1600,
+			"none", "cs0", 0,
+		},
+		{
+			"from the voice tunnel: EF towards phones", w.far, farPhone4, 20060, w.phone, phone4, 20062, ef | 2,
+			"voice0", 0x1200, "none", "ef", ef | 2,
+		},
+		{
+			"from the voice tunnel unmarked: media", w.far, farPhone4, 20070, w.phone, phone4, 20072, 0,
+			"voice0", 0x1200, "none", "ef", ef,
+		},
+		{
+			"from the voice tunnel CS3: signalling", w.far, farPhone4, 20080, w.phone, phone4, 20082, cs3,
+			"voice0", 0x1400, "none", "cs3", cs3,
+		},
+		{
+			"from the voice tunnel by port", w.far, farPhone4, 5060, w.phone, phone4, 20092, 0, "voice0",
+			0x1400, "none", "cs3", cs3,
+		},
+		{
+			"from the data tunnel EF is not believed", w.far, "10.2.10.3", 20100, w.phone, phone4, 20102,
+			ef | 1, "voice0", 0x1600, "none", "cs0", 1,
+		},
+		{
+			"phone EF to the internet", w.phone, phone4, 20110, w.internet, internet4, 20112, ef, "wan0", 0x200,
+			"1:10", "ef", ef,
+		},
+		{
+			"PC EF to the internet", w.pc, pc4, 20120, w.internet, internet4, 20122, ef, "wan0", 0x600, "1:30",
+			"cs0", 0,
+		},
+		{
+			"PC CS1 to the internet", w.pc, pc4, 20130, w.internet, internet4, 20132, cs1, "wan0", 0x800,
+			"1:40", "cs1", cs1,
+		},
+		{
+			"foreign mark bits stay", w.phone, phone4, 20140, w.far, farPhone4, 7777, ef, "rw-voice",
+			0x80011301, "none", "ef", ef,
+		},
 	} {
 		to := w.listen(c.to, c.dst, c.dport)
 		from := w.listen(c.from, c.src, c.sport)
@@ -225,7 +303,10 @@ func TestClassOfPackets(t *testing.T) {
 		to.Close()
 	}
 	track := w.edge.Run("cat", "/proc/net/nf_conntrack")
-	assert.Regexp(t, `dport=7777 .*mark=1073873666 `, track, "foreign bits of the conntrack mark stay, the class is added: 0x40020302")
+	assert.Regexp(
+		t, `dport=7777 .*mark=1073873666 `, track,
+		"foreign bits of the conntrack mark stay, the class is added: 0x40020302",
+	)
 	assert.NotContains(t, track, "helper=")
 	assert.Positive(t, w.counters()["class_media"].Packets)
 }
@@ -267,10 +348,18 @@ func TestCiphertext(t *testing.T) {
 	mark := func(c *net.UDPConn, m int) {
 		raw, err := c.SyscallConn()
 		require.NoError(t, err)
-		require.NoError(t, raw.Control(func(fd uintptr) { require.NoError(t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, m)) }))
+		require.NoError(
+			t,
+			raw.Control(func(fd uintptr) {
+				require.NoError(
+					t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, m),
+				)
+			}),
+		)
 	}
 	tc := func(line string) { w.edge.Run("tc", strings.Fields(line)...) }
-	// Neighbour discovery of the box's own, on any of its devices, is data: it would be counted, in the queues and in the classes.
+	// Neighbour discovery of the box's own, on any of its devices, is data: it would be counted, in the
+	// queues and in the classes.
 	w.edge.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
 	tc("qdisc add dev wan0 root handle 1: htb default 99")
 	queues := []string{"1:10", "1:20", "1:30", "1:40", "1:99", "1:110"}
@@ -290,14 +379,23 @@ func TestCiphertext(t *testing.T) {
 		arrives        int
 	}{
 		{"voice, as the kernel engine sends it", voice, internet4, 41000, 2, 0x2000, "1:10", "ef", 46<<2 | 2},
-		{"voice, as wireguard-go sends it, and media marked apart", voice, internet4, 41006, 46<<2 | 1, 0x2000, "1:10", "ef", 46<<2 | 1},
-		{"voice, signalling marked apart", voice, internet4, 41001, 24<<2 | 2, 0x2000, "1:20", "cs3", 24<<2 | 2},
+		{
+			"voice, as wireguard-go sends it, and media marked apart", voice, internet4, 41006, 46<<2 | 1,
+			0x2000, "1:10", "ef", 46<<2 | 1,
+		},
+		{
+			"voice, signalling marked apart", voice, internet4, 41001, 24<<2 | 2, 0x2000, "1:20", "cs3",
+			24<<2 | 2,
+		},
 		{"voice, with what no class has", voice, internet4, 41007, 26 << 2, 0x2000, "1:10", "ef", 46 << 2},
 		{"voice, with background's", voice, internet4, 41008, 8 << 2, 0x2000, "1:10", "ef", 46 << 2},
 		{"data, DSCP wiped", data, internet4, 41002, 46<<2 | 1, 0x4000, "1:30", "cs0", 1},
 		{"data, with signalling's", data, internet4, 41009, 24 << 2, 0x4000, "1:30", "cs0", 0},
 		{"data, background marked apart", data, internet4, 41003, 8 << 2, 0x4000, "1:40", "cs1", 8 << 2},
-		{"a peer with a queue of its own", voice, "203.0.113.2", 51820, 46 << 2, 0x2000, "1:110", "ef", 46 << 2},
+		{
+			"a peer with a queue of its own", voice, "203.0.113.2", 51820, 46 << 2, 0x2000, "1:110", "ef",
+			46 << 2,
+		},
 	} {
 		to := w.listen(w.internet, c.dst, c.port)
 		w.send(c.from, c.dst, c.port, c.tos)
@@ -331,14 +429,20 @@ func TestCiphertext(t *testing.T) {
 	// What comes in to the listen ports is let in; another port is not.
 	in := w.listen(w.internet, internet4, 42000)
 	before := w.counters()
-	for _, tos := range []int{0, 46 << 2, 24<<2 | 3, 8 << 2} { // whoever sent it could write any DSCP: nothing looks at it
+	// whoever sent it could write any DSCP: nothing looks at it
+	for _, tos := range []int{0, 46 << 2, 24<<2 | 3, 8 << 2} {
 		w.send(in, "198.51.100.2", 51820, tos)
 		assert.Equal(t, tos, w.receive(voice, "ciphertext in"))
 	}
 	for _, c := range qos.ClassNames {
-		assert.Equal(t, before[firewall.ClassCounter(c)], w.counters()[firewall.ClassCounter(c)], "ciphertext is put into class %s", c)
+		assert.Equal(
+			t, before[firewall.ClassCounter(c)], w.counters()[firewall.ClassCounter(c)],
+			"ciphertext is put into class %s", c,
+		)
 	}
-	assert.NotRegexp(t, "(sport|dport)=5182[01] ", w.edge.Run("cat", "/proc/net/nf_conntrack"), "ciphertext is not tracked")
+	assert.NotRegexp(
+		t, "(sport|dport)=5182[01] ", w.edge.Run("cat", "/proc/net/nf_conntrack"), "ciphertext is not tracked",
+	)
 	w.send(in, "198.51.100.2", 9999, 0)
 	w.assertCounter(firewall.CounterInputWANDrop, 1, "a port that nobody serves")
 }
@@ -368,10 +472,20 @@ func TestWhatIsDropped(t *testing.T) {
 		{"the internet to a LAN", w.internet, internet4, pc4, 80, firewall.CounterForwardDrop, nil},
 		{"a site to the box", w.far, farPhone4, "10.1.10.1", 22, firewall.CounterInputTunnelDrop, nil},
 		{"a PC to the box", w.pc, pc4, "10.1.20.1", 22, firewall.CounterInputLANDrop, nil},
-		{"a phone with a false address", w.phone, "10.1.20.99", farPhone4, 5060, firewall.CounterSpoofLAN, func() { w.phone.Run("ip", "addr", "add", "10.1.20.99/32", "dev", "lo") }},
+		{
+			"a phone with a false address", w.phone, "10.1.20.99", farPhone4, 5060, firewall.CounterSpoofLAN,
+			func() { w.phone.Run("ip", "addr", "add", "10.1.20.99/32", "dev", "lo") },
+		},
 		{"an address no site has", w.far, "10.66.0.1", phone4, 5060, firewall.CounterSpoofTunnel, nil},
-		{"a site's address from the WAN", w.internet, farPhone4, "198.51.100.2", 51820, firewall.CounterSpoofWAN, func() { w.internet.Run("ip", "addr", "add", farPhone4+"/32", "dev", "lo") }},
-		{"our own address from the WAN", w.internet, phone4, "198.51.100.2", 51820, firewall.CounterSpoofWAN, func() { w.internet.Run("ip", "addr", "add", phone4+"/32", "dev", "lo") }},
+		{
+			"a site's address from the WAN", w.internet, farPhone4, "198.51.100.2", 51820,
+			firewall.CounterSpoofWAN,
+			func() { w.internet.Run("ip", "addr", "add", farPhone4+"/32", "dev", "lo") },
+		},
+		{
+			"our own address from the WAN", w.internet, phone4, "198.51.100.2", 51820, firewall.CounterSpoofWAN,
+			func() { w.internet.Run("ip", "addr", "add", phone4+"/32", "dev", "lo") },
+		},
 		{"a phone to a site, tunnels gone", w.phone, phone4, farPhone4, 5060, firewall.CounterLeakWAN, lost},
 		{"the box to a site, tunnels gone", w.edge, "10.1.10.1", farPhone4, 5060, firewall.CounterLeakWAN, nil},
 	} {
@@ -407,7 +521,8 @@ func TestWhatPasses(t *testing.T) {
 	for _, p := range []struct {
 		from     *netnstest.NS
 		src, dst string
-	}{{w.phone, phone4, farPhone4}, {w.pc, pc4, farPC4}, {w.phone, phone4, "10.1.10.1"}, {w.pc, pc4, internet4}, {w.far, farPhone4, phone4},
+	}{{w.phone, phone4, farPhone4}, {w.pc, pc4, farPC4}, {w.phone, phone4, "10.1.10.1"}, {w.pc, pc4, internet4},
+		{w.far, farPhone4, phone4},
 		{w.far, farPC4, pc4}, {w.internet, internet4, "198.51.100.2"}, {w.phone, phone6, farPhone6}} {
 		_, err := p.from.Try("ping", "-c1", "-W2", "-I", p.src, p.dst)
 		assert.NoError(t, err, "%s to %s; %v", p.src, p.dst, w.counters())
@@ -471,7 +586,9 @@ func TestReloadTouchesOnlyTheDifference(t *testing.T) {
 	in.SiteDataNetworks = append(in.SiteDataNetworks, prefixes("10.3.20.0/24")...)
 	changes := applyIn(t, w.edge, firewall.Want(in))
 	for _, c := range changes {
-		assert.Contains(t, []firewall.Op{firewall.FlushSet, firewall.AddElements}, c.Op, "a new site is elements only")
+		assert.Contains(
+			t, []firewall.Op{firewall.FlushSet, firewall.AddElements}, c.Op, "a new site is elements only",
+		)
 	}
 	in.Tunnels[0].MTU = 1280
 	in.Classes[0].Ports = append(in.Classes[0].Ports, branch().Classes[1].Ports[0])
@@ -498,7 +615,10 @@ func TestReloadTouchesOnlyTheDifference(t *testing.T) {
 
 	changes = applyIn(t, w.edge, firewall.State{})
 	assert.Len(t, changes, 1)
-	assert.Equal(t, "table inet witness\n", w.edge.Run("nft", "list", "tables"), "stop leaves nothing, and what is not ours")
+	assert.Equal(
+		t, "table inet witness\n", w.edge.Run("nft", "list", "tables"),
+		"stop leaves nothing, and what is not ours",
+	)
 }
 
 func TestProbe(t *testing.T) {
@@ -507,12 +627,4 @@ func TestProbe(t *testing.T) {
 	require.NoError(t, ns.Do(func() (err error) { missing, err = Probe(); return }))
 	assert.Empty(t, missing)
 	assert.Empty(t, ns.Run("nft", "list", "ruleset"), "nothing is left behind")
-}
-
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces and need root (make test)")
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
 }

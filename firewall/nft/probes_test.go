@@ -10,7 +10,8 @@ import (
 
 const box4, boxWAN4 = "10.1.10.1", "198.51.100.2"
 
-// What the box itself asks a far reflector takes the tunnel that its code point says; nothing else of the box is believed.
+// What the box itself asks a far reflector takes the tunnel that its code point says; nothing else of the
+// box is believed.
 func TestOwnProbesChooseTheirTunnel(t *testing.T) {
 	w := newWorld(t, branch())
 	const ef = 46 << 2

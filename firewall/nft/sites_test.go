@@ -35,7 +35,10 @@ func newHub(t testing.TB, sites int) *hub {
 	h := &hub{edge: netnstest.New(t), rules: branch()}
 	internet := netnstest.New(t)
 	// Neighbour discovery, of a device that has just come up, would be counted as local data.
-	h.edge.Run("nft", "table ip6 quiet { chain out { type filter hook output priority -400; meta l4proto icmpv6 drop; }; }")
+	h.edge.Run(
+		"nft",
+		"table ip6 quiet { chain out { type filter hook output priority -400; meta l4proto icmpv6 drop; }; }",
+	)
 	netnstest.Veth(t, h.edge, "wan0", internet, "eth0")
 	internet.Run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:02")
 	for _, line := range []string{
@@ -46,7 +49,10 @@ func newHub(t testing.TB, sites int) *hub {
 	} {
 		h.edge.Run("ip", strings.Fields(line)...)
 	}
-	h.plan = qos.Input{WANs: []qos.WAN{{Interface: "wan0", Uplink: 40 * qos.Gbit}}, Classes: classes(), Features: qos.AssumedFeatures()}
+	h.plan = qos.Input{
+		WANs: []qos.Egress{{Interface: "wan0", Line: qos.Line{Uplink: 40 * qos.Gbit}}}, Classes: classes(),
+		Features: qos.AssumedFeatures(),
+	}
 	for i := range sites {
 		h.plan.Sites = append(h.plan.Sites, qos.Site{Name: fmt.Sprintf("branch-%d", i)})
 		a := netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})
@@ -67,26 +73,35 @@ func newHub(t testing.TB, sites int) *hub {
 	h.edge.Run("tc", "-batch", batch)
 	h.rules.Priorities, h.rules.Peers, h.rules.PeerQueues = nil, nil, true
 	for _, p := range qos.Priorities(h.plan) {
-		h.rules.Priorities = append(h.rules.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
+		h.rules.Priorities = append(
+			h.rules.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID},
+		)
 	}
 	for i, p := range qos.SitePriorities(h.plan) {
 		port := uint16(51820)
 		if p.Class == qos.Data || p.Class == qos.Background {
 			port = 51821
 		}
-		h.rules.Peers = append(h.rules.Peers, firewall.Peer{Endpoint: netip.AddrPortFrom(h.sites[i/len(qos.ClassNames)], port), Class: p.Class, ClassID: p.ClassID})
+		h.rules.Peers = append(
+			h.rules.Peers,
+			firewall.Peer{
+				Endpoint: netip.AddrPortFrom(h.sites[i/len(qos.ClassNames)], port), Class: p.Class,
+				ClassID: p.ClassID,
+			},
+		)
 	}
 	require.NoError(t, h.edge.Do(func() error {
 		have, err := Observe()
 		if err != nil {
 			return err
 		}
-		return Apply(firewall.Diff(firewall.Want(h.rules), have))
+		return (&Ruleset{}).Apply(firewall.Diff(firewall.Want(h.rules), have))
 	}))
 	return h
 }
 
-// socket sends ciphertext as a tunnel's engine does: with the tunnel's mark, and the outer code point of a class.
+// socket sends ciphertext as a tunnel's engine does: with the tunnel's mark, and the outer code point of a
+// class.
 func (h *hub) socket(t testing.TB, network string, mark, tos int) *net.UDPConn {
 	var c *net.UDPConn
 	require.NoError(t, h.edge.Do(func() (err error) {
@@ -114,10 +129,13 @@ func (h *hub) socket(t testing.TB, network string, mark, tos int) *net.UDPConn {
 var ciphertexts = []struct {
 	class             qos.ClassName
 	mark, tos, listen int
-}{{qos.Media, 0x2000, 46 << 2, 51820}, {qos.Signalling, 0x2000, 24 << 2, 51820}, {qos.Data, 0x4000, 0, 51821}, {qos.Background, 0x4000, 8 << 2, 51821}}
+}{
+	{qos.Media, 0x2000, 46 << 2, 51820}, {qos.Signalling, 0x2000, 24 << 2, 51820},
+	{qos.Data, 0x4000, 0, 51821}, {qos.Background, 0x4000, 8 << 2, 51821},
+}
 
-// Each class of ciphertext to each site is counted in that site's class of the tree, over IPv4 and IPv6; a site that roams takes
-// its queues along by elements of the maps alone; who is nowhere is local.
+// Each class of ciphertext to each site is counted in that site's class of the tree, over IPv4 and IPv6; a
+// site that roams takes its queues along by elements of the maps alone; who is nowhere is local.
 func TestCiphertextTakesItsSitesQueue(t *testing.T) {
 	h := newHub(t, 6)
 	send := func(to []netip.AddrPort, want map[qos.Place]int) {
@@ -179,7 +197,12 @@ func TestCiphertextTakesItsSitesQueue(t *testing.T) {
 	for _, c := range qos.ClassNames {
 		local[qos.Place{Site: qos.Local, Class: c}] = 2
 	}
-	send([]netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:60009"), netip.MustParseAddrPort("[2001:db8:100::1]:60009")}, local)
+	send(
+		[]netip.AddrPort{
+			netip.MustParseAddrPort("198.51.100.1:60009"), netip.MustParseAddrPort("[2001:db8:100::1]:60009"),
+		},
+		local,
+	)
 }
 
 var classLine = regexp.MustCompile(`class htb 1:([0-9a-f]+) .*\n\s*Sent \d+ bytes (\d+) pkt`)
@@ -191,7 +214,9 @@ func (h *hub) sent(t testing.TB) map[qos.Place]int {
 		names = append(names, s.Name)
 	}
 	places, out := qos.Places(names), map[qos.Place]int{}
-	for _, m := range classLine.FindAllStringSubmatch(h.edge.Run("tc", "-s", "class", "show", "dev", "wan0"), -1) {
+	for _, m := range classLine.FindAllStringSubmatch(
+		h.edge.Run("tc", "-s", "class", "show", "dev", "wan0"), -1,
+	) {
 		minor, err := strconv.ParseUint(m[1], 16, 16)
 		require.NoError(t, err)
 		n, err := strconv.Atoi(m[2])
@@ -203,8 +228,9 @@ func (h *hub) sent(t testing.TB) map[qos.Place]int {
 	return out
 }
 
-// What a packet to a site costs, all from the socket to the wire, at a hub of 500 sites (and as many over IPv6) and at one of 2, in turns of a few packets so that both meet the
-// same machine; x-of-2 is the median of the turns' ratios, and at most 1.1 is the aim. The packets of a turn go to two sites at both, since
+// What a packet to a site costs, all from the socket to the wire, at a hub of 500 sites (and as many over
+// IPv6) and at one of 2, in turns of a few packets so that both meet the same machine; x-of-2 is the median
+// of the turns' ratios, and at most 1.1 is the aim. The packets of a turn go to two sites at both, since
 // 500 neighbours' cold memory is no classification; which two changes with the turns.
 func BenchmarkPacketToASite(b *testing.B) {
 	const turn = 64
@@ -267,7 +293,7 @@ func BenchmarkRoam(b *testing.B) {
 			if len(changes) == 0 {
 				return fmt.Errorf("nothing to change")
 			}
-			return Apply(changes)
+			return (&Ruleset{}).Apply(changes)
 		}))
 	}
 }

@@ -9,64 +9,52 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"ringway/debounce"
 	"ringway/firewall"
 )
 
-// How Watch tells: a transaction of a hundred rules is one change, and whoever changes the table over and over is
-// answered once a second.
-const (
-	watchQuiet = 50 * time.Millisecond
-	watchPause = time.Second
-)
+// timing makes one change of a transaction of a hundred rules, and answers whoever changes the table over
+// and over once a second.
+var timing = debounce.Timing{Quiet: 50 * time.Millisecond, Longest: 50 * time.Millisecond, Pause: time.Second}
 
-// Watch calls f from its own goroutine, one call at a time, after Ringway's table was changed, by whomever, until ctx ends.
-// Apply's own changes are told too; an Observe after them finds no difference. Others' tables are no business of ours.
-// It calls ready once it hears.
-func Watch(ctx context.Context, ready, f func()) error {
+// watchBuffer holds the notices of a burst: a call brings a handful of elements, a table with 500 sites several
+// hundred kilobytes.
+const watchBuffer = 8 << 20
+
+// watch is Ruleset.Watch; elements of the sets that ignore names are not told of.
+func watch(ctx context.Context, ignore func(set string) bool, ready, f func()) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("watch the ruleset: %w", err)
 	}
 	defer c.Close()
+	if err := c.SetReadBuffer(watchBuffer); err != nil {
+		return fmt.Errorf("watch the ruleset: %w", err)
+	}
 	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		return fmt.Errorf("watch the ruleset: %w", err)
 	}
-	changed, failed := make(chan struct{}, 1), make(chan error, 1)
-	go func() { failed <- receive(c, changed) }()
+
+	changes := debounce.New(timing)
+	receiving, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cancel(receive(c, ignore, changes.Trigger))
+	}()
 	stop := context.AfterFunc(ctx, func() { c.Close() }) // ends the blocking read
 	defer stop()
+
 	ready()
-	for {
-		select {
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch the ruleset: %w", err)
-		case <-changed:
-		}
-		pause(ctx, watchQuiet)
-		select { // what belonged to it
-		case <-changed:
-		default:
-		}
-		if ctx.Err() == nil {
-			f()
-		}
-		pause(ctx, watchPause)
+	changes.Run(receiving, f)
+	<-done
+	if ctx.Err() != nil {
+		return nil
 	}
+	return fmt.Errorf("watch the ruleset: %w", context.Cause(receiving))
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-func receive(c *netlink.Conn, changed chan<- struct{}) error {
+func receive(c *netlink.Conn, ignore func(set string) bool, changed func()) error {
 	for {
 		messages, err := c.Receive()
 		lost := errors.Is(err, unix.ENOBUFS) // anything may have changed
@@ -74,32 +62,36 @@ func receive(c *netlink.Conn, changed chan<- struct{}) error {
 			return err
 		}
 		for _, m := range messages {
-			lost = lost || ofOurs(m)
+			lost = lost || ofOurs(m, ignore)
 		}
 		if lost {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
+			changed()
 		}
 	}
 }
 
-// ofOurs says whether a message is about our table, whose name is the first attribute in every kind of message:
-// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, NFTA_OBJ_TABLE.
-func ofOurs(m netlink.Message) bool {
+// ofOurs says whether a message is about our table, and not about elements of a set that ignore names. The
+// table's name is attribute 1 in every kind of message: NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE,
+// NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, NFTA_OBJ_TABLE.
+func ofOurs(m netlink.Message, ignore func(set string) bool) bool {
 	const family = 4 // struct nfgenmsg stands before the attributes
-	if len(m.Data) < family || m.Data[0] != unix.NFPROTO_INET || m.Header.Type&0xff == unix.NFT_MSG_NEWGEN {
+	kind := m.Header.Type & 0xff
+	if len(m.Data) < family || m.Data[0] != unix.NFPROTO_INET || kind == unix.NFT_MSG_NEWGEN {
 		return false
 	}
+	elements := kind == unix.NFT_MSG_NEWSETELEM || kind == unix.NFT_MSG_DELSETELEM
 	d, err := netlink.NewAttributeDecoder(m.Data[family:])
 	if err != nil {
 		return false
 	}
+	ours := false
 	for d.Next() {
-		if d.Type() == unix.NFTA_TABLE_NAME {
-			return d.String() == firewall.Table
+		switch {
+		case d.Type() == unix.NFTA_TABLE_NAME:
+			ours = d.String() == firewall.Table
+		case elements && d.Type() == unix.NFTA_SET_ELEM_LIST_SET && ignore(d.String()):
+			return false
 		}
 	}
-	return false
+	return ours
 }

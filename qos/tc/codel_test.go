@@ -11,11 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
+	"ringway/test/netnstest"
 )
 
-// Where the kernel has fq_codel or cake, data waits there: nothing above one wire packet leaves, the rate holds, what is
-// dropped is counted, and a queue made for a kernel without them becomes one with them, and back.
+// Where the kernel has fq_codel or cake, data waits there: nothing above one wire packet leaves, the rate
+// holds, what is dropped is counted, and a queue made for a kernel without them becomes one with them, and
+// back.
 func TestCoDelInALeaf(t *testing.T) {
+	netnstest.Root(t)
 	f, err := Probe()
 	require.NoError(t, err)
 	kinds := map[string]qos.Features{}
@@ -48,15 +51,21 @@ func TestCoDelInALeaf(t *testing.T) {
 			wg.Wait()
 			frames := settled(t, stop())
 			assertWirePackets(t, frames)
-			assert.InDelta(t, float64(w.in.WANs[0].Shaped()), w.throughput(frames), 0.1*float64(w.in.WANs[0].Shaped()))
+			assert.InDelta(
+				t, float64(w.in.WANs[0].Shaped()), w.throughput(frames), 0.1*float64(w.in.WANs[0].Shaped()),
+			)
 			var stats []qos.QueueStats
-			require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }))
+			require.NoError(
+				t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }),
+			)
 			assert.Positive(t, stats[2].Drops)
 			if kind == "fq_codel" {
 				assert.NotNil(t, stats[2].Marks, "it counts what it marks")
 				assert.Nil(t, stats[0].Marks, "a FIFO marks nothing")
 			}
-			assert.Positive(t, strings.Count(w.a.Run("tc", "-s", "qdisc", "show", "dev", "wan0"), "qdisc "+kind))
+			assert.Positive(
+				t, strings.Count(w.a.Run("tc", "-s", "qdisc", "show", "dev", "wan0"), "qdisc "+kind),
+			)
 
 			w.in.Features = qos.AssumedFeatures()
 			reconcile(t, w.a, qos.Want(w.in))

@@ -51,7 +51,9 @@ func TestOneSiteOf500(t *testing.T) {
 		} else {
 			h = c.Qdisc.Parent
 		}
-		assert.True(t, places[h].Site == "branch-7" || places[h+1].Site == "branch-7", "%s is of another site", c)
+		assert.True(
+			t, places[h].Site == "branch-7" || places[h+1].Site == "branch-7", "%s is of another site", c,
+		)
 	}
 
 	in.Sites = slices.Delete(in.Sites, 7, 8)
@@ -71,7 +73,15 @@ func TestStatsNameSites(t *testing.T) {
 		require.NoError(t, err)
 	}
 	var stats []qos.QueueStats
-	require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, []string{"munich", "berlin"}); return err }))
+	require.NoError(
+		t,
+		w.a.Do(func() (err error) {
+			stats, err = Stats(
+				[]string{"wan0"}, []string{"munich", "berlin"},
+			)
+			return err
+		}),
+	)
 	var got []string
 	for _, s := range stats {
 		if s.Site == qos.Local {
@@ -141,7 +151,14 @@ func floodAll(t testing.TB, conns map[string]*net.UDPConn, wg *sync.WaitGroup, s
 	for _, c := range conns {
 		raw, err := c.SyscallConn()
 		require.NoError(t, err)
-		require.NoError(t, raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20) }))
+		require.NoError(
+			t,
+			raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(
+					int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20,
+				)
+			}),
+		)
 		list = append(list, c)
 	}
 	wg.Go(func() {
@@ -157,8 +174,8 @@ func floodAll(t testing.TB, conns map[string]*net.UDPConn, wg *sync.WaitGroup, s
 	})
 }
 
-// All sites of a hub send at once, far more than its line takes, data and signalling and background: calls go first, and the
-// line's rate is not exceeded, nor any site's.
+// All sites of a hub send at once, far more than its line takes, data and signalling and background: calls
+// go first, and the line's rate is not exceeded, nor any site's.
 func TestCallsGoFirstAtAHub(t *testing.T) {
 	w := newWAN(t, 20*qos.Mbit)
 	for i := range 40 {
@@ -194,10 +211,16 @@ func TestCallsGoFirstAtAHub(t *testing.T) {
 	}
 	slices.Sort(d)
 	require.Len(t, d, n, "no packet of a call is lost")
-	t.Logf("calls to ten of 40 sites, all of which are flooded: p50 %s, p95 %s, max %s", d[n/2], d[n*95/100], d[n-1])
+	t.Logf(
+		"calls to ten of 40 sites, all of which are flooded: p50 %s, p95 %s, max %s", d[n/2], d[n*95/100],
+		d[n-1],
+	)
 	assert.Less(t, d[n*95/100], 8*time.Millisecond)
 	got := w.throughput(frames)
-	t.Logf("%.2f Mbit/s of %s; in 20 ms at most %.0f bytes too much", got/1e6, w.in.WANs[0].Shaped(), w.worst(frames, 20*time.Millisecond))
+	t.Logf(
+		"%.2f Mbit/s of %s; in 20 ms at most %.0f bytes too much", got/1e6, w.in.WANs[0].Shaped(),
+		w.worst(frames, 20*time.Millisecond),
+	)
 	assert.InDelta(t, float64(w.in.WANs[0].Shaped()), got, 0.06*float64(w.in.WANs[0].Shaped()))
 	assert.Less(t, w.worst(frames, 20*time.Millisecond), 12*1542.0)
 	least, most := math.MaxInt, 0
@@ -209,7 +232,7 @@ func TestCallsGoFirstAtAHub(t *testing.T) {
 }
 
 // A site gets no more than its line carries, calls to it go first there too, and what it cannot take others do.
-func TestASiteIsHeldToItsDownlink(t *testing.T) {
+func TestTimedASiteIsHeldToItsDownlink(t *testing.T) {
 	w := newWAN(t, 20*qos.Mbit)
 	w.in.Sites = []qos.Site{{Name: "small", Downlink: 2 * qos.Mbit}}
 	reconcile(t, w.a, qos.Want(w.in))
@@ -232,14 +255,18 @@ func TestASiteIsHeldToItsDownlink(t *testing.T) {
 	ceil := float64(w.in.WANs[0].Ceiling(w.in.Sites[0]))
 	got := w.throughput(site)
 	d := delays(frames)
-	t.Logf("%.0f kbit/s to a site of %.0f, %.2f Mbit/s in all; calls p50 %s, p95 %s", got/1e3, ceil/1e3, w.throughput(frames)/1e6, d[len(d)/2], d[len(d)*95/100])
+	t.Logf(
+		"%.0f kbit/s to a site of %.0f, %.2f Mbit/s in all; calls p50 %s, p95 %s", got/1e3, ceil/1e3,
+		w.throughput(frames)/1e6, d[len(d)/2], d[len(d)*95/100],
+	)
 	assert.InDelta(t, ceil, got, 0.05*ceil)
 	assert.InDelta(t, float64(w.in.WANs[0].Shaped()), w.throughput(frames), 0.05*float64(w.in.WANs[0].Shaped()))
 	assert.Less(t, d[len(d)*95/100], 8*time.Millisecond)
 }
 
-// A phone gone mad, or somebody who forges EF, gets the budget of the site and no more; what is no call has at least its floor.
-func TestACallsBudgetIsPolicedBySite(t *testing.T) {
+// A misbehaving phone, or somebody who forges EF, gets the budget of the site and no more; what is no call has
+// at least its floor.
+func TestTimedACallsBudgetIsPolicedBySite(t *testing.T) {
 	w := newWAN(t, 20*qos.Mbit)
 	w.in.Sites = []qos.Site{{Name: "hub"}}
 	reconcile(t, w.a, qos.Want(w.in))
@@ -263,11 +290,13 @@ func TestACallsBudgetIsPolicedBySite(t *testing.T) {
 	assert.InDelta(t, 0.7*total, data, 0.04*total, "all that it leaves")
 }
 
-// A site's rate is changed over and over, a third comes and goes: no packet to another site is lost or waits for it, and none to
-// the site itself is lost.
+// A site's rate is changed over and over, a third comes and goes: no packet to another site is lost or
+// waits for it, and none to the site itself is lost.
 func TestAnotherSitesChangeLosesNothing(t *testing.T) {
 	w := newWAN(t, 20*qos.Mbit)
-	w.in.Sites = []qos.Site{{Name: "steady", Downlink: 4 * qos.Mbit}, {Name: "changing", Downlink: 2 * qos.Mbit}}
+	w.in.Sites = []qos.Site{
+		{Name: "steady", Downlink: 4 * qos.Mbit}, {Name: "changing", Downlink: 2 * qos.Mbit},
+	}
 	reconcile(t, w.a, qos.Want(w.in))
 	const n = 300
 	stop := w.capture()

@@ -14,8 +14,8 @@ import (
 	"ringway/qos"
 )
 
-// The units stand here and nowhere else: qos speaks bits a second and bytes; the kernel takes
-// bytes a second, and holds a burst as time at the rate, in scheduler ticks of 64 ns.
+// Units are converted here only: qos has bits per second and bytes; the kernel has bytes per second, and
+// stores a burst as time at the rate, in scheduler ticks of 64 ns.
 const (
 	nsPerTick     = 64
 	ticksPerMicro = 1000.0 / nsPerTick
@@ -23,7 +23,7 @@ const (
 	htbVersion = 3  // TC_HTB_PROTOVER of sch_htb
 	r2q        = 10 // tc's default; unused where every class has a quantum
 
-	segmentTicks = 2 // no bucket of ours that only segments reads back as more
+	segmentTicks = 2 // the burst of a TBF that only splits segments reads back as at most this
 
 	dumpTries = 5
 
@@ -40,7 +40,7 @@ const (
 	cakeBestEffort = 3
 	cakeTriple     = 7 // cake's default: fair between hosts, and between the flows of each
 
-	codelFlows     = 256 // what qos plans; any other is somebody's
+	codelFlows     = 256 // what qos plans; another number is not ours
 	codelDropBatch = 64  // the kernel's default
 
 	attrTypeMask = 0x3fff // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -48,8 +48,9 @@ const (
 
 func bytesPerSecond(r qos.BitRate) uint64 { return uint64(r) / 8 }
 
-// burstTicks cuts to whole microseconds, as tc does (tc_calc_xmittime; from 6.13 on it rounds up
-// to a tick, which qos.Diff takes for the same), so that its words and our message make the same class.
+// burstTicks truncates to whole microseconds, as tc does (tc_calc_xmittime; since 6.13 it rounds up to a
+// tick, which qos.Diff takes for the same), so that tc and this package make the same class from the same
+// numbers.
 func burstTicks(rate qos.BitRate, burst qos.ByteCount) uint32 {
 	if rate < 8 {
 		return 0
@@ -58,15 +59,15 @@ func burstTicks(rate qos.BitRate, burst qos.ByteCount) uint32 {
 	return uint32(float64(micros) * ticksPerMicro)
 }
 
-// burstBytes is burstTicks's inverse: the microseconds that were cut to ticks, and as many bytes
-// as it takes to fill them, so that what was read can be written again and comes out the same.
+// burstBytes is the inverse of burstTicks. It rounds up, so that a burst that is read and written again
+// stays the same.
 func burstBytes(rate qos.BitRate, ticks uint32) qos.ByteCount {
 	micros := math.Ceil(float64(ticks)/ticksPerMicro - 1e-6)
 	return qos.ByteCount(math.Ceil(micros*float64(bytesPerSecond(rate))/1e6 - 1e-6))
 }
 
-// rateSpec is struct tc_ratespec; a rate beyond 32 bits is ^0 here and stands in an attribute of its own.
-// No rate table goes along: with the link layer named the kernel computes and needs none.
+// rateSpec is struct tc_ratespec. A rate beyond 32 bits is ^0 here and has an attribute of its own. There
+// is no rate table: with the link layer given, the kernel computes.
 func rateSpec(r qos.BitRate, overhead, mpu uint16, atm bool) nl.TcRateSpec {
 	layer := uint8(nl.LINKLAYER_ETHERNET)
 	if atm {
@@ -80,9 +81,10 @@ func rateSpec(r qos.BitRate, overhead, mpu uint16, atm bool) nl.TcRateSpec {
 	}
 }
 
-// sizeTable is TCA_STAB without a table: the kernel adds the overhead, which here may be negative, and looks nothing up.
+// sizeTable is TCA_STAB without a table: the kernel adds the overhead, which may be negative here.
 func sizeTable(overhead int) *nl.RtAttr {
-	base := make([]byte, sizeOfSizeSpec) // struct tc_sizespec: cell_log, size_log, cell_align, overhead, linklayer, mpu, mtu, tsize
+	// struct tc_sizespec: cell_log, size_log, cell_align, overhead, linklayer, mpu, mtu, tsize
+	base := make([]byte, sizeOfSizeSpec)
 	binary.NativeEndian.PutUint32(base[sizeSpecOverhead:], uint32(int32(overhead)))
 	binary.NativeEndian.PutUint32(base[sizeSpecLayer:], nl.LINKLAYER_ETHERNET)
 	t := nl.NewRtAttr(nl.TCA_STAB, nil)
@@ -90,7 +92,7 @@ func sizeTable(overhead int) *nl.RtAttr {
 	return t
 }
 
-// readSizeTable gives the overhead of what sizeTable makes, and false for a table that does more.
+// readSizeTable is the inverse of sizeTable; plain is false for a table that does more.
 func readSizeTable(stab []byte) (overhead int, plain bool, err error) {
 	if len(stab) == 0 {
 		return 0, true, nil
@@ -103,7 +105,8 @@ func readSizeTable(stab []byte) (overhead int, plain bool, err error) {
 	if len(base) < sizeOfSizeSpec {
 		return 0, false, fmt.Errorf("size table of %d bytes", len(base))
 	}
-	plain = u32at(base, sizeSpecLayer) == nl.LINKLAYER_ETHERNET && u32at(base, sizeSpecLayer+4) == 0 && u32at(base, sizeSpecLayer+12) == 0
+	mpu, tableSize := u32at(base, sizeSpecLayer+4), u32at(base, sizeSpecLayer+12)
+	plain = u32at(base, sizeSpecLayer) == nl.LINKLAYER_ETHERNET && mpu == 0 && tableSize == 0
 	return int(int32(u32at(base, sizeSpecOverhead))), plain, nil
 }
 
@@ -177,7 +180,7 @@ func flag(on bool) uint32 {
 	return 0
 }
 
-// attrs are the attributes of a message or of a nest, by type; the last of a type wins.
+// attrs are the attributes of a message or a nested attribute, by type. Of several of a type the last counts.
 type attrs map[uint16][]byte
 
 func parseAttrs(b []byte) (attrs, error) {
@@ -225,17 +228,19 @@ type tcMessage struct {
 
 func parseMessage(m []byte) (tcMessage, error) {
 	if len(m) < nl.SizeofTcMsg {
-		return tcMessage{}, fmt.Errorf("netlink message of %d bytes is no tcmsg", len(m))
+		return tcMessage{}, fmt.Errorf("netlink message of %d bytes is shorter than a tcmsg", len(m))
 	}
 	head := nl.DeserializeTcMsg(m)
 	a, err := parseAttrs(m[nl.SizeofTcMsg:])
 	if err != nil {
 		return tcMessage{}, err
 	}
-	return tcMessage{int(head.Ifindex), qos.Handle(head.Handle), qos.Handle(head.Parent), a.text(nl.TCA_KIND), a}, nil
+	return tcMessage{
+		int(head.Ifindex), qos.Handle(head.Handle), qos.Handle(head.Parent), a.text(nl.TCA_KIND), a,
+	}, nil
 }
 
-// dump asks for all qdiscs or classes of one interface. A dump that a change ran into is asked for again.
+// dump reads all qdiscs or classes of one interface. A dump that a change interrupted is repeated.
 func dump(get, reply uint16, ifindex int) (out []tcMessage, err error) {
 	for range dumpTries {
 		if out, err = dumpOnce(get, reply, ifindex); !errors.Is(err, nl.ErrDumpInterrupted) {
@@ -258,7 +263,7 @@ func dumpOnce(get, reply uint16, ifindex int) ([]tcMessage, error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.ifindex == ifindex { // the kernel dumps the qdiscs of all interfaces, whatever is asked
+		if m.ifindex == ifindex { // the kernel dumps the qdiscs of all interfaces
 			out = append(out, m)
 		}
 	}
@@ -267,79 +272,101 @@ func dumpOnce(get, reply uint16, ifindex int) ([]tcMessage, error) {
 
 func readQdisc(m tcMessage) (qos.Qdisc, error) {
 	q := qos.Qdisc{Handle: m.handle, Parent: m.parent, Kind: m.kind}
-	opts := m.attrs[nl.TCA_OPTIONS]
+	options := m.attrs[nl.TCA_OPTIONS]
+	switch m.kind {
+	case "bfifo", "pfifo":
+		q.FIFO = &qos.FIFO{Limit: u32at(options, 0)}
+		return q, nil
+	case "htb", "tbf", "fq_codel", "cake":
+	default:
+		q.Options = bytes.Clone(options)
+		return q, nil
+	}
+
+	a, err := parseAttrs(options)
+	if err != nil {
+		return q, err
+	}
 	switch m.kind {
 	case "htb":
-		a, err := parseAttrs(opts)
-		if err != nil {
-			return q, err
-		}
-		overhead, plain, err := readSizeTable(m.attrs[nl.TCA_STAB])
-		if err != nil {
-			return q, fmt.Errorf("htb %s: %w", m.handle, err)
-		}
-		if !plain { // more than we build
-			overhead = foreignSizeTable
-		}
-		q.HTB = &qos.HTB{Default: u32at(a[nl.TCA_HTB_INIT], 8), Overhead: overhead}
+		q.HTB, err = readHTB(m, a)
 	case "tbf":
-		a, err := parseAttrs(opts)
-		if err != nil {
-			return q, err
-		}
-		p := a[nl.TCA_TBF_PARMS]
-		if len(p) < nl.SizeofTcTbfQopt {
-			return q, fmt.Errorf("tbf %s: parameters of %d bytes", m.handle, len(p))
-		}
-		parms := nl.DeserializeTcTbfQopt(p)
-		if parms.Peakrate.Rate != 0 || parms.Rate.Overhead != 0 {
-			q.Options = opts // somebody's own, with more than we build
-			return q, nil
-		}
-		t := &qos.TBF{Rate: readRate(parms.Rate, a, nl.TCA_TBF_RATE64), Limit: qos.ByteCount(parms.Limit)}
-		t.Burst = burstBytes(t.Rate, parms.Buffer)
-		if b, ok := qos.SegmentBurst(t.Rate); ok && parms.Buffer <= segmentTicks {
-			t.Burst = b
-		}
-		q.TBF = t
-	case "bfifo", "pfifo":
-		q.FIFO = &qos.FIFO{Limit: u32at(opts, 0)}
+		q.TBF, err = readTBF(m, a)
 	case "fq_codel":
-		a, err := parseAttrs(opts)
-		if err != nil {
-			return q, err
-		}
-		n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
-		_, threshold := a[nl.TCA_FQ_CODEL_CE_THRESHOLD]
-		if threshold || n(nl.TCA_FQ_CODEL_FLOWS) != codelFlows || n(nl.TCA_FQ_CODEL_DROP_BATCH_SIZE) != codelDropBatch {
-			q.Options = bytes.Clone(opts)
-			return q, nil
-		}
-		micros := func(typ uint16) time.Duration { return time.Duration(n(typ)) * time.Microsecond }
-		q.FQCoDel = &qos.FQCoDel{Limit: n(nl.TCA_FQ_CODEL_LIMIT), Target: micros(nl.TCA_FQ_CODEL_TARGET), Interval: micros(nl.TCA_FQ_CODEL_INTERVAL),
-			Flows: n(nl.TCA_FQ_CODEL_FLOWS), Quantum: qos.ByteCount(n(nl.TCA_FQ_CODEL_QUANTUM)),
-			MemoryLimit: qos.ByteCount(n(nl.TCA_FQ_CODEL_MEMORY_LIMIT)), ECN: n(nl.TCA_FQ_CODEL_ECN) != 0}
+		q.FQCoDel = readFQCoDel(a)
 	case "cake":
-		a, err := parseAttrs(opts)
-		if err != nil {
-			return q, err
-		}
-		n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
-		ours := n(cakeDiffserv) == cakeBestEffort && n(cakeFlows) == cakeTriple && n(cakeSplitGSO) == 1
-		rate, _ := a.u64(cakeRate)
-		ours = ours && rate == 0
-		for _, typ := range []uint16{cakeATM, cakeOverhead, cakeAutorate, cakeNAT, cakeWash, cakeMPU, cakeIngress, cakeACKFilter} {
-			ours = ours && n(typ) == 0
-		}
-		if !ours {
-			q.Options = bytes.Clone(opts)
-			return q, nil
-		}
-		q.Cake = &qos.Cake{MemoryLimit: qos.ByteCount(n(cakeMemory))}
-	default:
-		q.Options = bytes.Clone(opts)
+		q.Cake = readCake(a)
 	}
-	return q, nil
+	// more than we build: somebody else's
+	if q.HTB == nil && q.TBF == nil && q.FQCoDel == nil && q.Cake == nil {
+		q.Options = bytes.Clone(options)
+	}
+	return q, err
+}
+
+func readHTB(m tcMessage, a attrs) (*qos.HTB, error) {
+	overhead, plain, err := readSizeTable(m.attrs[nl.TCA_STAB])
+	if err != nil {
+		return nil, fmt.Errorf("htb %s: %w", m.handle, err)
+	}
+	if !plain { // more than we build
+		overhead = foreignSizeTable
+	}
+	return &qos.HTB{Default: u32at(a[nl.TCA_HTB_INIT], 8), Overhead: overhead}, nil
+}
+
+// readTBF gives nil for one with more than we build.
+func readTBF(m tcMessage, a attrs) (*qos.TBF, error) {
+	p := a[nl.TCA_TBF_PARMS]
+	if len(p) < nl.SizeofTcTbfQopt {
+		return nil, fmt.Errorf("tbf %s: parameters of %d bytes", m.handle, len(p))
+	}
+	parms := nl.DeserializeTcTbfQopt(p)
+	if parms.Peakrate.Rate != 0 || parms.Rate.Overhead != 0 {
+		return nil, nil
+	}
+
+	t := &qos.TBF{Rate: readRate(parms.Rate, a, nl.TCA_TBF_RATE64), Limit: qos.ByteCount(parms.Limit)}
+	t.Burst = burstBytes(t.Rate, parms.Buffer)
+	if b, ok := qos.SegmentBurst(t.Rate); ok && parms.Buffer <= segmentTicks {
+		t.Burst = b
+	}
+	return t, nil
+}
+
+// readFQCoDel gives nil for one with more than we build.
+func readFQCoDel(a attrs) *qos.FQCoDel {
+	n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
+	micros := func(typ uint16) time.Duration { return time.Duration(n(typ)) * time.Microsecond }
+	_, threshold := a[nl.TCA_FQ_CODEL_CE_THRESHOLD]
+	if threshold || n(nl.TCA_FQ_CODEL_FLOWS) != codelFlows || n(nl.TCA_FQ_CODEL_DROP_BATCH_SIZE) != codelDropBatch {
+		return nil
+	}
+	return &qos.FQCoDel{
+		Limit:       n(nl.TCA_FQ_CODEL_LIMIT),
+		Target:      micros(nl.TCA_FQ_CODEL_TARGET),
+		Interval:    micros(nl.TCA_FQ_CODEL_INTERVAL),
+		Flows:       n(nl.TCA_FQ_CODEL_FLOWS),
+		Quantum:     qos.ByteCount(n(nl.TCA_FQ_CODEL_QUANTUM)),
+		MemoryLimit: qos.ByteCount(n(nl.TCA_FQ_CODEL_MEMORY_LIMIT)),
+		ECN:         n(nl.TCA_FQ_CODEL_ECN) != 0,
+	}
+}
+
+// readCake gives nil for one with more than we build.
+func readCake(a attrs) *qos.Cake {
+	n := func(typ uint16) uint32 { return u32at(a[typ], 0) }
+	rate, _ := a.u64(cakeRate)
+	ours := rate == 0 && n(cakeDiffserv) == cakeBestEffort && n(cakeFlows) == cakeTriple && n(cakeSplitGSO) == 1
+	for _, typ := range []uint16{
+		cakeATM, cakeOverhead, cakeAutorate, cakeNAT, cakeWash, cakeMPU, cakeIngress, cakeACKFilter,
+	} {
+		ours = ours && n(typ) == 0
+	}
+	if !ours {
+		return nil
+	}
+	return &qos.Cake{MemoryLimit: qos.ByteCount(n(cakeMemory))}
 }
 
 // foreignSizeTable is an overhead that no plan has.
@@ -347,7 +374,7 @@ const foreignSizeTable = -1 << 15
 
 func readClass(m tcMessage) (qos.HTBClass, error) {
 	c := qos.HTBClass{Handle: m.handle, Parent: m.parent}
-	if c.Parent == qos.RootHandle { // how the kernel names the qdisc as parent of its top classes
+	if c.Parent == qos.RootHandle { // the kernel's name for the qdisc as parent of its top classes
 		c.Parent = m.handle &^ 0xffff
 	}
 	a, err := parseAttrs(m.attrs[nl.TCA_OPTIONS])

@@ -13,10 +13,9 @@ import (
 	"ringway/qos"
 )
 
-// Probe finds out what the running kernel can do by doing it: in a network namespace that lives as
-// long as the probe, on its loopback, so that nothing of the machine's own is touched. Needs root.
-// Where no namespace may be made (systemd's RestrictNamespaces=, no CAP_SYS_ADMIN), it is done on a TUN device
-// that lives as long as the probe and is never up.
+// Probe finds out what the running kernel supports by trying it: on the loopback of a temporary network
+// namespace, so that nothing of the machine's is touched. Where no namespace can be created (systemd's
+// RestrictNamespaces=, no CAP_SYS_ADMIN), it uses a temporary TUN device that is never up. Needs root.
 func Probe() (qos.Features, error) {
 	type result struct {
 		f   qos.Features
@@ -46,8 +45,10 @@ func Probe() (qos.Features, error) {
 const loopback = 1
 
 func probeOnTUN() (qos.Features, error) {
-	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: probeName("t")}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI,
-		NonPersist: true, Queues: 1}
+	tun := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: probeName("t")}, Mode: netlink.TUNTAP_MODE_TUN,
+		Flags: netlink.TUNTAP_NO_PI, NonPersist: true, Queues: 1,
+	}
 	if err := netlink.LinkAdd(tun); err != nil {
 		return qos.Features{}, fmt.Errorf("probe queueing features: make a TUN device: %w", err)
 	}
@@ -63,7 +64,7 @@ func probeOnTUN() (qos.Features, error) {
 	return probe(link.Attrs().Index)
 }
 
-// probeName is one that two probes at once do not share.
+// probeName differs between processes that probe at the same time.
 func probeName(kind string) string { return fmt.Sprintf("rwprobe%s%d", kind, os.Getpid()%100000) }
 
 // probe tries everything on the interface dev.
@@ -81,7 +82,9 @@ func probe(dev int) (qos.Features, error) {
 		}
 		return k.apply(qos.Change{Op: qos.DeleteOp, Qdisc: &q}, dev) == nil
 	}
-	prio := nl.TcPrioMap{Bands: 3, Priomap: [nl.TC_PRIO_MAX + 1]uint8{1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}}
+	prio := nl.TcPrioMap{
+		Bands: 3, Priomap: [nl.TC_PRIO_MAX + 1]uint8{1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1},
+	}
 	clsact := qos.Qdisc{Handle: 0xffff0000, Parent: netlink.HANDLE_INGRESS, Kind: "clsact"}
 	ifb := &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: probeName("i")}}
 	haveIFB := netlink.LinkAdd(ifb) == nil
@@ -89,8 +92,10 @@ func probe(dev int) (qos.Features, error) {
 		_ = netlink.LinkDel(ifb) // the namespace may be the machine's own
 	}
 	return qos.Features{
-		HTB:     root(qos.Qdisc{Kind: "htb", HTB: &qos.HTB{}}),
-		TBF:     root(qos.Qdisc{Kind: "tbf", TBF: &qos.TBF{Rate: qos.SegmentRate(frame), Burst: frame, Limit: frame}}),
+		HTB: root(qos.Qdisc{Kind: "htb", HTB: &qos.HTB{}}),
+		TBF: root(qos.Qdisc{
+			Kind: "tbf", TBF: &qos.TBF{Rate: qos.SegmentRate(frame), Burst: frame, Limit: frame},
+		}),
 		BFIFO:   root(qos.Qdisc{Kind: "bfifo", FIFO: &qos.FIFO{Limit: 4000}}),
 		FQCoDel: root(qos.Qdisc{Kind: "fq_codel"}),
 		Cake:    root(qos.Qdisc{Kind: "cake"}),

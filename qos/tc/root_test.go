@@ -23,7 +23,10 @@ func TestRootStatsAreWhatTCShows(t *testing.T) {
 	assert.True(t, found, "Ringway's own tree has a root, too")
 	assert.Zero(t, s.Backlog)
 
-	w.a.Run("tc", "qdisc", "replace", "dev", "wan0", "root", "tbf", "rate", "1kbit", "burst", "1600", "limit", "10000")
+	w.a.Run(
+		"tc", "qdisc", "replace", "dev", "wan0", "root", "tbf", "rate", "1kbit", "burst", "1600", "limit",
+		"10000",
+	)
 	c := w.dialPriority(0, 4000, nil)
 	for range 20 {
 		_, err := c.Write(make([]byte, 1000))
@@ -31,7 +34,9 @@ func TestRootStatsAreWhatTCShows(t *testing.T) {
 	}
 	shown := func() (q struct{ Bytes, Packets, Drops, Backlog, Qlen, Overlimits uint64 }) {
 		var all []json.RawMessage
-		require.NoError(t, json.Unmarshal([]byte(w.a.Run("tc", "-s", "-j", "qdisc", "show", "dev", "wan0", "root")), &all))
+		require.NoError(
+			t, json.Unmarshal([]byte(w.a.Run("tc", "-s", "-j", "qdisc", "show", "dev", "wan0", "root")), &all),
+		)
 		require.Len(t, all, 1)
 		require.NoError(t, json.Unmarshal(all[0], &q))
 		return q

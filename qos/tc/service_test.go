@@ -76,7 +76,10 @@ func TestMediaGoesFirst(t *testing.T) {
 	// Behind us stands the provider's FIFO at the uplink's rate: what we let out too early waits there.
 	waits := w.providerWaits(frames, w.in.WANs[0].Uplink)
 	packet := w.in.WANs[0].Uplink.Serialization(1538)
-	t.Logf("then in the provider's queue: p50 %s, p95 %s, max %s (one data packet is %s)", waits[n/2], waits[n*95/100], waits[n-1], packet)
+	t.Logf(
+		"then in the provider's queue: p50 %s, p95 %s, max %s (one data packet is %s)", waits[n/2],
+		waits[n*95/100], waits[n-1], packet,
+	)
 	assert.Less(t, waits[n*95/100], 5*packet)
 
 	var stats []qos.QueueStats
@@ -91,7 +94,7 @@ func TestMediaIsHeldToItsBudget(t *testing.T) {
 	stop := w.capture()
 	var wg sync.WaitGroup
 	var end atomic.Bool
-	flood(w.dial(qos.Media, mediaPort, superPackets), &wg, &end) // a phone gone mad, far beyond the budget
+	flood(w.dial(qos.Media, mediaPort, superPackets), &wg, &end) // a misbehaving phone, far beyond the budget
 	flood(w.dial(qos.Data, 9002, superPackets), &wg, &end)
 	pace(900 * time.Millisecond)
 	end.Store(true)
@@ -105,7 +108,9 @@ func TestMediaIsHeldToItsBudget(t *testing.T) {
 	t.Logf("media %.2f of its budget of %.2f Mbit/s", got/1e6, budget/1e6)
 	assert.LessOrEqual(t, got, 1.03*budget)
 	assert.GreaterOrEqual(t, got, 0.8*budget)
-	assert.GreaterOrEqual(t, w.throughput(frames), 0.8*float64(w.in.WANs[0].Shaped()), "data takes what is left")
+	assert.GreaterOrEqual(
+		t, w.throughput(frames), 0.8*float64(w.in.WANs[0].Shaped()), "data takes what is left",
+	)
 }
 
 // All calls' packets in one instant leave at once, in front of data.
@@ -129,7 +134,9 @@ func TestManyCallsInOneInstant(t *testing.T) {
 	waits := w.providerWaits(frames, w.in.WANs[0].Uplink)
 	t.Logf("%d calls at once: p50 %s, p95 %s; then in the provider's queue p50 %s, p95 %s, max %s", calls,
 		d[len(d)/2], d[len(d)*95/100], waits[len(d)/2], waits[len(d)*95/100], waits[len(d)-1])
-	assert.Less(t, waits[len(d)*95/100], 6*time.Millisecond, "their own serialization (1.7 ms) and a few data packets")
+	assert.Less(
+		t, waits[len(d)*95/100], 6*time.Millisecond, "their own serialization (1.7 ms) and a few data packets",
+	)
 	// At the budget alone the last of 15 would wait for 5.5 ms.
 	assert.Less(t, d[len(d)/2], 3*time.Millisecond)
 }
@@ -154,7 +161,9 @@ func TestSocketWaitsBeforeTheLeafDrops(t *testing.T) {
 				return w.throughput(settled(t, stop()))
 			})
 			var stats []qos.QueueStats
-			require.NoError(t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }))
+			require.NoError(
+				t, w.a.Do(func() (err error) { stats, err = Stats([]string{"wan0"}, nil); return err }),
+			)
 			t.Logf("%.2f of %.2f Mbit/s, %d dropped in the leaf", got/1e6, want/1e6, stats[2].Drops)
 			assert.Zero(t, stats[2].Drops, "nothing is dropped after it was encrypted")
 			if tt.rate <= 100*qos.Mbit { // beyond, it is the machine that is measured
@@ -195,7 +204,7 @@ func pushFor(c *net.UDPConn, b []byte, d time.Duration) error {
 }
 
 // bestOfThree repeats a measurement of throughput that a busy machine may have spoilt: what a
-// sender that gets no processor doesn't send says nothing about the queue.
+// sender that gets no processor doesn't send proves nothing about the queue.
 func bestOfThree(enough float64, measure func() float64) (best float64) {
 	for range 3 {
 		if best = max(best, measure()); best >= enough {
@@ -209,7 +218,9 @@ func bestOfThree(enough float64, measure func() float64) (best float64) {
 func (w *wan) stream(from *netnstest.NS, d time.Duration) {
 	w.t.Helper()
 	var l net.Listener
-	require.NoError(w.t, w.b.Do(func() (err error) { l, err = net.Listen("tcp4", farAddress+":9100"); return err }))
+	require.NoError(
+		w.t, w.b.Do(func() (err error) { l, err = net.Listen("tcp4", farAddress+":9100"); return err }),
+	)
 	defer l.Close()
 	go func() {
 		c, err := l.Accept()
@@ -220,7 +231,15 @@ func (w *wan) stream(from *netnstest.NS, d time.Duration) {
 		_, _ = io.Copy(io.Discard, c)
 	}()
 	var c net.Conn
-	require.NoError(w.t, from.Do(func() (err error) { c, err = net.DialTimeout("tcp4", farAddress+":9100", 2*time.Second); return err }))
+	require.NoError(
+		w.t,
+		from.Do(func() (err error) {
+			c, err = net.DialTimeout(
+				"tcp4", farAddress+":9100", 2*time.Second,
+			)
+			return err
+		}),
+	)
 	defer c.Close()
 	require.NoError(w.t, c.SetDeadline(time.Now().Add(d)))
 	b := make([]byte, 256<<10)
@@ -232,6 +251,7 @@ func (w *wan) stream(from *netnstest.NS, d time.Duration) {
 }
 
 func TestTCPSegmentationOffloadForwardedAndLocal(t *testing.T) {
+	t.Parallel()
 	for _, rate := range []qos.BitRate{20 * qos.Mbit, qos.Gbit} {
 		for _, forwarded := range []bool{false, true} {
 			name := map[bool]string{false: "local", true: "forwarded"}[forwarded]
@@ -285,7 +305,9 @@ func TestIPv6IsSteeredAlike(t *testing.T) {
 				return err
 			}
 			defer unix.Close(fd)
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(qos.ClassID(class))); err != nil {
+			if err := unix.SetsockoptInt(
+				fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(qos.ClassID(class)),
+			); err != nil {
 				return err
 			}
 			to := &unix.SockaddrInet6{Port: mediaPort, Addr: netip.MustParseAddr("2001:db8:9::2").As16()}
@@ -296,7 +318,9 @@ func TestIPv6IsSteeredAlike(t *testing.T) {
 			}
 			return nil
 		}))
-		require.Eventually(t, func() bool { read(&after); return after[i].Backlog == 0 }, time.Second, time.Millisecond)
+		require.Eventually(
+			t, func() bool { read(&after); return after[i].Backlog == 0 }, time.Second, time.Millisecond,
+		)
 		assert.GreaterOrEqual(t, after[i].SentPackets, before[i].SentPackets+20, "%s", class)
 	}
 }
@@ -320,8 +344,9 @@ func TestNewRateLosesNoPacket(t *testing.T) {
 	require.Len(t, delays(stop()), n, "the call goes on while the rates change under it")
 }
 
-// On a slow line data's packets are made so short that a call's packet waits behind one for 10 ms. So after an idle moment no two of
-// them may leave together: the call's packet would find both in the provider's queue.
+// On a slow line data's packets are made so short that a call's packet waits behind one for 10 ms. So after
+// an idle moment no two of them may leave together: the call's packet would find both in the provider's
+// queue.
 func TestShortPacketsLeaveOneByOneOnASlowLine(t *testing.T) {
 	w := newWAN(t, qos.Mbit)
 	c := w.dial(qos.Data, 9001, nil)
@@ -336,7 +361,9 @@ func TestShortPacketsLeaveOneByOneOnASlowLine(t *testing.T) {
 		require.Len(t, frames, 4)
 		for i, f := range frames[1:] {
 			between := w.in.WANs[0].Shaped().Serialization(qos.ByteCount(w.wire(f)))
-			assert.Greater(t, f.at.Sub(frames[i].at), between*7/10, "2 ms of burst at most stand before packet %d", i+1)
+			assert.Greater(
+				t, f.at.Sub(frames[i].at), between*7/10, "2 ms of burst at most stand before packet %d", i+1,
+			)
 		}
 	}
 }

@@ -14,13 +14,15 @@ import (
 	"ringway/qos"
 )
 
-// Stats reads the counters of the leaves of Ringway's trees: of each interface in turn, first what goes to no site, then
-// sites by name, classes in order of urgency. Interfaces without a tree give none, nor do sites that are not named.
+// Stats reads the counters of the leaves of Ringway's trees: for each interface first what goes to no site,
+// then sites by name, with classes in order of urgency. Interfaces without a tree have none, nor have sites
+// that are not named.
 func Stats(interfaces, sites []string) ([]qos.QueueStats, error) {
 	return stats(interfaces, qos.Places(sites))
 }
 
-// DownlinkStats reads the counters of what comes in from WANs, on the LANs' cards. wans are all WANs of the config, in its order.
+// DownlinkStats reads the counters of the downlink queues on the LANs' cards. wans are all WANs of the
+// config, in its order.
 func DownlinkStats(cards, wans []string) ([]qos.QueueStats, error) {
 	return stats(cards, qos.DownlinkPlaces(wans))
 }
@@ -72,51 +74,66 @@ func linkStats(name string, index int, places map[qos.Handle]qos.Place) ([]qos.Q
 		if err != nil {
 			return nil, err
 		}
-		s.Sent, s.SentPackets, s.Overlimits = qos.ByteCount(n.bytes), n.packets, uint64(n.overlimits)
-		s.Backlog, s.BacklogPackets, s.Drops = qos.ByteCount(n.backlog), uint64(n.qlen), uint64(n.drops)
+		n.copyTo(&s)
 		s.Borrowed = uint64(u32at(m.attrs[nl.TCA_XSTATS], 4)) // struct tc_htb_xstats: lends, borrows, …
 		if q, ok := leaf[m.handle]; ok {
-			// The leaf counts the packets that a super-packet was cut into and that found no room;
-			// its class saw one packet, taken in part.
-			if n, err = readCounters(q); err != nil {
+			if err := readLeaf(&s, q, leaf); err != nil {
 				return nil, err
-			}
-			s.Drops = uint64(n.drops)
-			d, err := readQdisc(q)
-			if err != nil {
-				return nil, err
-			}
-			if m, ok := leaf[q.handle|1]; ok && m.kind == "fq_codel" {
-				if b := m.attrs[nl.TCA_XSTATS]; len(b) >= 16 && u32at(b, 0) == 0 { // struct tc_fq_codel_xstats: TCA_FQ_CODEL_XSTATS_QDISC
-					n := uint64(u32at(b, 12)) // after the type: maxpacket, drop_overlimit, ecn_mark, …
-					s.Marks = &n
-				}
-			}
-			switch {
-			case d.TBF != nil:
-				s.Limit = d.TBF.Limit
-			case d.FIFO != nil && d.Kind == "bfifo":
-				s.Limit = qos.ByteCount(d.FIFO.Limit)
 			}
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b qos.QueueStats) int {
-		switch {
-		case a.Site == b.Site:
-			return cmp.Compare(slices.Index(qos.ClassNames, a.Class), slices.Index(qos.ClassNames, b.Class))
-		case a.Site == qos.Local:
-			return -1
-		case b.Site == qos.Local:
-			return 1
-		}
-		return cmp.Compare(a.Site, b.Site)
-	})
+	slices.SortFunc(out, byUrgency)
 	return out, nil
 }
 
-// RootStats reads the counters of an interface's root queue, whoever made it, with what its children hold. It is false where there is none but the
-// kernel's default.
+// readLeaf adds what the leaf qdisc of a class counts, and its own child in it.
+func readLeaf(s *qos.QueueStats, q tcMessage, leaves map[qos.Handle]tcMessage) error {
+	// The leaf counts the dropped packets of a super-packet that it split; its class saw one packet, taken in part.
+	n, err := readCounters(q)
+	if err != nil {
+		return err
+	}
+	s.Drops = uint64(n.drops)
+
+	d, err := readQdisc(q)
+	if err != nil {
+		return err
+	}
+	switch {
+	case d.TBF != nil:
+		s.Limit = d.TBF.Limit
+	case d.FIFO != nil && d.Kind == "bfifo":
+		s.Limit = qos.ByteCount(d.FIFO.Limit)
+	}
+
+	child, ok := leaves[q.handle|1]
+	if !ok || child.kind != "fq_codel" {
+		return nil
+	}
+	// struct tc_fq_codel_xstats: type (TCA_FQ_CODEL_XSTATS_QDISC is 0), maxpacket, drop_overlimit, ecn_mark, …
+	if b := child.attrs[nl.TCA_XSTATS]; len(b) >= 16 && u32at(b, 0) == 0 {
+		marks := uint64(u32at(b, 12))
+		s.Marks = &marks
+	}
+	return nil
+}
+
+// byUrgency orders what goes to no site before sites by name, and classes by urgency.
+func byUrgency(a, b qos.QueueStats) int {
+	switch {
+	case a.Site == b.Site:
+		return cmp.Compare(slices.Index(qos.ClassNames, a.Class), slices.Index(qos.ClassNames, b.Class))
+	case a.Site == qos.Local:
+		return -1
+	case b.Site == qos.Local:
+		return 1
+	}
+	return cmp.Compare(a.Site, b.Site)
+}
+
+// RootStats reads the counters of an interface's root queue, whoever made it, children included. found is
+// false if the interface has only the kernel's default.
 func RootStats(name string) (s qos.QueueStats, found bool, err error) {
 	index, err := linkIndex(name)
 	if err != nil {
@@ -134,8 +151,9 @@ func RootStats(name string) (s qos.QueueStats, found bool, err error) {
 		if err != nil {
 			return s, false, fmt.Errorf("read queue counters of %s: %w", name, err)
 		}
-		return qos.QueueStats{WAN: name, Sent: qos.ByteCount(n.bytes), SentPackets: n.packets, Overlimits: uint64(n.overlimits),
-			Backlog: qos.ByteCount(n.backlog), BacklogPackets: uint64(n.qlen), Drops: uint64(n.drops)}, true, nil
+		s = qos.QueueStats{WAN: name}
+		n.copyTo(&s)
+		return s, true, nil
 	}
 	return s, false, nil
 }
@@ -143,6 +161,11 @@ func RootStats(name string) (s qos.QueueStats, found bool, err error) {
 type counters struct {
 	bytes, packets                   uint64
 	qlen, backlog, drops, overlimits uint32
+}
+
+func (n counters) copyTo(s *qos.QueueStats) {
+	s.Sent, s.SentPackets, s.Overlimits = qos.ByteCount(n.bytes), n.packets, uint64(n.overlimits)
+	s.Backlog, s.BacklogPackets, s.Drops = qos.ByteCount(n.backlog), uint64(n.qlen), uint64(n.drops)
 }
 
 func readCounters(m tcMessage) (counters, error) {

@@ -1,7 +1,6 @@
-// Package tc carries the plan of the WAN's queues into the kernel: it observes, applies and
-// counts, over rtnetlink, in the calling thread's network namespace. It is the one importer of
-// vishvananda/netlink in the domain of queues; the library's own HTB message has no overhead and
-// no mpu, so the messages are built here on its nl package. The composition imports it.
+// Package tc applies the plan of the queues to the kernel, reads it back and reads its counters, over
+// rtnetlink, in the calling thread's network namespace. The HTB message of vishvananda/netlink has no
+// overhead and no mpu, so messages are built here with its nl package.
 package tc
 
 import (
@@ -15,8 +14,8 @@ import (
 	"ringway/qos"
 )
 
-// Observe reads the egress queues of the interfaces. Ingress hooks (clsact) are not looked at,
-// kernel defaults (handle 0:) stand for an empty link, an interface that is not there is left out.
+// Observe reads the egress queues of the interfaces. Ingress hooks (clsact) are ignored, kernel defaults
+// (handle 0:) read as an empty link, and an interface that does not exist is left out.
 func Observe(interfaces []string) (qos.State, error) {
 	var s qos.State
 	for _, name := range interfaces {
@@ -76,8 +75,8 @@ func observeLink(name string, index int) (qos.Link, error) {
 	return l, nil
 }
 
-// Apply writes the changes one by one, in their order. After one that fails it leaves that interface,
-// whose further changes build on it, and goes on with the others. All errors come back joined.
+// Apply makes the changes one by one, in order. After a failure it skips the rest of that interface's
+// changes, which depend on the failed one, and continues with the others. The errors are joined.
 func Apply(changes []qos.Change) error {
 	if len(changes) == 0 {
 		return nil
@@ -117,14 +116,14 @@ func describe(c qos.Change) string {
 	return fmt.Sprintf("%s %s qdisc %s on %s", c.Op, c.Qdisc.Kind, c.Qdisc.Handle, c.Interface)
 }
 
-// kernel is one socket for all changes of an Apply: to open one for each would take longer than the change.
+// kernel is the socket of an Apply. Opening one for each change would take longer than the change.
 type kernel struct {
 	sock *nl.NetlinkSocket
 	use  map[int]*nl.SocketHandle
 }
 
 func openKernel() (*kernel, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE) // no group: a socket of the thread's namespace, and no more
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE) // no group: just a socket in the thread's namespace
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
@@ -155,7 +154,7 @@ func (k *kernel) apply(c qos.Change, ifindex int) error {
 		msg.Handle, msg.Parent = uint32(c.Qdisc.Handle), uint32(c.Qdisc.Parent)
 		options = qdiscOptions(*c.Qdisc)
 	default:
-		return errors.New("a change of nothing")
+		return errors.New("change without class or qdisc")
 	}
 	if c.Op == qos.DeleteOp {
 		typ++ // RTM_DELQDISC, RTM_DELTCLASS

@@ -28,7 +28,11 @@ func classes() []qos.Class {
 
 func input(uplink qos.BitRate) qos.Input {
 	return qos.Input{
-		WANs:     []qos.WAN{{Interface: "wan0", Uplink: uplink, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: 24, MPU: 84}, MTU: 1500}},
+		WANs: []qos.Egress{{
+			Interface: "wan0",
+			Line:      qos.Line{Uplink: uplink, Margin: 3, LinkLayer: qos.LinkLayer{Overhead: 24, MPU: 84}},
+			MTU:       1500,
+		}},
 		Classes:  classes(),
 		Features: qos.AssumedFeatures(),
 	}
@@ -67,7 +71,7 @@ func feed(t testing.TB, ns *netnstest.NS, lines []string) {
 	}
 }
 
-// readBack is what tc says stands there, without what counts.
+// readBack is what tc lists, without counters.
 func readBack(t testing.TB, ns *netnstest.NS) string {
 	t.Helper()
 	text := ns.Run("tc", "-d", "qdisc", "show", "dev", "wan0") +
@@ -79,7 +83,9 @@ func readBack(t testing.TB, ns *netnstest.NS) string {
 	return regexp.MustCompile(`direct_packets_stat"?[: ]\d+`).ReplaceAllString(text, "")
 }
 
-var rates = []qos.BitRate{64 * qos.Kbit, qos.Mbit, 1455 * qos.Kbit, 20 * qos.Mbit, qos.Gbit, 40 * qos.Gbit, 100 * qos.Gbit}
+var rates = []qos.BitRate{
+	64 * qos.Kbit, qos.Mbit, 1455 * qos.Kbit, 20 * qos.Mbit, qos.Gbit, 40 * qos.Gbit, 100 * qos.Gbit,
+}
 
 // variants are the forms that a plan's tree has.
 func variants(t testing.TB) map[string]qos.Input {
@@ -104,7 +110,13 @@ func variants(t testing.TB) map[string]qos.Input {
 	})
 	with("a LAN's", func(in *qos.Input) { // the tree of LANs, on the same device
 		in.LANs = []string{"wan0"}
-		in.WANs = []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit, Margin: 3, LinkLayer: in.WANs[0].LinkLayer}, {Interface: "wan2", Downlink: 2 * qos.Mbit, LinkLayer: in.WANs[0].LinkLayer}}
+		in.WANs = []qos.Egress{
+			{
+				Interface: "wan1",
+				Line:      qos.Line{Downlink: 20 * qos.Mbit, Margin: 3, LinkLayer: in.WANs[0].LinkLayer},
+			},
+			{Interface: "wan2", Line: qos.Line{Downlink: 2 * qos.Mbit, LinkLayer: in.WANs[0].LinkLayer}},
+		}
 	})
 	for _, n := range qos.LinkNames() {
 		with(n, func(in *qos.Input) {
@@ -118,7 +130,9 @@ func variants(t testing.TB) map[string]qos.Input {
 	if f.FQCoDel {
 		with("fq_codel", func(in *qos.Input) { in.Features, in.Sites = f, []qos.Site{{Name: "hub"}} })
 		with("a LAN's fq_codel", func(in *qos.Input) {
-			in.Features, in.LANs, in.WANs = f, []string{"wan0"}, []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit}}
+			in.Features, in.LANs, in.WANs = f, []string{"wan0"}, []qos.Egress{{
+				Interface: "wan1", Line: qos.Line{Downlink: 20 * qos.Mbit},
+			}}
 		})
 		with("slow fq_codel", func(in *qos.Input) { in.Features, in.WANs[0].Uplink = f, qos.Mbit })
 	}
@@ -129,6 +143,8 @@ func variants(t testing.TB) map[string]qos.Input {
 }
 
 func TestOracle(t *testing.T) {
+	netnstest.Root(t)
+	t.Parallel()
 	for name, in := range variants(t) {
 		t.Run(name, func(t *testing.T) {
 			ours, _ := pair(t)
@@ -142,7 +158,9 @@ func TestOracle(t *testing.T) {
 			assert.Equal(t, readBack(t, theirs), got, "tc's own tree from the printed words, and ours")
 			l := in.WANs[0].LinkLayer
 			for text, set := range map[string]bool{
-				fmt.Sprintf("overhead %d", l.Overhead): l.Overhead != 0, fmt.Sprintf("mpu %d", l.MPU): l.MPU != 0, "linklayer atm": l.Cells == qos.ATM,
+				fmt.Sprintf(
+					"overhead %d", l.Overhead,
+				): l.Overhead != 0, fmt.Sprintf("mpu %d", l.MPU): l.MPU != 0, "linklayer atm": l.Cells == qos.ATM,
 			} {
 				if set {
 					assert.Contains(t, got, text)
@@ -199,20 +217,22 @@ func TestStopGivesBackWhatStartFound(t *testing.T) {
 			"tc class add dev wan0 parent 1: classid 1:7 htb rate 5mbit ceil 9mbit burst 3000 cburst 4000 prio 3 quantum 2000",
 			"tc qdisc add dev wan0 parent 1:7 handle 70: pfifo limit 33",
 		},
-		"own bucket": {"tc qdisc replace dev wan0 root handle 9: tbf rate 7mbit burst 5000 limit 9000 peakrate 8mbit mtu 1600"},
+		"own bucket": {
+			"tc qdisc replace dev wan0 root handle 9: tbf rate 7mbit burst 5000 limit 9000 peakrate 8mbit mtu 1600",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, _ := pair(t)
 			feed(t, a, found)
 			before, text := observe(t, a), readBack(t, a)
-			saved, err := qos.MarshalState(before)
+			saved, err := json.Marshal(before) // as the daemon's journal keeps it
 			require.NoError(t, err)
 
 			reconcile(t, a, qos.Want(input(20*qos.Mbit)).Over(before))
 			assert.Contains(t, readBack(t, a), "htb 1:10")
 
-			restored, err := qos.UnmarshalState(saved)
-			require.NoError(t, err)
+			var restored qos.State
+			require.NoError(t, json.Unmarshal(saved, &restored))
 			reconcile(t, a, restored)
 			assert.Equal(t, text, readBack(t, a))
 			assert.Empty(t, qos.Diff(restored, observe(t, a)))
@@ -244,11 +264,15 @@ func TestWordsOfADifferenceAreTrue(t *testing.T) {
 	fewer := sites
 	fewer.Sites = sites.Sites[:1]
 	atm := sites
-	atm.WANs = []qos.WAN{sites.WANs[0]}
+	atm.WANs = []qos.Egress{sites.WANs[0]}
 	atm.WANs[0].LinkLayer, _ = qos.ParseLink("ipoa-vcmux")
 	jumbo := input(20 * qos.Mbit)
 	jumbo.WANs[0].MTU = 9000
-	lan := qos.Input{LANs: []string{"wan0"}, WANs: []qos.WAN{{Interface: "wan1", Downlink: 20 * qos.Mbit}}, Classes: classes(), Features: qos.AssumedFeatures()}
+	lan := qos.Input{
+		LANs: []string{"wan0"},
+		WANs: []qos.Egress{{Interface: "wan1", Line: qos.Line{Downlink: 20 * qos.Mbit}}}, Classes: classes(),
+		Features: qos.AssumedFeatures(),
+	}
 	for _, want := range []qos.State{
 		qos.Want(input(20 * qos.Mbit)), qos.Want(input(50 * qos.Mbit)), qos.Want(narrow), qos.Want(plain),
 		qos.Want(sites), qos.Want(fewer), qos.Want(atm), qos.Want(sites),
@@ -288,7 +312,7 @@ func TestHandMadeChangeIsMended(t *testing.T) {
 			}
 			feed(t, a, []string{harm})
 			assert.NotEmpty(t, reconcile(t, a, want), "noticed")
-			assert.Empty(t, qos.Diff(want, observe(t, a)), "mended")
+			assert.Empty(t, qos.Diff(want, observe(t, a)), "repaired")
 		})
 	}
 }
@@ -311,7 +335,9 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 func TestMissingInterfaceStopsNoOther(t *testing.T) {
 	a, b := pair(t)
 	in := input(20 * qos.Mbit)
-	in.WANs = append([]qos.WAN{{Interface: "lte0", Uplink: 5 * qos.Mbit, MTU: 1500}}, in.WANs...)
+	in.WANs = append(
+		[]qos.Egress{{Interface: "lte0", Line: qos.Line{Uplink: 5 * qos.Mbit}, MTU: 1500}}, in.WANs...,
+	)
 	want := qos.Want(in)
 	look := func() (s qos.State) {
 		t.Helper()
@@ -321,7 +347,8 @@ func TestMissingInterfaceStopsNoOther(t *testing.T) {
 		}))
 		return s
 	}
-	gone := qos.State{Links: []qos.Link{{Interface: "lte0"}, {Interface: "wan0"}}} // lte0 goes right after it was looked at
+	// lte0 goes right after it was looked at
+	gone := qos.State{Links: []qos.Link{{Interface: "lte0"}, {Interface: "wan0"}}}
 	err := a.Do(func() error { return Apply(qos.Diff(want, gone)) })
 	require.ErrorContains(t, err, "find interface lte0")
 	assert.Equal(t, 1, strings.Count(err.Error(), "find interface lte0"), "said once: %v", err)
@@ -336,13 +363,16 @@ func TestMissingInterfaceStopsNoOther(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
+	netnstest.Root(t)
 	f, err := Probe()
 	require.NoError(t, err)
 	// The oracle is tc, asked for the same in a namespace of its own.
 	ns := netnstest.New(t)
 	for kind, has := range map[string]bool{"fq_codel": f.FQCoDel, "cake": f.Cake, "fq": f.FQ, "prio": f.Prio, "htb": f.HTB,
 		"bfifo": f.BFIFO, "tbf rate 1mbit burst 5000 limit 9000": f.TBF} {
-		_, err := ns.Try("tc", append([]string{"qdisc", "replace", "dev", "lo", "root"}, strings.Fields(kind)...)...)
+		_, err := ns.Try(
+			"tc", append([]string{"qdisc", "replace", "dev", "lo", "root"}, strings.Fields(kind)...)...,
+		)
 		assert.Equal(t, err == nil, has, "%s: %v", kind, err)
 	}
 	_, err = ns.Try("tc", "qdisc", "add", "dev", "lo", "clsact")

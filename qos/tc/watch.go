@@ -8,62 +8,47 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ringway/debounce"
 )
 
-// How Watch tells: a tree that is built is one change, and whoever changes queues over and over is answered once a second.
-const (
-	watchQuiet = 50 * time.Millisecond
-	watchPause = time.Second
-)
+// timing makes one change of a tree that is built, and answers whoever changes queues over and over once a
+// second.
+var timing = debounce.Timing{Quiet: 50 * time.Millisecond, Longest: 50 * time.Millisecond, Pause: time.Second}
 
-// Watch calls f from its own goroutine, one call at a time, after queues or classes of any interface were changed, by
-// whomever, until ctx ends. Apply's own changes are told too; an Observe after them finds no difference. It calls ready
-// once it hears.
+// Watch calls f from its own goroutine, one call at a time, after anybody has changed queues or classes of
+// any interface, until ctx ends. Apply's own changes are reported too; an Observe after them finds no
+// difference. It calls ready once it receives.
 func Watch(ctx context.Context, ready, f func()) error {
 	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
 	if err != nil {
 		return fmt.Errorf("watch the queues: %w", err)
 	}
-	changed, failed := make(chan struct{}, 1), make(chan error, 1)
-	go func() { failed <- receive(sock, changed) }()
+
+	changes := debounce.New(timing)
+	receiving, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cancel(receive(sock, changes.Trigger))
+	}()
 	stop := context.AfterFunc(ctx, sock.Close) // ends the blocking read
 	defer func() {
 		if stop() {
 			sock.Close()
 		}
 	}()
+
 	ready()
-	for {
-		select {
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch the queues: %w", err)
-		case <-changed:
-		}
-		pause(ctx, watchQuiet)
-		select { // what belonged to it
-		case <-changed:
-		default:
-		}
-		if ctx.Err() == nil {
-			f()
-		}
-		pause(ctx, watchPause)
+	changes.Run(receiving, f)
+	<-done
+	if ctx.Err() != nil {
+		return nil
 	}
+	return fmt.Errorf("watch the queues: %w", context.Cause(receiving))
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-func receive(sock *nl.NetlinkSocket, changed chan<- struct{}) error {
+func receive(sock *nl.NetlinkSocket, changed func()) error {
 	for {
 		messages, from, err := sock.Receive()
 		lost := errors.Is(err, unix.ENOBUFS) // anything may have changed
@@ -80,10 +65,7 @@ func receive(sock *nl.NetlinkSocket, changed chan<- struct{}) error {
 			}
 		}
 		if lost {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
+			changed()
 		}
 	}
 }

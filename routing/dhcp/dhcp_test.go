@@ -24,8 +24,8 @@ import (
 	"ringway/test/netnstest"
 )
 
-// box wan0 --- up0 provider (198.51.100.1, dnsmasq or a server of the test's)
-type street struct {
+// box wan0 --- up0 provider (198.51.100.1, dnsmasq or the test's own server)
+type link struct {
 	t             *testing.T
 	box, provider *netnstest.NS
 	dir           string
@@ -34,14 +34,14 @@ type street struct {
 	stop          func()
 }
 
-func newStreet(t *testing.T) *street {
-	s := &street{t: t, box: netnstest.New(t), provider: netnstest.New(t), dir: t.TempDir()}
+func newLink(t *testing.T) *link {
+	s := &link{t: t, box: netnstest.New(t), provider: netnstest.New(t), dir: t.TempDir()}
 	netnstest.Veth(t, s.provider, "up0", s.box, "wan0")
 	s.provider.Run("ip", "addr", "add", "198.51.100.1/24", "dev", "up0")
 	return s
 }
 
-func (s *street) dnsmasq() (stop func()) {
+func (s *link) dnsmasq() (stop func()) {
 	s.t.Helper()
 	cmd := s.provider.Command("dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--user=root", "--port=0", "--pid-file=",
 		"--interface=up0", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(s.dir, "dnsmasq.leases"), "--no-ping",
@@ -58,13 +58,15 @@ func (s *street) dnsmasq() (stop func()) {
 	return stop
 }
 
-// run starts the client as the appliance does: it puts what is reported on the interface.
-func (s *street) run(longest time.Duration) {
+// run starts the client and, as the appliance does, puts the reported address on the interface.
+func (s *link) run(maxHold time.Duration) {
 	s.leases = make(chan dhcp.Lease, 1000)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	c := &dhcp.Client{Interface: "wan0", File: filepath.Join(s.dir, "lease.json"), Timeout: 200 * time.Millisecond, Longest: longest, Log: log,
+	c := &dhcp.Client{
+		Interface: "wan0", File: filepath.Join(s.dir, "lease.json"), Timeout: 200 * time.Millisecond,
+		MaxHold: maxHold, Log: log,
 		Report: func(l dhcp.Lease) {
 			if l.Lost {
 				_, _ = s.box.Try("ip", "addr", "flush", "dev", "wan0")
@@ -72,7 +74,8 @@ func (s *street) run(longest time.Duration) {
 				_, _ = s.box.Try("ip", "addr", "replace", l.Address.String(), "dev", "wan0")
 			}
 			s.leases <- l
-		}}
+		},
+	}
 	s.client = c
 	go func() { done <- s.box.Do(func() error { return c.Run(ctx) }) }()
 	s.stop = func() {
@@ -85,7 +88,7 @@ func (s *street) run(longest time.Duration) {
 	s.t.Cleanup(s.stop)
 }
 
-func (s *street) next(within time.Duration) dhcp.Lease {
+func (s *link) next(within time.Duration) dhcp.Lease {
 	s.t.Helper()
 	select {
 	case l := <-s.leases:
@@ -100,7 +103,7 @@ func TestLease(t *testing.T) {
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		t.Fatal("this test needs dnsmasq (package dnsmasq-base)")
 	}
-	s := newStreet(t)
+	s := newLink(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	server := s.dnsmasq()
 	s.run(4 * time.Second)
@@ -111,7 +114,7 @@ func TestLease(t *testing.T) {
 	assert.Equal(t, "[198.51.100.1] [198.51.100.53] 198.51.100.1", sprint(l.Gateways, l.DNS, l.Server))
 	assert.WithinDuration(t, time.Now().Add(4*time.Second), l.Expiry, time.Second)
 
-	again := s.next(10 * time.Second) // renewed at T1, in unicast
+	again := s.next(10 * time.Second) // renewed at T1, by unicast
 	assert.Equal(t, l.Address, again.Address)
 	assert.True(t, again.Expiry.After(l.Expiry))
 	assert.False(t, again.Lost)
@@ -125,20 +128,20 @@ func TestLease(t *testing.T) {
 
 	s.dnsmasq()
 	l = s.next(20 * time.Second)
-	assert.Equal(t, again.Address, l.Address, "the server knows the box")
+	assert.Equal(t, again.Address, l.Address, "the server knows the client")
 	s.stop()
 
-	// The daemon starts again: it goes on with the lease at once, before any server has said a word.
+	// The daemon starts again: it goes on with the lease at once, before any server has answered.
 	held, ok := dhcp.LastLease(filepath.Join(s.dir, "lease.json"), "wan0")
 	require.True(t, ok)
 	assert.Equal(t, l.Address, held.Address)
 	_, ok = dhcp.LastLease(filepath.Join(s.dir, "lease.json"), "wan1")
-	assert.False(t, ok, "another interface's")
+	assert.False(t, ok, "a lease of another interface")
 	s.run(time.Hour)
 	assert.Equal(t, l.Address, s.next(10*time.Second).Address)
 	s.stop()
 
-	// After a boot the lease is only asked for again.
+	// After a reboot the lease is only asked for again.
 	b, err := os.ReadFile(filepath.Join(s.dir, "lease.json"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "lease.json"), replaceBoot(b), 0o600))
@@ -149,9 +152,9 @@ func TestLease(t *testing.T) {
 	s.stop()
 }
 
-// A server that first answers with all that is wrong, then rightly, then refuses.
+// A server first sends invalid answers of every kind, then valid ones, then refuses.
 func TestWrongAnswers(t *testing.T) {
-	s := newStreet(t)
+	s := newLink(t)
 	var conn *net.UDPConn
 	require.NoError(t, s.provider.Do(func() (err error) {
 		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 67})
@@ -179,21 +182,28 @@ func TestWrongAnswers(t *testing.T) {
 	s.run(4 * time.Second)
 	l := s.next(30 * time.Second)
 	assert.Equal(t, "198.51.100.30/24", l.Address.String())
-	assert.Equal(t, "[198.51.100.254]", sprint(l.Gateways), "RFC 3442: classless routes go before the router option")
+	assert.Equal(t, "[198.51.100.254]", sprint(l.Gateways), "RFC 3442: classless routes replace the router option")
 	assert.True(t, s.next(30*time.Second).Lost, "refused when it asked again")
-	assert.Equal(t, "198.51.100.30/24", s.next(30*time.Second).Address.String(), "started over")
-	s.client.Recheck() // the cable was out
-	assert.Equal(t, "198.51.100.30/24", s.next(10*time.Second).Address.String(), "confirmed, long before it was due")
+	assert.Equal(t, "198.51.100.30/24", s.next(30*time.Second).Address.String(), "started again")
+	s.client.Recheck() // the cable was pulled
+	assert.Equal(t, "198.51.100.30/24", s.next(10*time.Second).Address.String(), "confirmed long before T1")
 }
 
 func serve(conn *net.UDPConn) {
 	to := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
 	good := func(req *dhcpv4.DHCPv4, kind dhcpv4.MessageType, mods ...dhcpv4.Modifier) []byte {
 		server := net.IPv4(198, 51, 100, 1).To4()
-		p, err := dhcpv4.NewReplyFromRequest(req, append([]dhcpv4.Modifier{dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(net.IPv4(198, 51, 100, 30)),
-			dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server)), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(3600),
+		all := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+		route := &dhcpv4.Route{Dest: all, Router: net.IPv4(198, 51, 100, 254)}
+		p, err := dhcpv4.NewReplyFromRequest(req, append([]dhcpv4.Modifier{
+			dhcpv4.WithMessageType(kind),
+			dhcpv4.WithYourIP(net.IPv4(198, 51, 100, 30)),
+			dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server)),
+			dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
+			dhcpv4.WithLeaseTime(3600),
 			dhcpv4.WithOption(dhcpv4.OptRouter(server)),
-			dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(&dhcpv4.Route{Dest: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Router: net.IPv4(198, 51, 100, 254)}))}, mods...)...)
+			dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(route)),
+		}, mods...)...)
 		if err != nil {
 			panic(err)
 		}

@@ -11,29 +11,40 @@ import (
 )
 
 func ack(t testing.TB, mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-	p, err := dhcpv4.New(append([]dhcpv4.Modifier{dhcpv4.WithMessageType(dhcpv4.MessageTypeAck), dhcpv4.WithYourIP(net.IPv4(198, 51, 100, 30)),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(198, 51, 100, 1))), dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
-		dhcpv4.WithLeaseTime(3600), dhcpv4.WithOption(dhcpv4.OptRouter(net.IPv4(198, 51, 100, 1)))}, mods...)...)
+	p, err := dhcpv4.New(append([]dhcpv4.Modifier{
+		dhcpv4.WithMessageType(dhcpv4.MessageTypeAck),
+		dhcpv4.WithYourIP(net.IPv4(198, 51, 100, 30)),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(198, 51, 100, 1))),
+		dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
+		dhcpv4.WithLeaseTime(3600),
+		dhcpv4.WithOption(dhcpv4.OptRouter(net.IPv4(198, 51, 100, 1))),
+	}, mods...)...)
 	require.NoError(t, err)
 	return p
 }
 
 func TestLeaseTimes(t *testing.T) {
 	given := time.Unix(1_800_000_000, 0)
+	noEnd := []dhcpv4.Modifier{dhcpv4.WithLeaseTime(0xffffffff)}
+	option := func(o dhcpv4.Option) []dhcpv4.Modifier { return []dhcpv4.Modifier{dhcpv4.WithOption(o)} }
+	const t1, t2 = 30 * time.Minute, 52*time.Minute + 30*time.Second
 	for name, c := range map[string]struct {
-		mods                  []dhcpv4.Modifier
-		duration, renew, bind time.Duration
+		mods                    []dhcpv4.Modifier
+		duration, renew, rebind time.Duration
 	}{
-		"as RFC 2131 says":     {nil, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
-		"as the server says":   {[]dhcpv4.Modifier{dhcpv4.WithOption(dhcpv4.OptRenewTimeValue(time.Minute)), dhcpv4.WithOption(dhcpv4.OptRebindingTimeValue(2 * time.Minute))}, time.Hour, time.Minute, 2 * time.Minute},
-		"the wrong way round":  {[]dhcpv4.Modifier{dhcpv4.WithOption(dhcpv4.OptRenewTimeValue(2 * time.Hour))}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
-		"without an end":       {[]dhcpv4.Modifier{dhcpv4.WithLeaseTime(0xffffffff)}, 24 * time.Hour, 12 * time.Hour, 21 * time.Hour},
-		"no router, no resolv": {[]dhcpv4.Modifier{dhcpv4.WithoutOption(dhcpv4.OptionRouter)}, time.Hour, 30 * time.Minute, 52*time.Minute + 30*time.Second},
+		"defaults of RFC 2131": {nil, time.Hour, t1, t2},
+		"times of the server": {
+			append(option(dhcpv4.OptRenewTimeValue(time.Minute)), option(dhcpv4.OptRebindingTimeValue(2*time.Minute))...),
+			time.Hour, time.Minute, 2 * time.Minute,
+		},
+		"T1 after the end": {option(dhcpv4.OptRenewTimeValue(2 * time.Hour)), time.Hour, t1, t2},
+		"without an end":   {noEnd, 24 * time.Hour, 12 * time.Hour, 21 * time.Hour},
+		"without a router": {[]dhcpv4.Modifier{dhcpv4.WithoutOption(dhcpv4.OptionRouter)}, time.Hour, t1, t2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := leaseOf("wan0", ack(t, c.mods...), given, longest)
+			l, err := leaseOf("wan0", ack(t, c.mods...), given, maxHold)
 			require.NoError(t, err)
-			assert.Equal(t, []time.Duration{c.duration, c.renew, c.bind}, []time.Duration{l.Duration, l.Renew, l.Rebind})
+			assert.Equal(t, []time.Duration{c.duration, c.renew, c.rebind}, []time.Duration{l.Duration, l.Renew, l.Rebind})
 			assert.Equal(t, given.Add(c.duration), l.Expiry)
 			assert.Equal(t, "198.51.100.30/24", l.Address.String())
 		})
@@ -48,12 +59,12 @@ func FuzzLease(f *testing.F) {
 		if err != nil {
 			return
 		}
-		l, err := leaseOf("wan0", p, time.Now(), longest)
+		l, err := leaseOf("wan0", p, time.Now(), maxHold)
 		if err != nil {
 			return
 		}
 		assert.True(t, l.Address.IsValid() && usable(l.Address.Addr()) && l.Address.Bits() > 0)
-		assert.True(t, 0 < l.Renew && l.Renew < l.Rebind && l.Rebind < l.Duration && l.Duration <= longest, "%v", l)
+		assert.True(t, 0 < l.Renew && l.Renew < l.Rebind && l.Rebind < l.Duration && l.Duration <= maxHold, "%v", l)
 		for _, g := range append(l.Gateways, l.DNS...) {
 			assert.True(t, usable(g))
 		}

@@ -15,65 +15,77 @@ import (
 	"ringway/routing"
 )
 
-// Apply makes the changes one after the other and goes on after one that fails, since the rest
-// may still hold (a site's routes do not wait for another WAN's cable). All errors come back joined.
+// Apply makes the changes one after the other. It goes on after one that fails, since the rest may still work
+// (a site's routes do not wait for another WAN's cable), and returns all errors joined.
 //
-// What needs something that failed is not tried, so that the errors are those that matter: nothing
-// is put on a device that could not be made, and routes do without the source address that it
-// would have had. Forwarding is not switched on for a family whose guard could not be made.
+// What needs a change that failed is not tried, so that only errors that matter are returned: nothing is put
+// on a device that could not be made, and routes do without a source address that could not be added.
+// Forwarding is not switched on for a family whose guard could not be made.
 func Apply(changes []routing.Change) error {
+	f := failures{devices: map[string]bool{}, guards: map[int]bool{}, sources: map[netip.Addr]bool{}}
 	var errs []error
-	lost, unguarded := map[string]bool{}, map[int]bool{}
-	noSource := map[netip.Addr]bool{}
 	for _, c := range changes {
-		if family := c.Forwards(); family != 0 && unguarded[family] {
-			errs = append(errs, fmt.Errorf("%s: left out, for nothing would keep sites' packets from leaving in clear", c))
+		if family := c.Forwards(); family != 0 && f.guards[family] {
+			errs = append(errs, fmt.Errorf("%s: omitted: without the guard packets for sites could leave in clear", c))
 			continue
 		}
-		if lost[c.Device()] {
+		if f.devices[c.Device()] {
 			if c.Address != nil {
-				noSource[c.Address.Prefix.Addr()] = true
+				f.sources[c.Address.Prefix.Addr()] = true
 			}
 			continue
 		}
-		if c.Route != nil && c.Verb != routing.Delete && noSource[c.Route.Source] {
-			r := *c.Route
-			r.Source = netip.Addr{}
-			c.Route = &r
-		}
-		err := apply(c)
-		if err == nil {
-			continue
-		}
-		errs = append(errs, err)
-		switch {
-		case c.Link != nil && c.Verb == routing.Add:
-			lost[c.Link.Name] = true
-		case c.Address != nil && c.Verb == routing.Add && !errors.Is(err, unix.EEXIST):
-			noSource[c.Address.Prefix.Addr()] = true
-		case c.Guards() != 0 && c.Verb != routing.Delete && !errors.Is(err, unix.EEXIST):
-			unguarded[c.Guards()] = true
+		if err := apply(f.adapt(c)); err != nil {
+			errs = append(errs, err)
+			f.note(c, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// failures is what could not be made.
+type failures struct {
+	devices map[string]bool
+	guards  map[int]bool // by family
+	sources map[netip.Addr]bool
+}
+
+// adapt removes a source address from a route that the kernel would refuse because of it.
+func (f failures) adapt(c routing.Change) routing.Change {
+	if c.Route != nil && c.Verb != routing.Delete && f.sources[c.Route.Source] {
+		r := *c.Route
+		r.Source = netip.Addr{}
+		c.Route = &r
+	}
+	return c
+}
+
+func (f failures) note(c routing.Change, err error) {
+	exists := errors.Is(err, unix.EEXIST)
+	switch {
+	case c.Link != nil && c.Verb == routing.Add:
+		f.devices[c.Link.Name] = true
+	case c.Address != nil && c.Verb == routing.Add && !exists:
+		f.sources[c.Address.Prefix.Addr()] = true
+	case c.Guards() != 0 && c.Verb != routing.Delete && !exists:
+		f.guards[c.Guards()] = true
+	}
+}
+
 func apply(c routing.Change) error {
-	err := func() error {
-		switch {
-		case c.Link != nil:
-			return applyLink(c)
-		case c.Address != nil:
-			return applyAddress(c.Verb, *c.Address)
-		case c.Route != nil:
-			return applyRoute(c.Verb, *c.Route)
-		case c.Rule != nil:
-			return applyRule(c.Verb, *c.Rule)
-		case c.Sysctl != nil:
-			return os.WriteFile(sysctlPath(c.Sysctl.Key), []byte(strconv.Itoa(c.Sysctl.Value)+"\n"), 0)
-		}
-		return nil
-	}()
+	var err error
+	switch {
+	case c.Link != nil:
+		err = applyLink(c)
+	case c.Address != nil:
+		err = applyAddress(c.Verb, *c.Address)
+	case c.Route != nil:
+		err = applyRoute(c.Verb, *c.Route)
+	case c.Rule != nil:
+		err = applyRule(c.Verb, *c.Rule)
+	case c.Sysctl != nil:
+		err = os.WriteFile(sysctlPath(c.Sysctl.Key), []byte(strconv.Itoa(c.Sysctl.Value)+"\n"), 0)
+	}
 	if err != nil && c.Verb == routing.Delete && gone(err) {
 		return nil
 	}
@@ -83,8 +95,8 @@ func apply(c routing.Change) error {
 	return nil
 }
 
-// gone is whether a removal failed because there was nothing to remove any more: with a device
-// go its routes and addresses, and somebody else may have been faster.
+// gone reports whether a removal failed because there was nothing left to remove: the kernel removes routes
+// and addresses together with their device, and another program may have been faster.
 func gone(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) ||
@@ -115,8 +127,9 @@ func applyLink(c routing.Change) error {
 	return netlink.LinkSetUp(link)
 }
 
-// ErrNoVLAN is what making a VLAN device ends in where the kernel was built without 802.1Q.
-var ErrNoVLAN = errors.New("this kernel has no VLAN (802.1Q) support: load the module 8021q, or use a kernel with CONFIG_VLAN_8021Q")
+// ErrNoVLAN is the error of making a VLAN device if the kernel was built without 802.1Q.
+var ErrNoVLAN = errors.New("this kernel has no VLAN (802.1Q) support: " +
+	"load the module 8021q, or use a kernel with CONFIG_VLAN_8021Q")
 
 func addVLAN(l routing.Link) error {
 	parent, err := netlink.LinkByName(l.Parent)
@@ -139,7 +152,7 @@ func addVLAN(l routing.Link) error {
 	return err
 }
 
-// applyAddress builds the message itself: the library knows no IFA_PROTO.
+// applyAddress builds the message itself: the library cannot set IFA_PROTO.
 func applyAddress(v routing.Verb, a routing.Address) error {
 	link, err := netlink.LinkByName(a.Device)
 	if err != nil {
@@ -181,23 +194,29 @@ func broadcast(p netip.Prefix) netip.Addr {
 }
 
 func applyRoute(v routing.Verb, r routing.Route) error {
-	o := &netlink.Route{Table: int(r.Table), Priority: int(r.Metric), Protocol: netlink.RouteProtocol(r.Protocol), Dst: ipNet(r.Prefix), MTU: r.MTU}
+	o := &netlink.Route{
+		Table: int(r.Table), Priority: int(r.Metric), Protocol: netlink.RouteProtocol(r.Protocol),
+		Dst: ipNet(r.Prefix), MTU: r.MTU,
+	}
 	for number, t := range routeTypes {
 		if t == r.Type {
 			o.Type = number
 		}
 	}
-	if r.Device != "" {
-		link, err := netlink.LinkByName(r.Device)
+	device := r.Device
+	if r.Type == routing.Local {
+		device = "lo"
+	}
+	if device != "" {
+		link, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}
 		o.LinkIndex = link.Attrs().Index
 	}
+	o.Scope = scope(r)
 	if r.Gateway.IsValid() {
 		o.Gw = r.Gateway.AsSlice()
-	} else if r.Type == routing.Unicast && r.Prefix.Addr().Is4() {
-		o.Scope = netlink.SCOPE_LINK // as ip(8) does; a gateway must be in a wider scope than what it is reached by
 	}
 	if r.OnLink {
 		o.Flags = unix.RTNH_F_ONLINK
@@ -212,6 +231,18 @@ func applyRoute(v routing.Verb, r routing.Route) error {
 		return netlink.RouteReplace(o)
 	}
 	return netlink.RouteDel(o)
+}
+
+// scope is that of an IPv4 route, as ip(8) sets it: a gateway's must be wider than that of the route to it.
+func scope(r routing.Route) netlink.Scope {
+	switch {
+	case r.Prefix.Addr().Is6() || r.Gateway.IsValid():
+	case r.Type == routing.Unicast:
+		return netlink.SCOPE_LINK
+	case r.Type == routing.Local:
+		return netlink.SCOPE_HOST
+	}
+	return netlink.SCOPE_UNIVERSE
 }
 
 func applyRule(v routing.Verb, r routing.Rule) error {

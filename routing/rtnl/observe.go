@@ -1,7 +1,6 @@
-// Package rtnl is the kernel's side of package routing: it reads links, addresses, routes,
-// rules and sysctls into a routing.State, makes the changes that routing.Diff found, and tells
-// when something changed. It is the only importer of vishvananda/netlink in its domain; the
-// appliance imports it. Everything acts in the calling thread's network namespace.
+// Package rtnl is the kernel's side of package routing: it reads links, addresses, routes, rules and sysctls
+// into a routing.State, makes the changes that routing.Diff found, and reports changes of others. Everything
+// is done in the network namespace of the calling thread.
 package rtnl
 
 import (
@@ -21,12 +20,12 @@ import (
 	"ringway/routing"
 )
 
-// A dump that changed while it was read is read again this often.
+// dumpTries is how often a dump is read that the kernel changed meanwhile.
 const dumpTries = 5
 
-// Observe reads what is Ringway's (by protocol 82, on whatever device, by its route tables, by the
-// alias of its links) and, of what is not, what scope mentions: its links, all addresses on them,
-// routes in the place of its routes, its sysctls; and all rules among Ringway's priorities.
+// Observe reads everything that is Ringway's (recognised by protocol 82 on any device, by its route tables,
+// by the alias of its links) and, of the rest, what scope mentions: its links with all addresses on them,
+// routes in the place of its routes, its sysctls, and all rules among Ringway's priorities.
 func Observe(scope routing.State) (routing.State, error) {
 	var s routing.State
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
@@ -58,7 +57,7 @@ func Observe(scope routing.State) (routing.State, error) {
 	return s, nil
 }
 
-// dump repeats f while the kernel says that the list changed under the reader.
+// dump repeats f while the kernel says that the list changed meanwhile.
 func dump[T any](f func() ([]T, error)) (list []T, err error) {
 	for range dumpTries {
 		if list, err = f(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -68,7 +67,7 @@ func dump[T any](f func() ([]T, error)) (list []T, err error) {
 	return list, err
 }
 
-// observeLinks fills in the links and returns the names of all of the box's.
+// observeLinks adds the links and returns the names of all links of the machine.
 func observeLinks(s *routing.State, scope routing.State) (map[int]string, error) {
 	links, err := dump(netlink.LinkList)
 	if err != nil {
@@ -108,7 +107,7 @@ func observeLinks(s *routing.State, scope routing.State) (map[int]string, error)
 	return names, nil
 }
 
-// ifaProto is IFA_PROTO (linux/if_addr.h), which came with Linux 5.18.
+// ifaProto is IFA_PROTO (linux/if_addr.h), since Linux 5.18.
 const ifaProto = 11
 
 func observeAddresses(s *routing.State, scope routing.State, names map[int]string) error {
@@ -129,36 +128,17 @@ func observeAddresses(s *routing.State, scope routing.State, names map[int]strin
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, m := range msgs {
-		msg := nl.DeserializeIfAddrmsg(m)
-		attrs, err := nl.ParseRouteAttr(m[msg.Len():])
+		a, err := parseAddress(m, names)
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
-		a := routing.Address{Device: names[int(msg.Index)]}
-		var local, address netip.Addr
-		for _, attr := range attrs {
-			switch attr.Attr.Type {
-			case unix.IFA_LOCAL:
-				local, _ = netip.AddrFromSlice(attr.Value)
-			case unix.IFA_ADDRESS:
-				address, _ = netip.AddrFromSlice(attr.Value)
-			case ifaProto:
-				if len(attr.Value) > 0 {
-					a.Protocol = attr.Value[0]
-				}
-			}
-		}
-		if !local.IsValid() {
-			local = address // IPv6 has no IFA_LOCAL but on point-to-point links
-		}
-		if !local.IsValid() {
+		if !a.Prefix.IsValid() {
 			continue
 		}
-		a.Prefix = netip.PrefixFrom(local, int(msg.Prefixlen))
 		if ours(a) {
 			a.Protocol = routing.Protocol
 		}
-		// Ringway's own are looked for everywhere: a device that the config no longer names must not keep them.
+		// Ringway's own are read on all devices: one that the config no longer names must not keep them.
 		if mentioned[a.Device] || a.Protocol == routing.Protocol {
 			s.Addresses = append(s.Addresses, a)
 		}
@@ -166,8 +146,39 @@ func observeAddresses(s *routing.State, scope routing.State, names map[int]strin
 	return nil
 }
 
-// untagged says which addresses are ours where the kernel keeps no tag: those that scope asks
-// for, unless it also holds them as somebody else's (as a kept before-state does).
+// parseAddress reads one message of a dump.
+func parseAddress(message []byte, names map[int]string) (routing.Address, error) {
+	msg := nl.DeserializeIfAddrmsg(message)
+	attrs, err := nl.ParseRouteAttr(message[msg.Len():])
+	if err != nil {
+		return routing.Address{}, err
+	}
+
+	a := routing.Address{Device: names[int(msg.Index)]}
+	var local, address netip.Addr
+	for _, attr := range attrs {
+		switch attr.Attr.Type {
+		case unix.IFA_LOCAL:
+			local, _ = netip.AddrFromSlice(attr.Value)
+		case unix.IFA_ADDRESS:
+			address, _ = netip.AddrFromSlice(attr.Value)
+		case ifaProto:
+			if len(attr.Value) > 0 {
+				a.Protocol = attr.Value[0]
+			}
+		}
+	}
+	if !local.IsValid() {
+		local = address // IPv6 has IFA_LOCAL on point-to-point links only
+	}
+	if local.IsValid() {
+		a.Prefix = netip.PrefixFrom(local, int(msg.Prefixlen))
+	}
+	return a, nil
+}
+
+// untagged returns which addresses are Ringway's on a kernel without IFA_PROTO: those that scope wants,
+// unless it also has them as those of others, as a state that was recorded before has.
 func untagged(scope routing.State) func(routing.Address) bool {
 	asked, foreign := map[routing.Address]bool{}, map[routing.Address]bool{}
 	for _, a := range scope.Addresses {
@@ -184,7 +195,7 @@ func untagged(scope routing.State) func(routing.Address) bool {
 	}
 }
 
-// kernelTagsAddresses is whether this kernel keeps an address's protocol.
+// kernelTagsAddresses reports whether this kernel stores the protocol of an address.
 func kernelTagsAddresses() bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
@@ -199,7 +210,7 @@ func kernelTagsAddresses() bool {
 
 var routeTypes = map[int]routing.RouteType{
 	unix.RTN_UNICAST: routing.Unicast, unix.RTN_THROW: routing.Throw, unix.RTN_UNREACHABLE: routing.Unreachable,
-	unix.RTN_BLACKHOLE: "blackhole", unix.RTN_PROHIBIT: "prohibit", unix.RTN_LOCAL: "local",
+	unix.RTN_BLACKHOLE: "blackhole", unix.RTN_PROHIBIT: "prohibit", unix.RTN_LOCAL: routing.Local,
 }
 
 func observeRoutes(s *routing.State, scope routing.State, family int, names map[int]string) error {
@@ -222,19 +233,22 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 		if !known {
 			continue
 		}
-		o := routing.Route{Table: uint32(r.Table), Type: t, Metric: uint32(r.Priority), Protocol: uint8(r.Protocol),
-			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src), MTU: r.MTU}
+		o := routing.Route{
+			Table: uint32(r.Table), Type: t, Metric: uint32(r.Priority), Protocol: uint8(r.Protocol),
+			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src), MTU: r.MTU,
+		}
 		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
 			ones, _ := r.Dst.Mask.Size()
 			if family == unix.AF_INET {
-				a = a.Unmap() // the library writes IPv4's default in 16 bytes
+				a = a.Unmap() // the library writes the IPv4 default in 16 bytes
 			}
 			o.Prefix = netip.PrefixFrom(a, ones)
 		}
-		if t == routing.Unicast { // the kernel names lo for IPv6 routes that go nowhere
+		if t == routing.Unicast { // the kernel names lo in other IPv6 routes
 			o.Device = names[r.LinkIndex]
 		}
-		if o.Protocol == routing.Protocol || routing.OwnTable(o.Table) || wanted[place{o.Table, o.Metric, o.Prefix}] {
+		own := o.Protocol == routing.Protocol || routing.OwnTable(o.Table)
+		if own || wanted[place{o.Table, o.Metric, o.Prefix}] {
 			s.Routes = append(s.Routes, o)
 		}
 	}
@@ -247,22 +261,31 @@ func observeRules(s *routing.State, family int) error {
 		return fmt.Errorf("list %s rules: %w", familyName(family), err)
 	}
 	for _, r := range rules {
-		if r.Protocol != routing.Protocol && (r.Priority < routing.PriorityFirst || r.Priority > routing.PriorityLast) {
+		among := routing.PriorityFirst <= r.Priority && r.Priority <= routing.PriorityLast
+		if r.Protocol != routing.Protocol && !among {
 			continue
 		}
-		o := routing.Rule{Family: 4, Priority: r.Priority, Mark: r.Mark, Input: r.IifName, Table: uint32(r.Table), Protocol: r.Protocol}
+		o := routing.Rule{
+			Family: 4, Priority: r.Priority, Mark: r.Mark, Input: r.IifName, Table: uint32(r.Table), Protocol: r.Protocol,
+		}
 		if family == unix.AF_INET6 {
 			o.Family = 6
 		}
 		if r.Mask != nil {
 			o.Mask = *r.Mask
 		}
-		o.More = r.Protocol != routing.Protocol && (r.Src != nil || r.Dst != nil || r.OifName != "" || r.Tos != 0 || r.TunID != 0 ||
-			r.Goto >= 0 || r.Flow >= 0 || r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0 || r.Invert ||
-			r.Dport != nil || r.Sport != nil || r.IPProto != 0 || r.UIDRange != nil)
+		o.More = r.Protocol != routing.Protocol && hasMore(r)
 		s.Rules = append(s.Rules, o)
 	}
 	return nil
+}
+
+// hasMore reports whether a rule has selectors or actions that a routing.Rule cannot hold.
+func hasMore(r netlink.Rule) bool {
+	selectors := r.Src != nil || r.Dst != nil || r.OifName != "" || r.Tos != 0 || r.TunID != 0 || r.Invert ||
+		r.Dport != nil || r.Sport != nil || r.IPProto != 0 || r.UIDRange != nil
+	actions := r.Goto >= 0 || r.Flow >= 0 || r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0
+	return selectors || actions
 }
 
 func observeSysctls(s *routing.State, scope routing.State) error {

@@ -28,10 +28,15 @@ func TestStrictReversePath(t *testing.T) {
 	netnstest.Veth(t, provider, "up0", box, "wan0")
 	netnstest.Veth(t, phone, "eth0", box, "voice0")
 	netnstest.Veth(t, phone, "eth1", box, "data0")
-	for _, c := range []string{"ip addr add 10.1.10.5/24 dev eth0", "ip route add default via 10.1.10.1", "ip addr add 10.2.10.77/32 dev lo"} {
+	for _, c := range []string{
+		"ip addr add 10.1.10.5/24 dev eth0", "ip route add default via 10.1.10.1", "ip addr add 10.2.10.77/32 dev lo",
+	} {
 		phone.Run("sh", "-c", c)
 	}
-	for _, c := range []string{"ip addr add 198.51.100.1/24 dev up0", "ip addr add 203.0.113.2/32 dev lo", "ip addr add 10.2.10.9/32 dev lo", "ip addr add 10.1.10.5/32 dev lo"} {
+	for _, c := range []string{
+		"ip addr add 198.51.100.1/24 dev up0", "ip addr add 203.0.113.2/32 dev lo",
+		"ip addr add 10.2.10.9/32 dev lo", "ip addr add 10.1.10.5/32 dev lo",
+	} {
 		provider.Run("sh", "-c", c)
 	}
 	voice, data := openTUN(t, box, "rw-voice"), openTUN(t, box, "rw-data")

@@ -28,7 +28,7 @@ func addr(s ...string) (out []netip.Addr) {
 	return out
 }
 
-// The numbers of qos/mark.go, as the appliance would hand them over.
+// The numbers of qos/mark.go, as the appliance passes them.
 var marks = routing.Marks{
 	OuterValues: []uint32{0x2000, 0x4000}, OuterMask: 0x6000,
 	VoiceValues: []uint32{0x1200, 0x1400}, DataValues: []uint32{0x1600, 0x1800}, ClassMask: 0x1e00,
@@ -38,21 +38,27 @@ func branch() routing.Input {
 	voice := []routing.LAN{{Interface: "voice0", Addresses: pfx("10.1.10.1/24", "fd01:10::1/64")}}
 	data := []routing.LAN{{Interface: "data0", Addresses: pfx("10.1.20.1/24", "fd01:20::1/64")}}
 	return routing.Input{
-		WANs: []routing.WAN{{Interface: "wan0", Addresses: pfx("198.51.100.2/24", "2001:db8:1::2/64"), Gateways: addr("198.51.100.1", "2001:db8:1::1")}},
+		WANs: []routing.Upstream{{
+			Interface: "wan0",
+			Addresses: pfx("198.51.100.2/24", "2001:db8:1::2/64"), Gateways: addr("198.51.100.1", "2001:db8:1::1"),
+		}},
 		LANs: append(append([]routing.LAN{}, voice...), data...),
 		Tunnels: []routing.TunnelDevice{
 			{Class: "voice", Name: "rw-voice", MTU: 1420, TxQueueLen: 50},
 			{Class: "data", Name: "rw-data", MTU: 1400, TxQueueLen: 100, GSOMax: 20000},
 		},
 		Sites: []routing.SiteRoute{
-			{Name: "munich", Prefixes: pfx("10.2.10.0/24", "10.2.20.0/24", "fd02:10::/64"), VoiceDevice: "rw-voice", DataDevice: "rw-data", DataMTU: 1300},
+			{
+				Name: "munich", Prefixes: pfx("10.2.10.0/24", "10.2.20.0/24", "fd02:10::/64"),
+				VoiceDevice: "rw-voice", DataDevice: "rw-data", DataMTU: 1300,
+			},
 			{Name: "plain", Prefixes: pfx("10.3.0.0/16"), VoiceDevice: "rw-data", DataDevice: "rw-data"},
 		},
 		Marks: marks, VoiceSource: routing.FirstAddresses(voice), DataSource: routing.FirstAddresses(data),
 	}
 }
 
-// newBox is an edge's namespace with its devices, all down, as a box is before the first start.
+// newBox is the namespace of an edge with its devices, all down, as before the first start.
 //
 //	wan0 = veth = (peers in one more namespace, which only hold the other ends)   tun rw-voice, rw-data
 func newBox(t *testing.T) *netnstest.NS {
@@ -80,11 +86,13 @@ func apply(t *testing.T, box *netnstest.NS, changes []routing.Change) {
 
 func texts(changes []routing.Change) string { return strings.Join(routing.Text(changes), "\n") }
 
-// look is what ip(8) and sysctl(8) say of the whole namespace, without what differs from one
+// look is what ip(8) and sysctl(8) print of the whole namespace, without what differs from one
 // namespace to the next by nature (numbers of peers, hardware addresses and what is made of them).
 func look(t *testing.T, box *netnstest.NS) string {
 	var out strings.Builder
-	for _, args := range []string{"-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all", "addr", "link"} {
+	for _, args := range []string{
+		"-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all", "addr", "link",
+	} {
 		var v any
 		text := box.Run("ip", append([]string{"-d", "-j"}, strings.Fields(args)...)...)
 		require.NoError(t, json.Unmarshal([]byte(text), &v), text)
@@ -133,7 +141,9 @@ func strip(v any) any {
 		out := map[string]any{}
 		for k, e := range v {
 			switch k {
-			case "address", "ifindex", "link_index", "link_netnsid", "operstate", "flags", "permaddr", "stable_secret", "inet6_addr_gen_mode", "qdisc": // (a device gets its queue when it is first set up, for good)
+			case "address", "ifindex", "link_index", "link_netnsid", "operstate", "flags", "permaddr",
+				"stable_secret", "inet6_addr_gen_mode",
+				"qdisc": // a device gets its queue for good when it is first set up
 				continue
 			}
 			out[k] = strip(e)
@@ -143,9 +153,15 @@ func strip(v any) any {
 	return v
 }
 
-// What the plan's words make when ip(8) and sysctl(8) read them, and what Apply makes, are the same.
+// The text of the plan, run by ip(8) and sysctl(8), makes the same as Apply.
 func TestApplyMakesWhatTheTextSays(t *testing.T) {
-	want := routing.Want(branch())
+	for name, in := range map[string]routing.Input{"branch": branch(), "with a relay": relayed()} {
+		t.Run(name, func(t *testing.T) { applyMakesWhatTheTextSays(t, in) })
+	}
+}
+
+func applyMakesWhatTheTextSays(t *testing.T, in routing.Input) {
+	want := routing.Want(in)
 	byHand, byUs := newBox(t), newBox(t)
 	for _, line := range want.Text() {
 		byHand.Run("sh", "-ec", line)
@@ -161,7 +177,8 @@ func TestStopLeavesWhatStartFound(t *testing.T) {
 	box := newBox(t)
 	for _, line := range []string{ // somebody else's
 		"ip link set wan0 up", "ip addr add 198.51.100.2/24 dev wan0", "ip route add default via 198.51.100.1",
-		"ip addr add 198.51.100.77/24 dev wan0", "ip route add 10.99.0.0/16 via 198.51.100.9", "ip rule add pref 100 fwmark 0x7 lookup 77",
+		"ip addr add 198.51.100.77/24 dev wan0", "ip route add 10.99.0.0/16 via 198.51.100.9",
+		"ip rule add pref 100 fwmark 0x7 lookup 77",
 		"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.wan0.rp_filter=0",
 		"ip link set rw-voice up",
 	} {
@@ -177,7 +194,8 @@ func TestStopLeavesWhatStartFound(t *testing.T) {
 	require.NoError(t, json.Unmarshal(kept, &found))
 
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
-	assert.Equal(t, "0", strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv4/conf/all/rp_filter")), "2 would have made strict devices loose")
+	rpFilter := strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv4/conf/all/rp_filter"))
+	assert.Equal(t, "0", rpFilter, "2 would have made strict devices loose")
 	assert.Contains(t, box.Run("ip", "route"), "default via 198.51.100.1 dev wan0 \n", "the default route that was there")
 	assert.Contains(t, box.Run("ip", "route"), "default via 198.51.100.1 dev wan0 proto 82 metric 10")
 
@@ -239,7 +257,8 @@ func TestNoVLANInTheKernelIsSaid(t *testing.T) {
 		changes := routing.Diff(want, observe(t, box, want))
 		err := box.Do(func() error { return rtnl.Apply(changes) })
 		require.ErrorIs(t, err, rtnl.ErrNoVLAN)
-		assert.EqualError(t, err, "ip link add link voice0 name voice0.20 type vlan id 20\nip link set dev voice0.20 alias ringway: "+rtnl.ErrNoVLAN.Error(),
+		assert.EqualError(t, err, "ip link add link voice0 name voice0.20 type vlan id 20\n"+
+			"ip link set dev voice0.20 alias ringway: "+rtnl.ErrNoVLAN.Error(),
 			"said once, and nothing of what follows from it")
 		sites := box.Run("ip", "route", "show", "table", "5271") + box.Run("ip", "route", "show", "table", "5272")
 		assert.Contains(t, sites, "10.2.10.0/24 dev rw-voice", "the rest is made, without the source that is not there")
@@ -262,15 +281,15 @@ func TestNoForwardingWithoutGuard(t *testing.T) {
 		}
 	}
 	err := box.Do(func() error { return rtnl.Apply(changes) })
-	require.ErrorContains(t, err, "net.ipv6.conf.all.forwarding=1: left out")
+	require.ErrorContains(t, err, "net.ipv6.conf.all.forwarding=1: omitted")
 	assert.Equal(t, "0", strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")))
 	assert.Equal(t, "1", strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv4/ip_forward")))
 
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
-	assert.Equal(t, "1", strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")), "mended")
+	assert.Equal(t, "1", strings.TrimSpace(box.Run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")), "repaired")
 }
 
-// What somebody else put where Ringway wants to be stays, through start, reload and stop, and is named.
+// What another program put in a place of Ringway's stays, through start, reload and stop, and is listed.
 func TestOthersRoutesAndRulesStay(t *testing.T) {
 	box := newBox(t)
 	for _, line := range []string{
@@ -290,9 +309,11 @@ func TestOthersRoutesAndRulesStay(t *testing.T) {
 	found := have.Foreign()
 	conflicts := routing.Conflicts(want, have)
 	require.Len(t, conflicts, 3)
-	assert.Equal(t, `somebody else's route is where "ip -4 route add default via 198.51.100.1 dev wan0 table 254 proto 82 metric 10" should be: `+
+	assert.Equal(t, `another program's route is in the place of `+
+		`"ip -4 route add default via 198.51.100.1 dev wan0 table 254 proto 82 metric 10": `+
 		`"ip -4 route add default via 198.51.100.9 dev wan0 table 254 proto 4 metric 10"`, conflicts[0])
-	assert.Contains(t, conflicts[1], `somebody else's rule is among Ringway's (priorities 5200 to 5230): "ip -4 rule add pref 5210 lookup 77 (and more)"`)
+	assert.Contains(t, conflicts[1], `another program's rule is among Ringway's (priorities 5190 to 5230): `+
+		`"ip -4 rule add pref 5210 lookup 77 (and more)"`)
 	assert.Contains(t, conflicts[2], "pref 5229")
 
 	apply(t, box, routing.Diff(want, have))
@@ -307,12 +328,13 @@ func TestOthersRoutesAndRulesStay(t *testing.T) {
 
 	box.Run("ip", "route", "del", "default", "metric", "10")
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
-	assert.Contains(t, box.Run("ip", "route"), "default via 198.51.100.1 dev wan0 proto 82 metric 10", "once there is room")
+	assert.Contains(t, box.Run("ip", "route"), "default via 198.51.100.1 dev wan0 proto 82 metric 10",
+		"when the place is free")
 }
 
-// A device that the config no longer names loses the address that Ringway gave it, also when nothing but the kernel
-// remembers that; what others gave it stays. The firewall takes no new connections for addresses that are not there,
-// and does not judge a device that is not named.
+// A device that the config no longer names loses the address that Ringway gave it, even when only the
+// kernel remembers that; what others gave it stays. The firewall takes no new connections for addresses that
+// are not there, and does not judge a device that is not named.
 func TestNoAddressStaysOnADeviceThatIsNamedNoMore(t *testing.T) {
 	box := newBox(t)
 	want := routing.Want(branch())
@@ -330,10 +352,11 @@ func TestNoAddressStaysOnADeviceThatIsNamedNoMore(t *testing.T) {
 	apply(t, box, routing.Diff(next, have))
 	assert.Empty(t, local("198.51.100.2"))
 	assert.Empty(t, local("2001:db8:1::2"))
-	assert.Contains(t, local("192.0.2.7"), "wan0", "somebody else's")
+	assert.Contains(t, local("192.0.2.7"), "wan0", "of another program")
 	assert.Empty(t, texts(routing.Diff(next, observe(t, box, next))))
 
-	// It comes by another name (a rename), and stop takes the address from a device that only the kernel can tell of.
+	// It comes by another name (a rename), and stop takes the address from a device that only the kernel can
+	// tell of.
 	netnstest.Veth(t, netnstest.New(t), "far", box, "wan9")
 	apply(t, box, routing.Diff(next, observe(t, box, next)))
 	assert.Contains(t, local("198.51.100.2"), "wan9")

@@ -10,7 +10,7 @@ import (
 	"ringway/routing/rtnl"
 )
 
-func TestThroughIsTheKernelsWord(t *testing.T) {
+func TestThroughIsWhatTheKernelRoutes(t *testing.T) {
 	box := newBox(t)
 	for _, d := range []string{"wan0", "data0"} {
 		box.Run("ip", "link", "set", d, "up")
@@ -35,7 +35,7 @@ func TestThroughIsTheKernelsWord(t *testing.T) {
 	box.Run("ip", "link", "set", "data0", "down")
 	require.NoError(t, box.Do(func() error {
 		_, err := rtnl.Through(netip.MustParseAddr("203.0.113.2"), 0)
-		assert.ErrorContains(t, err, "ask for the route to 203.0.113.2")
+		assert.ErrorContains(t, err, "look up the route to 203.0.113.2")
 		return nil
 	}))
 }

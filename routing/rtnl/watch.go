@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -12,123 +13,125 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"ringway/debounce"
 	"ringway/routing"
 )
 
-// Event says what kinds of things changed since the last one. It says nothing of who changed
-// them: Apply's own changes are told too, and an Observe after them finds no difference.
+// Event says what kinds of things changed since the last one, whoever changed them: Apply's own changes are
+// reported too, and an Observe after them finds no difference.
 type Event struct {
-	Links     bool // also a cable pulled or put in, a device made or gone
+	Links     bool // also a cable plugged or pulled, a device made or removed
 	Addresses bool
 	Routes    bool // Ringway's own only
 	Rules     bool
 	Lost      bool // the kernel dropped messages: anything may have changed
-	// CarrierUp names the links that got a carrier: a cable put in, a device that was set up or came
-	// with one. What was there when Watch began is not named. Sorted; a name may have lost it again since.
+	// CarrierUp names the links that got a carrier since Watch began: a cable was plugged in, a device was
+	// set up or appeared with one. Sorted; a link may have lost it again since.
 	CarrierUp []string
 }
 
 func (e Event) any() bool { return e.Links || e.Addresses || e.Routes || e.Rules || e.Lost }
 
-// How long Watch collects: a burst (a device that goes takes hundreds of routes along) is one
-// event, and a box that never rests is told twice a second all the same.
-const (
-	watchQuiet   = 50 * time.Millisecond
-	watchLongest = 500 * time.Millisecond
-	watchBuffer  = 1 << 20 // bytes
-)
+// timing joins a burst (a device that goes takes hundreds of routes along), and reports twice a second on a
+// machine that never rests.
+var timing = debounce.Timing{Quiet: 50 * time.Millisecond, Longest: 500 * time.Millisecond}
 
-// Watch calls f from its own goroutine, one call at a time, after links, addresses, Ringway's
-// routes or rules have changed, until ctx ends. The first call comes at once, with Lost set: what
-// happened before the subscription stood is unknown. It returns nil when ctx ends.
+const watchBuffer = 1 << 20 // bytes
+
+// Watch calls f from its own goroutine, one call at a time, after links, addresses, Ringway's routes or rules
+// have changed, until ctx ends. The first call comes at once, with Lost set: what happened before the
+// subscription is unknown. It returns nil when ctx ends.
 func Watch(ctx context.Context, f func(Event)) error {
-	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
-	if err != nil {
+	err := watch(ctx, f)
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("watch network changes: %w", err)
 	}
-	if err := sock.SetReceiveBufferSize(watchBuffer, true); err != nil {
-		_ = sock.SetReceiveBufferSize(watchBuffer, false) // without CAP_NET_ADMIN a smaller buffer has to do; overruns are told as Lost
-	}
-	lines, err := watchCarriers()
+	return nil
+}
+
+func watch(ctx context.Context, f func(Event)) error {
+	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
-		sock.Close()
-		return fmt.Errorf("watch network changes: %w", err)
+		return err
 	}
-	defer lines.handle.Close()
-	events := make(chan Event)
-	failed := make(chan error, 1)
-	inner, cancel := context.WithCancel(ctx)
-	go func() {
-		defer close(events)
-		failed <- receive(inner, sock, lines, events)
-	}()
-	stop := context.AfterFunc(inner, sock.Close) // ends the blocking read
+	stop := context.AfterFunc(ctx, sock.Close) // ends the blocking read
 	defer func() {
-		cancel()
-		stop()
-		sock.Close()
-		for range events { // until the reader has gone
+		if stop() {
+			sock.Close()
 		}
+	}()
+	if err := sock.SetReceiveBufferSize(watchBuffer, true); err != nil {
+		// Without CAP_NET_ADMIN a smaller buffer has to do; overruns are reported as Lost.
+		_ = sock.SetReceiveBufferSize(watchBuffer, false)
+	}
+	links, err := watchCarriers()
+	if err != nil {
+		return err
+	}
+	defer links.handle.Close()
+
+	var events collector
+	changes := debounce.New(timing)
+	receiving, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cancel(receive(sock, links, func(e Event) {
+			events.add(e)
+			changes.Trigger()
+		}))
 	}()
 
 	f(Event{Lost: true})
-	for {
-		var e Event
-		select {
-		case <-ctx.Done():
-			return nil
-		case first, ok := <-events:
-			if !ok {
-				if ctx.Err() != nil {
-					return nil
-				}
-				return fmt.Errorf("watch network changes: %w", <-failed)
-			}
-			e = first
-		}
-		e = collect(ctx, events, e)
-		if ctx.Err() == nil {
+	changes.Run(receiving, func() {
+		// An event that comes between a trigger and its call is in this call already, and the next has
+		// nothing to say.
+		if e := events.take(); e.any() {
 			f(e)
 		}
-	}
+	})
+	<-done
+	return context.Cause(receiving)
 }
 
-// collect joins what follows e closely.
-func collect(ctx context.Context, events <-chan Event, e Event) Event {
-	longest := time.NewTimer(watchLongest)
-	defer longest.Stop()
-	quiet := time.NewTimer(watchQuiet)
-	defer quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return e
-		case <-longest.C:
-			return e
-		case <-quiet.C:
-			return e
-		case n, ok := <-events:
-			if !ok {
-				return e // the caller finds the channel closed and says why
-			}
-			up := append(e.CarrierUp, n.CarrierUp...)
-			slices.Sort(up)
-			e = Event{Links: e.Links || n.Links, Addresses: e.Addresses || n.Addresses, Routes: e.Routes || n.Routes,
-				Rules: e.Rules || n.Rules, Lost: e.Lost || n.Lost, CarrierUp: slices.Compact(up)}
-			quiet.Reset(watchQuiet)
-		}
-	}
+// collector joins events.
+type collector struct {
+	mu     sync.Mutex
+	joined Event
 }
 
-func receive(ctx context.Context, sock *nl.NetlinkSocket, lines *carriers, events chan<- Event) error {
+func (c *collector) add(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	j := &c.joined
+	j.Links = j.Links || e.Links
+	j.Addresses = j.Addresses || e.Addresses
+	j.Routes = j.Routes || e.Routes
+	j.Rules = j.Rules || e.Rules
+	j.Lost = j.Lost || e.Lost
+	j.CarrierUp = append(j.CarrierUp, e.CarrierUp...)
+}
+
+func (c *collector) take() Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.joined
+	c.joined = Event{}
+	slices.Sort(e.CarrierUp)
+	e.CarrierUp = slices.Compact(e.CarrierUp)
+	return e
+}
+
+func receive(sock *nl.NetlinkSocket, links *carriers, report func(Event)) error {
 	for {
 		msgs, from, err := sock.Receive()
 		var e Event
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
 			e.Lost = true
-			e.CarrierUp, _ = lines.list() // where the list fails, later messages tell the same
+			e.CarrierUp, _ = links.list() // if it fails, later messages say the same
 		case err != nil:
 			return err
 		case from.Pid != 0:
@@ -136,18 +139,12 @@ func receive(ctx context.Context, sock *nl.NetlinkSocket, lines *carriers, event
 		}
 		for _, m := range msgs {
 			e.note(m)
-			if name := lines.note(m); name != "" && !slices.Contains(e.CarrierUp, name) {
+			if name := links.note(m); name != "" {
 				e.CarrierUp = append(e.CarrierUp, name)
 			}
 		}
-		slices.Sort(e.CarrierUp)
-		if !e.any() {
-			continue
-		}
-		select {
-		case events <- e:
-		case <-ctx.Done():
-			return ctx.Err()
+		if e.any() {
+			report(e)
 		}
 	}
 }
@@ -161,7 +158,7 @@ func (e *Event) note(m syscall.NetlinkMessage) {
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		e.Rules = true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		// Others' routes are no business of ours, and there may be very many.
+		// There may be very many routes of others, which do not matter here.
 		if len(m.Data) < unix.SizeofRtMsg {
 			return
 		}
@@ -183,7 +180,7 @@ func tableOf(msg *nl.RtMsg, data []byte) uint32 {
 	return uint32(msg.Table)
 }
 
-// carriers remembers which links have a carrier, for a message tells only how it is, not how it was.
+// carriers remembers which links have a carrier: a message says only how it is, not how it was.
 type carriers struct {
 	handle *netlink.Handle // of the watched namespace, which the reading goroutine may not be in
 	up     map[int32]bool
@@ -202,7 +199,7 @@ func watchCarriers() (*carriers, error) {
 	return c, nil
 }
 
-// list asks for all links anew and names those that have a carrier and had none when last heard of.
+// list reads all links and returns those that have a carrier now and had none before.
 func (c *carriers) list() ([]string, error) {
 	links, err := dump(c.handle.LinkList)
 	if err != nil {
@@ -221,14 +218,14 @@ func (c *carriers) list() ([]string, error) {
 	return came, nil
 }
 
-// note names the link that got a carrier by what m tells.
+// note returns the name of the link that got a carrier according to m.
 func (c *carriers) note(m syscall.NetlinkMessage) string {
 	if t := m.Header.Type; t != unix.RTM_NEWLINK && t != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return ""
 	}
 	msg := nl.DeserializeIfInfomsg(m.Data)
 	if msg.Family != unix.AF_UNSPEC {
-		return "" // a bridge's port: the device itself has a message of its own
+		return "" // about a bridge port: the device has a message of its own
 	}
 	before := c.up[msg.Index]
 	if m.Header.Type == unix.RTM_DELLINK {

@@ -45,7 +45,8 @@ func TestWatchTellsAndRepairs(t *testing.T) {
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
 	var all rtnl.Event // a burst is one event, or a few on a busy machine
 	next(func(e rtnl.Event) bool {
-		all.Rules, all.Routes, all.Links, all.Addresses = all.Rules || e.Rules, all.Routes || e.Routes, all.Links || e.Links, all.Addresses || e.Addresses
+		all.Rules, all.Routes = all.Rules || e.Rules, all.Routes || e.Routes
+		all.Links, all.Addresses = all.Links || e.Links, all.Addresses || e.Addresses
 		return all.Rules && all.Routes && all.Links && all.Addresses
 	})
 
@@ -60,7 +61,7 @@ func TestWatchTellsAndRepairs(t *testing.T) {
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
 	assert.Empty(t, texts(routing.Diff(want, observe(t, box, want))), "repaired")
 
-	// Down and up again, both told as Links, only the second as a carrier. The far end's cable counts alike.
+	// Down and up again, both reported as Links, only the second as a carrier. So is a change at the far end.
 	box.Run("ip", "link", "add", "line0", "type", "veth", "peer", "name", "line1")
 	box.Run("ip", "link", "set", "line0", "up")
 	box.Run("ip", "link", "set", "line1", "up")
@@ -76,7 +77,7 @@ func TestWatchTellsAndRepairs(t *testing.T) {
 	})
 	box.Run("ip", "link", "set", "line0", "txqueuelen", "77")
 	next(func(e rtnl.Event) bool {
-		assert.Empty(t, e.CarrierUp, "any other change of a link is none of its carrier")
+		assert.Empty(t, e.CarrierUp, "any other change of a link is not one of its carrier")
 		return e.Links
 	})
 	box.Run("ip", "link", "set", "line1", "up")

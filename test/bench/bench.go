@@ -1,12 +1,13 @@
-// Package bench measures Ringway's forwarding beside what people know: every rival stands between the same two edges at the same
-// time and carries the same voice under the same load, so that the machine's moods hit all alike. It is what `ringway
-// bench` runs; cmd/ringway and tests import it, nobody else.
+// Package bench measures Ringway's forwarding beside other tunnels: all of them run between the same two
+// edges at the same time and carry the same voice under the same load, so that changes of the machine affect
+// all alike. `ringway bench` runs it.
 //
-// Its rooms: probe (voice streams and wake-up latency, in processes of their own), rival (the tunnels), report (JSON, table,
-// plots, page). Hosts are the lab's (test/lab/host): nothing is left when a benchmark ends, however it ends.
+// The packages below it: probe (voice streams and wake-up latency, in processes of their own), tester (one
+// stream at a given rate), rival (the tunnels), report (JSON, tables, plots, pages). Hosts are the lab's
+// (test/lab/host): a benchmark leaves nothing behind, however it ends.
 package bench
 
 import "errors"
 
-// ErrUsage marks an error of what was asked for, not of the benchmark.
+// ErrUsage marks a mistake in the options, as opposed to a failure of the benchmark.
 var ErrUsage = errors.New("wrong usage")

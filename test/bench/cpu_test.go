@@ -20,16 +20,18 @@ func TestSharesOfTheProcessor(t *testing.T) {
 	assert.Equal(t, report.CPU{}, after.since(after))
 
 	_, err = parseTicks("intr 5")
-	assert.EqualError(t, err, `read what the cores did: "intr 5" is no first line of /proc/stat`)
+	assert.EqualError(t, err, `read the CPU counters: "intr 5" is not the first line of /proc/stat`)
 }
 
 func TestProcessTimes(t *testing.T) {
 	for flags, kernel := range map[string]bool{"4194560": false, "69238880": true} {
-		used, k, err := parseProcess("4321 (a ) name) S 1 4321 4321 0 -1 " + flags + " 100 0 0 0 7 5 3 1 20 0 1 0 100 0 0\n")
+		used, k, err := parseProcess(
+			"4321 (a ) name) S 1 4321 4321 0 -1 " + flags + " 100 0 0 0 7 5 3 1 20 0 1 0 100 0 0\n",
+		)
 		require.NoError(t, err)
 		assert.Equal(t, uint64(16), used)
 		assert.Equal(t, kernel, k)
 	}
 	_, _, err := parseProcess("1 (x) S")
-	assert.ErrorContains(t, err, "is no line of /proc/PID/stat")
+	assert.ErrorContains(t, err, "is not a line of /proc/PID/stat")
 }

@@ -13,19 +13,21 @@ import (
 
 	"ringway/qos"
 	"ringway/quality"
+	"ringway/quality/figures"
 	"ringway/test/bench/probe"
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
 	"ringway/test/lab"
 	"ringway/test/lab/bulk"
+	"ringway/test/lab/program"
 	labreport "ringway/test/lab/report"
 	"ringway/tunnel"
 )
 
-// JitterOptions say what `ringway bench jitter` measures.
+// JitterOptions are the options of `ringway bench jitter`.
 type JitterOptions struct {
 	Programs rival.Programs
-	Family   lab.Family   // of the WAN and of what goes through the tunnels
+	Family   lab.Family   // of the WAN and inside the tunnels
 	Engine   string       // of Ringway's planes
 	Against  []rival.Kind // beside ringway, which is always there
 	Loads    []int        // percent of the capacity
@@ -34,7 +36,6 @@ type JitterOptions struct {
 	Size     int           // bytes of UDP payload
 	Duration time.Duration // of a load
 	Rounds   int
-	Build    string    // of this program, for the report
 	Progress io.Writer // nil: silent
 }
 
@@ -52,14 +53,14 @@ func DefaultJitter() JitterOptions {
 
 // Times of a run.
 const (
-	lead         = 500 * time.Millisecond // voice before what is measured: caches, ARP, page faults
-	startIn      = 50 * time.Millisecond  // for both probes to hear of it
-	stragglers   = 2 * time.Second        // what has not come so long after the last packet was sent is lost
-	wakeFor      = 2 * time.Second
-	capacityFor  = bulk.WarmUp
-	voicePort    = 20000
-	expedited    = 0xb8 // EF, as phones mark voice
-	shortestTime = time.Second
+	lead        = 500 * time.Millisecond // voice before the measurement: caches, ARP, page faults
+	startIn     = 50 * time.Millisecond  // for both probes to hear of it
+	stragglers  = 2 * time.Second        // a packet that arrives later after the last one was sent is lost
+	wakeFor     = 2 * time.Second
+	capacityFor = bulk.WarmUp
+	voicePort   = 20000
+	expedited   = 0xb8 // EF, as phones mark voice
+	minTime     = time.Second
 )
 
 // engines are those that run in a plane.
@@ -67,8 +68,8 @@ var engines = []string{string(tunnel.EngineRealtime), string(tunnel.EngineWireGu
 
 func (o *JitterOptions) check() error {
 	switch {
-	case o.Duration < shortestTime || o.Duration > time.Hour:
-		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-1h)", ErrUsage, o.Duration, shortestTime)
+	case o.Duration < minTime || o.Duration > time.Hour:
+		return fmt.Errorf("%w: --duration: a load of %s (allowed: %s-1h)", ErrUsage, o.Duration, minTime)
 	case o.Rounds < 1 || o.Rounds > 100:
 		return fmt.Errorf("%w: --rounds: %d (allowed: 1-100)", ErrUsage, o.Rounds)
 	case len(o.Loads) == 0:
@@ -90,7 +91,11 @@ func (o *JitterOptions) check() error {
 			return fmt.Errorf("%w: --vs: %q (allowed: %s, each once)", ErrUsage, k, kindNames(rival.Kinds[1:]))
 		}
 		if o.Family == lab.IPv6 && (k == rival.Nebula || k == rival.OpenVPN) {
-			return fmt.Errorf("%w: --vs: %s stands here over IPv4 alone (allowed with --family ipv6: wireguard-go-shared, wireguard-go, kernel)", ErrUsage, k)
+			return fmt.Errorf(
+				"%w: --vs: %s runs here over IPv4 only (allowed with --family ipv6: wireguard-go-shared, wireguard-go, kernel)",
+				ErrUsage,
+				k,
+			)
 		}
 	}
 	if err := o.shape().Check(len(o.measured())); err != nil {
@@ -109,7 +114,10 @@ func kindNames(kinds []rival.Kind) string {
 
 // measured are the paths that carry voice, in the order of the report.
 func (o *JitterOptions) measured() []rival.Kind {
-	return slices.DeleteFunc(slices.Clone(rival.Kinds), func(k rival.Kind) bool { return k != rival.Ringway && !slices.Contains(o.Against, k) })
+	return slices.DeleteFunc(
+		slices.Clone(rival.Kinds),
+		func(k rival.Kind) bool { return k != rival.Ringway && !slices.Contains(o.Against, k) },
+	)
 }
 
 func (o *JitterOptions) shape() probe.Shape {
@@ -126,8 +134,19 @@ func (o *JitterOptions) command() string {
 	if against == "" {
 		against = `""`
 	}
-	return fmt.Sprintf("ringway bench jitter%s --engine %s --vs %s --loads %s --streams %d --interval %s --size %d --duration %s --rounds %d",
-		familyFlag(o.Family), o.Engine, against, strings.Join(loads, ","), o.Streams, o.Interval, o.Size, o.Duration, o.Rounds)
+	return fmt.Sprintf(
+		"ringway bench jitter%s --engine %s --vs %s --loads %s --streams %d --interval %s --size %d --duration "+
+			"%s --rounds %d",
+		familyFlag(o.Family),
+		o.Engine,
+		against,
+		strings.Join(loads, ","),
+		o.Streams,
+		o.Interval,
+		o.Size,
+		o.Duration,
+		o.Rounds,
+	)
 }
 
 // Jitter is a finished run: the report, and every delay for the plots.
@@ -136,20 +155,20 @@ type Jitter struct {
 	Delays []report.Delays
 }
 
-// JSON writes the report for machines; the shape stays.
+// JSON writes the report as JSON; its fields are stable.
 func (j Jitter) JSON(w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(j.Report)
 }
 
-// Table writes the report for people.
+// Table prints the report as text.
 func (j Jitter) Table(w io.Writer) error { return report.Table(w, j.Report) }
 
 // Save writes plots and page into a folder and returns the page's path.
 func (j Jitter) Save(dir string) (string, error) { return report.Save(dir, j.Report, j.Delays) }
 
-// jitterRun is a run under way.
+// jitterRun is a run in progress.
 type jitterRun struct {
 	o     JitterOptions
 	stand *stand
@@ -159,8 +178,8 @@ type jitterRun struct {
 	run   uint32
 }
 
-// MeasureJitter builds the stand, brings all paths up and measures voice on all of them at the same time, under each load in turn,
-// round after round. Nothing is left when it returns. It needs root.
+// MeasureJitter builds the testbed, brings all paths up and measures voice on all of them at the same time,
+// under each load in turn, round after round. It leaves nothing behind. It needs root.
 func MeasureJitter(ctx context.Context, o JitterOptions) (Jitter, error) {
 	if err := o.check(); err != nil {
 		return Jitter{}, err
@@ -176,14 +195,28 @@ func MeasureJitter(ctx context.Context, o JitterOptions) (Jitter, error) {
 	if err := r.o.Programs.Find(ctx, r.kinds, say); err != nil {
 		return Jitter{}, err
 	}
+	identity, err := program.Identify(ctx, r.o.Programs.Ringway)
+	if err != nil {
+		return Jitter{}, err
+	}
 	r.out.Report = report.Jitter{
-		Machine: report.Machine{Machine: labreport.ThisMachine(), Denied: []string{}, NetdevBudget: netdevBudget()},
-		Settings: report.Settings{Build: o.Build, Family: string(o.Family), Engine: o.Engine, Streams: o.Streams, Interval: micros(o.Interval), Size: o.Size, Seconds: o.Duration.Seconds(),
-			Rounds: o.Rounds, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
+		Ringway: identity, Machine: report.Machine{Machine: figures.ThisMachine(), Denied: []string{},
+			NetdevBudget: netdevBudget()},
+		Settings: report.Settings{
+			Build:    identity.Version,
+			Family:   string(o.Family),
+			Engine:   o.Engine,
+			Streams:  o.Streams,
+			Interval: micros(o.Interval),
+			Size:     o.Size,
+			Seconds:  o.Duration.Seconds(),
+			Rounds:   o.Rounds,
+			Started:  begin.UTC().Format(time.RFC3339),
+			Command:  o.command(),
+		},
 	}
 	say("building two phones, two edges and two PCs")
-	var err error
-	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, r.o.Family, len(r.kinds)); err != nil {
+	if r.stand, err = newStand(ctx, r.o.Programs.Helper, r.o.Family, len(r.kinds)); err != nil {
 		return Jitter{}, err
 	}
 	defer r.stand.close()
@@ -240,7 +273,14 @@ func (r *jitterRun) capacity(ctx context.Context) (qos.BitRate, error) {
 
 // load measures one load once.
 func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacity qos.BitRate) error {
-	r.say("load %d %%, round %d of %d: %s of voice on %s", l.LoadPercent, round, r.o.Rounds, r.o.Duration, kindNames(r.o.measured()))
+	r.say(
+		"load %d %%, round %d of %d: %s of voice on %s",
+		l.LoadPercent,
+		round,
+		r.o.Rounds,
+		r.o.Duration,
+		kindNames(r.o.measured()),
+	)
 	out := report.Round{Round: round}
 	var flow *bulk.Running
 	if l.LoadPercent > 0 {
@@ -304,7 +344,7 @@ func (r *jitterRun) load(ctx context.Context, l *report.Load, round int, capacit
 // wake measures how late the machine wakes threads, in a process of its own.
 func (r *jitterRun) wake(ctx context.Context, percent *int, round int) error {
 	length := min(wakeFor, r.o.Duration)
-	text, err := r.stand.hosts[phoneA].Run(ctx, r.o.Programs.Ringway, "bench", "wake", length.String())
+	text, err := r.stand.hosts[phoneA].Run(ctx, r.o.Programs.Helper, "bench", "wake", length.String())
 	if err != nil {
 		return fmt.Errorf("measure the machine's wake-up latency: %w", err)
 	}
@@ -313,23 +353,33 @@ func (r *jitterRun) wake(ctx context.Context, percent *int, round int) error {
 		return fmt.Errorf("read the machine's wake-up latency: %w", err)
 	}
 	for _, one := range w {
-		r.out.Report.Machine.Wakeup = append(r.out.Report.Machine.Wakeup, report.Wakeup{LoadPercent: percent, Round: round, Wake: one})
+		r.out.Report.Machine.Wakeup = append(
+			r.out.Report.Machine.Wakeup,
+			report.Wakeup{LoadPercent: percent, Round: round, Wake: one},
+		)
 	}
 	return nil
 }
 
-// voiceOn sends voice both ways on these paths and gives what both ends saw.
+// voiceOn sends voice in both directions on these paths and returns what both ends saw.
 func (r *jitterRun) voiceOn(ctx context.Context, kinds []rival.Kind) ([]heard, error) {
 	r.run++
 	shape := r.o.shape()
 	shape.Seed = uint64(r.run)
 	gap := shape.Interval / time.Duration(shape.Streams*len(kinds))
-	var speakers []speaker
+	var senders []sender
 	for i, phone := range []string{phoneA, phoneB} {
-		speakers = append(speakers, speaker{r.stand.hosts[phone],
-			probe.Config{Shape: shape, Run: r.run, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.voicePaths(phone, kinds)}})
+		senders = append(senders, sender{r.stand.hosts[phone],
+			probe.Config{
+				Shape:  shape,
+				Run:    r.run,
+				Offset: time.Duration(i) * gap / 2,
+				Port:   voicePort,
+				TOS:    expedited,
+				Paths:  r.voicePaths(phone, kinds),
+			}})
 	}
-	results, err := converse(ctx, r.o.Programs.Ringway, speakers, nil)
+	results, err := exchange(ctx, r.o.Programs.Helper, senders, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -347,10 +397,10 @@ func (r *jitterRun) voicePaths(phone string, kinds []rival.Kind) []probe.Ends {
 	return out
 }
 
-// figures matches what was sent with what came, path by path, and keeps the delays for the plots.
+// figures matches sent packets with received ones, path by path, and keeps the delays for the plots.
 func (r *jitterRun) figures(kinds []rival.Kind, seen []heard, percent int, bulkRate float64) []report.Path {
 	paths := make([]report.Path, len(kinds))
-	directions := make([][]labreport.Direction, len(kinds))
+	directions := make([][]figures.Direction, len(kinds))
 	for _, d := range seen {
 		for i := range kinds {
 			streams, unmatched := d.measured(i, r.o.Interval)

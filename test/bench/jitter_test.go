@@ -23,11 +23,15 @@ import (
 	"ringway/test/lab/host"
 )
 
-// shortRun is a run as a user starts it, at the length of a test. It asserts nothing about speed: the machine of a test is busy.
+// shortRun is a run as a user starts it, at the length of a test. It asserts nothing about speed: the machine
+// of a test is busy.
 func shortRun(t *testing.T, args ...string) report.Jitter {
 	t.Helper()
 	plots := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), programs.Ringway, append([]string{"bench", "jitter", "--json", "--plot", plots, "--duration", "2s"}, args...)...)
+	cmd := exec.CommandContext(
+		t.Context(),
+		programs.Ringway,
+		append([]string{"bench", "jitter", "--json", "--plot", plots, "--duration", "2s"}, args...)...)
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
 	require.NoError(t, cmd.Run(), "%s", &progress)
@@ -40,7 +44,8 @@ func shortRun(t *testing.T, args ...string) report.Jitter {
 	return j
 }
 
-// everyPacketCounts holds a path to its books: what was sent is there or lost, and nothing is there that was not sent.
+// everyPacketCounts holds a path to its books: what was sent is there or lost, and nothing is there that was
+// not sent.
 func everyPacketCounts(t *testing.T, j report.Jitter, kinds ...rival.Kind) {
 	t.Helper()
 	for _, l := range j.Loads {
@@ -55,8 +60,15 @@ func everyPacketCounts(t *testing.T, j report.Jitter, kinds ...rival.Kind) {
 				for _, d := range v.Directions {
 					what := p.Name + " " + d.Name
 					assert.Equal(t, j.Settings.Streams, d.Streams, what)
-					// By its schedule; the packet on the edge between lead and measurement may be on either side.
-					assert.InDelta(t, float64(j.Settings.Streams)*j.Settings.Seconds*1e6/j.Settings.Interval, d.Sent, float64(j.Settings.Streams), what)
+					// By its schedule; the packet on the edge between lead and measurement may be on either
+					// side.
+					assert.InDelta(
+						t,
+						float64(j.Settings.Streams)*j.Settings.Seconds*1e6/j.Settings.Interval,
+						d.Sent,
+						float64(j.Settings.Streams),
+						what,
+					)
 					assert.LessOrEqual(t, d.Received, d.Sent, what)
 					assert.Zero(t, d.Unmatched, what)
 					assert.Zero(t, d.Duplicates, what)
@@ -81,7 +93,17 @@ func everyPacketCounts(t *testing.T, j report.Jitter, kinds ...rival.Kind) {
 //
 // pc-a    ---           --- pc-b        TCP through one of the wireguard-go
 func TestJitterOfAllThatIsAlwaysThere(t *testing.T) {
-	j := shortRun(t, "--engine", engine(t), "--vs", "wireguard-go-shared,wireguard-go,kernel", "--loads", "0,50,100", "--streams", "4")
+	j := shortRun(
+		t,
+		"--engine",
+		engine(t),
+		"--vs",
+		"wireguard-go-shared,wireguard-go,kernel",
+		"--loads",
+		"0,50,100",
+		"--streams",
+		"4",
+	)
 	everyPacketCounts(t, j, rival.Ringway, rival.WireGuardGoShared, rival.WireGuardGo, rival.Kernel)
 	require.Len(t, j.Loads, 3)
 	idle, half, full := j.Loads[0], j.Loads[1], j.Loads[2]
@@ -90,7 +112,7 @@ func TestJitterOfAllThatIsAlwaysThere(t *testing.T) {
 	assert.Positive(t, j.Settings.Capacity)
 	assert.InDelta(t, j.Settings.Capacity/2, half.Bulk.Asked, 1)
 	assert.Positive(t, half.Bulk.MbitPerS)
-	assert.LessOrEqual(t, half.Bulk.MbitPerS, half.Bulk.Asked*1.25, "what iperf3 is held to, give or take its bursts")
+	assert.LessOrEqual(t, half.Bulk.MbitPerS, half.Bulk.Asked*1.25, "the rate that iperf3 was given, and its bursts")
 	assert.Positive(t, full.Bulk.MbitPerS)
 	assert.Equal(t, full.Bulk.MbitPerS, full.Paths[1].Bulk.MbitPerS, "the bulk's own path says what it carried")
 	for _, p := range idle.Paths {
@@ -110,8 +132,9 @@ func TestJitterOfAllThatIsAlwaysThere(t *testing.T) {
 
 // Over IPv6 the same paths stand, and voice goes through each.
 func TestPathsOverIPv6(t *testing.T) {
+	t.Parallel()
 	kinds := []rival.Kind{rival.Ringway, rival.WireGuardGo, rival.Kernel}
-	s, err := newStand(t.Context(), programs.Ringway, lab.IPv6, len(kinds))
+	s, err := newStand(t.Context(), programs.Helper, lab.IPv6, len(kinds))
 	require.NoError(t, err)
 	defer s.close()
 	require.NoError(t, s.join(t.Context(), kinds, programs, engine(t), t.Logf))
@@ -136,6 +159,7 @@ func engine(t *testing.T) string {
 
 // Rivals that have to be installed or built: only where they are there already.
 func TestJitterOfInstalledRivals(t *testing.T) {
+	t.Parallel()
 	kinds := []rival.Kind{rival.Ringway}
 	var vs []string
 	cache, err := os.UserCacheDir()
@@ -153,16 +177,32 @@ func TestJitterOfInstalledRivals(t *testing.T) {
 	everyPacketCounts(t, j, kinds...)
 }
 
-// The stamp of a packet is taken where it arrives: a queue on the last cable is in its delay. (Were it taken on the first of the
-// cables, the whole benchmark would measure nothing.)
+// The stamp of a packet is taken where it arrives: a queue on the last cable is in its delay. (Were it taken
+// on the first of the cables, the whole benchmark would measure nothing.)
 func TestDelayReachesToTheLastCable(t *testing.T) {
-	s, err := newStand(t.Context(), programs.Ringway, lab.IPv4, 1)
+	t.Parallel()
+	s, err := newStand(t.Context(), programs.Helper, lab.IPv4, 1)
 	require.NoError(t, err)
 	defer s.close()
 	p := programs
 	require.NoError(t, s.join(t.Context(), []rival.Kind{rival.Kernel}, p, "", t.Logf))
 	// 4 streams of 200 packets a second with 214 bytes on the wire are 342 kbit/s.
-	_, err = s.hosts[edgeB].Run(t.Context(), "tc", "qdisc", "add", "dev", "voice0", "root", "tbf", "rate", "300kbit", "burst", "500", "latency", "50ms")
+	_, err = s.hosts[edgeB].Run(
+		t.Context(),
+		"tc",
+		"qdisc",
+		"add",
+		"dev",
+		"voice0",
+		"root",
+		"tbf",
+		"rate",
+		"300kbit",
+		"burst",
+		"500",
+		"latency",
+		"50ms",
+	)
 	require.NoError(t, err)
 	r := &jitterRun{o: DefaultJitter(), stand: s, kinds: []rival.Kind{rival.Kernel}, say: t.Logf}
 	r.o.Programs, r.o.Against, r.o.Streams, r.o.Duration = p, r.kinds, 4, time.Second
@@ -176,7 +216,19 @@ func TestDelayReachesToTheLastCable(t *testing.T) {
 
 func TestInterruptedBenchmarkLeavesNothing(t *testing.T) {
 	before := machine(t)
-	cmd := exec.Command(programs.Ringway, "bench", "jitter", "--engine", engine(t), "--vs", "wireguard-go", "--loads", "100", "--duration", "1m")
+	cmd := exec.Command(
+		programs.Ringway,
+		"bench",
+		"jitter",
+		"--engine",
+		engine(t),
+		"--vs",
+		"wireguard-go",
+		"--loads",
+		"100",
+		"--duration",
+		"1m",
+	)
 	progress, err := cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -194,14 +246,14 @@ func TestInterruptedBenchmarkLeavesNothing(t *testing.T) {
 	var exit *exec.ExitError
 	require.ErrorAs(t, cmd.Wait(), &exit)
 	assert.Equal(t, 1, exit.ExitCode())
-	assert.Contains(t, said.String(), "ringway: interrupted; nothing of the benchmark is left")
+	assert.Contains(t, said.String(), "ringway: interrupted; the benchmark left nothing behind")
 	for _, pid := range children {
 		assert.NoDirExists(t, "/proc/"+pid)
 	}
 	assert.Equal(t, before, machine(t))
 }
 
-// machine is what of the machine's own network a benchmark must never change.
+// machine is the part of the machine's own network that a benchmark must never change.
 func machine(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
@@ -237,12 +289,30 @@ func descendants(t *testing.T, pid int) []string {
 
 func TestJitterOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, change := range map[string]func(*JitterOptions){
-		"wrong usage: --duration: a load of 1ms (allowed: 1s-1h)":                         func(o *JitterOptions) { o.Duration = time.Millisecond },
-		"wrong usage: --rounds: 0 (allowed: 1-100)":                                       func(o *JitterOptions) { o.Rounds = 0 },
-		"wrong usage: --loads: 101 (allowed: percents of the capacity, 0-100, each once)": func(o *JitterOptions) { o.Loads = []int{0, 101} },
-		"wrong usage: --loads: 5 (allowed: percents of the capacity, 0-100, each once)":   func(o *JitterOptions) { o.Loads = []int{5, 5} },
-		"wrong usage: --loads: none is given (allowed: percents of the capacity, 0-100)":  func(o *JitterOptions) { o.Loads = nil },
-		"wrong usage: 0 streams (allowed: 1-1000)":                                        func(o *JitterOptions) { o.Streams = 0 },
+		"wrong usage: --duration: a load of 1ms (allowed: 1s-1h)": func(
+			o *JitterOptions) {
+			o.Duration = time.Millisecond
+		},
+		"wrong usage: --rounds: 0 (allowed: 1-100)": func(
+			o *JitterOptions) {
+			o.Rounds = 0
+		},
+		"wrong usage: --loads: 101 (allowed: percents of the capacity, 0-100, each once)": func(
+			o *JitterOptions) {
+			o.Loads = []int{0, 101}
+		},
+		"wrong usage: --loads: 5 (allowed: percents of the capacity, 0-100, each once)": func(
+			o *JitterOptions) {
+			o.Loads = []int{5, 5}
+		},
+		"wrong usage: --loads: none is given (allowed: percents of the capacity, 0-100)": func(
+			o *JitterOptions) {
+			o.Loads = nil
+		},
+		"wrong usage: 0 streams (allowed: 1-1000)": func(
+			o *JitterOptions) {
+			o.Streams = 0
+		},
 		`wrong usage: --vs: "ipsec" (allowed: wireguard-go-shared, wireguard-go, nebula, openvpn, kernel, each once)`: func(o *JitterOptions) {
 			o.Against = []rival.Kind{"ipsec"}
 		},
@@ -260,11 +330,20 @@ func TestMissingProgramsAreNamed(t *testing.T) {
 	p := rival.Programs{Ringway: filepath.Join(t.TempDir(), "ringway")}
 	err := p.Find(t.Context(), []rival.Kind{rival.Ringway}, t.Logf)
 	if _, there := host.LookPath("wireguard-go"); there != nil {
-		require.ErrorContains(t, err, "the benchmark needs the stock program wireguard-go, which carries the bulk traffic")
+		require.ErrorContains(
+			t,
+			err,
+			"the benchmark needs the stock program wireguard-go, which carries the bulk traffic",
+		)
 	}
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CACHE_HOME", "")
 	p = programs
 	err = p.Find(t.Context(), []rival.Kind{rival.Nebula}, t.Logf)
-	assert.EqualError(t, err, "the path nebula is built from its source and needs go in PATH (install Go, say --nebula PROGRAM where you have one, or leave nebula out of --vs)")
+	assert.EqualError(
+		t,
+		err,
+		"the path nebula is built from source and needs go in PATH (install Go, name one with --nebula PROGRAM, "+
+			"or leave nebula out of --vs)",
+	)
 }

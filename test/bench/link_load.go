@@ -15,7 +15,7 @@ import (
 	"ringway/test/lab/host"
 )
 
-// linkLoad is what fills the links of all paths.
+// linkLoad fills the links of all paths.
 type linkLoad struct {
 	flows  [][2]*bulk.Running
 	floods [][2]*flood
@@ -23,8 +23,8 @@ type linkLoad struct {
 
 var directions = [2][2]string{{lab.PCA, lab.PCB}, {lab.PCB, lab.PCA}}
 
-// fill loads all links both ways at the same time and returns when the load has run for bulk.WarmUp.
-func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoad, error) {
+// fill loads all links in both directions at the same time and returns once the load has run for bulk.WarmUp.
+func (r *linkRun) fill(ctx context.Context, s *linkLab, kind string) (*linkLoad, error) {
 	l := &linkLoad{flows: make([][2]*bulk.Running, len(s.paths)), floods: make([][2]*flood, len(s.paths))}
 	if kind == report.Alone {
 		return l, nil
@@ -35,7 +35,12 @@ func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoa
 			from, to := p.pair.Host(pcs[0]), p.pair.Host(pcs[1])
 			g.Go(func() (err error) {
 				if kind == report.TCP {
-					l.flows[i][d], err = bulk.Start(ctx, from, to, bulk.Options{To: p.pair.Address(pcs[1]), Flows: linkFlows})
+					l.flows[i][d], err = bulk.Start(
+						ctx,
+						from,
+						to,
+						bulk.Options{To: p.pair.Address(pcs[1]), Flows: linkFlows},
+					)
 				} else {
 					l.floods[i][d], err = r.flood(ctx, s, p, pcs, uint32(d))
 				}
@@ -53,18 +58,28 @@ func (r *linkRun) fill(ctx context.Context, s *linkStand, kind string) (*linkLoa
 	return l, nil
 }
 
-// flood is UDP in one direction. The receiver is there so that nobody answers with "port unreachable".
+// flood is UDP in one direction. The receiver exists so that nothing answers with "port unreachable".
 type flood struct {
 	sender, receiver *tester.Client
 	trial            tester.Trial
-	sent             chan error    // why it did not do what it was told, or nil
-	ended            chan struct{} // closed when it has sent all
+	sent             chan error    // error, or nil
+	ended            chan struct{} // closed when all is sent
 }
 
-func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]string, number uint32) (_ *flood, err error) {
-	f := &flood{sent: make(chan error, 1), ended: make(chan struct{}), trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
-		Rate:   linkFlood * float64(s.rate) / 8 / float64(p.flooding),
-		Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + r.beyond}}
+func (r *linkRun) flood(
+	ctx context.Context,
+	s *linkLab,
+	p linkPath,
+	pcs [2]string,
+	number uint32,
+) (_ *flood, err error) {
+	f := &flood{
+		sent:  make(chan error, 1),
+		ended: make(chan struct{}),
+		trial: tester.Trial{Number: r.run*2 + number, Sizes: []int{p.flooding},
+			Rate:   linkFlood * float64(s.rate) / 8 / float64(p.flooding),
+			Length: bulk.WarmUp + 2*startIn + lead + r.o.Duration + r.beyond},
+	}
 	defer func() {
 		if err != nil {
 			f.kill()
@@ -79,7 +94,7 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 		{pcs[1], &f.receiver, tester.Config{Receive: true, Local: remote, Remote: local, Port: floodPort, Load: true}},
 		{pcs[0], &f.sender, tester.Config{Local: local, Remote: remote, Port: floodPort, Load: true}},
 	} {
-		proc, client, err := startTester(p.pair.Host(end.on), s.lab.Options.Binary, end.config)
+		proc, client, err := startTester(p.pair.Host(end.on), s.lab.Options.Helper, end.config)
 		if err != nil {
 			return f, err
 		}
@@ -91,7 +106,15 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 	go func() {
 		sent, err := f.sender.Send(ctx, f.trial)
 		if err == nil && sent.Packets < f.trial.Packets()*9/10 {
-			err = fmt.Errorf("%s sent %d packets of a flood of %d in %s, %d were refused (%s)", pcs[0], sent.Packets, f.trial.Packets(), sent.Took, sent.Refused, sent.Error)
+			err = fmt.Errorf(
+				"%s sent %d packets of a flood of %d in %s, %d were refused (%s)",
+				pcs[0],
+				sent.Packets,
+				f.trial.Packets(),
+				sent.Took,
+				sent.Refused,
+				sent.Error,
+			)
 		}
 		f.sent <- err
 		close(f.ended)
@@ -99,15 +122,16 @@ func (r *linkRun) flood(ctx context.Context, s *linkStand, p linkPath, pcs [2]st
 	return f, host.Pause(ctx, bulk.WarmUp)
 }
 
-// floodBeyond is how much longer a flood lasts than voice on a machine that has time.
+// floodBeyond is how much longer than voice a flood lasts, on a machine that is not overloaded.
 const floodBeyond = 5 * time.Second
 
-// errFloodOver: programs took seconds to start, and what was measured was measured without the flood. Such a round is made once more.
-var errFloodOver = errors.New("the flood was over before voice was (is the machine too busy?)")
+// errFloodOver: processes took seconds to start, and part of the measurement was without the flood. Such a
+// round is repeated.
+var errFloodOver = errors.New("the flood ended before the voice streams (is the machine too busy?)")
 
 const floodAgain = 3
 
-// lasted refuses figures of a path whose flood was over before they were.
+// lasted rejects the figures of a path whose flood ended before them.
 func (l *linkLoad) lasted(path int) error {
 	for _, f := range l.floods[path] {
 		if f == nil {
@@ -122,7 +146,7 @@ func (l *linkLoad) lasted(path int) error {
 	return nil
 }
 
-// stop waits for the flood's end, so that nothing of it is in what comes next.
+// stop waits for the end of the flood, so that it does not affect what follows.
 func (f *flood) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.trial.Length+20*time.Second, errors.New("the flood does not end"))
 	defer cancel()

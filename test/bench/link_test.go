@@ -14,17 +14,35 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
+	"ringway/quality/figures"
 	"ringway/test/bench/report"
 	lab "ringway/test/lab/report"
 )
 
-//	phone, pc --- edge --- a wire of 2 Mbit/s --- edge --- phone, pc      Ringway, and one stock tunnel on a wire of its own
+//	phone, pc --- edge --- a wire of 2 Mbit/s --- edge --- phone, pc
 //
-// A run as a user starts it, at the length of a test. It holds the run to its books and to what no machine can be quicker than; how quick
-// it was, it does not say.
+// Ringway, and one stock tunnel on a wire of its own.
+//
+// A run as a user starts it, at the length of a test. It holds the run to its books and to what no machine
+// can be quicker than; how quick it was, it does not say.
 func TestLinkOfOneRate(t *testing.T) {
+	t.Parallel()
 	plots := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), programs.Ringway, "bench", "link", "--rates", "2mbit", "--duration", "2s", "--rounds", "1", "--json", "--plot", plots)
+	cmd := exec.CommandContext(
+		t.Context(),
+		programs.Ringway,
+		"bench",
+		"link",
+		"--rates",
+		"2mbit",
+		"--duration",
+		"2s",
+		"--rounds",
+		"1",
+		"--json",
+		"--plot",
+		plots,
+	)
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
 	require.NoError(t, cmd.Run(), "%s", &progress)
@@ -41,7 +59,12 @@ func TestLinkOfOneRate(t *testing.T) {
 	require.Len(t, l.Rates, 1)
 	r := l.Rates[0]
 	assert.True(t, r.Wire)
-	assert.EqualValues(t, 282, r.VoicePacket.WireBytes, "G.711 through the tunnel: 200 padded to 208, 32 of WireGuard, 28 of UDP and IPv4, 14 of Ethernet")
+	assert.EqualValues(
+		t,
+		282,
+		r.VoicePacket.WireBytes,
+		"G.711 through the tunnel: 200 padded to 208, 32 of WireGuard, 28 of UDP and IPv4, 14 of Ethernet",
+	)
 	assert.InDelta(t, 1128, r.VoicePacket.TimeUS, 0.1)
 	assert.InDelta(t, r.DataPacket.TimeUS+1000, r.BudgetUS, 0.1)
 	require.Len(t, r.Loads, 3)
@@ -57,13 +80,25 @@ func TestLinkOfOneRate(t *testing.T) {
 				assert.InDelta(t, 100, d.Sent, 1, what)
 				assert.Zero(t, d.Unmatched, what)
 				if d.Received > 0 {
-					assert.GreaterOrEqual(t, d.Delay.Min, r.VoicePacket.TimeUS, "%s: no packet is there before its last bit", what)
+					assert.GreaterOrEqual(
+						t,
+						d.Delay.Min,
+						r.VoicePacket.TimeUS,
+						"%s: no packet is there before its last bit",
+						what,
+					)
 				}
 			}
 			require.Len(t, p.Wire, 2)
 			for _, w := range p.Wire {
 				assert.Positive(t, w.Total, what)
-				assert.LessOrEqual(t, w.Total, 1.05*float64(r.Bits), "%s: the wire carries what it can; a test's clocks are a little off", what)
+				assert.LessOrEqual(
+					t,
+					w.Total,
+					1.05*float64(r.Bits),
+					"%s: the wire carries what it can; a test's clocks are a little off",
+					what,
+				)
 			}
 			if kind == report.Alone {
 				assert.Nil(t, p.Added, what)
@@ -80,7 +115,7 @@ func TestLinkOfOneRate(t *testing.T) {
 		}
 		assert.Contains(t, load.Paths[0].ClassDrops, "media", "Ringway's queues say what they dropped")
 	}
-	for _, direction := range []string{lab.AToB, lab.BToA} {
+	for _, direction := range []string{figures.AToB, figures.BToA} {
 		most := func(path int) float64 {
 			q := r.Loads[2].Rounds[0].Paths[path].Queues.Find(direction, lab.AtProvider, "")
 			require.NotNil(t, q)
@@ -92,21 +127,50 @@ func TestLinkOfOneRate(t *testing.T) {
 	}
 	assert.Nil(t, r.Loads[2].Paths[0].Queues, "rounds have them")
 	flooded := r.Loads[2].Paths
-	assert.Greater(t, flooded[1].Voice.Delay.P50, 50_000.0, "µs: a shared tunnel's voice waits in the provider's FIFO of 194 ms")
+	assert.Greater(
+		t,
+		flooded[1].Voice.Delay.P50,
+		50_000.0,
+		"µs: a shared tunnel's voice waits in the provider's FIFO of 194 ms",
+	)
 	assert.Len(t, l.Verdicts, 1+5+5)
 	assert.Contains(t, progress.String(), "2mbit, load udp, round 1 of 1")
 }
 
 func TestLinkOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, change := range map[string]func(*LinkOptions){
-		"wrong usage: --rates: none is given (allowed: 1mbit-1gbit)":                      func(o *LinkOptions) { o.Rates = nil },
-		"wrong usage: --rates: 64kbit (allowed: 1mbit-1gbit, each once)":                  func(o *LinkOptions) { o.Rates = []qos.BitRate{64 * qos.Kbit} },
-		"wrong usage: --rates: 2mbit (allowed: 1mbit-1gbit, each once)":                   func(o *LinkOptions) { o.Rates = []qos.BitRate{2 * qos.Mbit, 2 * qos.Mbit} },
-		"wrong usage: --vs: \"ipsec\" (allowed: none, fq_codel, cake, kernel, each once)": func(o *LinkOptions) { o.Against = []string{"ipsec"} },
-		"wrong usage: --family: \"ipx\" (allowed: ipv4, ipv6)":                            func(o *LinkOptions) { o.Family = "ipx" },
-		"wrong usage: --duration: a load of 1ms (allowed: 1s-10m0s)":                      func(o *LinkOptions) { o.Duration = time.Millisecond },
-		"wrong usage: --rounds: 0 (allowed: 1-100)":                                       func(o *LinkOptions) { o.Rounds = 0 },
-		"wrong usage: --calls: 501 (allowed: 1-500)":                                      func(o *LinkOptions) { o.Calls = 501 },
+		"wrong usage: --rates: none is given (allowed: 1mbit-1gbit)": func(
+			o *LinkOptions) {
+			o.Rates = nil
+		},
+		"wrong usage: --rates: 64kbit (allowed: 1mbit-1gbit, each once)": func(
+			o *LinkOptions) {
+			o.Rates = []qos.BitRate{64 * qos.Kbit}
+		},
+		"wrong usage: --rates: 2mbit (allowed: 1mbit-1gbit, each once)": func(
+			o *LinkOptions) {
+			o.Rates = []qos.BitRate{2 * qos.Mbit, 2 * qos.Mbit}
+		},
+		"wrong usage: --vs: \"ipsec\" (allowed: none, fq_codel, cake, kernel, each once)": func(
+			o *LinkOptions) {
+			o.Against = []string{"ipsec"}
+		},
+		"wrong usage: --family: \"ipx\" (allowed: ipv4, ipv6)": func(
+			o *LinkOptions) {
+			o.Family = "ipx"
+		},
+		"wrong usage: --duration: a load of 1ms (allowed: 1s-10m0s)": func(
+			o *LinkOptions) {
+			o.Duration = time.Millisecond
+		},
+		"wrong usage: --rounds: 0 (allowed: 1-100)": func(
+			o *LinkOptions) {
+			o.Rounds = 0
+		},
+		"wrong usage: --calls: 501 (allowed: 1-500)": func(
+			o *LinkOptions) {
+			o.Calls = 501
+		},
 	} {
 		o := DefaultLink()
 		change(&o)
@@ -132,7 +196,8 @@ func TestEchoesAreRead(t *testing.T) {
 	assert.Zero(t, readEcho("", 3).Max)
 }
 
-// A flood that was over before voice was measured is no load: its figures are refused, not reported as good ones.
+// A flood that was over before voice was measured is no load: its figures are refused, not reported as good
+// ones.
 func TestFloodHasToLast(t *testing.T) {
 	f := &flood{ended: make(chan struct{})}
 	l := &linkLoad{floods: [][2]*flood{{}, {nil, f}}}
@@ -140,15 +205,28 @@ func TestFloodHasToLast(t *testing.T) {
 	require.NoError(t, l.lasted(1))
 	close(f.ended)
 	require.NoError(t, l.lasted(0))
-	assert.ErrorContains(t, l.lasted(1), "the flood was over before voice was")
+	assert.ErrorContains(t, l.lasted(1), "the flood ended before the voice streams")
 }
 
 // Over IPv6 the goals follow from its longer headers, and from the MTU that it does not go below.
-func TestLinkOverIPv6(t *testing.T) {
-	if os.Getenv("RINGWAY_LONG") == "" {
-		t.Skip("takes long: make test-long")
-	}
-	cmd := exec.CommandContext(t.Context(), programs.Ringway, "bench", "link", "--family", "ipv6", "--rates", "1mbit", "--vs", "", "--duration", "1s", "--rounds", "1", "--json")
+func TestLongLinkOverIPv6(t *testing.T) {
+	cmd := exec.CommandContext(
+		t.Context(),
+		programs.Ringway,
+		"bench",
+		"link",
+		"--family",
+		"ipv6",
+		"--rates",
+		"1mbit",
+		"--vs",
+		"",
+		"--duration",
+		"1s",
+		"--rounds",
+		"1",
+		"--json",
+	)
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
 	require.NoError(t, cmd.Run(), "%s", &progress)
@@ -159,7 +237,12 @@ func TestLinkOverIPv6(t *testing.T) {
 	assert.Equal(t, 148, l.Settings.EchoBytes)
 	require.Len(t, l.Rates, 1)
 	r := l.Rates[0]
-	assert.EqualValues(t, 318, r.VoicePacket.WireBytes, "G.711 through the tunnel: 220 padded to 224, 32 of WireGuard, 48 of UDP and IPv6, 14 of Ethernet")
+	assert.EqualValues(
+		t,
+		318,
+		r.VoicePacket.WireBytes,
+		"G.711 through the tunnel: 220 padded to 224, 32 of WireGuard, 48 of UDP and IPv6, 14 of Ethernet",
+	)
 	assert.EqualValues(t, 1280+32+48+14, r.DataPacket.WireBytes)
 	assert.InDelta(t, 10_992+1000, r.BudgetUS, 0.1)
 	for _, load := range r.Loads {

@@ -8,17 +8,18 @@ import (
 	"testing"
 
 	"ringway/test/bench/rival"
+	"ringway/test/netnstest"
 )
 
-// The programs under test, built once for all: the benchmark starts the program that it is part of as its holders, probes and planes.
+// The programs under test, built once for all: the benchmark starts its own program as its helpers and
+// probes, and the one beside it as planes.
 var programs rival.Programs
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces and need root (make test)")
-		return 1
+	if code, done := netnstest.Isolate(); done {
+		return code
 	}
 	dir, err := os.MkdirTemp("", "ringway-bench-")
 	if err != nil {
@@ -26,8 +27,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	programs.Ringway, programs.WireGuardGo = filepath.Join(dir, "ringway"), filepath.Join(dir, "wireguard-go")
-	for _, b := range []struct{ out, pkg string }{{programs.Ringway, "ringway/cmd/ringway"}, {programs.WireGuardGo, "golang.zx2c4.com/wireguard"}} {
+	programs.Ringway, programs.Helper = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-lab")
+	programs.WireGuardGo = filepath.Join(dir, "wireguard-go")
+	for _, b := range []struct{ out, pkg string }{{programs.Ringway, "ringway/cmd/ringway"},
+		{programs.Helper, "ringway/cmd/ringway-lab"}, {programs.WireGuardGo, "golang.zx2c4.com/wireguard"}} {
 		cmd := exec.Command("go", "build", "-o", b.out, b.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it ships
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -13,48 +13,59 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringway/quality"
+	"ringway/quality/figures"
 	"ringway/test/bench/probe"
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
 	"ringway/test/lab"
 	"ringway/test/lab/host"
-	labreport "ringway/test/lab/report"
+	"ringway/test/lab/program"
 )
 
-// RekeyOptions say what `ringway bench rekey` measures.
+// RekeyOptions are the options of `ringway bench rekey`.
 type RekeyOptions struct {
 	Programs rival.Programs
 	Family   lab.Family // of the WAN and of voice
-	Far      string     // what the far end is: FarEnds
+	Far      string     // one of FarEnds
 	Rekeys   int        // begun by each end
 	Restarts int        // of each end
 	Roams    int        // of each end, while its old address still receives
-	Moves    int        // of each end, its old address gone at once
+	Moves    int        // of each end; its old address is gone at once
 	Natural  bool       // re-keys come of themselves, every two minutes
 	Streams  int
 	Interval time.Duration
 	Size     int
-	Build    string    // of this program, for the report
 	Progress io.Writer // nil: silent
 }
 
-// FarEnds are the far ends that there are: Ringway's plane as the near end has it, the same with the engine wireguard-go, and the stock
-// program.
+// FarEnds are the far ends to choose from: Ringway's plane as at the near end, the same with the engine
+// wireguard-go, and the stock program.
 var FarEnds = []string{"ringway", "ringway-wireguard-go", "wireguard-go"}
 
 // DefaultRekey is what a tunnel goes through in a morning.
 func DefaultRekey() RekeyOptions {
-	return RekeyOptions{Family: lab.IPv4, Far: FarEnds[0], Rekeys: 20, Restarts: 1, Roams: 3, Moves: 1, Streams: 10, Interval: 20 * time.Millisecond, Size: 172}
+	return RekeyOptions{
+		Family:   lab.IPv4,
+		Far:      FarEnds[0],
+		Rekeys:   20,
+		Restarts: 1,
+		Roams:    3,
+		Moves:    1,
+		Streams:  10,
+		Interval: 20 * time.Millisecond,
+		Size:     172,
+	}
 }
 
 // Times of a run.
 const (
-	around       = time.Second             // what an event may have to do with, before it and after
-	rekeyEvery   = 5200 * time.Millisecond // of one end: the protocol allows one in 5 s (WireGuard paper, section 6.1: Rekey-Timeout)
+	around = time.Second // before and after an event: packets that it may have affected
+	// of one end: the protocol allows one in 5 s (WireGuard paper, section 6.1: Rekey-Timeout)
+	rekeyEvery   = 5200 * time.Millisecond
 	betweenOther = 3 * time.Second
 	naturalEvery = 121 * time.Second // Rekey-After-Time, and the timers' slack
 	naturalLate  = time.Minute
-	mostSlack    = 10 * time.Minute // events may take longer than they should; voice goes on until they are over
+	maxSlack     = 10 * time.Minute // events may take longer than planned; voice continues until they are over
 )
 
 func (o *RekeyOptions) check() error {
@@ -67,7 +78,7 @@ func (o *RekeyOptions) check() error {
 		}
 	}
 	if o.Rekeys+o.Restarts+o.Roams+o.Moves == 0 {
-		return fmt.Errorf("%w: no event is asked for (--rekeys, --restarts, --roams, --moves)", ErrUsage)
+		return fmt.Errorf("%w: no event is requested (--rekeys, --restarts, --roams, --moves)", ErrUsage)
 	}
 	if !slices.Contains(FarEnds, o.Far) {
 		return fmt.Errorf("%w: --far: %q (allowed: %s)", ErrUsage, o.Far, strings.Join(FarEnds, ", "))
@@ -94,14 +105,24 @@ func (o *RekeyOptions) planned() time.Duration {
 }
 
 func (o *RekeyOptions) shape() probe.Shape {
-	length := o.planned() + time.Minute + min(2*o.planned(), mostSlack)
+	length := o.planned() + time.Minute + min(2*o.planned(), maxSlack)
 	return probe.Shape{Streams: o.Streams, Interval: o.Interval, Size: o.Size, Lead: lead, Length: length, Seed: 1}
 }
 
 // command is the command line that repeats the run.
 func (o *RekeyOptions) command() string {
-	c := fmt.Sprintf("ringway bench rekey%s --far %s --rekeys %d --restarts %d --roams %d --moves %d --streams %d --interval %s --size %d",
-		familyFlag(o.Family), o.Far, o.Rekeys, o.Restarts, o.Roams, o.Moves, o.Streams, o.Interval, o.Size)
+	c := fmt.Sprintf(
+		"ringway bench rekey%s --far %s --rekeys %d --restarts %d --roams %d --moves %d --streams %d --interval %s --size %d",
+		familyFlag(o.Family),
+		o.Far,
+		o.Rekeys,
+		o.Restarts,
+		o.Roams,
+		o.Moves,
+		o.Streams,
+		o.Interval,
+		o.Size,
+	)
 	if o.Natural {
 		c += " --natural"
 	}
@@ -111,24 +132,24 @@ func (o *RekeyOptions) command() string {
 // Rekey is a finished run.
 type Rekey struct{ Report report.Rekey }
 
-// JSON writes the report for machines; the shape stays.
+// JSON writes the report as JSON; its fields are stable.
 func (r Rekey) JSON(w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(r.Report)
 }
 
-// Table writes the report for people.
+// Table prints the report as text.
 func (r Rekey) Table(w io.Writer) error { return report.RekeyTable(w, r.Report) }
 
-// event is something that happened to the tunnel while voice went through it.
+// event is something that happened to the tunnel while it carried voice.
 type event struct {
 	kind        string
 	end         int // whose doing it was: 0 is edge-a
 	begin, over time.Time
 }
 
-// rekeyRun is a run under way.
+// rekeyRun is a run in progress.
 type rekeyRun struct {
 	o      RekeyOptions
 	say    func(format string, args ...any)
@@ -137,8 +158,8 @@ type rekeyRun struct {
 	events []event
 }
 
-// MeasureRekey sends voice both ways through one tunnel, has things happen to the tunnel, and says what each cost. Nothing is left
-// when it returns. It needs root.
+// MeasureRekey sends voice in both directions through one tunnel, triggers events, and reports what each
+// cost. It leaves nothing behind. It needs root.
 func MeasureRekey(ctx context.Context, o RekeyOptions) (Rekey, error) {
 	if err := o.check(); err != nil {
 		return Rekey{}, err
@@ -150,11 +171,16 @@ func MeasureRekey(ctx context.Context, o RekeyOptions) (Rekey, error) {
 	}
 	if o.Roams > 0 {
 		if _, err := host.LookPath("nft"); err != nil {
-			return Rekey{}, errors.New("bench rekey needs nft for --roams (on Debian: apt-get install nftables, or say --roams 0)")
+			return Rekey{}, errors.New(
+				"bench rekey needs nft for --roams (on Debian: apt-get install nftables, or say --roams 0)",
+			)
 		}
 	}
-	var err error
-	if r.stand, err = newStand(ctx, r.o.Programs.Ringway, r.o.Family, 1); err != nil {
+	identity, err := program.Identify(ctx, r.o.Programs.Ringway)
+	if err != nil {
+		return Rekey{}, err
+	}
+	if r.stand, err = newStand(ctx, r.o.Programs.Helper, r.o.Family, 1); err != nil {
 		return Rekey{}, err
 	}
 	defer r.stand.close()
@@ -167,9 +193,20 @@ func MeasureRekey(ctx context.Context, o RekeyOptions) (Rekey, error) {
 	}
 	defer stop()
 	out := report.Rekey{
-		Machine: labreport.ThisMachine(),
-		Settings: report.RekeySettings{Build: o.Build, Family: string(o.Family), Near: nearEnd.String(), Far: r.far().String(), Natural: o.Natural, Streams: o.Streams, Interval: micros(o.Interval),
-			Size: o.Size, AroundSeconds: around.Seconds(), Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
+		Ringway: identity, Machine: figures.ThisMachine(),
+		Settings: report.RekeySettings{
+			Build:         identity.Version,
+			Family:        string(o.Family),
+			Near:          nearEnd.String(),
+			Far:           r.far().String(),
+			Natural:       o.Natural,
+			Streams:       o.Streams,
+			Interval:      micros(o.Interval),
+			Size:          o.Size,
+			AroundSeconds: around.Seconds(),
+			Started:       begin.UTC().Format(time.RFC3339),
+			Command:       o.command(),
+		},
 	}
 	a, b := r.stand.edges()
 	out.Denied = append([]string{}, rival.Denied(a, b)...)
@@ -197,7 +234,8 @@ func (r *rekeyRun) connect(ctx context.Context) (err error) {
 	r.say("bringing up %s – %s", nearEnd, r.far())
 	a, b := r.stand.edges()
 	netA, netB := r.stand.pathNets(0)
-	if r.link, err = rival.Connect(ctx, a, b, rival.Networks{A: []string{netA.prefix()}, B: []string{netB.prefix()}}, r.o.Programs,
+	if r.link, err = rival.Connect(ctx, a, b,
+		rival.Networks{A: []string{netA.prefix()}, B: []string{netB.prefix()}}, r.o.Programs,
 		[2]rival.LinkEnd{nearEnd, r.far()}); err != nil {
 		return err
 	}
@@ -206,7 +244,7 @@ func (r *rekeyRun) connect(ctx context.Context) (err error) {
 	}
 	path := standPath{tunnel: r.link.Tunnel, a: netA.at(guest), b: netB.at(guest)}
 	r.stand.paths = append(r.stand.paths, path)
-	ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("nothing came through in %s", reachTime))
+	ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("no packet got through in %s", reachTime))
 	defer cancel()
 	if err := r.stand.hosts[phoneA].WaitReach(ctx, path.b, "0xb8"); err != nil {
 		return errors.Join(err, r.link.Alive())
@@ -214,13 +252,20 @@ func (r *rekeyRun) connect(ctx context.Context) (err error) {
 	return nil
 }
 
-// voice sends voice both ways while the events happen. What was sent between from and until counts.
+// voice sends voice in both directions during the events. Packets sent between from and until count.
 func (r *rekeyRun) voice(ctx context.Context) (seen []heard, from, until time.Time, err error) {
 	gap := r.o.Interval / time.Duration(r.o.Streams)
 	var clients []*probe.Client
 	for i, phone := range []string{phoneA, phoneB} {
-		c := probe.Config{Shape: r.o.shape(), Run: 1, Offset: time.Duration(i) * gap / 2, Port: voicePort, TOS: expedited, Paths: r.stand.ends(phone)}
-		p, err := startProbe(r.stand.hosts[phone], r.o.Programs.Ringway, c)
+		c := probe.Config{
+			Shape:  r.o.shape(),
+			Run:    1,
+			Offset: time.Duration(i) * gap / 2,
+			Port:   voicePort,
+			TOS:    expedited,
+			Paths:  r.stand.ends(phone),
+		}
+		p, err := startProbe(r.stand.hosts[phone], r.o.Programs.Helper, c)
 		if err != nil {
 			return nil, from, until, err
 		}
@@ -241,17 +286,21 @@ func (r *rekeyRun) voice(ctx context.Context) (seen []heard, from, until time.Ti
 		return nil, from, until, err
 	}
 	from = time.Now()
-	// Without voice nobody would tell the far end where an end has moved to, and nothing would be counted.
-	speaking, cancel := context.WithDeadlineCause(ctx, from.Add(r.o.shape().Length-around-stragglers), errors.New("the events take far longer than they should (is the machine too busy? take fewer)"))
+	// Without voice the far end would not learn the new address of an end, and nothing would be counted.
+	speaking, cancel := context.WithDeadlineCause(
+		ctx,
+		from.Add(r.o.shape().Length-around-stragglers),
+		errors.New("the events take far too long (is the machine too busy? use fewer)"),
+	)
 	defer cancel()
-	if err := r.happen(speaking); err != nil {
+	if err := r.triggerEvents(speaking); err != nil {
 		return nil, from, until, err
 	}
 	if err := host.Pause(ctx, around); err != nil {
 		return nil, from, until, err
 	}
 	until = time.Now()
-	if err := host.Pause(ctx, stragglers); err != nil { // voice goes on, so that what was sent until then arrives
+	if err := host.Pause(ctx, stragglers); err != nil { // voice continues, so that earlier packets arrive
 		return nil, from, until, err
 	}
 	results := make([]probe.Result, len(clients))
@@ -270,8 +319,8 @@ func (r *rekeyRun) voice(ctx context.Context) (seen []heard, from, until time.Ti
 	return bothWays(results[0], results[1]), from, until, nil
 }
 
-// happen has the events happen, one after the other.
-func (r *rekeyRun) happen(ctx context.Context) error {
+// triggerEvents triggers the events, one after the other.
+func (r *rekeyRun) triggerEvents(ctx context.Context) error {
 	if err := host.Pause(ctx, 2*around); err != nil { // quiet
 		return err
 	}
@@ -314,7 +363,7 @@ func (r *rekeyRun) happen(ctx context.Context) error {
 
 func edgeOf(end int) string { return []string{edgeA, edgeB}[end] }
 
-// rekeys has the ends begin new sessions in turn.
+// rekeys has the ends start new sessions in turn.
 func (r *rekeyRun) rekeys(ctx context.Context) error {
 	next := time.Now()
 	for n := range 2 * r.o.Rekeys {
@@ -333,7 +382,8 @@ func (r *rekeyRun) rekeys(ctx context.Context) error {
 	return host.Pause(ctx, 2*around)
 }
 
-// naturalRekeys waits for those that the protocol makes: who began a session renews it after two minutes.
+// naturalRekeys waits for the protocol's own re-keys: the end that started a session renews it after two
+// minutes.
 func (r *rekeyRun) naturalRekeys(ctx context.Context) error {
 	for end := range 2 {
 		if r.o.Rekeys == 0 {
@@ -347,7 +397,11 @@ func (r *rekeyRun) naturalRekeys(ctx context.Context) error {
 			return err
 		}
 		for n := range r.o.Rekeys {
-			patient, cancel := context.WithTimeoutCause(ctx, naturalEvery+naturalLate, fmt.Errorf("no re-key in %s", naturalEvery+naturalLate))
+			patient, cancel := context.WithTimeoutCause(
+				ctx,
+				naturalEvery+naturalLate,
+				fmt.Errorf("no re-key in %s", naturalEvery+naturalLate),
+			)
 			now := last
 			for !now.After(last) && err == nil {
 				if err = host.Pause(patient, 50*time.Millisecond); err == nil {
@@ -369,11 +423,15 @@ func (r *rekeyRun) naturalRekeys(ctx context.Context) error {
 	return nil
 }
 
-// figures says what each event cost, and what voice is like without.
+// figures computes what each event cost, and the delay of voice away from events.
 func (r *rekeyRun) figures(out *report.Rekey, seen []heard, from, until time.Time) {
 	var packets []quality.Packet
 	for _, d := range seen {
-		streams, unmatched := quality.Match(d.result.Sent, d.far.Received, quality.MatchOptions{From: stamp(from), Until: stamp(until)})
+		streams, unmatched := quality.Match(
+			d.result.Sent,
+			d.far.Received,
+			quality.MatchOptions{From: stamp(from), Until: stamp(until)},
+		)
 		for _, s := range streams {
 			packets = append(packets, s.Packets...)
 		}
@@ -431,10 +489,27 @@ func costs(out *report.Rekey, packets []quality.Packet, events []event) {
 			quiet.Record(p.Delay())
 		}
 	}
-	out.Quiet.P50, out.Quiet.P999, out.Quiet.Max = micros(quiet.Percentile(50)), micros(quiet.Percentile(99.9)), micros(quiet.Max())
+	out.Quiet.P50, out.Quiet.P999, out.Quiet.Max = micros(
+		quiet.Percentile(50),
+	), micros(
+		quiet.Percentile(99.9),
+	), micros(
+		quiet.Max(),
+	)
 	out.Events = []report.RekeyEvent{}
 	for i, e := range events {
-		out.Events = append(out.Events, report.RekeyEvent{Kind: e.kind, End: edgeOf(e.end), At: e.begin.UTC().Format(time.RFC3339Nano), Took: micros(e.over.Sub(e.begin)),
-			Packets: all[i], Lost: lost[i], Worst: micros(worst[i]), Span: micros(last[i].Sub(first[i]))})
+		out.Events = append(
+			out.Events,
+			report.RekeyEvent{
+				Kind:    e.kind,
+				End:     edgeOf(e.end),
+				At:      e.begin.UTC().Format(time.RFC3339Nano),
+				Took:    micros(e.over.Sub(e.begin)),
+				Packets: all[i],
+				Lost:    lost[i],
+				Worst:   micros(worst[i]),
+				Span:    micros(last[i].Sub(first[i])),
+			},
+		)
 	}
 }

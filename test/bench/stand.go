@@ -15,7 +15,7 @@ import (
 	"ringway/test/lab/host"
 )
 
-// The hosts of the stand.
+// The hosts of the testbed.
 const (
 	phoneA = "phone-a"
 	pcA    = "pc-a"
@@ -25,17 +25,17 @@ const (
 	phoneB = "phone-b"
 )
 
-// Topology is the stand, as `ringway bench jitter --help` draws it.
+// Topology is the testbed, as `ringway bench jitter --help` draws it.
 const Topology = `  phone-a 10.16.1.10, 10.17.1.10 … --- voice0                  voice0 --- phone-b 10.16.2.10, 10.17.2.10 …
                                           edge-a --- wan --- edge-b
   pc-a    10.15.1.10               ---  data0                   data0 --- pc-b    10.15.2.10`
 
-// network is one by its first half: three octets of IPv4, or a prefix of 64 bits of IPv6.
+// network is the first half of a network's address: three octets of IPv4, or 64 bits of IPv6.
 type network string
 
 func (n network) six() bool { return strings.Contains(string(n), ":") }
 
-// at is a host's address there.
+// at is the address of a host in it.
 func (n network) at(host int) string {
 	if n.six() {
 		return fmt.Sprintf("%s::%d", n, host)
@@ -43,7 +43,7 @@ func (n network) at(host int) string {
 	return fmt.Sprintf("%s.%d", n, host)
 }
 
-// on is the address with what ip addr add wants to know beside it.
+// on is the address with the arguments that ip addr add needs.
 func (n network) on(host int) string {
 	if n.six() {
 		return n.at(host) + "/64 nodad"
@@ -74,7 +74,7 @@ func (s *stand) wan() network {
 // bulkNets are the networks of the bulk, behind each edge.
 func (s *stand) bulkNets() (a, b network) { return s.nets(15) }
 
-// bulkTo is the host that takes the bulk.
+// bulkTo is the receiver of the bulk traffic.
 func (s *stand) bulkTo() string {
 	_, b := s.bulkNets()
 	return b.at(guest)
@@ -87,8 +87,8 @@ func (s *stand) nets(number int) (a, b network) {
 	return network(fmt.Sprintf("10.%d.1", number)), network(fmt.Sprintf("10.%d.2", number))
 }
 
-// stand is two branches joined by several tunnels at the same time. Nothing bounds the cable between the edges: the
-// processor is the bottleneck.
+// stand is the testbed: two branches joined by several tunnels at the same time. The cable between the edges
+// has no limit: the processor is the bottleneck.
 type stand struct {
 	family lab.Family
 	world  *host.World
@@ -98,13 +98,13 @@ type stand struct {
 
 type standPath struct {
 	tunnel *rival.Tunnel
-	a, b   string // the phones' addresses on it, that choose the way
+	a, b   string // the phones' addresses, which select the path
 }
 
 // pathNets are the networks of the path i.
 func (s *stand) pathNets(i int) (a, b network) { return s.nets(16 + i) }
 
-// newStand builds hosts and cables; no tunnel is up yet.
+// newStand builds hosts and cables, without tunnels.
 func newStand(ctx context.Context, binary string, family lab.Family, paths int) (_ *stand, err error) {
 	s := &stand{family: family, hosts: map[string]*host.Host{}}
 	defer func() {
@@ -126,7 +126,8 @@ func newStand(ctx context.Context, binary string, family lab.Family, paths int) 
 		}
 	}
 	a, b := s.hosts[edgeA], s.hosts[edgeB]
-	if err := a.IP(ctx, b, "link add wan0 type veth peer name wan0 netns /proc/self/fd/3", "addr add "+s.wan().on(numberA)+" dev wan0", "link set wan0 up"); err != nil {
+	if err := a.IP(ctx, b, "link add wan0 type veth peer name wan0 netns /proc/self/fd/3",
+		"addr add "+s.wan().on(numberA)+" dev wan0", "link set wan0 up"); err != nil {
 		return nil, err
 	}
 	if err := b.IP(ctx, nil, "addr add "+s.wan().on(numberB)+" dev wan0", "link set wan0 up"); err != nil {
@@ -155,7 +156,7 @@ func newStand(ctx context.Context, binary string, family lab.Family, paths int) 
 		if err := cable(ctx, edge, "data0", s.hosts[side.pc], [][2]network{{near, far}}); err != nil {
 			return nil, err
 		}
-		// What a tunnel's engine joined (UDP GRO) is cut again by a network card before it reaches a phone.
+		// A network card splits what a tunnel's engine has merged (UDP GRO) before it reaches a phone.
 		for _, e := range []struct {
 			h      *host.Host
 			device string
@@ -168,16 +169,22 @@ func newStand(ctx context.Context, binary string, family lab.Family, paths int) 
 	return s, nil
 }
 
-// cable joins a host to its edge. Of each pair of networks the first is on the cable, the second is reached over it.
+// cable joins a host to its edge. Of each pair of networks the first is on the cable, the second is reached
+// over it.
 func cable(ctx context.Context, edge *host.Host, device string, h *host.Host, networks [][2]network) error {
-	if err := edge.IP(ctx, h, "link add "+device+" type veth peer name eth0 netns /proc/self/fd/3", "link set "+device+" up"); err != nil {
+	if err := edge.IP(ctx, h, "link add "+device+" type veth peer name eth0 netns /proc/self/fd/3",
+		"link set "+device+" up"); err != nil {
 		return err
 	}
 	lines := []string{"link set eth0 up"}
 	var onEdge []string
 	for _, n := range networks {
 		onEdge = append(onEdge, "addr add "+n[0].on(router)+" dev "+device)
-		lines = append(lines, "addr add "+n[0].on(guest)+" dev eth0", "route add "+n[1].prefix()+" via "+n[0].at(router)+" src "+n[0].at(guest))
+		lines = append(
+			lines,
+			"addr add "+n[0].on(guest)+" dev eth0",
+			"route add "+n[1].prefix()+" via "+n[0].at(router)+" src "+n[0].at(guest),
+		)
 	}
 	if err := edge.IP(ctx, nil, onEdge...); err != nil {
 		return err
@@ -185,10 +192,11 @@ func cable(ctx context.Context, edge *host.Host, device string, h *host.Host, ne
 	return h.IP(ctx, nil, lines...)
 }
 
-// forward makes a router of the network namespace that the calling thread is in.
+// forward enables forwarding in the network namespace of the calling thread.
 func forward() error {
 	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil && (f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
+		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil &&
+			(f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
 			return fmt.Errorf("forward packets: %w", err)
 		}
 	}
@@ -196,14 +204,26 @@ func forward() error {
 }
 
 func (s *stand) edges() (a, b rival.Edge) {
-	return rival.Edge{Host: s.hosts[edgeA], WAN: s.wan().at(numberA)}, rival.Edge{Host: s.hosts[edgeB], WAN: s.wan().at(numberB)}
+	return rival.Edge{
+			Host: s.hosts[edgeA],
+			WAN:  s.wan().at(numberA),
+		}, rival.Edge{
+			Host: s.hosts[edgeB],
+			WAN:  s.wan().at(numberB),
+		}
 }
 
-// reachTime is how long a tunnel may take from being up to the first packet through it.
+// reachTime bounds the time from a tunnel's start to the first packet through it.
 const reachTime = 30 * time.Second
 
-// join brings up a tunnel of each kind, one after the other, and waits until packets come through.
-func (s *stand) join(ctx context.Context, kinds []rival.Kind, p rival.Programs, engine string, say func(string, ...any)) error {
+// join brings up a tunnel of each kind, one after the other, and waits until packets get through.
+func (s *stand) join(
+	ctx context.Context,
+	kinds []rival.Kind,
+	p rival.Programs,
+	engine string,
+	say func(string, ...any),
+) error {
 	a, b := s.edges()
 	for i, kind := range kinds {
 		say("bringing up %s", kind)
@@ -219,7 +239,7 @@ func (s *stand) join(ctx context.Context, kinds []rival.Kind, p rival.Programs, 
 		}
 		path := standPath{tunnel: t, a: netA.at(guest), b: netB.at(guest)}
 		s.paths = append(s.paths, path)
-		ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("nothing came through in %s", reachTime))
+		ctx, cancel := context.WithTimeoutCause(ctx, reachTime, fmt.Errorf("no packet got through in %s", reachTime))
 		err = s.hosts[phoneA].WaitReach(ctx, path.b, "0xb8")
 		cancel()
 		if err != nil {
@@ -229,7 +249,7 @@ func (s *stand) join(ctx context.Context, kinds []rival.Kind, p rival.Programs, 
 	return nil
 }
 
-// ends are the paths as the probe of one phone sees them.
+// ends are the paths as one phone's probe sees them.
 func (s *stand) ends(phone string) []probe.Ends {
 	var out []probe.Ends
 	for _, p := range s.paths {
@@ -242,7 +262,7 @@ func (s *stand) ends(phone string) []probe.Ends {
 	return out
 }
 
-// alive says which tunnel's program has ended.
+// alive returns an error if a tunnel's program has exited.
 func (s *stand) alive() error {
 	var errs []error
 	for _, p := range s.paths {
@@ -260,7 +280,7 @@ func (s *stand) close() {
 	}
 }
 
-// standing are the kinds that have to be up so that the wanted ones can be measured: bulk goes through the shared one.
+// standing are the kinds that must be up to measure the wanted ones: the bulk goes through the shared one.
 func standing(wanted []rival.Kind) []rival.Kind {
 	var out []rival.Kind
 	for _, k := range rival.Kinds {

@@ -15,38 +15,39 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ringway/quality/figures"
 	"ringway/test/bench/report"
 	"ringway/test/bench/rival"
 	"ringway/test/bench/tester"
 	"ringway/test/lab"
 	"ringway/test/lab/host"
-	labreport "ringway/test/lab/report"
+	"ringway/test/lab/program"
 )
 
 // Throughput is a finished run.
 type Throughput struct{ Report report.Throughput }
 
-// JSON writes the report for machines; the shape stays.
+// JSON writes the report as JSON; its fields are stable.
 func (t Throughput) JSON(w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(t.Report)
 }
 
-// Table writes the report for people.
+// Table prints the report as text.
 func (t Throughput) Table(w io.Writer) error { return report.ThroughputTable(w, t.Report) }
 
-// throughputRun is a run under way.
+// throughputRun is a run in progress.
 type throughputRun struct {
 	o     ThroughputOptions
 	say   func(format string, args ...any)
 	out   report.Throughput
 	trial uint32
-	guess map[string]float64 // where the next search for an engine and size begins
+	guess map[string]float64 // start of the next search for an engine and size
 }
 
-// MeasureThroughput searches the highest rate without loss for each engine in turn: while one is measured, no other runs. Nothing is
-// left when it returns. It needs root.
+// MeasureThroughput searches the highest rate without loss for each engine in turn: while one is measured, no
+// other runs. It leaves nothing behind. It needs root.
 func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, error) {
 	if err := o.check(); err != nil {
 		return Throughput{}, err
@@ -63,15 +64,31 @@ func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, er
 	}
 	if o.OneCore {
 		if _, err := host.LookPath("nft"); err != nil {
-			return Throughput{}, errors.New("--one-core needs nft, to hold back what the far end would do (on Debian: apt-get install nftables)")
+			return Throughput{}, errors.New(
+				"--one-core needs nft, to keep the far end from decrypting (on Debian: apt-get install nftables)",
+			)
 		}
-		// It will be bound to one: as on a machine that has no more, it runs as many threads (and is quicker than with two threads on one core).
+		// It will be bound to one core. As on a machine with one core, it then runs that many threads (and is
+		// faster than with two threads on one core).
 		r.o.Programs.Cores = 1
 	}
+	identity, err := program.Identify(ctx, r.o.Programs.Ringway)
+	if err != nil {
+		return Throughput{}, err
+	}
 	r.out = report.Throughput{
-		Machine: labreport.ThisMachine(),
-		Settings: report.ThroughputSettings{Build: o.Build, TrialSeconds: o.Trial.Seconds(), Resolution: o.Resolution, Loss: o.Loss, OneCore: o.OneCore, Rounds: o.Rounds,
-			IMIX: imix, Started: begin.UTC().Format(time.RFC3339), Command: o.command()},
+		Ringway: identity, Machine: figures.ThisMachine(),
+		Settings: report.ThroughputSettings{
+			Build:        identity.Version,
+			TrialSeconds: o.Trial.Seconds(),
+			Resolution:   o.Resolution,
+			Loss:         o.Loss,
+			OneCore:      o.OneCore,
+			Rounds:       o.Rounds,
+			IMIX:         imix,
+			Started:      begin.UTC().Format(time.RFC3339),
+			Command:      o.command(),
+		},
 		Denied: []string{},
 	}
 	for _, s := range o.Sizes {
@@ -92,7 +109,7 @@ func MeasureThroughput(ctx context.Context, o ThroughputOptions) (Throughput, er
 	return Throughput{r.out}, nil
 }
 
-// progress writes what happens, with the time since it was made.
+// progress prints messages with the time since it was created.
 func progress(w io.Writer) func(format string, args ...any) {
 	begin := time.Now()
 	return func(format string, args ...any) {
@@ -102,22 +119,22 @@ func progress(w io.Writer) func(format string, args ...any) {
 	}
 }
 
-// course is a tunnel that stands alone between two testers.
-type course struct {
-	stand    *stand
-	sender   *tester.Client
-	receiver *tester.Client
-	a, b     []int // what carries packets at the sender's and at the receiver's edge
-	left     func() (left, error)
-	explain  func(error) error
+// setup is a tunnel alone between two testers.
+type setup struct {
+	stand     *stand
+	sender    *tester.Client
+	receiver  *tester.Client
+	a, b      []int // processes that carry packets at the sender's and at the receiver's edge
+	left      func() (left, error)
+	processes [2]*host.Process // of the sender and of the receiver
 }
 
-// engine measures all sizes of one engine, on a stand of its own.
+// engine measures all sizes of one engine, on a testbed of its own.
 func (r *throughputRun) engine(ctx context.Context, index, round int) error {
 	e := r.o.Engines[index]
 	kind, planeEngine := e.way()
 	r.say("round %d of %d: %s", round, r.o.Rounds, e)
-	s, err := newStand(ctx, r.o.Programs.Ringway, lab.IPv4, 1)
+	s, err := newStand(ctx, r.o.Programs.Helper, lab.IPv4, 1)
 	if err != nil {
 		return err
 	}
@@ -125,40 +142,18 @@ func (r *throughputRun) engine(ctx context.Context, index, round int) error {
 	if err := s.join(ctx, []rival.Kind{kind}, r.o.Programs, planeEngine, func(string, ...any) {}); err != nil {
 		return err
 	}
-	c := &course{stand: s}
+	c := &setup{stand: s}
+	defer c.close()
 	if c.a, c.b, err = s.paths[0].tunnel.Engines(); err != nil {
 		return err
 	}
 	a, b := s.edges()
 	r.deny(rival.Denied(a, b)...)
-	var processes [2]*host.Process
-	for i, phone := range []string{phoneA, phoneB} {
-		on, path := phone, s.ends(phone)[0]
-		if r.o.OneCore && phone == phoneA {
-			// From the edge itself: a cable and a forwarded packet less, and the tester has more breath than the engine.
-			on, path.Local = edgeA, nearA
-		}
-		p, client, err := startTester(s.hosts[on], r.o.Programs.Ringway, tester.Config{
-			Receive: phone == phoneB, Local: path.Local, Remote: path.Remote, Port: testerPort, TOS: expedited})
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		processes[i] = p
-		if err := client.Ready(ctx); err != nil {
-			return fmt.Errorf("%w: %s", err, p.LastWords())
-		}
-		if phone == phoneA {
-			c.sender = client
-		} else {
-			c.receiver = client
-		}
-	}
-	c.explain = func(err error) error {
-		return errors.Join(err, s.alive(), fmt.Errorf("the testers said: %s %s", processes[0].LastWords(), processes[1].LastWords()))
+	if err := r.startTesters(ctx, c); err != nil {
+		return err
 	}
 	if r.o.OneCore {
-		if err := r.isolate(ctx, c, processes[0].PID(), processes[1].PID()); err != nil {
+		if err := r.isolate(ctx, c, c.processes[0].PID(), c.processes[1].PID()); err != nil {
 			return err
 		}
 	}
@@ -174,6 +169,48 @@ func (r *throughputRun) engine(ctx context.Context, index, round int) error {
 		r.say("  %s bytes: %.0f packets/s", sizeName(size), done.PacketsPerS)
 	}
 	return s.alive()
+}
+
+// startTesters starts the sender at a's phone and the receiver at b's.
+func (r *throughputRun) startTesters(ctx context.Context, c *setup) error {
+	for i, phone := range []string{phoneA, phoneB} {
+		on, path := phone, c.stand.ends(phone)[0]
+		if r.o.OneCore && phone == phoneA {
+			// From the edge itself: that saves a cable and the forwarding of a packet, so that the tester is
+			// faster than the engine.
+			on, path.Local = edgeA, nearA
+		}
+		p, client, err := startTester(c.stand.hosts[on], r.o.Programs.Helper, tester.Config{
+			Receive: phone == phoneB, Local: path.Local, Remote: path.Remote, Port: testerPort, TOS: expedited,
+		})
+		if err != nil {
+			return err
+		}
+		c.processes[i] = p
+		if phone == phoneA {
+			c.sender = client
+		} else {
+			c.receiver = client
+		}
+		if err := client.Ready(ctx); err != nil {
+			return fmt.Errorf("%w: %s", err, p.LastWords())
+		}
+	}
+	return nil
+}
+
+// explain adds what the tunnel and the testers printed.
+func (c *setup) explain(err error) error {
+	return errors.Join(err, c.stand.alive(),
+		fmt.Errorf("the testers printed: %s %s", c.processes[0].LastWords(), c.processes[1].LastWords()))
+}
+
+func (c *setup) close() {
+	for _, t := range []*tester.Client{c.sender, c.receiver} {
+		if t != nil {
+			t.Close()
+		}
+	}
 }
 
 func (r *throughputRun) deny(words ...string) {
@@ -198,7 +235,7 @@ func startTester(h *host.Host, binary string, config tester.Config) (*host.Proce
 	}
 	defer out.Close()
 	cmd.Stdin, cmd.Stdout = in, out
-	// The runtime's monitor may interrupt a thread that runs for long; ours does so on purpose.
+	// The runtime preempts goroutines that run for long; the tester's do so by design.
 	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1")
 	p, err := h.Spawn("tester", cmd)
 	if err == nil {
@@ -212,13 +249,13 @@ func startTester(h *host.Host, binary string, config tester.Config) (*host.Proce
 	return nil, nil, err
 }
 
-// isolate gives the sender's engine a core of its own, everything else the others, and takes the far end out of what is measured: with
-// few cores it would be the bottleneck. It still shakes hands, but what is sealed for it is dropped at its door; what
-// counts is what the near engine says that it sent.
-func (r *throughputRun) isolate(ctx context.Context, c *course, others ...int) error {
+// isolate gives the sender's engine a core of its own and everything else the others, and takes the far end
+// out of the measurement: with few cores it would be the bottleneck. It still answers handshakes, but data
+// messages for it are dropped on arrival; what counts is what the near engine reports as sent.
+func (r *throughputRun) isolate(ctx context.Context, c *setup, others ...int) error {
 	var allowed, one, rest unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return fmt.Errorf("ask which cores there are: %w", err)
+		return fmt.Errorf("read the allowed cores: %w", err)
 	}
 	core := -1
 	for i := range runtime.NumCPU() * 64 { // numbers may have gaps
@@ -240,7 +277,7 @@ func (r *throughputRun) isolate(ctx context.Context, c *course, others ...int) e
 	}
 	t := c.stand.paths[0].tunnel
 	if _, err := c.stand.hosts[edgeB].RunInput(ctx, t.DropData(), "nft", "-f", "-"); err != nil {
-		return fmt.Errorf("hold the far end back: %w", err)
+		return fmt.Errorf("drop data at the far end: %w", err)
 	}
 	edge := c.stand.hosts[edgeA]
 	c.left = func() (l left, err error) {
@@ -252,8 +289,8 @@ func (r *throughputRun) isolate(ctx context.Context, c *course, others ...int) e
 	return nil
 }
 
-// size searches one size's rate.
-func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int) (report.ThroughputRound, error) {
+// size searches the rate of one size.
+func (r *throughputRun) size(ctx context.Context, c *setup, e Engine, size int) (report.ThroughputRound, error) {
 	key := string(e) + " " + sizeName(size)
 	first := r.guess[key]
 	if first == 0 {
@@ -264,27 +301,36 @@ func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int)
 	}
 	var out report.ThroughputRound
 	best := report.Trial{}
-	f, err := search{first: first, least: leastRate, most: mostRate, growth: growth, resolution: r.o.Resolution}.run(func(rate float64) (verdict, error) {
-		// A machine that others share loses for reasons of its own, and keeps the tester itself waiting: there is a second try.
-		for try := 1; ; try++ {
-			t, err := r.try(ctx, c, size, rate)
-			if err != nil {
-				return lossy, err
-			}
-			out.Trials = append(out.Trials, t)
-			switch {
-			case t.Verdict == report.Held:
-				if t.Offered > best.Offered {
-					best = t
+	f, err := search{
+		first:      first,
+		min:        minRate,
+		max:        maxRate,
+		growth:     growth,
+		resolution: r.o.Resolution,
+	}.run(
+		func(rate float64) (verdict, error) {
+			// A shared machine loses packets for reasons of its own, and may delay the tester itself: so there is
+			// a second try.
+			for try := 1; ; try++ {
+				t, err := r.try(ctx, c, size, rate)
+				if err != nil {
+					return lossy, err
 				}
-				return held, nil
-			case try == tries && t.Verdict == report.Unsent:
-				return unsent, nil
-			case try == tries:
-				return lossy, nil
+				out.Trials = append(out.Trials, t)
+				switch {
+				case t.Verdict == report.Held:
+					if t.Offered > best.Offered {
+						best = t
+					}
+					return held, nil
+				case try == tries && t.Verdict == report.Unsent:
+					return unsent, nil
+				case try == tries:
+					return lossy, nil
+				}
 			}
-		}
-	})
+		},
+	)
 	if err != nil {
 		return out, err
 	}
@@ -305,11 +351,15 @@ func (r *throughputRun) size(ctx context.Context, c *course, e Engine, size int)
 	return out, nil
 }
 
-// try makes one trial.
-func (r *throughputRun) try(ctx context.Context, c *course, size int, rate float64) (report.Trial, error) {
+// try runs one trial.
+func (r *throughputRun) try(ctx context.Context, c *setup, size int, rate float64) (report.Trial, error) {
 	r.trial++
 	t := tester.Trial{Number: r.trial, Sizes: sizesOf(size), Rate: rate, Length: r.o.Trial}
-	patient, cancel := context.WithTimeoutCause(ctx, 2*r.o.Trial+20*time.Second, errors.New("the testers do not answer"))
+	patient, cancel := context.WithTimeoutCause(
+		ctx,
+		2*r.o.Trial+20*time.Second,
+		errors.New("the testers do not answer"),
+	)
 	defer cancel()
 	if err := c.receiver.Prepare(patient, t); err != nil {
 		return report.Trial{}, err
@@ -361,7 +411,8 @@ func (r *throughputRun) try(ctx context.Context, c *course, size int, rate float
 	switch {
 	case float64(sent.Packets) < sentEnough*float64(t.Packets()):
 		out.Verdict = report.Unsent
-	case float64(arrived+out.Overflow) >= float64(sent.Packets)*(1-r.o.Loss): // what our own buffer had no room for is none of the path's
+	// packets that overflowed our own buffer are not the path's loss
+	case float64(arrived+out.Overflow) >= float64(sent.Packets)*(1-r.o.Loss):
 		out.Verdict = report.Held
 	default:
 		out.Verdict = report.Lossy
@@ -369,17 +420,17 @@ func (r *throughputRun) try(ctx context.Context, c *course, size int, rate float
 	return out, nil
 }
 
-// look is what had been used at a moment.
+// look is a reading of all counters.
 type look struct {
 	at         time.Time
 	a, b, busy time.Duration
 	left       left
 }
 
-// left is what a near engine has sent, and what it was too slow to take.
+// left is what a near engine has sent, and what it was too slow to read.
 type left struct{ bytes, dropped uint64 }
 
-func (c *course) look() (l look, err error) {
+func (c *setup) look() (l look, err error) {
 	l.at = time.Now()
 	if l.a, err = rival.CPUTime(c.a); err != nil {
 		return l, err
@@ -397,9 +448,9 @@ func (c *course) look() (l look, err error) {
 }
 
 // collectLeft waits until the near engine has sent everything, or sends no more.
-func (c *course) collectLeft(ctx context.Context, t tester.Trial, sent int, before look) (int, look, error) {
-	// Bytes of the tunnel's messages say how many there were. A handshake beside them hides a packet that is missing; one that
-	// the device had no room for does not hide.
+func (c *setup) collectLeft(ctx context.Context, t tester.Trial, sent int, before look) (int, look, error) {
+	// The bytes of the tunnel's messages give their number. A handshake among them can hide a missing packet;
+	// a packet that the device had no room for cannot be hidden.
 	bytes := messageBytes(t.Sizes, sent)
 	count := func(l look) int {
 		n := sent
@@ -426,7 +477,7 @@ func (c *course) collectLeft(ctx context.Context, t tester.Trial, sent int, befo
 	}
 }
 
-// messageBytes is how long the messages of n packets are together.
+// messageBytes is the total length of the messages of n packets.
 func messageBytes(sizes []int, n int) (sum uint64) {
 	for i, s := range sizes {
 		times := n / len(sizes)
@@ -438,25 +489,25 @@ func messageBytes(sizes []int, n int) (sum uint64) {
 	return sum
 }
 
-// quietFor is how long nothing may leave until nothing more is waited for.
+// quietFor is how long nothing may leave until the wait ends.
 const quietFor = 200 * time.Millisecond
 
-// busyTime is what all cores have spent on anything, the kernel's own work included.
+// busyTime is the time that all cores have spent on anything, including the kernel's own work.
 func busyTime() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0, fmt.Errorf("read what the cores did: %w", err)
+		return 0, fmt.Errorf("read the CPU counters: %w", err)
 	}
 	line, _, _ := strings.Cut(string(text), "\n")
 	fields := strings.Fields(line)
 	if len(fields) < 9 || fields[0] != "cpu" {
-		return 0, fmt.Errorf("read what the cores did: %q is no first line of /proc/stat", line)
+		return 0, fmt.Errorf("read the CPU counters: %q is not the first line of /proc/stat", line)
 	}
 	var sum uint64
 	for i, f := range fields[1:9] { // user nice system idle iowait irq softirq steal
 		n, err := strconv.ParseUint(f, 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("read what the cores did: %w", err)
+			return 0, fmt.Errorf("read the CPU counters: %w", err)
 		}
 		if i != 3 && i != 4 && i != 7 {
 			sum += n

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringway/quality"
+	"ringway/quality/figures"
 	"ringway/test/bench/probe"
 	"ringway/test/lab/host"
-	lab "ringway/test/lab/report"
 )
 
-// heard is what one direction's probes saw.
+// heard is what the probes of one direction saw.
 type heard struct {
 	direction string
 	result    probe.Result // of the sending end
@@ -23,9 +23,9 @@ type heard struct {
 }
 
 // bothWays are the directions between two probes.
-func bothWays(a, b probe.Result) []heard { return []heard{{lab.AToB, a, b}, {lab.BToA, b, a}} }
+func bothWays(a, b probe.Result) []heard { return []heard{{figures.AToB, a, b}, {figures.BToA, b, a}} }
 
-// measured matches what was sent on one of the probes' paths with what came, without the lead.
+// measured matches the packets sent on one of the probes' paths with those received, without the lead.
 func (h heard) measured(path int, interval time.Duration) ([]quality.Stream[probe.Key], int) {
 	of := func(all []quality.Sighting[probe.Key]) (out []quality.Sighting[probe.Key]) {
 		for _, s := range all {
@@ -36,7 +36,7 @@ func (h heard) measured(path int, interval time.Duration) ([]quality.Stream[prob
 		return out
 	}
 	sent := of(h.result.Sent)
-	// The lead is known by its numbers: they are sent by schedule.
+	// The lead is known by its sequence numbers: packets are sent by schedule.
 	first := uint32(lead / interval)
 	from := quality.Timestamp(0)
 	for _, s := range sent {
@@ -48,13 +48,13 @@ func (h heard) measured(path int, interval time.Duration) ([]quality.Stream[prob
 	return quality.Match(sent, of(h.far.Received), quality.MatchOptions{From: from})
 }
 
-// figures are a direction's in the lab's shape.
-func (h heard) figures(streams []quality.Stream[probe.Key], unmatched int) lab.Direction {
-	return lab.NewDirection(h.direction, quality.Summarize(streams, quality.G711),
-		lab.Found{Unmatched: unmatched, CaptureLost: h.far.Overflow + uint32(h.far.TooMany)})
+// figures are a direction's figures in the lab's shape.
+func (h heard) figures(streams []quality.Stream[probe.Key], unmatched int) figures.Direction {
+	return figures.NewDirection(h.direction, quality.Summarize(streams, quality.G711),
+		figures.Found{Unmatched: unmatched, CaptureLost: h.far.Overflow + uint32(h.far.TooMany)})
 }
 
-// delays are those of all packets that came.
+// delays are those of all packets that arrived.
 func delays(streams []quality.Stream[probe.Key]) (out []time.Duration) {
 	for _, s := range streams {
 		for _, p := range s.Packets {
@@ -66,18 +66,23 @@ func delays(streams []quality.Stream[probe.Key]) (out []time.Duration) {
 	return out
 }
 
-// speaker is a host with what its probe is told.
-type speaker struct {
+// sender is a host and the configuration of its probe.
+type sender struct {
 	host   *host.Host
 	config probe.Config
 }
 
-// converse has all speakers send at the same time and gives what each saw, in their order. while, where it is given, runs from the
-// moment in which what is measured begins; what it measures is to last as long as that.
-func converse(ctx context.Context, binary string, speakers []speaker, while func(context.Context) error) ([]probe.Result, error) {
+// exchange has all senders send at the same time and returns what each saw, in their order. while, if given,
+// runs from the start of the measured part and must last as long as that.
+func exchange(
+	ctx context.Context,
+	binary string,
+	senders []sender,
+	while func(context.Context) error,
+) ([]probe.Result, error) {
 	var clients []*probe.Client
 	var length time.Duration
-	for _, s := range speakers {
+	for _, s := range senders {
 		p, err := startProbe(s.host, binary, s.config)
 		if err != nil {
 			return nil, err
@@ -109,7 +114,7 @@ func converse(ctx context.Context, binary string, speakers []speaker, while func
 	for _, p := range clients {
 		waiting.Go(func() error { return p.Complete(patient) })
 	}
-	// What never comes is lost, and no error; the probes are then told to stop in the middle of their waiting.
+	// Packets that never arrive are lost, which is not an error; the probes are then stopped while they wait.
 	if err := waiting.Wait(); err != nil && !errors.Is(err, probe.ErrWaiting) {
 		return nil, err
 	}
@@ -148,7 +153,7 @@ func startProbe(h *host.Host, binary string, c probe.Config) (*process, error) {
 		return nil, err
 	}
 	cmd.Stdin, cmd.Stdout = in, out
-	// The runtime's monitor may interrupt a thread that runs for long; ours do so on purpose.
+	// The runtime preempts goroutines that run for long; the probe's do so by design.
 	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1")
 	proc, err := h.Spawn("probe", cmd)
 	in.Close()
@@ -169,7 +174,7 @@ func startProbe(h *host.Host, binary string, c probe.Config) (*process, error) {
 
 func (p *process) close() { p.Close() }
 
-// explain adds what the probe itself said.
+// explain adds the probe's own output.
 func (p *process) explain(err error) error {
 	return fmt.Errorf("%w: %s", err, p.proc.LastWords())
 }

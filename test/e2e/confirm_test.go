@@ -22,10 +22,12 @@ type box struct {
 	good string
 }
 
-// cutOff gives a config that is right in every word and reaches nobody: another address at a provider that has none such.
+// cutOff gives a config that is right in every word and reaches nobody: another address at a provider that
+// has none such.
 func (b *box) cutOff() string {
 	b.Helper()
-	bad := strings.NewReplacer("198.51.100.2/24", "192.0.2.2/24", "gateway: 198.51.100.1", "gateway: 192.0.2.1").Replace(b.good)
+	bad := strings.NewReplacer("198.51.100.2/24", "192.0.2.2/24", "gateway: 198.51.100.1",
+		"gateway: 192.0.2.1").Replace(b.good)
 	require.NotEqual(b, b.good, bad)
 	return bad
 }
@@ -79,7 +81,8 @@ func (b *box) comesBack(limit time.Duration, why string) {
 	b.Helper()
 	require.NoError(b, b.l.Host(lab.PCA).WaitReach(within(b.T, limit), "10.2.20.10", "0"))
 	// The file goes first, what runs second, the record last.
-	require.Eventually(b, func() bool { c := b.confirmation(); return c != nil && c.State == "undone" }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(b, func() bool { c := b.confirmation(); return c != nil && c.State == "undone" },
+		10*time.Second, 50*time.Millisecond)
 	out, err := b.Edge.Run(b.Context(), "ip", "-o", "-4", "addr", "show", "dev", "wan0")
 	require.NoError(b, err)
 	assert.Contains(b, out, "198.51.100.2/24")
@@ -88,10 +91,14 @@ func (b *box) comesBack(limit time.Duration, why string) {
 	require.NoError(b, err)
 	assert.Equal(b, b.good, string(text))
 	assert.Equal(b, why, b.confirmation().Reason)
-	assert.Contains(b, b.said(), "\nCONFIG UNDONE: "+why+". The one before runs again; the one undone is kept in /var/lib/ringway/refused.yaml\n")
+	assert.Contains(
+		b, b.said(), "\nCONFIG ROLLED BACK: "+why+". The previous config is running; the rejected one is kept "+
+			"in /var/lib/ringway/refused.yaml\n")
 	log, err := os.ReadFile(b.Log())
 	require.NoError(b, err)
-	assert.Regexp(b, `level=ERROR msg="CONFIG UNDONE: the one before runs again" why="`+regexp.QuoteMeta(why), string(log))
+	assert.Regexp(
+		b, `level=ERROR msg="CONFIG ROLLED BACK: the previous config is running" reason="`+regexp.QuoteMeta(
+			why), string(log))
 	kept, err := os.ReadFile(b.Path("/var/lib/ringway/refused.yaml"))
 	require.NoError(b, err)
 	assert.Equal(b, b.cutOff(), string(kept))
@@ -102,13 +109,15 @@ func (b *box) comesBack(limit time.Duration, why string) {
 func (b *box) starts() {
 	b.Helper()
 	require.NoError(b, b.Start(b.Context()))
-	require.Eventually(b, func() bool { s, err := b.Status(b.Context()); return err == nil && s.Ready }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(b, func() bool { s, err := b.Status(b.Context()); return err == nil && s.Ready },
+		20*time.Second, 50*time.Millisecond)
 }
 
-// A branch far away is given a config that cuts it off. Nobody can confirm it; it comes back by itself, also where the
-// daemon is killed or the box is booted meanwhile. One that is confirmed stays, and a call does not notice.
-func TestAConfigThatCutsOffIsUndone(t *testing.T) {
-	long(t)
+// A branch far away is given a config that cuts it off. Nobody can confirm it; it comes back by itself, also
+// where the daemon is killed or the box is booted meanwhile. One that is confirmed stays, and a call does not
+// notice.
+func TestLongAConfigThatCutsOffIsUndone(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	text, err := e.Config()
@@ -122,13 +131,13 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 			out, err := b.apply(b.cutOff(), "--confirm", "5s")
 			require.NoError(b, err)
 			assert.Regexp(b, `(?m)^ip -4 address add 192\.0\.2\.2/24 .*dev wan0$`, out, "the plan")
-			assert.Contains(b, out, "\n# applied; the config before comes back in 5s unless `ringway confirm` is given\n")
-			assert.Contains(b, b.said(), "\nNOT CONFIRMED: the config before comes back in ")
+			assert.Contains(b, out, "\n# applied; rolled back in 5s unless `ringway confirm` follows\n")
+			assert.Contains(b, b.said(), "\nNOT CONFIRMED: rollback to the previous config in ")
 			b.isCutOff()
 			b.comesBack(30*time.Second, "it was not confirmed in time")
 			assert.GreaterOrEqual(b, time.Since(start), 5*time.Second)
 			_, err = b.Ringway(b.Context(), "confirm")
-			assert.ErrorContains(b, err, "too late: the config was undone (it was not confirmed in time)")
+			assert.ErrorContains(b, err, "too late: the config was rolled back (it was not confirmed in time)")
 		}},
 		{"at the deadline, though the daemon is killed", func(b *box) {
 			_, err := b.apply(b.cutOff(), "--confirm", "10s")
@@ -157,7 +166,7 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 			require.NotEqual(b, string(r), earlier)
 			require.NoError(b, os.WriteFile(record, []byte(earlier), 0o600))
 			b.starts()
-			b.comesBack(30*time.Second, "the machine was booted before it was confirmed")
+			b.comesBack(30*time.Second, "the machine rebooted before it was confirmed")
 		}},
 		{"or stays whole, where the daemon is killed while it applies it", func(b *box) {
 			record := b.Path("/var/lib/ringway/trial.json")
@@ -168,7 +177,8 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 					_, err := b.Ringway(b.Context(), "apply", "--confirm", "1h", "/etc/ringway/new.yaml")
 					done <- err
 				}()
-				require.Eventually(b, func() bool { _, err := os.Stat(record); return err == nil }, 10*time.Second, time.Duration(round+1)*time.Millisecond)
+				require.Eventually(b, func() bool { _, err := os.Stat(record); return err == nil }, 10*time.Second,
+					time.Duration(round+1)*time.Millisecond)
 				require.NoError(b, b.Kill(within(b.T, 5*time.Second)))
 				err := <-done
 				b.starts()
@@ -179,9 +189,9 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 					b.isCutOff()
 					_, err := b.Ringway(within(b.T, 15*time.Second), "confirm", "--undo")
 					require.NoError(b, err)
-					b.comesBack(30*time.Second, "it was taken back")
+					b.comesBack(30*time.Second, "rolled back on request")
 				} else {
-					b.comesBack(30*time.Second, "the daemon ended while it was being applied")
+					b.comesBack(30*time.Second, "the daemon ended while applying it")
 				}
 			}
 		}},
@@ -190,12 +200,12 @@ func TestAConfigThatCutsOffIsUndone(t *testing.T) {
 			require.NoError(b, err)
 			for _, more := range [][]string{{"reload"}, {"apply"}, {"apply", "--confirm", "1m"}} {
 				_, err = b.Ringway(b.Context(), more...)
-				assert.ErrorContains(b, err, "a config waits for its confirmation, ", "%s", more)
+				assert.ErrorContains(b, err, "a config is waiting for confirmation, ", "%s", more)
 			}
 			out, err := b.Ringway(within(b.T, 15*time.Second), "confirm", "--undo")
 			require.NoError(b, err)
-			assert.Equal(b, "the config before runs again\n", out)
-			b.comesBack(30*time.Second, "it was taken back")
+			assert.Equal(b, "the previous config runs again\n", out)
+			b.comesBack(30*time.Second, "rolled back on request")
 		}},
 		{"not when it is confirmed", func(b *box) {
 			calls := talking(b.T, b.l, 2, 9*time.Second) // longer than the trial

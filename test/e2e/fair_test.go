@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"ringway/appliance"
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/tunnel"
@@ -28,7 +27,8 @@ type beside struct {
 }
 
 func (b beside) String() string {
-	return fmt.Sprintf("ping p50 %.1f ms, p99 %.1f ms, %d lost; bulk %.2f Mbit/s out, %.2f back", b.p50.Seconds()*1e3, b.p99.Seconds()*1e3, b.lost, b.out, b.back)
+	return fmt.Sprintf("ping p50 %.1f ms, p99 %.1f ms, %d lost; bulk %.2f Mbit/s out, %.2f back",
+		b.p50.Seconds()*1e3, b.p99.Seconds()*1e3, b.lost, b.out, b.back)
 }
 
 // besideBulk pings from pc-a to pc-b while eight TCP flows fill the WAN, in one direction or in both.
@@ -51,8 +51,9 @@ func besideBulk(t *testing.T, l *lab.Lab, both bool, seconds int) (b beside) {
 		require.NoError(t, far.WaitTCP(ctx, 5211+i))
 		outs[i] = make(chan string, 1)
 		go func() {
-			out, err := a.Run(ctx, "iperf3", append([]string{"--client", "10.2.20.10", "--port", port, "--parallel", "8", "--json",
-				"--omit", strconv.Itoa(settle), "--time", strconv.Itoa(seconds)}, way...)...)
+			out, err := a.Run(ctx, "iperf3", append(
+				[]string{"--client", "10.2.20.10", "--port", port, "--parallel", "8", "--json",
+					"--omit", strconv.Itoa(settle), "--time", strconv.Itoa(seconds)}, way...)...)
 			assert.NoError(t, err, out)
 			outs[i] <- out
 		}()
@@ -62,7 +63,8 @@ func besideBulk(t *testing.T, l *lab.Lab, both bool, seconds int) (b beside) {
 	case <-ctx.Done():
 	}
 	n := (seconds - 2) * 20
-	said, _ := a.Run(ctx, "ping", "-n", "-i", "0.05", "-c", strconv.Itoa(n), "-W", "2", "10.2.20.10") // fails when one is lost
+	// fails when one is lost
+	said, _ := a.Run(ctx, "ping", "-n", "-i", "0.05", "-c", strconv.Itoa(n), "-W", "2", "10.2.20.10")
 	var rtt []time.Duration
 	for line := range strings.Lines(said) {
 		if _, after, ok := strings.Cut(line, "time="); ok {
@@ -89,18 +91,18 @@ func besideBulk(t *testing.T, l *lab.Lab, both bool, seconds int) (b beside) {
 	return b
 }
 
-// A flow beside bulk waits for what is under way, not for what waits: hosts that share a slow line can still work.
-// RINGWAY_BEFORE names another build of the program that is measured in turns with this one. RINGWAY_BESIDE_SECONDS is how long each time.
-func TestAFlowBesideBulkWaitsLittle(t *testing.T) {
-	long(t)
+// A flow beside bulk waits for what is under way, not for what waits: hosts that share a slow line can still
+// work. BENCH_BEFORE names another build of the program that is measured in turns with this one.
+// BENCH_BESIDE_SECONDS is how long each time.
+func TestLongAFlowBesideBulkWaitsLittle(t *testing.T) {
 	seconds := 8
-	if n, err := strconv.Atoi(os.Getenv("RINGWAY_BESIDE_SECONDS")); err == nil {
+	if n, err := strconv.Atoi(os.Getenv("BENCH_BESIDE_SECONDS")); err == nil {
 		seconds = n
 	}
 	for _, wan := range []qos.BitRate{2 * qos.Mbit, 20 * qos.Mbit} {
 		for _, both := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/both=%v", wan, both), func(t *testing.T) {
-				if before := os.Getenv("RINGWAY_BEFORE"); before != "" {
+				if before := os.Getenv("BENCH_BEFORE"); before != "" {
 					l := branches(t, lab.Options{WAN: wan, Binary: before})
 					t.Logf("before: %s", besideBulk(t, l, both, seconds))
 					l.Close()
@@ -119,7 +121,10 @@ func TestAFlowBesideBulkWaitsLittle(t *testing.T) {
 				assert.Greater(t, got.out, 0.75*float64(wan)/1e6)
 				text, err := l.Edge("a").Ringway(within(t, 10*time.Second), "status", "--json")
 				require.NoError(t, err)
-				var st appliance.Status
+				st := struct {
+					Tunnels []tunnel.DeviceStatus
+					Queues  []qos.QueueStats
+				}{}
 				require.NoError(t, json.Unmarshal([]byte(text), &st))
 				for _, tun := range st.Tunnels {
 					if tun.Class == tunnel.Data {

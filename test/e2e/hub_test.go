@@ -20,8 +20,8 @@ import (
 // hubSites is how many sites a hub has, munich among them.
 const hubSites = 500
 
-// hub makes edge-a a hub: munich, and 499 sites that dial in and never do. Each has a queue of its own. It gives the config, and how
-// long the daemon took from nothing to ready.
+// hub makes edge-a a hub: munich, and 499 sites that dial in and never do. Each has a queue of its own. It
+// gives the config, and how long the daemon took from nothing to ready.
 func hub(tb testing.TB, l *lab.Lab) (text string, took time.Duration) {
 	tb.Helper()
 	e := l.Edge("a")
@@ -32,7 +32,9 @@ func hub(tb testing.TB, l *lab.Lab) (text string, took time.Duration) {
 	for i := range hubSites - 1 {
 		key, err := tunnel.NewPrivateKey()
 		require.NoError(tb, err)
-		fmt.Fprintf(&b, "  - {name: branch-%d, public_key: %s, downlink: 20mbit, voice_networks: 10.%d.%d.0/24, data_networks: 10.%d.%d.0/24}\n",
+		fmt.Fprintf(
+			&b, "  - {name: branch-%d, public_key: %s, downlink: 20mbit, voice_networks: 10.%d.%d.0/24, "+
+				"data_networks: 10.%d.%d.0/24}\n",
 			i, key.Public(), 100+i/250, i%250, 110+i/250, i%250)
 	}
 	text = strings.Replace(string(small), "sites:\n", b.String(), 1)
@@ -42,7 +44,8 @@ func hub(tb testing.TB, l *lab.Lab) (text string, took time.Duration) {
 	require.NoError(tb, e.WriteConfig([]byte(text)))
 	began := time.Now()
 	require.NoError(tb, e.Start(tb.Context()))
-	require.Eventually(tb, func() bool { s, err := e.Status(tb.Context()); return err == nil && s.Ready }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(tb, func() bool { s, err := e.Status(tb.Context()); return err == nil && s.Ready },
+		30*time.Second, 20*time.Millisecond)
 	return text, time.Since(began)
 }
 
@@ -95,10 +98,10 @@ func mediaTo(t *testing.T, e *lab.Edge, site string) (packets int) {
 	return 0
 }
 
-// One site of 500 gets another rate while another one's calls are up: its classes change, in place, and nothing else does. Applied
-// twice, nothing is written.
-func TestOneSiteOfAHubChanges(t *testing.T) {
-	long(t)
+// One site of 500 gets another rate while another one's calls are up: its classes change, in place, and
+// nothing else does. Applied twice, nothing is written.
+func TestLongOneSiteOfAHubChanges(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: qos.Gbit})
 	e := l.Edge("a")
 	text, _ := hub(t, l)
@@ -117,7 +120,8 @@ func TestOneSiteOfAHubChanges(t *testing.T) {
 	out, err = e.Ringway(within(t, 20*time.Second), "reload")
 	require.NoError(t, err)
 	for line := range strings.Lines(out) {
-		assert.Regexp(t, `^(tc (class|qdisc) change |# rw-voice: calls are admitted up to )`, line, "the queues alone, in place, and the budget of calls")
+		assert.Regexp(t, `^(tc (class|qdisc) change |# rw-voice: calls are admitted up to )`, line,
+			"the queues alone, in place, and the budget of calls")
 	}
 	is, now := classes(t, e)
 	assert.Equal(t, parents, now)
@@ -144,10 +148,10 @@ func TestOneSiteOfAHubChanges(t *testing.T) {
 	assert.Greater(t, mediaTo(t, e, "munich"), sent, "its counters go on")
 }
 
-// What a hub of 500 sites takes: the start from nothing (target 3 s), one site's rate by `ringway reload`, memory of the daemon and
-// its planes. The kernel's part alone is qos/tc's BenchmarkHub.
+// What a hub of 500 sites takes: the start from nothing (target 3 s), one site's rate by `ringway reload`,
+// memory of the daemon and its planes. The kernel's part alone is qos/tc's BenchmarkHub.
 func BenchmarkHub(b *testing.B) {
-	l, err := lab.New(b.Context(), lab.Options{Binary: ringway, WireGuardGo: wireguardGo, WAN: qos.Gbit})
+	l, err := lab.New(b.Context(), lab.Options{Binary: ringway, Helper: helper, WireGuardGo: wireguardGo, WAN: qos.Gbit})
 	require.NoError(b, err)
 	defer l.Close()
 	e := l.Edge("a")

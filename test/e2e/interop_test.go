@@ -21,8 +21,10 @@ func stockFarEnd(site string, values map[string]string) {
 	}
 }
 
-// Stock wireguard-go at the far end, with the one tunnel that any WireGuard has: phones and PCs reach each other both ways.
+// Stock wireguard-go at the far end, with the one tunnel that any WireGuard has: phones and PCs reach each
+// other both ways.
 func TestStockFarEnd(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{StockFarEnd: true, EdgeConfig: stockFarEnd})
 	for _, c := range []struct{ from, to string }{
 		{lab.PhoneA, "10.2.10.10"}, {lab.PhoneB, "10.1.10.10"}, {lab.PCA, "10.2.20.10"}, {lab.PCB, "10.1.20.10"},
@@ -46,9 +48,11 @@ func TestStockFarEnd(t *testing.T) {
 	assert.Equal(t, strconv.FormatInt(voice.Peers[0].LastHandshake.Unix(), 10), seconds)
 }
 
-// A call that outlives two keys, with WireGuard's real timers (a session of 120 s, section 6.2 of its paper), whoever began it.
+// A call that outlives two keys, with WireGuard's real timers (a session of 120 s, section 6.2 of its paper),
+// whoever began it.
 func TestRekeyWithStockFarEnd(t *testing.T) {
-	if os.Getenv("RINGWAY_REKEY") == "" {
+	t.Parallel()
+	if os.Getenv("TEST_REKEY") == "" {
 		t.Skip("takes over four minutes: make test-rekey")
 	}
 	l := branches(t, lab.Options{StockFarEnd: true, EdgeConfig: stockFarEnd})
@@ -68,7 +72,8 @@ func TestRekeyWithStockFarEnd(t *testing.T) {
 
 // The same between two Ringways.
 func TestRekeyBetweenRingways(t *testing.T) {
-	if os.Getenv("RINGWAY_REKEY") == "" {
+	t.Parallel()
+	if os.Getenv("TEST_REKEY") == "" {
 		t.Skip("takes over two minutes: make test-rekey")
 	}
 	l := branches(t, lab.Options{WAN: twenty})

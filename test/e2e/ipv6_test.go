@@ -55,8 +55,9 @@ func reached(t *testing.T, from *lab.Host, to, tos string) {
 	require.NoError(t, from.WaitReach(within(t, 20*time.Second), to, tos))
 }
 
-// steered demands of calls and of a transfer beside them what a WAN of any family owes them: not a packet lost, WireGuard alone between
-// the edges' addresses, each class marked as it is, and each in its site's own queue.
+// steered demands of calls and of a transfer beside them what a WAN of any family owes them: not a packet
+// lost, WireGuard alone between the edges' addresses, each class marked as it is, and each in its site's own
+// queue.
 func steered(t *testing.T, l *lab.Lab, calls int) []capture.Frame {
 	t.Helper()
 	p, a := l.Pair(lab.Ringway), l.Edge("a")
@@ -71,7 +72,8 @@ func steered(t *testing.T, l *lab.Lab, calls int) []capture.Frame {
 		if f.Kind != capture.WireGuard {
 			continue
 		}
-		assert.ElementsMatch(t, []string{p.WANAddress("a"), p.WANAddress("b")}, []string{f.Source.Addr().String(), f.Destination.Addr().String()})
+		assert.ElementsMatch(t, []string{p.WANAddress("a"), p.WANAddress("b")},
+			[]string{f.Source.Addr().String(), f.Destination.Addr().String()})
 		marks[fmt.Sprintf("%d %d", f.Source.Port(), f.DSCP)]++
 	}
 	assert.Len(t, marks, 3, "%v", marks)
@@ -95,6 +97,7 @@ func steered(t *testing.T, l *lab.Lab, calls int) []capture.Frame {
 
 // Two branches without one address of IPv4, on a line of 1150 kbit/s. Less 3 % it is busy for 10 ms with 1394 bytes.
 func TestIPv6Alone(t *testing.T) {
+	t.Parallel()
 	const most, inner = 1394, 1394 - 14 - 40 - 8 - 32
 	l := branches(t, lab.Options{WAN: 1150 * qos.Kbit, Underlay: lab.IPv6, Overlay: lab.IPv6})
 	p, a, b := l.Pair(lab.Ringway), l.Edge("a"), l.Edge("b")
@@ -109,10 +112,12 @@ func TestIPv6Alone(t *testing.T) {
 	frames := steered(t, l, 2)
 	assert.LessOrEqual(t, longest(frames, dataPort, p.WANAddress("a")), most)
 
-	// Who sends more than fits is told so by the router, with ICMPv6, and makes fragments that fit: so does pc-b, once told.
+	// Who sends more than fits is told so by the router, with ICMPv6, and makes fragments that fit: so does
+	// pc-b, once told.
 	wan := watchWAN(t, l)
 	tooBig(t, pcA, p.Address(lab.PCB), 1500, inner)
-	said, err := pcA.Run(within(t, 10*time.Second), "ping", "-n", "-c", "3", "-i", "0.3", "-W", "5", "-M", "dont", "-s", "3000", p.Address(lab.PCB))
+	said, err := pcA.Run(within(t, 10*time.Second), "ping", "-n", "-c", "3", "-i", "0.3", "-W", "5", "-M",
+		"dont", "-s", "3000", p.Address(lab.PCB))
 	require.NoError(t, err, said)
 	onWire := longest(wan.stop(t), dataPort, p.WANAddress("a"))
 	assert.LessOrEqual(t, onWire, most)
@@ -142,7 +147,8 @@ func TestIPv6Alone(t *testing.T) {
 	for class, port := range map[qos.ClassName]int{qos.Media: voicePort, qos.Data: dataPort} {
 		require.Eventually(t, func() bool {
 			out, err := a.Run(t.Context(), "nft", "list", "map", "inet", "ringway", fmt.Sprintf("prio_%s6", class))
-			return err == nil && strings.Contains(out, fmt.Sprintf("%s . %d :", moved, port)) && !strings.Contains(out, p.WANAddress("b")+" .")
+			return err == nil && strings.Contains(out, fmt.Sprintf("%s . %d :", moved, port)) &&
+				!strings.Contains(out, p.WANAddress("b")+" .")
 		}, 20*time.Second, 50*time.Millisecond, "%s", class)
 	}
 	before := sentTo(t, a)
@@ -152,8 +158,8 @@ func TestIPv6Alone(t *testing.T) {
 }
 
 // The family of phones and PCs is no business of the WAN's, nor the other way round.
-func TestFamiliesMix(t *testing.T) {
-	long(t)
+func TestLongFamiliesMix(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ under, over lab.Family }{{lab.IPv4, lab.IPv6}, {lab.IPv6, lab.IPv4}} {
 		t.Run(fmt.Sprintf("%s over %s", c.over, c.under), func(t *testing.T) {
 			l := branches(t, lab.Options{WAN: twenty, Underlay: c.under, Overlay: c.over})
@@ -185,6 +191,7 @@ func advertise(t *testing.T, provider *lab.Host, device string, network netip.Pr
 
 // A WAN with a lease, or without one yet, has the IPv6 that its provider's routers advertise.
 func TestIPv6BesideALease(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, Underlay: lab.IPv6, Overlay: lab.IPv6})
 	p, a := l.Pair(lab.Ringway), l.Edge("a")
 	config, err := a.Config()

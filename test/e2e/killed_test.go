@@ -16,8 +16,9 @@ import (
 	"ringway/test/lab/capture"
 )
 
-// stopped is the longest time for which voice stopped on the way, over all streams: from when a packet was sent until it, or the next
-// that was not lost, came, and the 20 ms since the one before. A phone that pauses itself, as on a busy machine, stops nothing.
+// stopped is the longest time for which voice stopped on the way, over all streams: from when a packet was
+// sent until it, or the next that was not lost, came, and the 20 ms since the one before. A phone that pauses
+// itself, as on a busy machine, stops nothing.
 func stopped(h lab.Heard) time.Duration {
 	var longest time.Duration
 	for _, d := range []capture.Direction{h.AToB, h.BToA} {
@@ -39,11 +40,11 @@ func stopped(h lab.Heard) time.Duration {
 	return longest + 20*time.Millisecond
 }
 
-// The daemon is killed while it changes queues, rules, routes and tunnels at once, at moments from before its first step to after its
-// last. The start that follows ends in the wanted state, and the calls that go on meanwhile never stop for 50 ms.
-// (appliance's TestKilledAtAnyStep kills after each step of what is kept on the disk.)
-func TestKilledInAReloadInACall(t *testing.T) {
-	long(t)
+// The daemon is killed while it changes queues, rules, routes and tunnels at once, at moments from before its
+// first step to after its last. The start that follows ends in the wanted state, and the calls that go on
+// meanwhile never stop for 50 ms. (appliance's TestKilledAtAnyStep kills after each step of what is kept on
+// the disk.)
+func TestLongKilledInAReloadInACall(t *testing.T) {
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	first, err := e.Config()
@@ -65,7 +66,8 @@ func TestKilledInAReloadInACall(t *testing.T) {
 		require.NoError(t, err)
 		return time.Since(began)
 	}
-	for attempt := 1; ; attempt++ { // what is lost is lost at every attempt; a machine that is busy with other things makes a call wait at one
+	// what is lost is lost at every attempt; a machine that is busy with other things makes a call wait at one
+	for attempt := 1; ; attempt++ {
 		const length = 14 * time.Second
 		calls := talking(t, l, 4, length)
 		require.NoError(t, e.WriteConfig([]byte(texts[0])))
@@ -75,7 +77,10 @@ func TestKilledInAReloadInACall(t *testing.T) {
 		partly := killsInReloads(t, e, texts, took)
 		h, result := calls.heard()
 		sent, lost := count(h)
-		t.Logf("a reload takes %s; killed 10 times, %d before it had answered; %d of %d voice packets lost, voice stopped for %s", took, partly, lost, sent, stopped(h))
+		t.Logf(
+			"a reload takes %s; killed 10 times, %d before it had answered; %d of %d voice packets lost, "+
+				"voice stopped for %s",
+			took, partly, lost, sent, stopped(h))
 		assert.Positive(t, partly, "no kill fell into a reload")
 		assert.Equal(t, 4, result.Completed, result.Why)
 		if attempt == 3 || stopped(h) < 50*time.Millisecond {
@@ -85,8 +90,8 @@ func TestKilledInAReloadInACall(t *testing.T) {
 	}
 }
 
-// killsInReloads kills the daemon in ten reloads, one in each tenth of the time that a reload takes, and looks after each start. It gives in
-// how many of them the daemon had not answered yet.
+// killsInReloads kills the daemon in ten reloads, one in each tenth of the time that a reload takes, and
+// looks after each start. It gives in how many of them the daemon had not answered yet.
 func killsInReloads(t *testing.T, e *lab.Edge, texts [2]string, took time.Duration) (partly int) {
 	t.Helper()
 	const rounds = 10

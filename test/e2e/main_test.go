@@ -1,5 +1,6 @@
-// Package e2e holds whole branches to what they promise, in the lab: two edges that run the shipped program, phones with real
-// calls, a WAN between them. What a call loses is counted packet by packet, at both phones. It has tests alone.
+// Package e2e holds whole branches to what they promise, in the lab: two edges that run the shipped program,
+// phones with real calls, a WAN between them. What a call loses is counted packet by packet, at both phones.
+// It has tests alone.
 //
 //	phone-a ---                           --- phone-b
 //	            edge-a --- provider --- edge-b
@@ -23,17 +24,17 @@ import (
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/netnstest"
 )
 
 // The programs under test, built once for all.
-var ringway, upgraded, wireguardGo string
+var ringway, upgraded, helper, wireguardGo string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces and need root (make test)")
-		return 1
+	if code, done := netnstest.Isolate(); done {
+		return code
 	}
 	dir, err := os.MkdirTemp("", "ringway-e2e-")
 	if err != nil {
@@ -41,13 +42,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	ringway, upgraded, wireguardGo = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-upgraded"), filepath.Join(dir, "wireguard-go")
+	ringway, upgraded = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-upgraded")
+	helper, wireguardGo = filepath.Join(dir, "ringway-lab"), filepath.Join(dir, "wireguard-go")
 	for _, b := range []struct {
 		out  string
 		args []string
 	}{
 		{ringway, []string{"-ldflags", "-X main.version=1.0.0-test", "ringway/cmd/ringway"}},
 		{upgraded, []string{"-ldflags", "-X main.version=1.1.0-test", "ringway/cmd/ringway"}},
+		{helper, []string{"-ldflags", "-X main.version=1.0.0-test", "ringway/cmd/ringway-lab"}},
 		{wireguardGo, []string{"golang.zx2c4.com/wireguard"}},
 	} {
 		cmd := exec.Command("go", append([]string{"build", "-o", b.out}, b.args...)...)
@@ -63,7 +66,7 @@ func run(m *testing.M) int {
 // branches builds a lab whose edges run the program under test. When the test fails, it prints what the edges said.
 func branches(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	o.Binary, o.WireGuardGo = cmp.Or(o.Binary, ringway), wireguardGo
+	o.Binary, o.Helper, o.WireGuardGo = cmp.Or(o.Binary, ringway), helper, wireguardGo
 	l, err := lab.New(t.Context(), o)
 	require.NoError(t, err)
 	t.Cleanup(l.Close)
@@ -186,11 +189,3 @@ func killProcess(t *testing.T, h *lab.Host, pid int) {
 
 // twenty is the WAN of most tests.
 const twenty = 20 * qos.Mbit
-
-// long keeps a test of half a minute and more for `make test-long`.
-func long(t *testing.T) {
-	t.Helper()
-	if os.Getenv("RINGWAY_LONG") == "" {
-		t.Skip("takes long: make test-long")
-	}
-}

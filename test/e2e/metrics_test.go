@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,9 +18,10 @@ import (
 	"ringway/tunnel"
 )
 
-// Metrics of a live box: a packet that an engine drops shows up with its reason, on the socket and over HTTP, and HTTP
-// answers the box and data networks, here and at the site, and nobody else.
+// Metrics of a live box: a packet that an engine drops shows up with its reason, on the socket and over HTTP,
+// and HTTP answers the box and data networks, here and at the site, and nobody else.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	a := l.Edge("a")
 	config, err := a.Config()
@@ -52,14 +55,16 @@ func TestMetrics(t *testing.T) {
 	assert.Zero(t, sample(before, drops("voice", "garbage")), "the counter is there before the first drop")
 	for _, class := range []string{"voice", "data"} {
 		assert.EqualValues(t, 1, sample(before, fmt.Sprintf(`ringway_tunnel_up{tunnel=%q}`, class)))
-		assert.InDelta(t, time.Now().Unix(), sample(before, fmt.Sprintf(`ringway_peer_last_handshake_timestamp_seconds{site="munich",tunnel=%q}`, class)), 180)
+		assert.InDelta(t, time.Now().Unix(), sample(before, fmt.Sprintf(
+			`ringway_peer_last_handshake_timestamp_seconds{site="munich",tunnel=%q}`, class)), 180)
 	}
 	st := status(t, a)
 	voice, _ := st.Tunnel(tunnel.Voice)
 	require.GreaterOrEqual(t, len(voice.Threads), 2)
 	names := map[string]bool{}
 	for _, th := range voice.Threads {
-		if now := sample(before, fmt.Sprintf(`ringway_tunnel_thread_realtime{thread=%q,tunnel="voice"}`, th.Name)); !th.Realtime {
+		if now := sample(before, fmt.Sprintf(`ringway_tunnel_thread_realtime{thread=%q,tunnel="voice"}`,
+			th.Name)); !th.Realtime {
 			assert.Zero(t, now, "one of %s is not", th.Name)
 		}
 		names[th.Name] = true
@@ -100,6 +105,7 @@ func TestMetrics(t *testing.T) {
 
 // The queues while a call and a flood go through them: what they send now, what waits, what they drop.
 func TestQueuesNow(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	a := l.Edge("a")
 	bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkUDP)
@@ -134,20 +140,52 @@ func TestQueuesNow(t *testing.T) {
 
 	table, err := a.Ringway(t.Context(), "status", "--queues")
 	require.NoError(t, err, "not a terminal: one table, and an end")
-	assert.Regexp(t, `^ +WAN +CLASS +SITE +NOW +GUARANTEED +CEILING +BACKLOG +WAIT +DROPS +DROPS/S +BORROWED/S\n( +wan0 +(media|signalling|data|background) +(local|munich) .*\n){8}( +(voice0|data0) +downlink +wan0 .*\n){2}$`, table)
+	assert.Regexp(
+		t, `^ +WAN +CLASS +SITE +RATE +GUARANTEED +CEILING +BACKLOG +WAIT +DROPS +DROPS/S +BORROWED/S\n( +wan0 +(media|signalling|data|background) +(local|munich) .*\n){8}( +(voice0|data0) +downlink +wan0 .*\n){2}$`, table)
 	t.Log("\n" + table)
 
-	// Followed: JSON a line a look, and a terminal that is drawn again; Ctrl-C ends either well.
-	lines, err := a.Run(t.Context(), "timeout", "--preserve-status", "-s", "INT", "3", ringway, "status", "--queues", "--json", "--interval", "200ms")
-	require.NoError(t, err)
-	looks := strings.Split(strings.TrimSpace(lines), "\n")
-	assert.Greater(t, len(looks), 3)
-	for _, line := range looks {
+	// Followed: a line of JSON for each look, and a terminal that is drawn again. Ctrl-C ends either with success.
+	follow := []string{"status", "--queues", "--interval", "200ms"}
+	lines := untilInterrupted(t, a, "\n", false, append(follow, "--json")...)
+	for line := range strings.Lines(lines) {
 		require.NoError(t, json.Unmarshal([]byte(line), &v), line)
 		assert.Len(t, v.Queues, 10)
 	}
-	screen, err := a.Run(t.Context(), "script", "-qec", "timeout --foreground --preserve-status -s INT 3 "+ringway+" status --queues --interval 200ms", "/dev/null")
-	require.NoError(t, err)
-	assert.Greater(t, strings.Count(screen, "\x1b[H\x1b[2J"), 3)
+	screen := untilInterrupted(t, a, "\x1b[H\x1b[2J", true, follow...)
 	assert.Greater(t, strings.Count(screen, "BORROWED/S"), 3)
+}
+
+// untilInterrupted runs the program on an edge until its output has a mark five times, interrupts it, and returns the
+// output. With terminal it runs on one, where the interrupt is a Ctrl-C that is typed.
+func untilInterrupted(t *testing.T, e *lab.Edge, mark string, terminal bool, args ...string) string {
+	t.Helper()
+	cmd := e.Host.Command(ringway, args...)
+	if terminal {
+		cmd = e.Host.Command("script", "-qec", strings.Join(append([]string{ringway}, args...), " "), "/dev/null")
+	}
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, e.Host.Start(cmd))
+	hung := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+
+	var text strings.Builder
+	buf := make([]byte, 64<<10)
+	for strings.Count(text.String(), mark) < 5 {
+		n, err := out.Read(buf)
+		text.Write(buf[:n])
+		require.NoError(t, err, text.String())
+	}
+	if terminal {
+		_, err = in.Write([]byte{3})
+	} else {
+		err = cmd.Process.Signal(os.Interrupt)
+	}
+	require.NoError(t, err)
+	rest, err := io.ReadAll(out)
+	require.NoError(t, err)
+	require.NoError(t, cmd.Wait())
+	return text.String() + string(rest)
 }

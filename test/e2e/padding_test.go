@@ -13,8 +13,10 @@ import (
 	"ringway/tunnel"
 )
 
-// Padding is switched on in a call. Nothing is lost, no process is replaced, and from then on a media packet's length says nothing.
+// Padding is switched on in a call. Nothing is lost, no process is replaced, and from then on a media
+// packet's length does not reveal its content.
 func TestPaddingInACall(t *testing.T) {
+	t.Parallel()
 	const padTo, keepalive = 512, 32
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
@@ -25,12 +27,15 @@ func TestPaddingInACall(t *testing.T) {
 	require.NoError(t, e.WriteConfig(append(config, "\ntunnels: [{name: voice, pad_to: 512}]\n"...)))
 	out, err := e.Ringway(t.Context(), "reload")
 	require.NoError(t, err)
-	assert.Equal(t, "# rw-voice: outer DSCP CS3 for inner CS3, AF31, CS5; EF for inner EF; EF for what else there is; padded to 512 bytes\n", out)
+	assert.Equal(
+		t, "# rw-voice: outer DSCP CS3 for inner CS3, AF31, CS5; EF for inner EF; EF for everything else; "+
+			"padded to 512 bytes\n", out)
 	wan := watchWAN(t, l)
 	calls.unharmed()
 	media := 0
 	for _, f := range wan.stop(t) {
-		if f.Kind != capture.WireGuard || f.Type != 4 || f.Source.Port() != voicePort || f.Source.Addr().String() != edgeA || f.DSCP != expedited {
+		if f.Kind != capture.WireGuard || f.Type != 4 || f.Source.Port() != voicePort ||
+			f.Source.Addr().String() != edgeA || f.DSCP != expedited {
 			continue
 		}
 		if n := f.Bytes - 14 - 20 - 8; n != keepalive {
@@ -41,5 +46,6 @@ func TestPaddingInACall(t *testing.T) {
 	assert.Greater(t, media, 100)
 	is, _ := status(t, e).Tunnel(tunnel.Voice)
 	assert.Equal(t, was.PlanePID, is.PlanePID)
-	assert.Less(t, resident(t, e, is.PlanePID), qos.ByteCount(24<<20), "the one binary's pages that a plane does not need are not its own")
+	assert.Less(t, resident(t, e, is.PlanePID), qos.ByteCount(24<<20),
+		"the one binary's pages that a plane does not need are not its own")
 }

@@ -18,8 +18,8 @@ import (
 
 // The daemon of either edge is killed, restarted and replaced by the next version while calls are up: the planes
 // forward on, the next daemon adopts them, and no packet of voice is lost.
-func TestDaemonGoesAndComesBackInACall(t *testing.T) {
-	long(t)
+func TestLongDaemonGoesAndComesBackInACall(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		end  func(t *testing.T, e *lab.Edge)
@@ -58,6 +58,7 @@ func TestDaemonGoesAndComesBackInACall(t *testing.T) {
 
 // The planes themselves are replaced by those of the next version, on demand. It costs a moment, which is measured.
 func TestPlanesAreUpgradedOnDemand(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	require.NoError(t, e.Terminate(within(t, 10*time.Second)))
@@ -82,6 +83,7 @@ func TestPlanesAreUpgradedOnDemand(t *testing.T) {
 
 // Data dies, calls stay, and data is back by itself.
 func TestDataPlaneKilledInACall(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	calls := talking(t, l, 4, 8*time.Second)
 	data := pinging(t, l, 5*time.Second)
@@ -98,7 +100,7 @@ func TestDataPlaneKilledInACall(t *testing.T) {
 
 // The voice plane is killed at a hub whose far site dials in: no configuration knows where that site is, and it
 // does not know that it has to call. Once as the daemon started it, once as a later daemon adopted it.
-func TestVoicePlaneKilledInACall(t *testing.T) {
+func TestTimedVoicePlaneKilledInACall(t *testing.T) {
 	for _, adopted := range []bool{false, true} {
 		t.Run(map[bool]string{false: "fresh", true: "adopted"}[adopted], func(t *testing.T) {
 			l := branches(t, lab.Options{WAN: twenty, EdgeConfig: farSiteDialsIn})
@@ -128,9 +130,10 @@ func farSiteDialsIn(site string, values map[string]string) {
 	}
 }
 
-// The far end goes altogether, as in a reboot: daemon, planes, tunnels, keys in memory. Voice is back five seconds after it is.
-func TestFarEndRestarted(t *testing.T) {
-	long(t)
+// The far end goes altogether, as in a reboot: daemon, planes, tunnels, keys in memory. Voice is back five
+// seconds after it is.
+func TestLongFarEndRestarted(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, side string
 		config     func(string, map[string]string)
@@ -181,7 +184,8 @@ func pinging(t *testing.T, l *lab.Lab, length time.Duration) *pings {
 	p := &pings{t: t, until: time.Now().Add(length), done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.out, p.err = l.Host(lab.PCA).Run(t.Context(), "ping", "-n", "-D", "-i", "0.02", "-w", strconv.Itoa(int(length/time.Second)), "10.2.20.10")
+		p.out, p.err = l.Host(lab.PCA).Run(t.Context(), "ping", "-n", "-D", "-i", "0.02", "-w",
+			strconv.Itoa(int(length/time.Second)), "10.2.20.10")
 	}()
 	return p
 }
@@ -220,6 +224,7 @@ func (p *pings) longestGap() time.Duration {
 
 // A reload in a call changes the difference alone; a bad file changes nothing.
 func TestReloadInACall(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	was := status(t, e)
@@ -250,13 +255,16 @@ func TestReloadInACall(t *testing.T) {
 
 // What the start found is what the stop leaves.
 func TestStopLeavesWhatStartFound(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
 	stop := func() string {
 		_, err := e.Ringway(within(t, 15*time.Second), "stop")
 		require.NoError(t, err)
 		var b strings.Builder
-		for _, c := range []string{"ip -o -d link", "ip -o addr", "ip rule", "ip -6 rule", "ip route show table all", "nft list ruleset", "tc qdisc", "sysctl -a --pattern ipv[46].*(forward|rp_filter|redirects|source_route|src_valid)"} {
+		for _, c := range []string{"ip -o -d link", "ip -o addr", "ip rule", "ip -6 rule",
+			"ip route show table all", "nft list ruleset", "tc qdisc", "sysctl -a --pattern " +
+				"ipv[46].*(forward|rp_filter|redirects|source_route|src_valid)"} {
 			out, err := e.Run(t.Context(), strings.Fields(c)[0], strings.Fields(c)[1:]...)
 			require.NoError(t, err)
 			b.WriteString("# " + c + "\n" + out)

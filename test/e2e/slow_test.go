@@ -77,12 +77,15 @@ func tooBig(t *testing.T, from *lab.Host, to string, length, fits int) {
 		headers = 48
 	}
 	ping := func(length int) (string, error) {
-		return from.Run(within(t, 10*time.Second), "sh", "-c", fmt.Sprintf("ping -n -c 1 -W 2 -M do -s %d %s 2>&1; true", length-headers, to))
+		return from.Run(within(t, 10*time.Second), "sh", "-c",
+			fmt.Sprintf("ping -n -c 1 -W 2 -M do -s %d %s 2>&1; true", length-headers, to))
 	}
 	said, err := ping(length)
 	require.NoError(t, err)
 	// From the router at first; a host that knows already says it itself.
-	assert.Regexp(t, fmt.Sprintf(`(?i)(frag needed and DF set \(mtu = %d\)|packet too big: mtu=%d|message too long, mtu[=:] ?%d)`, fits, fits, fits), said, "%d bytes to %s", length, to)
+	assert.Regexp(t, fmt.Sprintf(
+		`(?i)(frag needed and DF set \(mtu = %d\)|packet too big: mtu=%d|message too long, mtu[=:] ?%d)`, fits,
+		fits, fits), said, "%d bytes to %s", length, to)
 	said, err = ping(fits)
 	require.NoError(t, err)
 	assert.Contains(t, said, " 0% packet loss", "%d bytes to %s", fits, to)
@@ -98,9 +101,11 @@ func longest(frames []capture.Frame, port uint16, from string) (bytes int) {
 	return bytes
 }
 
-// A line of 1150 kbit/s, less 3 %, is busy for 10 ms with 1394 bytes. So nothing of data's may be longer, TCP or not, through the
-// tunnel; hosts that send more are told in time, and local internet's TCP keeps to it too.
+// A line of 1150 kbit/s, less 3 %, is busy for 10 ms with 1394 bytes. So nothing of data's may be longer, TCP
+// or not, through the tunnel; hosts that send more are told in time, and local internet's TCP keeps to it
+// too.
 func TestASlowLineCarriesShortPackets(t *testing.T) {
+	t.Parallel()
 	const most, inner = 1394, 1394 - 14 - 20 - 8 - 32
 	l := branches(t, lab.Options{WAN: 1150 * qos.Kbit})
 	pcA, pcB := l.Host(lab.PCA), l.Host(lab.PCB)
@@ -110,7 +115,8 @@ func TestASlowLineCarriesShortPackets(t *testing.T) {
 		carried(t, pcA, pcB, to, 100_000)
 	}
 	// Without DF it is the router that makes fragments.
-	said, err := pcA.Run(within(t, 10*time.Second), "ping", "-n", "-c", "1", "-W", "5", "-M", "dont", "-s", "3000", "10.2.20.10")
+	said, err := pcA.Run(within(t, 10*time.Second), "ping", "-n", "-c", "1", "-W", "5", "-M", "dont", "-s",
+		"3000", "10.2.20.10")
 	require.NoError(t, err, said)
 	// The first segments of a flow are as short as all others, for the far end was told a smaller size by the SYN.
 	assert.LessOrEqual(t, carried(t, pcA, pcB, "10.2.20.10", 1000), inner-40)
@@ -129,13 +135,16 @@ func TestASlowLineCarriesShortPackets(t *testing.T) {
 	assert.Greater(t, internet, most-32)
 	// Signalling keeps its long packets.
 	wan = watchWAN(t, l)
-	_, err = l.Host(lab.PhoneA).Run(within(t, 10*time.Second), "ping", "-n", "-c", "1", "-W", "5", "-M", "do", "-Q", "0x60", "-s", "1392", "10.2.10.10")
+	_, err = l.Host(lab.PhoneA).Run(within(t, 10*time.Second), "ping", "-n", "-c", "1", "-W", "5", "-M", "do",
+		"-Q", "0x60", "-s", "1392", "10.2.10.10")
 	require.NoError(t, err)
 	assert.Equal(t, 1420+14+20+8+32, longest(wan.stop(t), voicePort, edgeA))
 }
 
-// A site behind a slow line is sent short packets by a box whose own line is fast, and TCP that nobody clamps finds it out.
+// A site behind a slow line is sent short packets by a box whose own line is fast, and TCP that nobody clamps
+// finds it out.
 func TestASlowSiteIsSentShortPackets(t *testing.T) {
+	t.Parallel()
 	const most, inner = 1394, (1394 - 14 - 20 - 8 - 32) / 16 * 16 // WireGuard pads to 16 below the tunnel's own MTU
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: func(site string, values map[string]string) {
 		if site == "berlin" {

@@ -66,7 +66,8 @@ func onlyTunnels(t *testing.T, frames []capture.Frame) {
 		case capture.WireGuard, capture.ARP, capture.ND:
 		default:
 			if kinds[f.Kind] == 1 {
-				t.Errorf("in clear on the WAN: %s, protocol %d, %s > %s, DSCP %d", f.Kind, f.Protocol, f.Source, f.Destination, f.DSCP)
+				t.Errorf("in clear on the WAN: %s, protocol %d, %s > %s, DSCP %d", f.Kind, f.Protocol, f.Source,
+					f.Destination, f.DSCP)
 			}
 		}
 	}
@@ -81,16 +82,19 @@ func between(f capture.Frame) bool {
 
 // Calls, bulk, a name looked up and a ping: whoever taps the WAN sees WireGuard alone, marked by class.
 func TestWANSeesOnlyWireGuard(t *testing.T) {
+	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
 	// tshark reads what is recorded from before the first INVITE on.
 	const record = lab.MachineDir + "/wan.pcap"
 	recorded := make(chan error, 1)
 	go func() {
-		_, err := provider.Run(t.Context(), "timeout", "--preserve-status", "-s", "INT", "9", "tcpdump", "-n", "-s", "256", "-i", "wan-a", "-w", record)
+		_, err := provider.Run(t.Context(), "timeout", "--preserve-status", "-s", "INT", "9", "tcpdump", "-n", "-s",
+			"256", "-i", "wan-a", "-w", record)
 		recorded <- err
 	}()
-	require.Eventually(t, func() bool { _, err := os.Stat(provider.Path(record)); return err == nil }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := os.Stat(provider.Path(record)); return err == nil },
+		5*time.Second, 10*time.Millisecond)
 	wan := watchWAN(t, l)
 	calls := talking(t, l, 4, 8*time.Second)
 	bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkTCP)
@@ -103,7 +107,8 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, <-recorded)
-	tshark, err := provider.Run(t.Context(), "tshark", "-n", "-Q", "-r", record, "-T", "fields", "-E", "separator=,", "-e", "_ws.col.Protocol", "-e", "udp.srcport", "-e", "ip.dsfield.dscp")
+	tshark, err := provider.Run(t.Context(), "tshark", "-n", "-Q", "-r", record, "-T", "fields", "-E",
+		"separator=,", "-e", "_ws.col.Protocol", "-e", "udp.srcport", "-e", "ip.dsfield.dscp")
 	require.NoError(t, err)
 	_, err = bulk.Stop(t.Context(), bulk.Started, time.Now())
 	require.NoError(t, err)
@@ -121,7 +126,8 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 		}
 	}
 	assert.ElementsMatch(t, []uint16{voicePort, dataPort}, slices.Collect(maps.Keys(marks)))
-	assert.ElementsMatch(t, []uint8{signalling, expedited}, slices.Collect(maps.Keys(marks[voicePort])), "outer DSCP of voice")
+	assert.ElementsMatch(t, []uint8{signalling, expedited}, slices.Collect(maps.Keys(marks[voicePort])),
+		"outer DSCP of voice")
 	assert.Equal(t, []uint8{byDefault}, slices.Collect(maps.Keys(marks[dataPort])), "outer DSCP of data")
 
 	// The watch sees what is in clear: what pc-a sends to the world goes there without a tunnel.
@@ -143,10 +149,11 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 	}
 }
 
-// Whatever is taken away from under a call, nothing of it appears on the WAN in clear: not while the tunnels' devices, the
-// planes and the daemon are gone, nor when the rules or one of the routes' tables are flushed beside that.
-func TestNothingLeavesInClear(t *testing.T) {
-	long(t)
+// Whatever is taken away from under a call, nothing of it appears on the WAN in clear: not while the tunnels'
+// devices, the planes and the daemon are gone, nor when the rules or one of the routes' tables are flushed
+// beside that.
+func TestLongNothingLeavesInClear(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		take func(t *testing.T, e *lab.Edge)
@@ -184,7 +191,8 @@ func TestNothingLeavesInClear(t *testing.T) {
 			// Phones and PCs keep sending into what is left, in both families.
 			spoken, _ := calls.ears.Count()
 			for _, to := range []string{"10.2.20.10", "2001:db8:2:20::10"} {
-				_, err := l.Host(lab.PCA).Run(t.Context(), "sh", "-c", "for i in $(seq 20); do ping -n -c 1 -W 0.1 "+to+"; sleep 0.05; done; true")
+				_, err := l.Host(lab.PCA).Run(t.Context(), "sh", "-c",
+					"for i in $(seq 20); do ping -n -c 1 -W 0.1 "+to+"; sleep 0.05; done; true")
 				require.NoError(t, err)
 			}
 			heard, _ := calls.ears.Count()
@@ -201,7 +209,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 }
 
 // With bulk in class data, what else is in class data waits no longer than all its queues together may hold.
-func TestPingBesideBulkStaysBounded(t *testing.T) {
+func TestTimedPingBesideBulkStaysBounded(t *testing.T) {
 	l := branches(t, lab.Options{WAN: twenty})
 	bulk, err := l.Pair(lab.Ringway).StartBulk(t.Context(), lab.BulkTCP)
 	require.NoError(t, err)

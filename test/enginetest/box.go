@@ -1,5 +1,6 @@
-// Package enginetest is the wire on which userspace engines are tested: two boxes, each with a tunnel device and sockets as
-// the daemon opens them, and an engine of the test's choice, in the test's process or in one of its own, or stock wireguard-go.
+// Package enginetest is the wire on which userspace engines are tested: two boxes, each with a tunnel device
+// and sockets as the daemon opens them, and an engine of the test's choice, in the test's process or in one
+// of its own, or stock wireguard-go.
 //
 //	box a                                         box b
 //	  rw0 10.66.0.1, fd66::1 -- wire0 192.0.2.1 === wire0 192.0.2.2 -- rw0 10.66.0.2, fd66::2
@@ -37,7 +38,8 @@ import (
 )
 
 // Wide are bounds that bound nothing a test looks at.
-var Wide = tunnel.Bounds{TxQueueLen: 500, InFlight: 256, SendBuffer: 1 << 20, ReceiveBuffer: 1 << 20, SuperPacket: 65000}
+var Wide = tunnel.Bounds{TxQueueLen: 500, InFlight: 256, SendBuffer: 1 << 20, ReceiveBuffer: 1 << 20,
+	SuperPacket: 65000}
 
 // Engine is what these tests use of an engine.
 type Engine interface {
@@ -110,7 +112,7 @@ func Pair(t testing.TB, newEngine NewEngine, bounds tunnel.Bounds) (a, b *Box) {
 func (b *Box) Open(mark uint32, tos uint8, bounds tunnel.Bounds) {
 	b.T.Helper()
 	require.NoError(b.T, b.NS.Do(func() (err error) {
-		if b.TUN, err = descriptor.OpenTUN("rw0", 1420, bounds.TxQueueLen); err != nil {
+		if b.TUN, err = descriptor.OpenTUN("rw0"); err != nil {
 			return err
 		}
 		b.UDP4, b.UDP6, err = descriptor.OpenUDP(51820, mark, tos, bounds)
@@ -123,6 +125,9 @@ func (b *Box) Open(mark uint32, tos uint8, bounds tunnel.Bounds) {
 			}
 		}
 	})
+	if bounds.TxQueueLen > 0 {
+		b.NS.Run("ip", "link", "set", "rw0", "txqueuelen", strconv.Itoa(bounds.TxQueueLen))
+	}
 	b.address()
 }
 
@@ -136,7 +141,7 @@ func (b *Box) address() {
 func (b *Box) Start(bounds tunnel.Bounds) Engine {
 	b.T.Helper()
 	level := slog.LevelWarn
-	if testing.Verbose() && os.Getenv("RINGWAY_DEBUG") != "" {
+	if testing.Verbose() && os.Getenv("TEST_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(b.T.Output(), &slog.HandlerOptions{Level: level}))
@@ -154,7 +159,8 @@ func (b *Box) Inner() string {
 
 // Peer is a set operation that makes far a peer of b; endpoint may be empty.
 func (b *Box) Peer(far *Box, endpoint string) string {
-	s := fmt.Sprintf("private_key=%s\npublic_key=%s\nreplace_allowed_ips=true\n%s", b.Key.Hex(), far.Key.Public().Hex(), far.Inner())
+	s := fmt.Sprintf("private_key=%s\npublic_key=%s\nreplace_allowed_ips=true\n%s", b.Key.Hex(),
+		far.Key.Public().Hex(), far.Inner())
 	if endpoint != "" {
 		s += "endpoint=" + endpoint + "\n"
 	}
@@ -169,7 +175,7 @@ func (b *Box) Set(s string) {
 
 // Ping sends three echo requests; all have to be answered.
 func (b *Box) Ping(to string, extra ...string) error {
-	_, err := b.NS.Try("ping", append([]string{"-n", "-c", "3", "-i", "0.2", "-W", "2", to}, extra...)...)
+	_, err := b.NS.Try("ping", append([]string{"-n", "-c", "3", "-i", "0.05", "-W", "2", to}, extra...)...)
 	return err
 }
 
@@ -187,6 +193,17 @@ func (b *Box) Pings(to string, n int) (answers int) {
 // Iperf runs one flow from b to far for some seconds and returns Mbit/s.
 func (b *Box) Iperf(far *Box, seconds int, args ...string) float64 {
 	b.T.Helper()
+	return b.iperf(far, append([]string{"-t", strconv.Itoa(seconds)}, args...)...)
+}
+
+// Transfer sends an amount of data from b to far, as iperf3 writes it ("8M"), and returns Mbit/s.
+func (b *Box) Transfer(far *Box, amount string, args ...string) float64 {
+	b.T.Helper()
+	return b.iperf(far, append([]string{"-n", amount}, args...)...)
+}
+
+func (b *Box) iperf(far *Box, args ...string) float64 {
+	b.T.Helper()
 	server := far.NS.Command("iperf3", "-s", "-1", "-B", fmt.Sprintf("10.66.0.%d", far.N))
 	require.NoError(b.T, server.Start())
 	defer func() { server.Process.Kill(); server.Wait() }()
@@ -194,7 +211,8 @@ func (b *Box) Iperf(far *Box, seconds int, args ...string) float64 {
 		out, _ := far.NS.Try("ss", "-Hltn", "sport", "=", ":5201")
 		return out != ""
 	}, 5*time.Second, 20*time.Millisecond)
-	out, err := b.NS.Try("timeout", append([]string{"20", "iperf3", "-J", "-c", fmt.Sprintf("10.66.0.%d", far.N), "-t", strconv.Itoa(seconds)}, args...)...)
+	client := []string{"20", "iperf3", "-J", "-c", fmt.Sprintf("10.66.0.%d", far.N)}
+	out, err := b.NS.Try("timeout", append(client, args...)...)
 	require.NoError(b.T, err, out)
 	var result struct {
 		End struct {
@@ -224,9 +242,10 @@ func (b *Box) Tool(args ...string) (string, error) {
 	return string(out), err
 }
 
-const childEnv = "RINGWAY_TEST_ENGINE"
+const childEnv = "TEST_ENGINE"
 
-// Child is for TestMain: in a process that Spawn started it runs the engine until that process's standard input is closed.
+// Child is for TestMain: in a process that Spawn started it runs the engine until that process's standard
+// input is closed.
 func Child(newEngine NewEngine) (ran bool, err error) {
 	config := os.Getenv(childEnv)
 	if config == "" {
@@ -237,7 +256,8 @@ func Child(newEngine NewEngine) (ran bool, err error) {
 		return true, err
 	}
 	e, err := newEngine(Start{
-		TUN: os.NewFile(3, "tun"), UDP4: os.NewFile(4, "udp4"), UDP6: os.NewFile(5, "udp6"), Bounds: b, MTU: 1420, Alone: true,
+		TUN: os.NewFile(3, "tun"), UDP4: os.NewFile(4, "udp4"), UDP6: os.NewFile(5,
+			"udp6"), Bounds: b, MTU: 1420, Alone: true,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -418,7 +438,8 @@ func (b *Box) Stock(config string) (run func(name string, args ...string) (strin
 	b.T.Helper()
 	path, err := stock()
 	require.NoError(b.T, err)
-	cmd := b.NS.Command("unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /run && mkdir /run/wireguard && exec "+path+" -f rw0")
+	cmd := b.NS.Command("unshare", "-m", "sh", "-c",
+		"mount -t tmpfs tmpfs /run && mkdir /run/wireguard && exec "+path+" -f rw0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "LOG_LEVEL=error")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
@@ -457,8 +478,8 @@ func (b *Box) Kernel(config string) (ok bool) {
 	return true
 }
 
-// startOnThread starts a program that has a parent death signal, which the end of the thread sends that started it: that thread
-// is kept until the program has ended.
+// startOnThread starts a program that has a parent death signal, which the end of the thread sends that
+// started it: that thread is kept until the program has ended.
 func startOnThread(cmd *exec.Cmd) (ended chan struct{}, err error) {
 	started := make(chan error)
 	ended = make(chan struct{})
@@ -477,7 +498,8 @@ func startOnThread(cmd *exec.Cmd) (ended chan struct{}, err error) {
 
 // Conf is a wg(8) configuration that makes far a peer of b.
 func (b *Box) Conf(far *Box, endpoint string, lines ...string) string {
-	s := fmt.Sprintf("[Interface]\nPrivateKey=%s\nListenPort=51820\n[Peer]\nPublicKey=%s\nAllowedIPs=10.66.0.%d/32,fd66::%d/128\n",
+	s := fmt.Sprintf(
+		"[Interface]\nPrivateKey=%s\nListenPort=51820\n[Peer]\nPublicKey=%s\nAllowedIPs=10.66.0.%d/32,fd66::%d/128\n",
 		b.Key.Base64(), far.Key.Public(), far.N, far.N)
 	if endpoint != "" {
 		s += "Endpoint=" + endpoint + "\n"

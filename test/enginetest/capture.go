@@ -38,6 +38,9 @@ func (b *Box) Capture() (stop func() []Frame) {
 		buf := make([]byte, 70000)
 		for {
 			n, from, err := unix.Recvfrom(fd, buf, 0)
+			if err == unix.EINTR { // by the runtime's own signals: there may be more to read
+				continue
+			}
 			if err != nil {
 				select {
 				case <-done:
@@ -68,7 +71,8 @@ func (b *Box) Capture() (stop func() []Frame) {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-// Flood sends what next makes to address from inside the box until stop, so many a millisecond (0: as many as go).
+// Flood sends what next returns to address from inside the box until stop is called, rate datagrams per millisecond
+// (0: without a limit).
 func (b *Box) Flood(address string, rate int, next func() []byte) (stop func() int) {
 	b.T.Helper()
 	var c net.Conn
@@ -96,8 +100,8 @@ func (b *Box) Flood(address string, rate int, next func() []byte) (stop func() i
 	return func() int { close(done); wg.Wait(); c.Close(); return int(n.Load()) }
 }
 
-// Call sends n packets of voice (172 bytes) from b to far's inner address, one in every, and returns how many arrived and how long
-// each took, by the kernel's time at its arrival.
+// Call sends n packets of voice (172 bytes) from b to far's inner address, one in every, and returns how many
+// arrived and how long each took, by the kernel's time at its arrival.
 func (b *Box) Call(far *Box, n int, every time.Duration) (arrived int, delays []time.Duration) {
 	b.T.Helper()
 	var in, out int
@@ -142,12 +146,13 @@ func (b *Box) Call(far *Box, n int, every time.Duration) (arrived int, delays []
 			if err != nil || len(messages) == 0 || len(messages[0].Data) < 16 {
 				continue
 			}
-			got := int64(binary.NativeEndian.Uint64(messages[0].Data))*1e9 + int64(binary.NativeEndian.Uint64(messages[0].Data[8:]))
+			got := int64(binary.NativeEndian.Uint64(messages[0].Data))*1e9 +
+				int64(binary.NativeEndian.Uint64(messages[0].Data[8:]))
 			delays = append(delays, time.Duration(got-int64(binary.BigEndian.Uint64(buf[8:]))))
 		}
 	})
 	wg.Go(func() {
-		// The thread, which is thrown away, goes before others: what is measured begins when the packet is on its way.
+		// The thread ends with this goroutine. It is real-time, so that only the time on the way is measured.
 		runtime.LockOSThread()
 		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
 		packet := make([]byte, 172)

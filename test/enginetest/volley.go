@@ -22,9 +22,10 @@ type From int
 
 // Sources of a volley.
 const (
-	OneSource   From = iota // one socket, a datagram a message
-	OneFlow                 // one socket; the kernel joins datagrams on their way, as a network card does (UDP GSO, GRO at the receiver)
-	ManySources             // an address of 10.0.0.0/8 and a port of its own for each
+	OneSource From = iota // one socket, a datagram a message
+	// one socket; the kernel joins datagrams on their way, as a network card does (UDP GSO, GRO at the receiver)
+	OneFlow
+	ManySources // an address of 10.0.0.0/8 and a port of its own for each
 )
 
 // Fired is what a volley came to.
@@ -40,19 +41,26 @@ type Fired struct {
 func (f Fired) Rate() float64 { return float64(f.Sent) / f.Took.Seconds() }
 
 func (f Fired) String() string {
-	return fmt.Sprintf("%d datagrams in %v, %.0f/s (the sender worked for %.0f %%, waited for a processor for %.0f %% of that time; %d refused)", f.Sent,
-		f.Took.Round(time.Millisecond), f.Rate(), 100*f.Worked.Seconds()/f.Took.Seconds(), 100*f.Waited.Seconds()/f.Took.Seconds(), f.Refused)
+	return fmt.Sprintf(
+		"%d datagrams in %v, %.0f/s (the sender worked for %.0f %%, waited for a processor for %.0f %% of that "+
+			"time; %d refused)", f.Sent,
+		f.Took.Round(
+			time.Millisecond), f.Rate(), 100*f.Worked.Seconds()/f.Took.Seconds(),
+		100*f.Waited.Seconds()/f.Took.Seconds(), f.Refused)
 }
 
 const (
-	volleyBatch = 32                     // messages of a system call
-	volleySleep = 250 * time.Microsecond // so short are its bursts, while it is given a processor: 13 datagrams at 50,000 a second
-	volleyLate  = 5 * time.Millisecond   // what it has been late by more than this it does not send any more: a burst is no rate
-	volleyJoin  = 8                      // datagrams of a joined message
+	volleyBatch = 32 // messages of a system call
+	// so short are its bursts, while it is given a processor: 13 datagrams at 50,000 a second
+	volleySleep = 250 * time.Microsecond
+	// datagrams that are later than this are left out: a burst would not be a rate
+	volleyLate = 5 * time.Millisecond
+	volleyJoin = 8 // datagrams of a joined message
 )
 
-// Volley sends prepared datagrams, all of one size, again and again from inside the box, at rate a second as evenly as one thread of
-// ordinary priority can, until stop. All that it does for a datagram while it runs is one thirty-second of a system call.
+// Volley sends prepared datagrams, all of one size, again and again from inside the box, at rate a second as
+// evenly as one thread of ordinary priority can, until stop. All that it does for a datagram while it runs is
+// one thirty-second of a system call.
 func (b *Box) Volley(to netip.AddrPort, datagrams [][]byte, rate int, from From) (stop func() Fired) {
 	b.T.Helper()
 	require.Zero(b.T, len(datagrams)%(volleyBatch*volleyJoin), "a volley is sent in whole batches")
@@ -105,7 +113,8 @@ func (b *Box) Volley(to netip.AddrPort, datagrams [][]byte, rate int, from From)
 				continue
 			}
 			n := min(due-sent, volleyBatch, len(messages)-next)
-			done, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[next])), uintptr(n), 0, 0, 0)
+			done, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[next])),
+				uintptr(n), 0, 0, 0)
 			if errno != 0 {
 				done = 1
 				fired.Refused += each
@@ -123,7 +132,8 @@ func (b *Box) Volley(to netip.AddrPort, datagrams [][]byte, rate int, from From)
 	return func() Fired { stopped.Store(true); wg.Wait(); unix.Close(fd); return fired }
 }
 
-// spoofed is an IPv4 packet around a datagram. The kernel fills in length, identification and checksum (raw(7)); UDP's may be 0.
+// spoofed is an IPv4 packet around a datagram. The kernel fills in length, identification and checksum
+// (raw(7)); UDP's may be 0.
 func spoofed(i uint32, to netip.AddrPort, d []byte) []byte {
 	p := make([]byte, 28+len(d))
 	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP

@@ -1,5 +1,5 @@
-// Package interop holds Ringway to what other WireGuards do: a stock far end with one tunnel, run by the stock program
-// and wg(8), against an edge that runs for real. It has tests alone.
+// Package interop holds Ringway to what other WireGuards do: a stock far end with one tunnel, run by the
+// stock program and wg(8), against an edge that runs for real. It has tests alone.
 //
 //	phone-a ---                                             --- phone-b
 //	            edge-a (ringway) --- provider --- edge-b (wireguard-go, one tunnel)
@@ -20,17 +20,17 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/test/lab"
+	"ringway/test/netnstest"
 )
 
 // The programs under test, built once for all.
-var ringway, wireguardGo string
+var ringway, helper, wireguardGo string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces and need root (make test)")
-		return 1
+	if code, done := netnstest.Isolate(); done {
+		return code
 	}
 	dir, err := os.MkdirTemp("", "ringway-interop-")
 	if err != nil {
@@ -38,8 +38,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	ringway, wireguardGo = filepath.Join(dir, "ringway"), filepath.Join(dir, "wireguard-go")
-	for out, what := range map[string]string{ringway: "ringway/cmd/ringway", wireguardGo: "golang.zx2c4.com/wireguard"} {
+	ringway, helper, wireguardGo = filepath.Join(dir, "ringway"), filepath.Join(dir,
+		"ringway-lab"), filepath.Join(dir, "wireguard-go")
+	for out, what := range map[string]string{ringway: "ringway/cmd/ringway", helper: "ringway/cmd/ringway-lab",
+		wireguardGo: "golang.zx2c4.com/wireguard"} {
 		cmd := exec.Command("go", "build", "-o", out, what)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it ships
 		if text, err := cmd.CombinedOutput(); err != nil {
@@ -60,7 +62,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 // branches builds a lab. When the test fails, it prints what the edges said.
 func branches(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	o.Binary, o.WireGuardGo = ringway, wireguardGo
+	o.Binary, o.Helper, o.WireGuardGo = ringway, helper, wireguardGo
 	l, err := lab.New(within(t, time.Minute), o)
 	require.NoError(t, err)
 	t.Cleanup(l.Close)

@@ -27,7 +27,8 @@ const (
 // Both sides talk at 50 packets a second, both ways, across a re-key that the stock side makes and one that Ringway
 // makes. Not one packet is lost.
 func TestRekeyLosesNothing(t *testing.T) {
-	if os.Getenv("RINGWAY_REKEY") == "" {
+	t.Parallel()
+	if os.Getenv("TEST_REKEY") == "" {
 		t.Skip("waits for WireGuard's real timers, two and a half minutes: make test-rekey")
 	}
 	for _, c := range []struct{ class, initiator, near, far, nearAddr, farAddr string }{
@@ -63,7 +64,8 @@ func TestRekeyLosesNothing(t *testing.T) {
 				require.NoError(t, n.err, name)
 				assert.GreaterOrEqual(t, n.sent, int(0.9*float64(rekeyTime/packetTime)), name)
 				assert.Zero(t, n.sent-n.received, "%s: packets lost of %d", name, n.sent)
-				t.Logf("%s, re-keyed by %s: %d sent, %d lost, %d out of order", name, c.initiator, n.sent, n.sent-n.received, n.late)
+				t.Logf("%s, re-keyed by %s: %d sent, %d lost, %d out of order", name, c.initiator, n.sent,
+					n.sent-n.received, n.late)
 			}
 		})
 	}

@@ -44,7 +44,7 @@ func TestStockFarEndInOneTunnel(t *testing.T) {
 	}
 }
 
-// The stock side starts: Ringway knows no endpoint of it, it dials in.
+// The stock side starts: Ringway does not know its endpoint, so it has to dial in.
 func TestStockFarEndDialsIn(t *testing.T) {
 	t.Parallel()
 	l := stock(t, "data", nil)
@@ -95,7 +95,7 @@ func redial(t *testing.T, l *lab.Lab, class string) func() {
 	}
 }
 
-// A preshared key is used as it is with a far end that has one tunnel: `wg` knows nothing of classes.
+// A preshared key is used as it is with a far end that has one tunnel: `wg` does not know classes.
 func TestPresharedKeyAsItIs(t *testing.T) {
 	t.Parallel()
 	l := stock(t, "data", nil)
@@ -113,7 +113,8 @@ func TestPresharedKeyAsItIs(t *testing.T) {
 	_, err = b.Run(t.Context(), "ping", "-n", "-q", "-c", "3", "-W", "1", "10.1.20.1")
 	require.Error(t, err, "came through without the preshared key")
 
-	_, err = b.RunInput(within(t, 10*time.Second), string(psk), "wg", "set", stockDevice, "peer", peer, "preshared-key", "/dev/stdin")
+	_, err = b.RunInput(within(t, 10*time.Second), string(psk), "wg", "set", stockDevice, "peer", peer,
+		"preshared-key", "/dev/stdin")
 	require.NoError(t, err)
 	reaches(t, l.Host(lab.PCB), "10.1.20.10")
 	reaches(t, l.Host(lab.PCA), "10.2.20.10")
@@ -145,7 +146,8 @@ func TestRoaming(t *testing.T) {
 	reaches(t, l.Host(lab.PCA), "10.2.20.10")
 	assert.Equal(t, "198.51.100.77:45000", field(t, b, stockDevice, "endpoints"))
 	both()
-	assert.Equal(t, addressB+":40000", field(t, a, "rw-data", "endpoints"), "a reload does not forget where the far end was heard")
+	assert.Equal(t, addressB+":40000", field(t, a, "rw-data", "endpoints"),
+		"a reload does not forget where the far end was heard")
 }
 
 // A keepalive keeps a way open that nobody uses: the stock side sees a packet at least that often.
@@ -161,11 +163,12 @@ func TestKeepalive(t *testing.T) {
 		return n
 	}
 	before := received()
-	require.Eventually(t, func() bool { return received() >= before+3*32 }, 20*time.Second, 100*time.Millisecond, "three keepalives of 32 bytes")
+	require.Eventually(t, func() bool { return received() >= before+3*32 }, 20*time.Second, 100*time.Millisecond,
+		"three keepalives of 32 bytes")
 }
 
-// wg(8) shows Ringway's devices as any other. What belongs to the daemon it cannot change, and nothing of what it asked
-// for together with that is done.
+// wg(8) shows Ringway's devices as any other. What belongs to the daemon it cannot change, and nothing of
+// what it asked for together with that is done.
 func TestWGShowsAndMayNotTakeOver(t *testing.T) {
 	t.Parallel()
 	l := stock(t, "data", nil)
@@ -178,7 +181,8 @@ func TestWGShowsAndMayNotTakeOver(t *testing.T) {
 	assert.Contains(t, out, "latest handshake:")
 	assert.NotContains(t, out, "WARNING")
 
-	for _, args := range [][]string{{"fwmark", "0x1"}, {"fwmark", "off"}, {"listen-port", "1234"}, {"listen-port", "0"}} {
+	for _, args := range [][]string{{"fwmark", "0x1"}, {"fwmark", "off"}, {"listen-port", "1234"},
+		{"listen-port", "0"}} {
 		_, err := a.Run(t.Context(), "wg", append([]string{"set", "rw-data"}, args...)...)
 		require.Error(t, err, "wg set rw-data %s", strings.Join(args, " "))
 	}

@@ -8,7 +8,7 @@ import (
 	"ringway/test/lab/bulk"
 )
 
-// floodRate is what a UDP flood sends where the WAN has no rate to be twice of.
+// floodRate is the rate of a UDP flood where the WAN has no rate to double.
 const floodRate = 50 * qos.Mbit
 
 // RunningBulk is bulk traffic from pc-a to pc-b.

@@ -12,12 +12,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ringway/appliance/problem"
 	"ringway/qos"
 	"ringway/test/lab/host"
 	"ringway/tunnel"
 )
 
-// How long an edge may take until its tunnels are up, and a packet to come through.
+// edgeDeadline bounds the time until an edge's tunnels are up and a packet gets through.
 const edgeDeadline = 60 * time.Second
 
 // Edge is the appliance of one branch: a host that runs the shipped program, or stock wireguard-go.
@@ -54,8 +55,8 @@ func (p *Pair) bringUp(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", p.Name, err)
 		}
 	}
-	// One after the other, as two boxes in two towns come up: two wireguard-go that begin to shake hands within the same
-	// millisecond may end with different ideas of their session, and find out 15 s later.
+	// One after the other, as two boxes in two towns come up: two instances of wireguard-go that start a
+	// handshake within the same millisecond may disagree about their session, and notice only after 15 s.
 	for _, s := range sides {
 		e := p.edges[s.edge]
 		err := e.Start(ctx)
@@ -72,14 +73,14 @@ func (p *Pair) bringUp(ctx context.Context) error {
 	return nil
 }
 
-// WaitUp waits until the edges are ready and a packet came through in both classes.
+// WaitUp waits until the edges are ready and a packet has got through in both classes.
 func (p *Pair) WaitUp(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, e := range p.edges {
 		g.Go(func() error { return e.WaitReady(gctx) })
 	}
 	for _, from := range []struct{ host, to, tos string }{
-		{PhoneA, p.Address(PhoneB), "0xb8"}, // EF: what a phone sends unmarked is class data
+		{PhoneA, p.Address(PhoneB), "0xb8"}, // EF: unmarked packets of a phone are class data
 		{PCA, p.Address(PCB), "0"},
 	} {
 		g.Go(func() error { return p.Host(from.host).WaitReach(gctx, from.to, from.tos) })
@@ -107,7 +108,7 @@ func (e *Edge) Start(ctx context.Context) error {
 	return err
 }
 
-// Kill kills the edge's program with SIGKILL and waits for its end. What it started lives on.
+// Kill sends SIGKILL to the edge's program and waits for its end. Processes that it started keep running.
 func (e *Edge) Kill(ctx context.Context) error { return e.end(ctx, unix.SIGKILL) }
 
 // Terminate asks the edge's program to end, as a service manager does, and waits for it.
@@ -117,7 +118,7 @@ func (e *Edge) end(ctx context.Context, s unix.Signal) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.main == nil {
-		return fmt.Errorf("%s does not run", e.Name)
+		return fmt.Errorf("%s is not running", e.Name)
 	}
 	e.main.Signal(s)
 	err := e.main.Wait(ctx)
@@ -136,26 +137,26 @@ func (e *Edge) Restart(ctx context.Context) error {
 	return e.Start(ctx)
 }
 
-// Reload asks the program to read its configuration again.
+// Reload has the program reread its configuration.
 func (e *Edge) Reload() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.main.Signal(unix.SIGHUP)
 }
 
-// Log is where this process finds what the edge's program wrote.
+// Log is the path of the edge's log in this process's mount namespace.
 func (e *Edge) Log() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.main.Log
 }
 
-// WaitReady waits until a handshake has been made with the far edge in every tunnel.
+// WaitReady waits for a handshake with the far edge in every tunnel.
 func (e *Edge) WaitReady(ctx context.Context) error { return e.wait(ctx, Status.up) }
 
 func (e *Edge) wait(ctx context.Context, good func(Status) bool) error {
 	if e.stock {
-		return nil // wireguard-go shakes hands when the first packet comes
+		return nil // wireguard-go starts a handshake with the first packet
 	}
 	for {
 		s, err := e.Status(ctx)
@@ -163,23 +164,23 @@ func (e *Edge) wait(ctx context.Context, good func(Status) bool) error {
 			return nil
 		}
 		if err == nil {
-			err = errors.New("it is not ready, or has not shaken hands in every tunnel yet")
+			err = errors.New("not ready, or no handshake in some tunnel yet")
 		}
 		e.mu.Lock()
 		main := e.main
 		e.mu.Unlock()
 		select {
 		case <-main.Ended:
-			return fmt.Errorf("%s: `ringway run` ended (%v):\n%s", e.Name, main.Err(), main.LastWords())
+			return fmt.Errorf("%s: `ringway run` exited (%v):\n%s", e.Name, main.Err(), main.LastWords())
 		default:
 		}
 		if perr := host.Pause(ctx, 100*time.Millisecond); perr != nil {
-			return fmt.Errorf("%s: %w: %w; its last words:\n%s", e.Name, perr, err, main.LastWords())
+			return fmt.Errorf("%s: %w: %w; its log ends:\n%s", e.Name, perr, err, main.LastWords())
 		}
 	}
 }
 
-// Alive says which edge's program has ended, if one has.
+// Alive returns an error if an edge's program has exited.
 func (p *Pair) Alive() error {
 	var errs []error
 	for _, s := range sides {
@@ -192,21 +193,24 @@ func (p *Pair) Alive() error {
 		}
 		select {
 		case <-main.Ended:
-			errs = append(errs, fmt.Errorf("%s: %s: its program ended (%v):\n%s", p.Name, e.Name, main.Err(), main.LastWords()))
+			errs = append(
+				errs,
+				fmt.Errorf("%s: %s: its program exited (%v):\n%s", p.Name, e.Name, main.Err(), main.LastWords()),
+			)
 		default:
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Status is what the lab reads of `ringway status --json`.
+// Status is the part of `ringway status --json` that the lab reads.
 type Status struct {
 	Build    string                `json:"build"`
 	PID      int                   `json:"pid"`
 	Ready    bool                  `json:"ready"`
 	Tunnels  []tunnel.DeviceStatus `json:"tunnels"`
 	Queues   []qos.QueueStats      `json:"queues"`
-	Problems []string              `json:"problems"`
+	Problems []problem.Problem     `json:"problems"`
 }
 
 func (s Status) up() bool {

@@ -21,7 +21,7 @@ const (
 	baselineMTU    = "1420"
 )
 
-// setUpBaseline makes a plain Linux router of the edge: addresses, forwarding and nothing else.
+// setUpBaseline makes the edge a plain Linux router: addresses and forwarding only.
 func (e *Edge) setUpBaseline(ctx context.Context) error {
 	var lines []string
 	inner, outer := e.pair.inner(), e.pair.outer()
@@ -41,24 +41,36 @@ func (e *Edge) setUpBaseline(ctx context.Context) error {
 		return err
 	}
 	for _, q := range stockQueue(e.pair.Name, e.pair.lab.Options.WAN) {
-		if _, err := e.Run(ctx, "tc", append([]string{"qdisc", "add", "dev", "wan0"}, strings.Fields(q)...)...); err != nil {
+		if _, err := e.Run(ctx, "tc", append([]string{"qdisc", "add", "dev", "wan0"},
+			strings.Fields(q)...)...); err != nil {
 			return err
 		}
 	}
 	return e.Do(forward)
 }
 
-// stockQueue is what people put in front of one tunnel for everything, in tc's words, at the margin that Ringway's config has by default. What the
-// provider counts of a packet, 14 bytes of Ethernet and the rest, is what a qdisc of wan0 counts, too; cake wants it said. On a slow
-// line fq_codel's target is 1.5 full packets as sqm-scripts makes it, which is what cake does by itself: with 5 ms it would drop a lone packet.
+// stockQueue is what people put in front of a single tunnel, as arguments of tc, at the default margin of
+// Ringway's config. A qdisc of wan0 counts what the provider counts of a packet, 14 bytes of Ethernet and the
+// rest; cake has to be told. On a slow line fq_codel's target is 1.5 full packets, as sqm-scripts sets it and
+// as cake does by itself: with 5 ms it would drop a lone packet.
 func stockQueue(p PathName, rate qos.BitRate) []string {
 	held := rate.Percent(100 - config.DefaultMargin)
 	switch p {
 	case FQCoDel:
 		const target, interval = 5 * time.Millisecond, 100 * time.Millisecond
 		slow := max(target, held.Serialization(fullFrame)*3/2)
-		return []string{fmt.Sprintf("root handle 1: tbf rate %dbit burst %d latency 1s", held, max(1600, held.Bytes(time.Millisecond))),
-			fmt.Sprintf("parent 1:1 fq_codel target %dus interval %dus", slow.Microseconds(), (interval + slow - target).Microseconds())}
+		return []string{
+			fmt.Sprintf(
+				"root handle 1: tbf rate %dbit burst %d latency 1s",
+				held,
+				max(1600, held.Bytes(time.Millisecond)),
+			),
+			fmt.Sprintf(
+				"parent 1:1 fq_codel target %dus interval %dus",
+				slow.Microseconds(),
+				(interval + slow - target).Microseconds(),
+			),
+		}
 	case Cake:
 		return []string{fmt.Sprintf("root cake bandwidth %dbit diffserv4 overhead %d", held, ethernetHeader)}
 	}
@@ -67,23 +79,25 @@ func stockQueue(p PathName, rate qos.BitRate) []string {
 
 const fullFrame = ethernetHeader + 1500
 
-// forward makes a router of the network namespace that the calling thread is in.
+// forward enables forwarding in the network namespace of the calling thread.
 func forward() error {
 	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil && (f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
+		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil &&
+			(f == "ipv4/ip_forward" || !os.IsNotExist(err)) {
 			return fmt.Errorf("forward packets: %w", err)
 		}
 	}
 	return nil
 }
 
-// startBaseline runs stock wireguard-go with one peer, as its manual says. Where there is no tunnel, the provider knows the branch's
-// networks, and nothing runs.
+// startBaseline runs stock wireguard-go with one peer, as its manual describes. Without a tunnel, the
+// provider gets routes to the branch's networks, and no program runs.
 func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	if e.pair.Name == Kernel {
 		f := e.pair.inner()
 		via := " via " + e.side.wan.of(f).edge
-		return nil, e.pair.Host(Provider).IP(ctx, nil, "route replace "+e.side.voice.of(f).network+via, "route replace "+e.side.data.of(f).network+via)
+		return nil, e.pair.Host(Provider).
+			IP(ctx, nil, "route replace "+e.side.voice.of(f).network+via, "route replace "+e.side.data.of(f).network+via)
 	}
 	cmd := e.Command(e.pair.lab.Options.WireGuardGo, "--foreground", baselineDevice)
 	cmd.Env = append(cmd.Env, "LOG_LEVEL=error")
@@ -117,7 +131,8 @@ func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 			lines = append(lines, "route replace "+l.of(f).network+" dev "+baselineDevice)
 		}
 	}
-	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key", MachineDir+"/baseline.key",
+	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key",
+		MachineDir+"/baseline.key",
 		"peer", farKey.String(), "endpoint", net.JoinHostPort(e.far.wan.of(e.pair.outer()).edge, baselinePort),
 		"allowed-ips", strings.Join(networks, ",")); err != nil {
 		return nil, err
@@ -125,7 +140,7 @@ func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	return p, e.IP(ctx, nil, lines...)
 }
 
-// writeSecret writes a private key into the host's own files, readable by root alone.
+// writeSecret writes a private key into the host's own files, readable by root only.
 func (e *Edge) writeSecret(name string, k tunnel.PrivateKey) error {
 	path := e.Path(MachineDir + "/" + name)
 	if err := os.WriteFile(path, []byte(k.Base64()+"\n"), 0o600); err != nil {

@@ -6,18 +6,19 @@ import (
 	"fmt"
 	"os"
 
-	"ringway/appliance"
+	"ringway/appliance/plan"
 	"ringway/configs"
 	"ringway/test/lab/host"
 )
 
-// Where the appliance finds its things by default; each host has these folders to itself.
+// Paths that the appliance uses by default. Each host has these directories to itself.
 const (
 	edgeConfig = "/etc/ringway/ringway.yaml"
 	edgeKey    = "/etc/ringway/private.key"
 )
 
-// setUpRingway writes what an installer would: the shipped configuration with the far side's key in it, and a private key.
+// setUpRingway writes what an installer would: the shipped configuration with the far side's public key, and
+// a private key.
 func (e *Edge) setUpRingway() error {
 	o := e.pair.lab.Options
 	values := map[string]string{
@@ -29,6 +30,10 @@ func (e *Edge) setUpRingway() error {
 		values["wan[wan0].uplink"], values["wan[wan0].downlink"] = o.WAN.String(), o.WAN.String()
 	}
 	e.addresses(values)
+	if o.SIP != "" {
+		// The phones of a lab are one SIPp each, which sends as many messages as all of them.
+		values["sip.mode"], values["sip.unread"], values["sip.limits.phone"] = o.SIP, "allow", "20000"
+	}
 	if o.EdgeConfig != nil {
 		o.EdgeConfig(e.side.site, values)
 	}
@@ -45,7 +50,7 @@ func (e *Edge) setUpRingway() error {
 	return nil
 }
 
-// addresses puts IPv6 where the shipped file has IPv4, or both.
+// addresses replaces the IPv4 addresses of the shipped file by IPv6, or adds IPv6.
 func (e *Edge) addresses(values map[string]string) {
 	site := "sites[" + e.far.site + "]."
 	if e.pair.outer() == IPv6 {
@@ -70,20 +75,20 @@ func (e *Edge) WriteConfig(text []byte) error {
 	return nil
 }
 
-// Calls is what `ringway plan` says of the WAN: its rates, its longest packets, how many calls it carries and how long their packets are.
-func (e *Edge) Calls(ctx context.Context) (appliance.WANCalls, error) {
+// Calls is the WAN's part of `ringway plan`: rates, longest packets, and how many calls fit.
+func (e *Edge) Calls(ctx context.Context) (plan.WANCalls, error) {
 	out, err := e.Ringway(ctx, "plan", "--json", "--only", "calls", edgeConfig)
 	if err != nil {
-		return appliance.WANCalls{}, err
+		return plan.WANCalls{}, err
 	}
-	var plan appliance.Planned
-	if err := json.Unmarshal([]byte(out), &plan); err != nil {
-		return appliance.WANCalls{}, fmt.Errorf("%s: read `ringway plan --json`: %w", e.Name, err)
+	var planned plan.Plan
+	if err := json.Unmarshal([]byte(out), &planned); err != nil {
+		return plan.WANCalls{}, fmt.Errorf("%s: read `ringway plan --json`: %w", e.Name, err)
 	}
-	if len(plan.Calls) != 1 {
-		return appliance.WANCalls{}, fmt.Errorf("%s: `ringway plan` speaks of %d WANs", e.Name, len(plan.Calls))
+	if len(planned.Calls) != 1 {
+		return plan.WANCalls{}, fmt.Errorf("%s: `ringway plan` speaks of %d WANs", e.Name, len(planned.Calls))
 	}
-	return plan.Calls[0], nil
+	return planned.Calls[0], nil
 }
 
 // Config reads the edge's configuration file.
@@ -101,7 +106,7 @@ func (e *Edge) program() string {
 	return e.pair.lab.Options.Binary
 }
 
-// Ringway runs a command of the edge's program on it: stop, reload, status.
+// Ringway runs a subcommand of the edge's program on the edge: stop, reload, status.
 func (e *Edge) Ringway(ctx context.Context, args ...string) (string, error) {
 	return e.Run(ctx, e.program(), args...)
 }

@@ -8,13 +8,13 @@ import (
 // Family is a version of IP.
 type Family string
 
-// The families. With IPv4 the branches' networks have IPv6 beside it; with IPv6 nothing has an address of IPv4.
+// The families. With IPv4 the branches' networks have IPv6 as well; with IPv6 nothing has an IPv4 address.
 const (
 	IPv4 Family = "ipv4"
 	IPv6 Family = "ipv6"
 )
 
-// fillFamilies takes IPv4 where nothing is said, and refuses what this kernel has not.
+// fillFamilies defaults to IPv4, and refuses what this kernel lacks.
 func (o *Options) fillFamilies() error {
 	for _, f := range []*Family{&o.Underlay, &o.Overlay} {
 		switch *f {
@@ -42,7 +42,7 @@ type subnet struct {
 	network      string
 	edge, remote string
 	length       string // of the prefix: /24
-	flags        string // for ip addr: nobody else is there who could own an address of IPv6
+	flags        string // for ip addr: no duplicate address detection, no other host could own the address
 }
 
 // of is the network in one family.
@@ -53,7 +53,7 @@ func (n lan) of(f Family) subnet {
 	return subnet{n.network, n.edge, n.remote, "/24", ""}
 }
 
-// families are those that a network has whose traffic is of family f.
+// families are the families of a network whose traffic has family f.
 func families(f Family) []Family {
 	switch {
 	case f == IPv6:
@@ -64,7 +64,7 @@ func families(f Family) []Family {
 	return []Family{IPv4}
 }
 
-// outer is the family between the edges. Without a tunnel that is the branches' own.
+// outer is the family between the edges. Without a tunnel it is that of the branches.
 func (p *Pair) outer() Family {
 	if p.Name == Kernel {
 		return p.inner()
@@ -72,7 +72,7 @@ func (p *Pair) outer() Family {
 	return p.lab.Options.Underlay
 }
 
-// inner is the family of phones and PCs when they speak to each other.
+// inner is the family of the traffic between phones and PCs.
 func (p *Pair) inner() Family { return p.lab.Options.Overlay }
 
 // Address is the address of a phone or a PC, of the overlay's family.

@@ -7,10 +7,10 @@ import (
 	"ringway/test/lab/host"
 )
 
-// Holder is the whole life of the process that `ringway lab holder …` starts: one that holds a host, or the provider's.
+// Holder runs a process that `ringway lab holder …` started: one that holds a host, or the provider's.
 func Holder(args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) == 2 && args[0] == "provider" && os.Getppid() == 0 {
-		return carry(args[1], stdout)
+		return runProvider(args[1], stdout)
 	}
 	return host.Hold(args, stdin, stdout)
 }

@@ -13,30 +13,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Keep lets the lab stand after this process has ended, and says how to enter and how to end it.
+// Keep leaves the lab running after this process has exited, and prints how to enter it and how to end it.
 func (l *Lab) Keep(w io.Writer) error {
 	id := l.world.PID()
 	if err := l.world.Keep(); err != nil {
 		return err
 	}
 	l.kept = true
-	fmt.Fprintf(w, "\nThe lab stays. Enter a host, with its files in %s there:\n", MachineDir)
+	fmt.Fprintf(w, "\nThe lab keeps running. To enter a host (its files are in %s there):\n", MachineDir)
 	for _, p := range l.pairs {
 		for _, name := range hostNames {
 			fmt.Fprintf(w, "  nsenter -t %-7d -a -w    # %s %s\n", p.Host(name).PID, p.Name, name)
 		}
 	}
-	fmt.Fprintf(w, "End it with all that runs in it:\n  ringway lab --down %d\n", id)
+	fmt.Fprintf(w, "To end it with everything in it:\n  ringway lab --down %d\n", id)
 	return nil
 }
 
-// Down ends a lab that was kept. Its name is the number that Keep printed.
+// Down ends a lab that was kept; id is the number that Keep printed.
 func Down(id string) error {
 	pid, err := strconv.Atoi(id)
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("%w: %q is no lab (allowed: the number that `ringway lab --keep` printed)", ErrUsage, id)
+		return fmt.Errorf("%w: %q is not a lab (allowed: the number that `ringway lab --keep` printed)", ErrUsage, id)
 	}
-	// The descriptor keeps the number from being given to another process between the look and the kill.
+	// The descriptor keeps the PID from being reused between the check and the kill.
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err == nil {
 		defer unix.Close(fd)
@@ -46,9 +46,9 @@ func Down(id string) error {
 	}
 	if errors.Is(err, unix.ESRCH) {
 		if others := kept(); len(others) > 0 {
-			return fmt.Errorf("no lab %d stands (these do: %s)", pid, strings.Join(others, ", "))
+			return fmt.Errorf("lab %d is not running (running: %s)", pid, strings.Join(others, ", "))
 		}
-		return fmt.Errorf("no lab %d stands", pid)
+		return fmt.Errorf("lab %d is not running", pid)
 	}
 	if err != nil {
 		return fmt.Errorf("find lab %d: %w", pid, err)
@@ -56,21 +56,22 @@ func Down(id string) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		return fmt.Errorf("end lab %d: %w", pid, err)
 	}
-	// Readable once it has ended, which is after everything inside has.
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != nil && !errors.Is(err, unix.EINTR) {
+	// Readable once the process has ended, which is after everything inside it has.
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != nil &&
+		!errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("wait for the end of lab %d: %w", pid, err)
 	}
 	return nil
 }
 
-// isLab says whether a process is the first of a lab.
+// isLab reports whether a process is process 1 of a lab.
 func isLab(pid int) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	args := bytes.Split(bytes.TrimRight(line, "\x00"), []byte{0})
 	return err == nil && len(args) == 4 && string(bytes.Join(args[1:], []byte{' '})) == "lab holder init"
 }
 
-// kept lists the labs that stand.
+// kept lists the labs that are running.
 func kept() []string {
 	var ids []string
 	dirs, _ := filepath.Glob("/proc/[0-9]*")

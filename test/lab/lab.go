@@ -1,8 +1,8 @@
-// Package lab builds two whole branches on one machine, places calls between them and measures how good the voice
-// was. It is what `ringway lab` runs, and end-to-end tests stand on it; cmd/ringway and tests import it, nobody else.
+// Package lab builds two whole branches on one machine, places calls between them and measures the voice.
+// `ringway lab` and the end-to-end tests run it.
 //
-// Every host of the lab is a network and a mount namespace (with a /run, /etc/ringway and /var/lib/ringway of its own),
-// all processes live in one PID namespace:
+// Every host of the lab is a network and a mount namespace (with its own /run, /etc/ringway and
+// /var/lib/ringway); all processes live in one PID namespace:
 //
 //	berlin                                                                            munich
 //	phone-a 10.1.10.10 --- voice0 .1                              voice0 .1 --- phone-b 10.2.10.10
@@ -10,16 +10,18 @@
 //	pc-a    10.1.20.10 ---  data0 .1   |                    |     data0 .1 --- pc-b    10.2.20.10
 //	                      198.51.100.2 |                    | 203.0.113.2
 //
-// IPv6 stands beside it: 2001:db8:SIDE:NETWORK::/64, so phone-a is 2001:db8:1:10::10, and on the WAN 2001:db8:a::/64 and
-// 2001:db8:b::/64. Options say which of them joins the edges, and which the phones and PCs speak. A second such pair, the
-// baseline, may stand beside the first at the same time with the same addresses: no cable joins them.
+// With IPv6 the networks are 2001:db8:SIDE:NETWORK::/64, so phone-a is 2001:db8:1:10::10, and on the WAN
+// 2001:db8:a::/64 and 2001:db8:b::/64. Options choose the family between the edges and that of phones and
+// PCs. A second such pair, the baseline, may run beside the first at the same time with the same addresses:
+// no cable joins them.
 //
-// Nothing is left when the lab ends, however it ends. No namespace has a name; each is held by a process of the lab's
-// PID namespace, whose process 1 ends when its standard input does, and the kernel takes the rest along. No device
-// is ever made in the machine's own network.
+// The lab leaves nothing behind, however it ends. No namespace has a name; each is held by a process of the
+// lab's PID namespace, whose process 1 exits when its standard input closes, and the kernel ends the rest. No
+// device is ever created in the machine's own network.
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +35,8 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab/host"
+	"ringway/test/lab/program"
+	"ringway/units"
 )
 
 // Bulk is what fills the WAN while the calls are up.
@@ -41,43 +45,49 @@ type Bulk string
 // The kinds of bulk traffic, from pc-a to pc-b.
 const (
 	BulkNone Bulk = "none"
-	BulkTCP  Bulk = "tcp" // one TCP stream, as fast as it goes
+	BulkTCP  Bulk = "tcp" // one TCP stream at full speed
 	BulkUDP  Bulk = "udp" // a flood of twice the WAN's rate
 )
 
-// Options says what stands in the lab.
+// Options describe the lab.
 type Options struct {
-	Binary      string     // the program ringway: the edges run it and it holds the namespaces; default: this one
+	Binary      string     // the program ringway that the edges run; default: the one that belongs to this program
+	Helper      string     // the program whose `lab holder` holds the namespaces; default: this one
+	Version     string     // required of a Binary that is not given; default: any
 	WireGuardGo string     // the stock program wireguard-go for the baseline; default: beside Binary, or in PATH
-	Paths       []PathName // which pairs to build; default: Ringway alone
+	Paths       []PathName // pairs to build; default: Ringway only
 
 	Underlay Family // between the edges; default: IPv4
 	Overlay  Family // in the branches' networks; default: IPv4, with IPv6 beside it
 
-	WAN    qos.BitRate   // rate of the provider's bottleneck, both ways; 0 = none
+	WAN    qos.BitRate   // rate of the provider's bottleneck in both directions; 0 = none
 	Buffer Bytes         // of the provider's FIFO before the bottleneck
 	Wire   bool          // the bottleneck is busy with one packet at a time; otherwise a meter (test/lab/provider)
 	Delay  time.Duration // one way
-	Loss   float64       // fraction lost on the way, 0 to 1
+	Loss   float64       // fraction that the provider loses, 0 to 1
 
 	Seed uint64 // of the loss: the same seed loses the same packets
 
 	Bulk     Bulk
 	Calls    int
-	NoCalls  bool          // none will be placed: SIPp need not be there
+	NoCalls  bool          // none will be placed: SIPp need not be installed
 	Duration time.Duration // of each call's media
 
-	// EdgeConfig may change an edge's configuration before it is written: values by path, as config.SetValues takes them.
+	// SIP is what Ringway's edges do with signalling (sip.mode); default: off.
+	SIP string
+
+	// EdgeConfig may change an edge's configuration before it is written: values by path, as config.SetValues
+	// takes them.
 	EdgeConfig func(site string, values map[string]string)
 
-	// StockFarEnd puts stock wireguard-go with one tunnel at munich's end of Ringway's pair; EdgeConfig says which of berlin's
-	// tunnels it belongs to.
+	// StockFarEnd runs stock wireguard-go with one tunnel at munich's end of Ringway's pair; EdgeConfig
+	// chooses which of berlin's tunnels it belongs to.
 	StockFarEnd bool
 
 	Progress io.Writer // nil = silent
 }
 
-// MachineDir is where a host sees the files of the lab.
+// MachineDir is the directory of the lab's files on each host.
 const MachineDir = host.Dir
 
 // DefaultBuffer is the provider's buffer: 200 full packets, 120 ms at 20 Mbit/s.
@@ -91,26 +101,19 @@ func ParseWAN(s string) (qos.BitRate, error) {
 	if s == "none" {
 		return 0, nil
 	}
-	r, err := qos.ParseBitRate(s)
+	r, err := units.ParseBitRate(s)
 	if err != nil {
 		return 0, fmt.Errorf("%w, or none", err)
 	}
 	return r, nil
 }
 
-// needsStock says whether an edge runs stock wireguard-go.
+// needsStock reports whether an edge runs stock wireguard-go.
 func (o Options) needsStock() bool {
 	return o.StockFarEnd || slices.ContainsFunc(o.Paths, PathName.stock)
 }
 
 func (o *Options) fill() error {
-	if o.Binary == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("find the program ringway: %w", err)
-		}
-		o.Binary = self
-	}
 	if len(o.Paths) == 0 {
 		o.Paths = []PathName{Ringway}
 	}
@@ -146,19 +149,42 @@ func (o *Options) fill() error {
 	}
 	for _, p := range o.Paths {
 		if !slices.Contains(pathNames, p) {
-			return fmt.Errorf("no pair is called %q (allowed: %s)", p, strings.ReplaceAll(strings.Trim(fmt.Sprint(pathNames), "[]"), " ", ", "))
+			return fmt.Errorf(
+				"unknown pair %q (allowed: %s)",
+				p,
+				strings.ReplaceAll(strings.Trim(fmt.Sprint(pathNames), "[]"), " ", ", "),
+			)
 		}
 		if (p == FQCoDel || p == Cake) && o.WAN == 0 {
-			return fmt.Errorf("the pair %s is held to a rate and needs one", p)
+			return fmt.Errorf("the pair %s needs a rate for its WAN", p)
 		}
 	}
 	return nil
 }
 
-// ErrUsage marks an error of what was asked for, not of the lab.
+// findPrograms fills in the programs that were not given.
+func (o *Options) findPrograms() error {
+	if o.Binary == "" && slices.Contains(o.Paths, Ringway) {
+		path, err := program.Find(o.Version)
+		if err != nil {
+			return err
+		}
+		o.Binary = path
+	}
+	if o.Helper == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
+		o.Helper = self
+	}
+	return nil
+}
+
+// ErrUsage marks a mistake in the options, as opposed to a failure of the lab.
 var ErrUsage = errors.New("wrong usage")
 
-// Lab is what stands, until Close.
+// Lab is a running lab.
 type Lab struct {
 	Options Options
 	world   *host.World
@@ -167,17 +193,20 @@ type Lab struct {
 	kept    bool
 }
 
-// New builds the lab and waits until packets flow between the branches of every pair. It needs root. When it fails,
-// nothing is left.
+// New builds the lab and waits until packets flow between the branches of every pair. It needs root. When it
+// fails, it leaves nothing behind.
 func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := o.fill(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if err := o.findPrograms(); err != nil {
+		return nil, err
 	}
 	if err := checkTools(o); err != nil {
 		return nil, err
 	}
 	if o.needsStock() {
-		if o.WireGuardGo, err = findWireGuardGo(o.WireGuardGo, o.Binary); err != nil {
+		if o.WireGuardGo, err = findWireGuardGo(o.WireGuardGo, cmp.Or(o.Binary, o.Helper)); err != nil {
 			return nil, err
 		}
 	}
@@ -188,7 +217,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 		}
 	}()
 	l.show.step("building %d hosts", 7*len(o.Paths))
-	if l.world, err = host.NewWorld(o.Binary); err != nil {
+	if l.world, err = host.NewWorld(o.Helper); err != nil {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -243,8 +272,8 @@ func (l *Lab) Host(name string) *Host { return l.pairs[0].Host(name) }
 // Edge is edge a or b of the first pair.
 func (l *Lab) Edge(side string) *Edge { return l.pairs[0].Edge(side) }
 
-// Close ends every process of the lab; with them go the namespaces, the devices and the files. Of a lab that is
-// kept it lets go.
+// Close ends every process of the lab, and with them the namespaces, devices and files. A lab that is kept is
+// only released.
 func (l *Lab) Close() {
 	if l.world != nil && !l.kept {
 		l.world.Close()

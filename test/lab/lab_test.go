@@ -16,14 +16,13 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab/host"
+	"ringway/test/netnstest"
 )
 
 // wireguardGo finds or builds the stock program.
 func wireguardGo(t *testing.T) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces and needs root (make test)")
-	}
+	netnstest.Root(t)
 	if p, err := host.LookPath("wireguard-go"); err == nil {
 		return p
 	}
@@ -42,11 +41,12 @@ func baseline(t *testing.T, o Options) *Lab {
 	return l
 }
 
-// machine is what of the machine's own the lab must never change.
+// machine is the part of the machine's own state that the lab must never change.
 func machine(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all", "nft -s list ruleset", "ip netns list"} {
+	for _, c := range []string{"ip -o link", "ip rule", "ip -6 rule", "ip route show table all",
+		"nft -s list ruleset", "ip netns list"} {
 		args := strings.Fields(c)
 		path, err := host.LookPath(args[0])
 		require.NoError(t, err)
@@ -82,6 +82,7 @@ func (l *Lab) processes(t *testing.T) int {
 //
 // All calls complete, no packet is lost, and the audio's marks arrive.
 func TestQuietBaselineIsClear(t *testing.T) {
+	t.Parallel()
 	l := baseline(t, Options{Calls: 4, Duration: 2 * time.Second})
 	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
@@ -99,11 +100,11 @@ func TestQuietBaselineIsClear(t *testing.T) {
 	assert.Less(t, p.Voice.Delay.P50, 5000.0, "µs")
 	assert.Greater(t, p.Voice.Delay.Min, 10.0, "µs: encryption and six hops take longer than nothing")
 	assert.Len(t, r.Series, 2)
-	assert.Nil(t, p.Queues, "nothing is held to a rate")
+	assert.Nil(t, p.Queues, "nothing is limited to a rate")
 }
 
 // The provider's FIFO of 300,000 bytes at 20 Mbit/s is 120 ms, and a flood keeps it full.
-func TestFloodedBaselineWaitsInTheProvidersFIFO(t *testing.T) {
+func TestTimedFloodedBaselineWaitsInTheProvidersFIFO(t *testing.T) {
 	l := baseline(t, Options{Calls: 4, Duration: 5 * time.Second, WAN: 20 * qos.Mbit, Bulk: BulkUDP})
 	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
@@ -117,6 +118,7 @@ func TestFloodedBaselineWaitsInTheProvidersFIFO(t *testing.T) {
 
 // What the provider is told to add and to lose is what the phones see.
 func TestProviderDelaysAndLoses(t *testing.T) {
+	t.Parallel()
 	l := baseline(t, Options{Calls: 10, Duration: 4 * time.Second, Delay: 30 * time.Millisecond, Loss: 0.05, Seed: 7})
 	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
@@ -166,12 +168,21 @@ func TestKeptLabStandsUntilDown(t *testing.T) {
 	assert.Contains(t, said.String(), "ringway lab --down "+id)
 
 	_, err = l.Host(PhoneA).Run(t.Context(), "true")
-	require.Error(t, err, "this process has let go of it")
-	out, err := exec.Command("nsenter", "-t", strconv.Itoa(phone), "-a", "ping", "-c1", "-W5", "10.2.10.10").CombinedOutput()
+	require.Error(t, err, "this process has released it")
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(phone), "-a", "ping", "-c1", "-W5", "10.2.10.10").
+		CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
-	assert.EqualError(t, Down("0"), "wrong usage: \"0\" is no lab (allowed: the number that `ringway lab --keep` printed)")
-	assert.ErrorContains(t, Down(strconv.Itoa(os.Getpid())), "no lab "+strconv.Itoa(os.Getpid())+" stands (these do: ")
+	assert.EqualError(
+		t,
+		Down("0"),
+		"wrong usage: \"0\" is not a lab (allowed: the number that `ringway lab --keep` printed)",
+	)
+	assert.ErrorContains(
+		t,
+		Down(strconv.Itoa(os.Getpid())),
+		"lab "+strconv.Itoa(os.Getpid())+" is not running (running: ",
+	)
 	assert.Contains(t, kept(), id)
 	require.NoError(t, Down(id))
 	_, _ = init.Wait()
@@ -201,18 +212,30 @@ func TestHostsFoldersAreTheirOwn(t *testing.T) {
 	assert.NotContains(t, out, "eth0")
 }
 
-// Without a tunnel the kernel's forwarding joins the branches (New waits for a packet in both classes), and what leaves the wire is counted.
+// Without a tunnel the kernel's forwarding joins the branches (New waits for a packet in both classes), and
+// what leaves the wire is counted.
 func TestKernelPairForwards(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		family Family
 		second string
 		least  uint64 // 1000 bytes, ICMP, IP, Ethernet
 	}{{IPv4, "10.2.20.11", 1042}, {IPv6, "2001:db8:2:20::11", 1062}} {
-		l, err := New(t.Context(), Options{Paths: []PathName{Kernel}, Underlay: c.family, Overlay: c.family, WAN: 2 * qos.Mbit, Wire: true, NoCalls: true})
+		l, err := New(
+			t.Context(),
+			Options{
+				Paths:    []PathName{Kernel},
+				Underlay: c.family,
+				Overlay:  c.family,
+				WAN:      2 * qos.Mbit,
+				Wire:     true,
+				NoCalls:  true,
+			},
+		)
 		require.NoError(t, err)
 		t.Cleanup(l.Close)
 		p := l.Pair(Kernel)
-		require.NoError(t, p.Alive(), "no program is no error")
+		require.NoError(t, p.Alive(), "a pair without a program is alive")
 		second, err := p.SecondPC(t.Context(), PCB)
 		require.NoError(t, err)
 		assert.Equal(t, c.second, second)
@@ -229,7 +252,19 @@ func TestKernelPairForwards(t *testing.T) {
 
 // Without IPv4: calls, bulk and the provider's relay work as with it.
 func TestIPv6Lab(t *testing.T) {
-	l := baseline(t, Options{Underlay: IPv6, Overlay: IPv6, Calls: 2, Duration: time.Second, WAN: 20 * qos.Mbit, Delay: 5 * time.Millisecond, Bulk: BulkTCP})
+	t.Parallel()
+	l := baseline(
+		t,
+		Options{
+			Underlay: IPv6,
+			Overlay:  IPv6,
+			Calls:    2,
+			Duration: time.Second,
+			WAN:      20 * qos.Mbit,
+			Delay:    5 * time.Millisecond,
+			Bulk:     BulkTCP,
+		},
+	)
 	for _, name := range []string{PhoneA, PCA, EdgeA, Provider, EdgeB} {
 		out, err := l.Host(name).Run(t.Context(), "ip", "-4", "-o", "address", "show", "scope", "global")
 		require.NoError(t, err)
@@ -252,7 +287,7 @@ func TestIPv6Lab(t *testing.T) {
 
 func TestPairsThatCannotBeAreRefused(t *testing.T) {
 	_, err := New(t.Context(), Options{Paths: []PathName{Cake}})
-	assert.ErrorContains(t, err, "the pair cake is held to a rate and needs one")
+	assert.ErrorContains(t, err, "the pair cake needs a rate for its WAN")
 	_, err = New(t.Context(), Options{Paths: []PathName{"ipsec"}})
 	assert.ErrorContains(t, err, "allowed: ringway, baseline, fq_codel, cake, kernel")
 }

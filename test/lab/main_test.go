@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"ringway/test/netnstest"
 )
 
 // The lab starts the program that it is part of as its holders: here that is the test itself.
@@ -14,6 +16,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if code, done := netnstest.Isolate(); done {
+		os.Exit(code)
 	}
 	os.Exit(m.Run())
 }

@@ -7,34 +7,37 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"ringway/quality"
+	"ringway/quality/figures"
 	"ringway/test/lab/bulk"
 	"ringway/test/lab/capture"
 	"ringway/test/lab/host"
+	"ringway/test/lab/program"
 	"ringway/test/lab/report"
 )
 
-// settle is how long after the last call a packet may still be under way.
+// settle is how long a packet may still be in flight after the last call.
 const settle = 1500 * time.Millisecond
 
-// Listening is a capture of the calls' RTP at both phones of a pair.
+// Listening is a running capture of the calls' RTP at both phones of a pair.
 type Listening struct {
 	pair *Pair
 	a, b *capture.Capture
 }
 
-// Heard is what a capture at both phones found, by direction.
+// Heard is what was captured at both phones, by direction.
 type Heard struct {
 	AToB, BToA   capture.Direction
 	CaptureDrops uint32
 }
 
-// Listen begins to capture RTP at both phones.
+// Listen starts to capture RTP at both phones.
 func (p *Pair) Listen() (*Listening, error) {
 	ports := capture.Ports{Low: mediaPort, High: lastMedia}
 	a, err := capture.Start(p.Host(PhoneA).NetPath(), "eth0", ports)
@@ -49,7 +52,7 @@ func (p *Pair) Listen() (*Listening, error) {
 	return &Listening{pair: p, a: a, b: b}, nil
 }
 
-// Stop ends the capture and matches what was sent with what came.
+// Stop ends the capture and matches sent packets with received ones.
 func (l *Listening) Stop() (Heard, error) {
 	a, errA := l.a.Stop()
 	b, errB := l.b.Stop()
@@ -63,33 +66,37 @@ func (l *Listening) Stop() (Heard, error) {
 }
 
 func (h Heard) voice() report.Voice {
-	direction := func(name string, d capture.Direction) report.Direction {
+	direction := func(name string, d capture.Direction) figures.Direction {
 		wrong := 0
 		for dscp, n := range d.DSCP {
 			if dscp != expedited {
 				wrong += n
 			}
 		}
-		return report.NewDirection(name, d.Summary(), report.Found{Unmatched: d.Unmatched, CaptureLost: h.CaptureDrops, WrongDSCP: wrong})
+		return figures.NewDirection(
+			name,
+			d.Summary(),
+			figures.Found{Unmatched: d.Unmatched, CaptureLost: h.CaptureDrops, WrongDSCP: wrong},
+		)
 	}
-	return report.NewVoice(direction(report.AToB, h.AToB), direction(report.BToA, h.BToA))
+	return report.NewVoice(direction(figures.AToB, h.AToB), direction(figures.BToA, h.BToA))
 }
 
 // expedited is the DSCP of Expedited Forwarding (RFC 3246), which phones set on RTP.
 const expedited = 46
 
-// Result is what Measure found: the report, and every packet's delay for the plot.
+// Result is the report, and every packet's delay for the plot.
 type Result struct {
 	Report report.Report
 	Series []report.Series
 }
 
-// JSON writes the report for machines; the shape stays.
+// JSON writes the report as JSON; its fields are stable.
 func (r Result) JSON(w io.Writer) error {
 	return report.WriteJSON(w, r.Report)
 }
 
-// Table writes the report for people.
+// Table prints the report as text.
 func (r Result) Table(w io.Writer) error { return report.Table(w, r.Report) }
 
 // Plot draws every packet's delay into a file whose name ends in .png or .svg.
@@ -100,8 +107,8 @@ func (r Result) Plot(path string) error {
 	return report.Plot(path, r.Report, r.Series)
 }
 
-// PlotQueues draws what stood in the queues into a file beside the one that Plot draws, lab-queues.png beside lab.png, and says which. It
-// is empty where there was no queue.
+// PlotQueues draws what the queues held into a file beside the one that Plot draws, lab-queues.png beside
+// lab.png, and returns its path. It is empty if there was no queue.
 func (r Result) PlotQueues(beside string) (path string, err error) {
 	picture, ok := report.NewQueuePicture(r.Report)
 	if !ok {
@@ -115,16 +122,23 @@ func (r Result) PlotQueues(beside string) (path string, err error) {
 	return path, picture.Save(path)
 }
 
-// wantAwake says whether the cores would fall asleep between packets. What a guest's core then takes to
-// wake up is the hypervisor's time, and is measured as the network's. With bulk and no bottleneck they
-// are busy anyway.
+// wantAwake reports whether the cores would sleep between packets. The time that a guest's core takes to wake
+// up is the hypervisor's, but would be measured as the network's. With bulk traffic and no bottleneck the
+// cores are busy anyway.
 func (l *Lab) wantAwake() bool { return l.Options.Bulk == BulkNone || l.Options.WAN > 0 }
 
-// Measure fills the WAN as the options say, places the calls on every pair at the same time and listens. Bulk begins before the
-// first call and ends after the last.
+// Measure fills the WAN as the options say, places the calls on every pair at the same time and captures
+// them. Bulk traffic starts before the first call and ends after the last.
 func (l *Lab) Measure(ctx context.Context) (Result, error) {
 	o := l.Options
-	r := Result{Report: report.Report{Machine: report.ThisMachine(), Scenario: l.scenario(time.Now())}}
+	r := Result{Report: report.Report{Machine: figures.ThisMachine(), Scenario: l.scenario(time.Now())}}
+	if slices.Contains(o.Paths, Ringway) {
+		identity, err := program.Identify(ctx, o.Binary)
+		if err != nil {
+			return Result{}, err
+		}
+		r.Report.Ringway = &identity
+	}
 	if l.wantAwake() {
 		stop, err := l.pairs[0].Host(Provider).KeepAwake()
 		if err != nil {
@@ -132,94 +146,143 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 		}
 		defer stop()
 	}
-	watch := WatchQueues(ctx, l.pairs...)
-	defer watch.Stop()
-	if o.Bulk != BulkNone {
-		l.show.timed(bulk.WarmUp, "filling the WAN with %s", o.Bulk)
+
+	m := &measurement{
+		lab:    l,
+		watch:  WatchQueues(ctx, l.pairs...),
+		bulk:   make([]*RunningBulk, len(l.pairs)),
+		counts: make([]CallResult, len(l.pairs)),
+		rates:  make([]float64, len(l.pairs)),
+		heard:  make([]Heard, len(l.pairs)),
 	}
-	running := make([]*RunningBulk, len(l.pairs))
-	defer func() {
-		for _, b := range running {
-			if b != nil {
-				b.Kill()
-			}
-		}
-	}()
-	if o.Bulk != BulkNone {
-		if err := l.each(ctx, func(ctx context.Context, i int, p *Pair) (err error) {
-			watch.Phase(i, strings.ToUpper(string(o.Bulk))+" bulk")
-			running[i], err = p.StartBulk(ctx, o.Bulk)
-			return err
-		}); err != nil {
-			return r, err
-		}
+	defer m.watch.Stop()
+	defer m.killBulk()
+	if err := m.startBulk(ctx); err != nil {
+		return r, err
 	}
-	ears := make([]*Listening, len(l.pairs))
+	if err := m.placeCalls(ctx); err != nil {
+		return r, err
+	}
+	if err := m.stopBulk(ctx); err != nil {
+		return r, err
+	}
+
 	for i, p := range l.pairs {
-		var err error
-		if ears[i], err = p.Listen(); err != nil {
-			return r, err
+		if c := m.counts[i]; c.Refused > 0 {
+			l.show.note("%s: %d of %d calls were refused for want of room", p.Name, c.Refused, c.Placed)
+		}
+		if c := m.counts[i]; c.Completed+c.Refused < c.Placed {
+			l.show.note("%s: %d of %d calls did not complete: %s", p.Name, c.Placed-c.Completed, c.Placed, c.Why)
 		}
 	}
-	begin := time.Now()
-	watch.Zero(begin)
-	l.show.timed(rampTime+o.Duration+hangUp, "%d calls of %s on each path", o.Calls, o.Duration)
-	counts := make([]CallResult, len(l.pairs))
-	rates := make([]float64, len(l.pairs))
-	callErr := l.each(ctx, func(ctx context.Context, i int, p *Pair) error {
-		watch.Phase(i, "calls")
+	m.fill(&r)
+	l.show.end()
+	return r, nil
+}
+
+// measurement is one Measure in progress; slices are in the order of the pairs.
+type measurement struct {
+	lab        *Lab
+	watch      *QueueWatch
+	begin, end time.Time // of the calls
+
+	bulk   []*RunningBulk
+	counts []CallResult
+	rates  []float64 // of bulk traffic, Mbit/s
+	heard  []Heard
+	queues []*report.Queues
+}
+
+func (m *measurement) startBulk(ctx context.Context) error {
+	o := m.lab.Options
+	if o.Bulk == BulkNone {
+		return nil
+	}
+	m.lab.show.timed(bulk.WarmUp, "filling the WAN with %s", o.Bulk)
+	return m.lab.each(ctx, func(ctx context.Context, i int, p *Pair) (err error) {
+		m.watch.Phase(i, strings.ToUpper(string(o.Bulk))+" bulk")
+		m.bulk[i], err = p.StartBulk(ctx, o.Bulk)
+		return err
+	})
+}
+
+// stopBulk ends the bulk traffic and reads what arrived during the calls.
+func (m *measurement) stopBulk(ctx context.Context) error {
+	if m.lab.Options.Bulk == BulkNone {
+		return nil
+	}
+	m.lab.show.step("ending the bulk traffic")
+	return m.lab.each(ctx, func(ctx context.Context, i int, _ *Pair) error {
+		rate, err := m.bulk[i].Stop(ctx, m.begin, m.end)
+		m.rates[i] = float64(rate) / 1e6
+		return err
+	})
+}
+
+func (m *measurement) killBulk() {
+	for _, b := range m.bulk {
+		if b != nil {
+			b.Kill()
+		}
+	}
+}
+
+// placeCalls captures the calls on all pairs until the last one is over.
+func (m *measurement) placeCalls(ctx context.Context) error {
+	o := m.lab.Options
+	captures := make([]*Listening, len(m.lab.pairs))
+	for i, p := range m.lab.pairs {
+		var err error
+		if captures[i], err = p.Listen(); err != nil {
+			return err
+		}
+	}
+
+	m.begin = time.Now()
+	m.watch.Zero(m.begin)
+	m.lab.show.timed(rampTime+o.Duration+hangUp, "%d calls of %s on each path", o.Calls, o.Duration)
+	err := m.lab.each(ctx, func(ctx context.Context, i int, p *Pair) error {
+		m.watch.Phase(i, "calls")
 		calls, err := p.StartCalls(ctx, o.Calls, o.Duration)
 		if err != nil {
 			return err
 		}
-		if counts[i], err = calls.Wait(ctx); err != nil {
+		if m.counts[i], err = calls.Wait(ctx); err != nil {
 			return err
 		}
-		watch.Phase(i, "calls over")
+		m.watch.Phase(i, "calls over")
 		return host.Pause(ctx, settle)
 	})
-	end := time.Now()
-	queues := watch.Stop()
-	heard := make([]Heard, len(l.pairs))
-	for i, e := range ears { // also after an error: a capture holds a goroutine and a socket
-		var err error
-		if heard[i], err = e.Stop(); err != nil {
-			callErr = errors.Join(callErr, err)
-		}
+	m.end = time.Now()
+	m.queues = m.watch.Stop()
+
+	for i, c := range captures { // also after an error: a capture owns a goroutine and a socket
+		var stopErr error
+		m.heard[i], stopErr = c.Stop()
+		err = errors.Join(err, stopErr)
 	}
-	if callErr != nil {
-		return r, callErr
-	}
-	if o.Bulk != BulkNone {
-		l.show.step("ending the bulk traffic")
-		if err := l.each(ctx, func(ctx context.Context, i int, _ *Pair) error {
-			rate, err := running[i].Stop(ctx, begin, end)
-			rates[i] = float64(rate) / 1e6
-			return err
-		}); err != nil {
-			return r, err
-		}
-	}
-	for i, p := range l.pairs {
-		if c := counts[i]; c.Completed < c.Placed {
-			l.show.note("%s: %d of %d calls did not complete: %s", p.Name, c.Placed-c.Completed, c.Placed, c.Why)
-		}
-	}
-	r.Report.Scenario.Seconds = end.Sub(begin).Seconds() - settle.Seconds()
-	for i, p := range l.pairs {
+	return err
+}
+
+// fill enters the figures into the report.
+func (m *measurement) fill(r *Result) {
+	r.Report.Scenario.Seconds = m.end.Sub(m.begin).Seconds() - settle.Seconds()
+	start := quality.Timestamp(m.begin.UnixNano())
+	for i, p := range m.lab.pairs {
+		h := m.heard[i]
 		r.Report.Paths = append(r.Report.Paths, report.Path{
 			Name:  string(p.Name),
-			Voice: heard[i].voice(),
-			Calls: report.Calls{Placed: counts[i].Placed, Completed: counts[i].Completed},
-			Bulk:  report.Bulk{MbitPerS: rates[i]}, Queues: queues[i],
+			Voice: h.voice(),
+			Calls: report.Calls{
+				Placed: m.counts[i].Placed, Completed: m.counts[i].Completed, Refused: m.counts[i].Refused,
+			},
+			Bulk:   report.Bulk{MbitPerS: m.rates[i]},
+			Queues: m.queues[i],
 		})
-		start := quality.Timestamp(begin.UnixNano())
 		r.Series = append(r.Series,
-			report.NewSeries(string(p.Name), report.AToB, start, heard[i].AToB.Streams),
-			report.NewSeries(string(p.Name), report.BToA, start, heard[i].BToA.Streams))
+			report.NewSeries(string(p.Name), figures.AToB, start, h.AToB.Streams),
+			report.NewSeries(string(p.Name), figures.BToA, start, h.BToA.Streams))
 	}
-	l.show.end()
-	return r, nil
 }
 
 // each runs f for all pairs at the same time.
@@ -234,9 +297,11 @@ func (l *Lab) each(ctx context.Context, f func(ctx context.Context, i int, p *Pa
 func (l *Lab) scenario(begin time.Time) report.Scenario {
 	o := l.Options
 	s := report.Scenario{
-		WAN: "none", WANBits: uint64(o.WAN), Underlay: string(o.Underlay), Overlay: string(o.Overlay), BufferBytes: int(o.Buffer),
-		DelayUS: float64(o.Delay) / float64(time.Microsecond), Loss: o.Loss,
-		Seed: o.Seed, Bulk: string(o.Bulk), Calls: o.Calls, Codec: "G.711 A-law, 20 ms", Started: begin.UTC().Format(time.RFC3339),
+		WAN: "none", WANBits: uint64(o.WAN), Underlay: string(o.Underlay), Overlay: string(o.Overlay),
+		BufferBytes: int(o.Buffer),
+		DelayUS:     float64(o.Delay) / float64(time.Microsecond), Loss: o.Loss,
+		Seed: o.Seed, Bulk: string(o.Bulk), Calls: o.Calls, Codec: "G.711 A-law, 20 ms",
+		Started: begin.UTC().Format(time.RFC3339),
 	}
 	if o.WAN > 0 {
 		s.WAN = o.WAN.String()
@@ -247,10 +312,10 @@ func (l *Lab) scenario(begin time.Time) report.Scenario {
 	return s
 }
 
-// Streams is how many RTP streams, leaving and arriving, had at least so many packets so far at each phone.
+// Streams counts the RTP streams, in both directions, that had at least so many packets so far at each phone.
 func (l *Listening) Streams(packets int) (a, b int) {
 	return l.a.Streams(packets), l.b.Streams(packets)
 }
 
-// Count is how many RTP packets were seen so far, leaving and arriving, at each phone.
+// Count counts the RTP packets, in both directions, so far at each phone.
 func (l *Listening) Count() (a, b int) { return l.a.Count(), l.b.Count() }

@@ -31,12 +31,12 @@ func TestParseCallsTakesTheLastLine(t *testing.T) {
 
 func TestOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, o := range map[string]Options{
-		"501 calls at once (allowed: 1-500)":                                         {Calls: 501},
-		"calls of 100ms (allowed: 1s-1h)":                                            {Duration: 100 * time.Millisecond},
-		"a loss of 1 (allowed: 0 to less than 1)":                                    {Loss: 1},
-		"a delay of 1m0s (allowed: 0-5s)":                                            {Delay: time.Minute},
-		`bulk "sctp" (allowed: none, tcp, udp)`:                                      {Bulk: "sctp"},
-		`no pair is called "x" (allowed: ringway, baseline, fq_codel, cake, kernel)`: {Paths: []PathName{"x"}},
+		"501 calls at once (allowed: 1-500)":                                    {Calls: 501},
+		"calls of 100ms (allowed: 1s-1h)":                                       {Duration: 100 * time.Millisecond},
+		"a loss of 1 (allowed: 0 to less than 1)":                               {Loss: 1},
+		"a delay of 1m0s (allowed: 0-5s)":                                       {Delay: time.Minute},
+		`bulk "sctp" (allowed: none, tcp, udp)`:                                 {Bulk: "sctp"},
+		`unknown pair "x" (allowed: ringway, baseline, fq_codel, cake, kernel)`: {Paths: []PathName{"x"}},
 	} {
 		assert.EqualError(t, o.fill(), want)
 	}
@@ -44,7 +44,9 @@ func TestOptionsAreHeldToTheirRange(t *testing.T) {
 	require.NoError(t, o.fill())
 	assert.Equal(t, []PathName{Ringway}, o.Paths)
 	assert.Equal(t, DefaultBuffer, o.Buffer)
-	assert.NotEmpty(t, o.Binary)
+	o.Binary = "/bin/true"
+	require.NoError(t, o.findPrograms())
+	assert.NotEmpty(t, o.Helper)
 }
 
 func TestComplaintIsOneLine(t *testing.T) {
@@ -65,6 +67,6 @@ func TestProgressWithoutATerminal(t *testing.T) {
 func TestHolderRefusesToRunByHand(t *testing.T) {
 	for _, args := range [][]string{nil, {"init"}, {"host", "phone-a"}, {"provider", "{}"}, {"x", "y", "z"}} {
 		assert.EqualError(t, Holder(args, strings.NewReader(""), &bytes.Buffer{}),
-			"the holder is started by `ringway lab` alone, in namespaces of its own")
+			"only `ringway lab` starts the holder, in namespaces of its own")
 	}
 }

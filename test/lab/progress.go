@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// progress says what the lab is doing: on a terminal one line with a clock that moves, elsewhere a line a step.
+// progress prints what the lab is doing: on a terminal one line with a running clock, elsewhere one line for
+// each step.
 type progress struct {
 	w        io.Writer
 	terminal bool
@@ -19,8 +20,8 @@ type progress struct {
 	mu    sync.Mutex // guards what follows, and the writer
 	what  string
 	since time.Time
-	until time.Duration // how long the step takes, where that is known
-	stop  chan struct{} // ends the clock; nil where none runs
+	until time.Duration // duration of the step, where it is known
+	stop  chan struct{} // stops the clock; nil if none runs
 }
 
 func newProgress(w io.Writer) *progress {
@@ -32,10 +33,10 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-// step begins a step, which ends the one before.
+// step starts a step and ends the previous one.
 func (p *progress) step(format string, args ...any) { p.timed(0, format, args...) }
 
-// timed begins a step that is known to take d.
+// timed starts a step that is known to take d.
 func (p *progress) timed(d time.Duration, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,7 +60,7 @@ func (p *progress) takesLocked() string {
 	return fmt.Sprintf(" (about %s)", p.until.Round(time.Second))
 }
 
-// note writes a line that stays, without ending the step.
+// note prints a line without ending the step.
 func (p *progress) note(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"ringway/test/lab/provider"
 )
 
-// provide makes the network between the branches. It runs in a process of the provider's own: its relay has
-// nothing to wait for in ours, and goes on in a lab that is kept.
+// provide creates the network between the branches. It runs in a process of the provider's own, so that its
+// relay never waits for this process, and keeps running in a lab that is kept.
 func (p *Pair) provide(ctx context.Context) error {
 	o := p.lab.Options
 	config, err := json.Marshal(provider.Config{
@@ -23,7 +23,7 @@ func (p *Pair) provide(ctx context.Context) error {
 		return err
 	}
 	h := p.Host(Provider)
-	cmd := h.Command(o.Binary, "lab", "holder", "provider", string(config))
+	cmd := h.Command(o.Helper, "lab", "holder", "provider", string(config))
 	var proc *host.Process
 	if err := host.StartHolder(cmd, func() (err error) {
 		proc, err = h.Spawn("provider", cmd)
@@ -36,11 +36,11 @@ func (p *Pair) provide(ctx context.Context) error {
 		return fmt.Errorf("%s: start the provider: %w%s", p.Name, err, words)
 	}
 	p.provider = proc
-	return p.knowEdges(ctx)
+	return p.addNeighbours(ctx)
 }
 
-// Carried is how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet frames without checksum, as the
-// bottleneck's rate counts them.
+// Carried returns how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet
+// frames without checksum, as the bottleneck's rate counts them.
 func (p *Pair) Carried() (toB, toA uint64, err error) {
 	h := p.Host(Provider)
 	toB, errB := h.Counter(sides[1].provider, "tx_bytes")
@@ -48,9 +48,9 @@ func (p *Pair) Carried() (toB, toA uint64, err error) {
 	return toB, toA, errors.Join(errB, errA)
 }
 
-// knowEdges tells the provider its customers' hardware addresses. Otherwise it would hold what is sent to an edge that is not up
-// yet, and deliver it seconds later, in the moment when that edge itself begins to speak.
-func (p *Pair) knowEdges(ctx context.Context) error {
+// addNeighbours gives the provider its customers' hardware addresses. Otherwise it would queue what is sent
+// to an edge that is not up yet, and deliver it seconds later, just when that edge starts to send.
+func (p *Pair) addNeighbours(ctx context.Context) error {
 	for _, s := range sides {
 		var link net.HardwareAddr
 		if err := p.Host(s.edge).Do(func() error {
@@ -62,23 +62,25 @@ func (p *Pair) knowEdges(ctx context.Context) error {
 		}); err != nil {
 			return fmt.Errorf("%s: find wan0: %w", s.edge, err)
 		}
-		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.of(p.outer()).edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
+		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.of(
+			p.outer()).edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// providerSocket is where the provider's process says what stands before its wires; the folder is the host's own.
+// providerSocket is where the provider's process answers questions about its queues; the directory is the
+// host's own.
 const providerSocket = "/run/provider.sock"
 
-// carry is the life of the provider's process.
-func carry(config string, stdout io.Writer) (err error) {
+// runProvider is the main function of the provider's process.
+func runProvider(config string, stdout io.Writer) (err error) {
 	var c provider.Config
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return fmt.Errorf("read the provider's configuration: %w", err)
 	}
-	// The empty name is the network namespace that this process is in.
+	// The empty name is the network namespace of this process.
 	n, err := provider.Build("", sides[0].provider, sides[1].provider, c)
 	if err != nil {
 		return err
@@ -86,7 +88,7 @@ func carry(config string, stdout io.Writer) (err error) {
 	defer func() { err = errors.Join(err, n.Close()) }()
 	l, err := net.Listen("unix", providerSocket)
 	if err != nil {
-		return fmt.Errorf("listen for who asks after the queues: %w", err)
+		return fmt.Errorf("listen for queries of the queues: %w", err)
 	}
 	defer l.Close()
 	go n.Serve(l)

@@ -13,38 +13,41 @@ import (
 
 	"ringway/appliance"
 	"ringway/appliance/config"
+	"ringway/appliance/control"
 	"ringway/qos"
 	"ringway/qos/tc"
+	"ringway/quality/figures"
 	"ringway/test/lab/host"
 	"ringway/test/lab/provider"
 	"ringway/test/lab/report"
 )
 
-// queueEvery is how often the queues are read: often enough to see them fill, and next to nothing for a machine whose latency is measured
-// (docs/architecture.md has the cost).
+// queueEvery is the sampling interval: short enough to see queues fill, and cheap on a machine whose latency
+// is being measured.
 const queueEvery = 200 * time.Millisecond
 
-// readTime bounds one reading of one host.
+// readTime bounds one sample of one host.
 const readTime = 5 * time.Second
 
-// QueueWatch reads the queues on the ways of all pairs, a few times a second. A Ringway edge is asked over its control socket for
-// the queues alone, which its voice plane does not notice; other edges' and the provider's come from the kernel, or from the relay where that is the wire.
+// QueueWatch samples the queues on the paths of all pairs a few times a second. A Ringway edge is asked over
+// its control socket for its queues only, which its voice plane does not notice; the queues of other edges
+// and of the provider come from the kernel, or from the relay where that is the wire.
 type QueueWatch struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	begin  time.Time // of the watch
+	begin  time.Time // of the sampling
 
 	mu   sync.Mutex
 	zero time.Time
-	ways []*queueWay
+	ways []*queuePath
 }
 
-// queueWay is one pair.
-type queueWay struct {
+// queuePath is the state of one pair.
+type queuePath struct {
 	readers []*queueReader
 	phases  []mark
 	samples []queueSample
-	took    time.Duration // of all readings
+	took    time.Duration // by all samples
 	missed  int
 	why     error
 }
@@ -59,7 +62,7 @@ type queueSample struct {
 	queues []queueValue
 }
 
-// queueKey is a queue.
+// queueKey identifies a queue.
 type queueKey struct{ direction, place, class, site string }
 
 type queueValue struct {
@@ -69,7 +72,7 @@ type queueValue struct {
 	dropped float64
 }
 
-// queueReader reads the queues of one place.
+// queueReader reads the queues of one host.
 type queueReader struct {
 	direction, place string
 	read             func(context.Context) (queueReading, error)
@@ -84,7 +87,7 @@ type queueReading struct {
 	flowDrops uint64
 }
 
-// WatchQueues begins to read the queues of pairs, whose order is that of all figures. Stop ends it.
+// WatchQueues starts to sample the queues of the pairs; figures are in the order of the pairs. Stop ends it.
 func WatchQueues(ctx context.Context, pairs ...*Pair) *QueueWatch {
 	w := newQueueWatch(pairs)
 	ctx, w.cancel = context.WithCancel(ctx)
@@ -108,26 +111,27 @@ func newQueueWatch(pairs []*Pair) *QueueWatch {
 	w := &QueueWatch{done: make(chan struct{}), begin: time.Now()}
 	w.zero = w.begin
 	for _, p := range pairs {
-		w.ways = append(w.ways, &queueWay{readers: p.queueReaders()})
+		w.ways = append(w.ways, &queuePath{readers: p.queueReaders()})
 	}
 	return w
 }
 
-// Zero says where the time axis begins.
+// Zero sets the origin of the time axis.
 func (w *QueueWatch) Zero(at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.zero = at
 }
 
-// Phase notes that the pair of that place in the lab is loaded so from now on.
+// Phase records the load of a pair from now on.
 func (w *QueueWatch) Phase(pair int, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ways[pair].phases = append(w.ways[pair].phases, mark{name, time.Now()})
 }
 
-// Stop ends the readings and gives what was found, in the order of the lab's pairs; nil for a pair without queues. It may be called again.
+// Stop ends the sampling and returns the series, in the order of the pairs; nil for a pair without queues. It
+// may be called again.
 func (w *QueueWatch) Stop() []*report.Queues {
 	w.cancel()
 	<-w.done
@@ -149,14 +153,14 @@ func (w *QueueWatch) found() []*report.Queues {
 	return out
 }
 
-// look is one reading of all pairs.
+// look takes one sample of all pairs.
 func (w *QueueWatch) look(ctx context.Context) {
 	for _, way := range w.ways {
 		begin := time.Now()
 		s, err := way.read(ctx)
 		w.mu.Lock()
 		switch {
-		case ctx.Err() != nil: // the watch ended meanwhile
+		case ctx.Err() != nil: // the sampling ended meanwhile
 		case err != nil:
 			way.missed, way.why = way.missed+1, err
 		case s != nil:
@@ -168,15 +172,15 @@ func (w *QueueWatch) look(ctx context.Context) {
 	}
 }
 
-// read gives nothing the first time: a rate needs two readings.
-func (w *queueWay) read(ctx context.Context) (*queueSample, error) {
+// read returns nothing the first time: a rate needs two samples.
+func (w *queuePath) read(ctx context.Context) (*queueSample, error) {
 	now, at := make([]queueReading, len(w.readers)), make([]time.Time, len(w.readers))
 	for i, r := range w.readers {
 		ctx, cancel := context.WithTimeout(ctx, readTime)
 		var err error
 		now[i], err = r.read(ctx)
 		cancel()
-		if err != nil { // half a reading is none: the next one's rates count from the last whole one
+		if err != nil { // an incomplete sample is dropped: the next rates count from the last complete one
 			return nil, err
 		}
 		at[i] = time.Now()
@@ -197,24 +201,51 @@ func (w *queueWay) read(ctx context.Context) (*queueSample, error) {
 func (r *queueReader) values(now queueReading, passed time.Duration) (out []queueValue) {
 	var data qos.QueueFlow // of the site, for the flow queues before it
 	for i, f := range qos.Flows(r.last.stats, now.stats, passed) {
-		out = append(out, queueValue{queueKey{r.direction, r.place, string(f.Class), f.Site}, f, now.stats[i].Limit, math.Round(f.DropsASecond * passed.Seconds())})
+		out = append(
+			out,
+			queueValue{
+				queueKey{r.direction, r.place, string(f.Class), f.Site},
+				f,
+				now.stats[i].Limit,
+				math.Round(f.DropsASecond * passed.Seconds()),
+			},
+		)
 		if f.Class == qos.Data && f.Site != qos.Local {
 			data = f
 		}
 	}
 	if now.flows != nil {
 		// Their bound is a time of the line, and they have no rate of their own.
-		f := qos.QueueFlow{Class: qos.Data, Ceiling: data.Ceiling, Backlog: *now.flows, Wait: data.Ceiling.Serialization(*now.flows)}
-		out = append(out, queueValue{queueKey{r.direction, report.AtFlows, string(f.Class), data.Site}, f, 0, float64(now.flowDrops - min(r.last.flowDrops, now.flowDrops))})
+		f := qos.QueueFlow{
+			Class:   qos.Data,
+			Ceiling: data.Ceiling,
+			Backlog: *now.flows,
+			Wait:    data.Ceiling.Serialization(*now.flows),
+		}
+		out = append(
+			out,
+			queueValue{
+				queueKey{r.direction, report.AtFlows, string(f.Class), data.Site},
+				f,
+				0,
+				float64(now.flowDrops - min(r.last.flowDrops, now.flowDrops)),
+			},
+		)
 	}
 	return out
 }
 
-func (w *queueWay) report(zero time.Time) *report.Queues {
+func (w *queuePath) report(zero time.Time) *report.Queues {
 	if len(w.samples) == 0 && w.missed == 0 {
 		return nil
 	}
-	out := &report.Queues{Interval: queueEvery.Seconds(), Missed: w.missed, Phases: []report.Phase{}, Seconds: []float64{}, Series: []report.QueueSeries{}}
+	out := &report.Queues{
+		Interval: queueEvery.Seconds(),
+		Missed:   w.missed,
+		Phases:   []report.Phase{},
+		Seconds:  []float64{},
+		Series:   []report.QueueSeries{},
+	}
 	if w.why != nil {
 		out.Why = w.why.Error()
 	}
@@ -236,7 +267,8 @@ func (w *queueWay) report(zero time.Time) *report.Queues {
 				series[q.queueKey], order = one, append(order, q.queueKey)
 			}
 			one.Rate, one.Ceil, one.Limit = uint64(q.Guaranteed), uint64(q.Ceiling), uint64(q.limit)
-			one.Bits[i], one.Backlog[i], one.Wait[i], one.Drops[i] = float64(q.Now), float64(q.Backlog), rounded(q.Wait.Seconds()*1000, 1000), q.dropped
+			one.Bits[i], one.Backlog[i] = float64(q.Now), float64(q.Backlog)
+			one.Wait[i], one.Drops[i] = rounded(q.Wait.Seconds()*1000, 1000), q.dropped
 		}
 	}
 	for _, k := range order {
@@ -256,15 +288,16 @@ func (w *queueWay) report(zero time.Time) *report.Queues {
 
 func rounded(v, to float64) float64 { return math.Round(v*to) / to }
 
-// queueReaders are those of a pair, in the order of a packet's way from a to b, then back.
+// queueReaders are those of a pair, in the order in which a packet passes from a to b, then back.
 func (p *Pair) queueReaders() (out []*queueReader) {
 	o := p.lab.Options
 	for i, s := range sides {
-		e, towards := p.edges[s.edge], []string{report.AToB, report.BToA}[i]
+		e, towards := p.edges[s.edge], []string{figures.AToB, figures.BToA}[i]
 		edge := &queueReader{direction: towards, place: report.AtEdge}
 		switch {
 		case !e.stock:
-			c := appliance.NewClient(appliance.Paths{Run: e.Path(appliance.DefaultPaths().Run)})
+			paths := appliance.Paths{Run: e.Path(appliance.DefaultPaths().Run)}
+			c := control.NewClient(paths.Socket())
 			edge.read, edge.close = func(ctx context.Context) (queueReading, error) { return e.queues(ctx, c) }, c.Close
 			out = append(out, edge)
 		case len(stockQueue(p.Name, o.WAN)) > 0:
@@ -274,7 +307,11 @@ func (p *Pair) queueReaders() (out []*queueReader) {
 		if o.WAN == 0 {
 			continue
 		}
-		far := &queueReader{direction: towards, place: report.AtProvider, read: rootQueue(p.Host(Provider), sides[1-i].provider, o.WAN, o.Buffer)}
+		far := &queueReader{
+			direction: towards,
+			place:     report.AtProvider,
+			read:      rootQueue(p.Host(Provider), sides[1-i].provider, o.WAN, o.Buffer),
+		}
 		if o.Wire {
 			far.read = func(ctx context.Context) (queueReading, error) { return p.wireQueue(ctx, i) }
 		}
@@ -283,15 +320,15 @@ func (p *Pair) queueReaders() (out []*queueReader) {
 	return out
 }
 
-// queues asks an edge's daemon for what stands on its WAN.
-func (e *Edge) queues(ctx context.Context, c *appliance.Client) (queueReading, error) {
+// queues asks an edge's daemon for the queues of its WAN.
+func (e *Edge) queues(ctx context.Context, c *control.Client) (queueReading, error) {
 	now, err := c.Queues(ctx)
 	if err != nil {
 		return queueReading{}, fmt.Errorf("%s: ask for the queues: %w", e.Name, err)
 	}
 	var r queueReading
 	for _, q := range now.Queues {
-		if slices.Contains(qos.ClassNames, q.Class) { // and not what is shaped towards the LANs
+		if slices.Contains(qos.ClassNames, q.Class) { // not the ones towards the LANs
 			r.stats = append(r.stats, q)
 		}
 	}
@@ -302,8 +339,13 @@ func (e *Edge) queues(ctx context.Context, c *appliance.Client) (queueReading, e
 	return r, nil
 }
 
-// rootQueue reads the one queue of a device that is held to a rate.
-func rootQueue(h *host.Host, device string, rate qos.BitRate, limit qos.ByteCount) func(context.Context) (queueReading, error) {
+// rootQueue reads the only queue of a device that is limited to a rate.
+func rootQueue(
+	h *host.Host,
+	device string,
+	rate qos.BitRate,
+	limit qos.ByteCount,
+) func(context.Context) (queueReading, error) {
 	return func(context.Context) (r queueReading, err error) {
 		err = h.Do(func() error {
 			s, found, err := tc.RootStats(device)
@@ -321,7 +363,7 @@ func rootQueue(h *host.Host, device string, rate qos.BitRate, limit qos.ByteCoun
 	}
 }
 
-// wireQueue asks the provider's relay for the FIFO before its wire, of the direction that begins at side i.
+// wireQueue asks the provider's relay for the FIFO before its wire, of the direction that starts at side i.
 func (p *Pair) wireQueue(ctx context.Context, i int) (queueReading, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", p.Host(Provider).Path(providerSocket))
@@ -340,6 +382,8 @@ func (p *Pair) wireQueue(ctx context.Context, i int) (queueReading, error) {
 		return queueReading{}, fmt.Errorf("%s: it speaks of %d queues", Provider, len(q))
 	}
 	o := p.lab.Options
-	return queueReading{stats: []qos.QueueStats{{Rate: o.WAN, Ceil: o.WAN, Limit: o.Buffer, Sent: qos.ByteCount(q[i].Sent),
-		Backlog: qos.ByteCount(q[i].Backlog), Drops: q[i].Drops}}}, nil
+	return queueReading{
+		stats: []qos.QueueStats{{Rate: o.WAN, Ceil: o.WAN, Limit: o.Buffer, Sent: qos.ByteCount(q[i].Sent),
+			Backlog: qos.ByteCount(q[i].Backlog), Drops: q[i].Drops}},
+	}, nil
 }

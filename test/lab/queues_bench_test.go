@@ -12,9 +12,10 @@ import (
 	"ringway/qos"
 )
 
-// What one reading of Ringway's pair costs in processor time: this process (which reads), both daemons, both data planes.
+// What one reading of Ringway's pair costs in processor time: this process (which reads), both daemons, both
+// data planes.
 func BenchmarkQueueReading(b *testing.B) {
-	l, err := New(b.Context(), Options{Binary: program(b), WAN: 20 * qos.Mbit, NoCalls: true})
+	l, err := New(b.Context(), Options{Binary: buildRingway(b), WAN: 20 * qos.Mbit, NoCalls: true})
 	require.NoError(b, err)
 	b.Cleanup(l.Close)
 	w := newQueueWatch(l.pairs)

@@ -17,11 +17,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
+	"ringway/quality/figures"
 	"ringway/test/lab/report"
 )
 
 // program builds ringway: the edges run it.
-func program(t testing.TB) string {
+func buildRingway(t testing.TB) string {
 	t.Helper()
 	p := filepath.Join(t.TempDir(), "ringway")
 	cmd := exec.Command("go", "build", "-o", p, "ringway/cmd/ringway")
@@ -31,7 +32,8 @@ func program(t testing.TB) string {
 	return p
 }
 
-// sent is what tc -s says that a device's root queue, or its HTB class with that handle, has sent. (Of classes tc has no figures in JSON.)
+// sent is what tc -s says that a device's root queue, or its HTB class with that handle, has sent. (Of
+// classes tc has no figures in JSON.)
 func sent(t *testing.T, h *Host, device, class string) uint64 {
 	t.Helper()
 	what, begin := []string{"qdisc", "show", "dev", device, "root"}, "qdisc "
@@ -49,13 +51,27 @@ func sent(t *testing.T, h *Host, device, class string) uint64 {
 	return n
 }
 
-//	phone, pc --- edge-a --- FIFO of 120 ms, 20 Mbit/s --- edge-b --- phone, pc     Ringway, and stock wireguard-go, under a flood
+//	phone, pc --- edge-a --- FIFO of 120 ms, 20 Mbit/s --- edge-b --- phone, pc
 //
-// What is read is between what tc -s shows before and after it. In the report the flood stands at home with Ringway, before its tunnel, while
-// calls wait nowhere and the provider's FIFO is empty; with the baseline that is full.
+// Ringway, and stock wireguard-go, under a flood.
+//
+// What is read is between what tc -s shows before and after it. In the report the flood queues at home with
+// Ringway, before its tunnel, while calls wait nowhere and the provider's FIFO is empty; with the baseline
+// that is full.
 func TestQueuesWhereTheFloodStands(t *testing.T) {
-	l, err := New(t.Context(), Options{Binary: program(t), WireGuardGo: wireguardGo(t), Paths: []PathName{Ringway, Baseline}, WAN: 20 * qos.Mbit,
-		Bulk: BulkUDP, Calls: 4, Duration: 3 * time.Second})
+	t.Parallel()
+	l, err := New(
+		t.Context(),
+		Options{
+			Binary:      buildRingway(t),
+			WireGuardGo: wireguardGo(t),
+			Paths:       []PathName{Ringway, Baseline},
+			WAN:         20 * qos.Mbit,
+			Bulk:        BulkUDP,
+			Calls:       4,
+			Duration:    3 * time.Second,
+		},
+	)
 	require.NoError(t, err)
 	t.Cleanup(l.Close)
 	r, err := l.Measure(t.Context())
@@ -85,7 +101,7 @@ func TestQueuesWhereTheFloodStands(t *testing.T) {
 	}
 	ours, stock := read.Paths[0].Queues, read.Paths[1].Queues
 	full := func(q *report.Queues, place, class string) *report.QueueSeries {
-		s := q.Find(report.AToB, place, class)
+		s := q.Find(figures.AToB, place, class)
 		require.NotNil(t, s, "%s %s", place, class)
 		return s
 	}
@@ -97,7 +113,7 @@ func TestQueuesWhereTheFloodStands(t *testing.T) {
 	data, flows := full(ours, report.AtEdge, string(qos.Data)), full(ours, report.AtFlows, string(qos.Data))
 	assert.Positive(t, middle(data.Backlog))
 	assert.Empty(t, flows.Bits)
-	assert.Greater(t, slices.Max(flows.Wait), 100.0, "ms: the flood stands here, up to 200 ms of the line")
+	assert.Greater(t, slices.Max(flows.Wait), 100.0, "ms: the flood waits here, up to 200 ms of the line")
 	assert.LessOrEqual(t, slices.Max(flows.Wait), 220.0)
 	assert.Positive(t, total(flows.Drops), "and here it is dropped, where flows can be told apart")
 	assert.Zero(t, total(data.Drops))
@@ -108,7 +124,7 @@ func TestQueuesWhereTheFloodStands(t *testing.T) {
 	assert.Greater(t, middle(fifo.Wait), 100.0, "ms: full")
 	assert.LessOrEqual(t, slices.Max(fifo.Wait), 121.0)
 	assert.Positive(t, total(fifo.Drops))
-	assert.Nil(t, stock.Find(report.AToB, report.AtEdge, ""), "the baseline has no queue of its own")
+	assert.Nil(t, stock.Find(figures.AToB, report.AtEdge, ""), "the baseline has no queue of its own")
 
 	file, err := r.PlotQueues(filepath.Join(t.TempDir(), "new", "lab.svg"))
 	require.NoError(t, err)
@@ -126,7 +142,13 @@ func queuesAreTCs(t *testing.T, l *Lab) {
 	show := func() (out []uint64) {
 		p := l.Pair(Ringway)
 		edge := p.Host(EdgeA)
-		return append(out, sent(t, edge, "wan0", media), sent(t, edge, "wan0", data), sent(t, p.Host(Provider), "wan-b", ""), sent(t, l.Pair(Baseline).Host(Provider), "wan-b", ""))
+		return append(
+			out,
+			sent(t, edge, "wan0", media),
+			sent(t, edge, "wan0", data),
+			sent(t, p.Host(Provider), "wan-b", ""),
+			sent(t, l.Pair(Baseline).Host(Provider), "wan-b", ""),
+		)
 	}
 	floods := make([]*RunningBulk, len(l.pairs))
 	require.NoError(t, l.each(t.Context(), func(ctx context.Context, i int, p *Pair) (err error) {
@@ -146,12 +168,13 @@ func queuesAreTCs(t *testing.T, l *Lab) {
 	for _, way := range w.ways {
 		require.NoError(t, way.why)
 		for _, r := range way.readers {
-			if r.direction != report.AToB {
+			if r.direction != figures.AToB {
 				continue
 			}
 			for _, s := range r.last.stats {
 				switch {
-				case r.place == report.AtProvider, s.Site == "munich" && (s.Class == qos.Media || s.Class == qos.Data):
+				case r.place == report.AtProvider,
+					s.Site == "munich" && (s.Class == qos.Media || s.Class == qos.Data):
 					got = append(got, uint64(s.Sent))
 				}
 			}
@@ -189,15 +212,20 @@ func total(v []float64) (n float64) {
 	return n
 }
 
-// A host that cannot be read costs a reading, not the run, and the next rate counts from the last whole reading.
+// A host that cannot be read costs a reading, not the run, and the next rate counts from the last whole
+// reading.
 func TestAReadingThatFailsIsLeftOut(t *testing.T) {
 	var fail error
 	var bytes qos.ByteCount
-	way := &queueWay{readers: []*queueReader{{direction: report.AToB, place: report.AtProvider, read: func(context.Context) (queueReading, error) {
-		bytes += 1000
-		return queueReading{stats: []qos.QueueStats{{Rate: qos.Mbit, Sent: bytes, Backlog: 125}}}, fail
-	}}}}
-	w := &QueueWatch{ways: []*queueWay{way}, zero: time.Now()}
+	way := &queuePath{
+		readers: []*queueReader{
+			{direction: figures.AToB, place: report.AtProvider, read: func(context.Context) (queueReading, error) {
+				bytes += 1000
+				return queueReading{stats: []qos.QueueStats{{Rate: qos.Mbit, Sent: bytes, Backlog: 125}}}, fail
+			}},
+		},
+	}
+	w := &QueueWatch{ways: []*queuePath{way}, zero: time.Now()}
 	w.look(t.Context())
 	fail = os.ErrDeadlineExceeded
 	w.look(t.Context())

@@ -32,9 +32,9 @@ const (
 	udpHeader      = 8
 )
 
-// voiceFile makes the file that SIPp plays: length of the recording's audio, played as often as it takes, in packets of
-// 20 ms with sequence numbers and timestamps that go on through the whole call. SIPp takes ports and addresses
-// from the SDP; the ones in the file mean nothing.
+// voiceFile creates the file that SIPp plays: audio of the given length, the recording repeated as often as
+// needed, in packets of 20 ms with sequence numbers and timestamps that continue through the whole call. SIPp
+// takes ports and addresses from the SDP and ignores the ones in the file.
 func voiceFile(recording []byte, length time.Duration, ssrc uint32) ([]byte, error) {
 	audio, err := readAudio(recording)
 	if err != nil {
@@ -50,7 +50,7 @@ func voiceFile(recording []byte, length time.Duration, ssrc uint32) ([]byte, err
 	out = le.AppendUint32(out, pcapMagic)
 	out = le.AppendUint16(out, 2)
 	out = le.AppendUint16(out, 4)
-	out = append(out, make([]byte, 8)...) // time zone and accuracy: zero, as everybody writes
+	out = append(out, make([]byte, 8)...) // time zone and accuracy: always zero
 	out = le.AppendUint32(out, 65535)
 	out = le.AppendUint32(out, linkEthernet)
 	at := 0

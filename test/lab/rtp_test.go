@@ -51,7 +51,8 @@ func TestReadAudioRefuses(t *testing.T) {
 	assert.EqualError(t, err, "the recording holds no G.711 A-law audio")
 }
 
-// The file for a call of any length is one unbroken stream: numbers and timestamps go on where the recording begins again.
+// The file for a call of any length is one unbroken stream: numbers and timestamps go on where the recording
+// begins again.
 func TestVoiceFileIsOneStream(t *testing.T) {
 	audio := make([]byte, 400) // two and a half packets
 	for i := range audio {

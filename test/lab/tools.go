@@ -11,7 +11,7 @@ import (
 	"ringway/test/lab/host"
 )
 
-// tool is a program that the lab runs, and the Debian package that has it.
+// tool is a program that the lab needs, and its Debian package.
 type tool struct{ program, pkg string }
 
 var (
@@ -24,7 +24,7 @@ var (
 // checkTools reports everything that is missing at once.
 func checkTools(o Options) error {
 	if os.Geteuid() != 0 {
-		return errors.New("the lab makes network namespaces and needs root (try: sudo ringway lab)")
+		return errors.New("the lab creates network namespaces and needs root (try: sudo ringway lab)")
 	}
 	need := slices.Clone(toolsAlways)
 	if !o.NoCalls {
@@ -49,7 +49,11 @@ func checkTools(o Options) error {
 		programs, packages = append(programs, voicePcap), append(packages, toolCalls.pkg)
 	}
 	if len(programs) > 0 {
-		return fmt.Errorf("the lab needs %s (on Debian: apt-get install %s)", strings.Join(programs, ", "), strings.Join(packages, " "))
+		return fmt.Errorf(
+			"the lab needs %s (on Debian: apt-get install %s)",
+			strings.Join(programs, ", "),
+			strings.Join(packages, " "),
+		)
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return fmt.Errorf("the lab needs TUN devices: %w (try: modprobe tun)", err)
@@ -57,7 +61,8 @@ func checkTools(o Options) error {
 	return nil
 }
 
-// findWireGuardGo finds the stock program that the baseline runs: where the user says, beside our own, or in PATH.
+// findWireGuardGo finds the stock program that the baseline runs: the given one, the one beside the binary,
+// or the one in PATH.
 func findWireGuardGo(said, binary string) (string, error) {
 	if said != "" {
 		p, err := filepath.Abs(said)
@@ -76,5 +81,9 @@ func findWireGuardGo(said, binary string) (string, error) {
 	if p, err := host.LookPath("wireguard-go"); err == nil {
 		return p, nil
 	}
-	return "", fmt.Errorf("the baseline needs the stock program wireguard-go, which is neither %s nor in PATH (`make build` makes it, Debian has it as apt-get install wireguard-go, or say --wireguard-go PATH)", beside)
+	return "", fmt.Errorf(
+		"the baseline needs the stock program wireguard-go, which was found neither as %s nor in PATH (`make "+
+			"build` makes it, Debian has it as apt-get install wireguard-go, or say --wireguard-go PATH)",
+		beside,
+	)
 }

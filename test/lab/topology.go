@@ -51,27 +51,69 @@ type lan struct {
 var sides = [2]side{
 	{
 		phone: PhoneA, pc: PCA, edge: EdgeA, site: "berlin", provider: "wan-a",
-		voice: lan{"10.1.10.0/24", "2001:db8:1:10::/64", "10.1.10.1", "2001:db8:1:10::1", "10.1.10.10", "2001:db8:1:10::10"},
-		data:  lan{"10.1.20.0/24", "2001:db8:1:20::/64", "10.1.20.1", "2001:db8:1:20::1", "10.1.20.10", "2001:db8:1:20::10"},
-		wan:   lan{"198.51.100.0/24", "2001:db8:a::/64", "198.51.100.2", "2001:db8:a::2", "198.51.100.1", "2001:db8:a::1"},
+		voice: lan{
+			"10.1.10.0/24",
+			"2001:db8:1:10::/64",
+			"10.1.10.1",
+			"2001:db8:1:10::1",
+			"10.1.10.10",
+			"2001:db8:1:10::10",
+		},
+		data: lan{
+			"10.1.20.0/24",
+			"2001:db8:1:20::/64",
+			"10.1.20.1",
+			"2001:db8:1:20::1",
+			"10.1.20.10",
+			"2001:db8:1:20::10",
+		},
+		wan: lan{
+			"198.51.100.0/24",
+			"2001:db8:a::/64",
+			"198.51.100.2",
+			"2001:db8:a::2",
+			"198.51.100.1",
+			"2001:db8:a::1",
+		},
 	},
 	{
 		phone: PhoneB, pc: PCB, edge: EdgeB, site: "munich", provider: "wan-b",
-		voice: lan{"10.2.10.0/24", "2001:db8:2:10::/64", "10.2.10.1", "2001:db8:2:10::1", "10.2.10.10", "2001:db8:2:10::10"},
-		data:  lan{"10.2.20.0/24", "2001:db8:2:20::/64", "10.2.20.1", "2001:db8:2:20::1", "10.2.20.10", "2001:db8:2:20::10"},
-		wan:   lan{"203.0.113.0/24", "2001:db8:b::/64", "203.0.113.2", "2001:db8:b::2", "203.0.113.1", "2001:db8:b::1"},
+		voice: lan{
+			"10.2.10.0/24",
+			"2001:db8:2:10::/64",
+			"10.2.10.1",
+			"2001:db8:2:10::1",
+			"10.2.10.10",
+			"2001:db8:2:10::10",
+		},
+		data: lan{
+			"10.2.20.0/24",
+			"2001:db8:2:20::/64",
+			"10.2.20.1",
+			"2001:db8:2:20::1",
+			"10.2.20.10",
+			"2001:db8:2:20::10",
+		},
+		wan: lan{
+			"203.0.113.0/24",
+			"2001:db8:b::/64",
+			"203.0.113.2",
+			"2001:db8:b::2",
+			"203.0.113.1",
+			"2001:db8:b::1",
+		},
 	},
 }
 
-// SecondPC gives a PC another address, as if another host stood beside it, and returns it.
+// SecondPC adds an address to a PC, as if it were another host, and returns it.
 func (p *Pair) SecondPC(ctx context.Context, host string) (string, error) {
 	address := strings.TrimSuffix(p.Address(host), "10") + "11"
 	net := lan{}.of(p.inner())
 	return address, p.Host(host).IP(ctx, nil, "addr replace "+address+net.length+" dev eth0"+net.flags)
 }
 
-// Ports of the phones. Every call has a media port of its own, from the first one up in steps of four (RTP and RTCP
-// of audio, and of a video that is not there).
+// Ports of the phones. Each call has its own media port, counted from the first in steps of four (RTP and
+// RTCP of audio, and of a video that is never used).
 const (
 	sipPort   = 5060
 	mediaPort = 20000
@@ -82,18 +124,18 @@ const (
 // PathName names a pair after what joins its branches.
 type PathName string
 
-// The pairs that may stand beside each other. `ringway lab` builds the first two, `ringway bench link` any.
+// The pairs that may run beside each other. `ringway lab` builds the first two, `ringway bench link` any.
 const (
 	Ringway  PathName = "ringway"  // the appliance: a tunnel a class, queues, marks
 	Baseline PathName = "baseline" // what people use today: one stock wireguard-go tunnel, no queues
 	FQCoDel  PathName = "fq_codel" // the same behind the rate less the default margin, with fq_codel
 	Cake     PathName = "cake"     // the same with cake, diffserv4
-	Kernel   PathName = "kernel"   // no tunnel: what forwarding alone costs, the floor
+	Kernel   PathName = "kernel"   // no tunnel: what forwarding alone costs, the lower bound
 )
 
 var pathNames = []PathName{Ringway, Baseline, FQCoDel, Cake, Kernel}
 
-// stock says whether the pair has one stock wireguard-go tunnel for everything.
+// stock reports whether the pair has one stock wireguard-go tunnel for everything.
 func (p PathName) stock() bool { return p == Baseline || p == FQCoDel || p == Cake }
 
 // Host is one machine of the lab.
@@ -109,7 +151,7 @@ type Pair struct {
 	provider *host.Process
 }
 
-// Host finds a host by its name in the topology; it panics on a name that is not there.
+// Host finds a host by its name in the topology; it panics for an unknown name.
 func (p *Pair) Host(name string) *Host {
 	h, ok := p.hosts[name]
 	if !ok {
@@ -127,8 +169,8 @@ func (p *Pair) Edge(side string) *Edge {
 	return e
 }
 
-// newPair makes the hosts and joins them with cables. Addresses of phones, PCs and provider are set; those of the
-// edges are the edges' own business.
+// newPair creates the hosts and joins them with cables. It sets the addresses of phones, PCs and provider;
+// the edges set their own.
 func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
 	p := &Pair{Name: name, lab: l, hosts: map[string]*Host{}, edges: map[string]*Edge{}}
 	made := make([]*Host, len(hostNames))
@@ -164,7 +206,8 @@ func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
 	return p, nil
 }
 
-// quietIPv6 lets addresses be used at once: nobody else is on these links who could own them.
+// quietIPv6 makes addresses usable at once, without duplicate address detection: no other host on these links
+// could own them.
 func quietIPv6() error {
 	for _, conf := range []string{"all", "default"} {
 		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/accept_dad", []byte("0"), 0)
@@ -175,8 +218,8 @@ func quietIPv6() error {
 	return nil
 }
 
-// cable joins the hosts of one side. Both ends of a veth are made where they belong, so that no
-// device ever appears in the machine's own network.
+// cable joins the hosts of one side. Both ends of a veth are created where they belong, so that no device
+// ever appears in the machine's own network.
 func (p *Pair) cable(ctx context.Context, s side) error {
 	edge, provider := p.Host(s.edge), p.Host(Provider)
 	for _, c := range []struct {
@@ -191,12 +234,13 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 		{Provider, s.provider, edge, "wan0", s.wan, p.outer()},
 	} {
 		h := p.Host(c.host)
-		if err := h.IP(ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
+		if err := h.IP(
+			ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
 			return err
 		}
 		if c.host == s.phone {
-			// Packets of one call that a tunnel's engine joined (UDP GRO) are cut again by a network card before they reach a
-			// phone, and a capture has to see them so.
+			// A network card splits what a tunnel's engine has merged (UDP GRO) before it reaches a phone;
+			// the capture has to see single packets.
 			if err := edge.Do(func() error { return host.SinglePackets(c.farDevice) }); err != nil {
 				return fmt.Errorf("%s: %w", edge.Name, err)
 			}
@@ -219,8 +263,8 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 	return likeAPhone(ctx, p.Host(s.phone))
 }
 
-// likeAPhone marks what SIPp sends as real phones do, RTP as EF and SIP as CS3, and keeps the kernel from answering RTP with
-// "port unreachable": SIPp sends media from raw sockets and listens on none.
+// likeAPhone marks what SIPp sends as real phones do, RTP as EF and SIP as CS3, and keeps the kernel from
+// answering RTP with "port unreachable": SIPp sends media from raw sockets and listens on none.
 func likeAPhone(ctx context.Context, h *Host) error {
 	_, err := h.RunInput(ctx, fmt.Sprintf(`table inet phone {
 	chain send {

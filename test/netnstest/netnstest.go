@@ -26,13 +26,12 @@ type NS struct {
 // New makes an empty network namespace with loopback up; it goes when the test ends.
 func New(t testing.TB) *NS {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces and needs root (make test)")
-	}
+	Root(t)
 	n := &NS{t: t}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace with the last descriptor
+		// never unlocked: the thread ends with the goroutine, and its namespace with the last descriptor
+		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("unshare network namespace: %w", err)
 			return
@@ -99,7 +98,8 @@ func (n *NS) Try(name string, args ...string) (string, error) {
 // Veth joins two namespaces with a pair of virtual ethernet devices, both up.
 func Veth(t testing.TB, a *NS, nameA string, b *NS, nameB string) {
 	t.Helper()
-	cmd := exec.Command("nsenter", "--net=/proc/self/fd/3", "ip", "link", "add", nameA, "type", "veth", "peer", "name", nameB, "netns", "/proc/self/fd/4")
+	cmd := exec.Command("nsenter", "--net=/proc/self/fd/3", "ip", "link", "add", nameA, "type", "veth", "peer",
+		"name", nameB, "netns", "/proc/self/fd/4")
 	cmd.ExtraFiles = []*os.File{a.f, b.f}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)

@@ -18,7 +18,8 @@ import (
 )
 
 // What somebody else changes in the kernel is changed back, as soon as the kernel tells of it.
-func TestWhatIsBrokenIsMended(t *testing.T) {
+func TestWhatIsBrokenIsRepaired(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	edge := l.Host(lab.EdgeA)
 	has := func(line, want string) func() bool {
@@ -48,8 +49,8 @@ func TestWhatIsBrokenIsMended(t *testing.T) {
 	} {
 		sh(t, edge, c.breakIt)
 		broken := time.Now()
-		require.Eventually(t, has(c.look, c.want), patience, 10*time.Millisecond, "%s is not mended", c.name)
-		t.Logf("%s: mended within %s", c.name, time.Since(broken).Round(time.Millisecond))
+		require.Eventually(t, has(c.look, c.want), patience, 10*time.Millisecond, "%s is not repaired", c.name)
+		t.Logf("%s: repaired within %s", c.name, time.Since(broken).Round(time.Millisecond))
 	}
 	reaches(t, l.Host(lab.PhoneA), "10.2.10.10")
 	reaches(t, l.Host(lab.PCA), "10.2.20.10")
@@ -69,7 +70,8 @@ type clearText struct {
 // keepSending sends from every kind of sender, the edge itself too, to the other site, until the test ends.
 func keepSending(t *testing.T, l *lab.Lab) *clearText {
 	t.Helper()
-	c := &clearText{t: t, edge: l.Edge("a"), sites: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("2001:db8:2::/48")}}
+	c := &clearText{t: t, edge: l.Edge("a"), sites: []netip.Prefix{netip.MustParsePrefix(
+		"10.2.0.0/16"), netip.MustParsePrefix("2001:db8:2::/48")}}
 	type flow struct {
 		conn *net.UDPConn
 		to   netip.AddrPort
@@ -127,9 +129,11 @@ func (c *clearText) while(breakIt func()) (clear int) {
 	return clear
 }
 
-// Whatever single thing goes, nothing for the other site leaves the WAN in clear: the marks choose a table that ends in
-// `unreachable`; without the marks the guard's table refuses the sites; without the tables the ruleset drops on the WAN.
+// Whatever single thing goes, nothing for the other site leaves the WAN in clear: the marks choose a table
+// that ends in `unreachable`; without the marks the guard's table refuses the sites; without the tables the
+// ruleset drops on the WAN.
 func TestNothingLeavesInClear(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	e := l.Edge("a")
 	c := keepSending(t, l)
@@ -167,7 +171,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 	nothing("the planes are killed", func() { signal(pids[0], "KILL"); signal(pids[1], "KILL") })
 	whole()
 
-	// From here on nobody mends.
+	// From here on nobody repairs.
 	restart := func() {
 		t.Helper()
 		require.NoError(t, e.Start(t.Context()))
@@ -189,9 +193,12 @@ func TestNothingLeavesInClear(t *testing.T) {
 	nothing("planes and daemon are gone", func() { kill(); signal(pids[0], "KILL"); signal(pids[1], "KILL") })
 	restart()
 
-	// The watch is not blind: with the ruleset and the rules gone at once, and nobody to mend, packets leave in clear.
+	// The watch is not blind: with the ruleset and the rules gone at once, and nobody to repair, packets leave in clear.
 	kill()
-	assert.Positive(t, c.while(func() { sh(t, e.Host, "nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main") }))
+	assert.Positive(t, c.while(func() {
+		sh(t, e.Host,
+			"nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main")
+	}))
 	restart()
 	nothing("all is well again", func() {})
 }

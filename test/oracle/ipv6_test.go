@@ -11,14 +11,20 @@ import (
 	"ringway/test/lab"
 )
 
-// The same without IPv4. A device that is taken down loses its addresses of IPv6, and the routes of every table with them, which IPv4's
-// keep; all come back, and packets pass.
-func TestWhatIsBrokenIsMendedWithoutIPv4(t *testing.T) {
-	l, err := lab.New(within(t, time.Minute), lab.Options{Binary: ringway, WAN: wanRate, Underlay: lab.IPv6, Overlay: lab.IPv6})
+// The same without IPv4. A device that is taken down loses its addresses of IPv6, and the routes of every
+// table with them, which IPv4's keep; all come back, and packets pass.
+func TestWhatIsBrokenIsRepairedWithoutIPv4(t *testing.T) {
+	t.Parallel()
+	l, err := lab.New(within(t, time.Minute),
+		lab.Options{Binary: ringway, Helper: helper, WAN: wanRate, Underlay: lab.IPv6, Overlay: lab.IPv6})
 	require.NoError(t, err)
 	t.Cleanup(l.Close)
 	edge, p := l.Host(lab.EdgeA), l.Pair(lab.Ringway)
-	const address, gateway, phones = "2001:db8:a::2/64", "default via 2001:db8:a::1 dev wan0", "2001:db8:2:10::/64 dev rw-voice"
+	const (
+		address = "2001:db8:a::2/64"
+		gateway = "default via 2001:db8:a::1 dev wan0"
+		phones  = "2001:db8:2:10::/64 dev rw-voice"
+	)
 	for _, c := range []struct {
 		name, breakIt string
 		wants         [][2]string
@@ -38,12 +44,13 @@ func TestWhatIsBrokenIsMendedWithoutIPv4(t *testing.T) {
 			require.Eventually(t, func() bool {
 				out, err := edge.Run(t.Context(), "sh", "-c", w[0])
 				return err == nil && strings.Contains(out, w[1])
-			}, patience, 10*time.Millisecond, "%s is not mended: no %s", c.name, w[1])
+			}, patience, 10*time.Millisecond, "%s is not repaired: no %s", c.name, w[1])
 		}
-		mended := time.Since(broken)
+		repaired := time.Since(broken)
 		reaches(t, l.Host(lab.PhoneA), p.Address(lab.PhoneB))
 		reaches(t, l.Host(lab.PCB), p.Address(lab.PCA))
-		t.Logf("%s: mended within %s, packets pass after %s", c.name, mended.Round(time.Millisecond), time.Since(broken).Round(time.Millisecond))
+		t.Logf("%s: repaired within %s, packets pass after %s", c.name, repaired.Round(time.Millisecond),
+			time.Since(broken).Round(time.Millisecond))
 	}
 	out := sh(t, edge, ringway+" plan "+configFile)
 	assert.Equal(t, 4, strings.Count(out, "# nothing to change"), "%s", out)

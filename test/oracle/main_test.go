@@ -1,9 +1,9 @@
 // Package oracle asks the machine itself whether an edge is what `ringway plan` says. It has tests alone.
 //
-// The edge runs for real, in the lab; beside it stands a namespace in which `ip`, `sysctl`, `tc` and `nft` were fed the
-// plan's words. Both are read back by the same tools, as expressions and raw values, and must be the same. Then packets of
-// every class are sent, and seen in the queue and with the mark that the plan gives them; and what somebody else breaks is
-// mended, while nothing leaves in clear.
+// The edge runs for real, in the lab; beside it stands a namespace in which `ip`, `sysctl`, `tc` and `nft`
+// were fed the plan's words. Both are read back by the same tools, as expressions and raw values, and must be
+// the same. Then packets of every class are sent, and seen in the queue and with the mark that the plan gives
+// them; and what somebody else breaks is repaired, while nothing leaves in clear.
 //
 //	phone-a ---                           --- phone-b
 //	            edge-a --- provider --- edge-b
@@ -24,17 +24,17 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab"
+	"ringway/test/netnstest"
 )
 
 // ringway is the program under test, built once for all.
-var ringway string
+var ringway, helper string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces and need root (make test)")
-		return 1
+	if code, done := netnstest.Isolate(); done {
+		return code
 	}
 	dir, err := os.MkdirTemp("", "ringway-oracle-")
 	if err != nil {
@@ -46,11 +46,11 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	ringway = filepath.Join(dir, "ringway")
-	cmd := exec.Command("go", "build", "-o", ringway, "ringway/cmd/ringway")
+	ringway, helper = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-lab")
+	cmd := exec.Command("go", "build", "-o", dir, "ringway/cmd/ringway", "ringway/cmd/ringway-lab")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it ships
 	if text, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build ringway: %v\n%s", err, text)
+		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, text)
 		return 1
 	}
 	return m.Run()
@@ -75,7 +75,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 // branches builds a lab of two edges. When the test fails, it prints what they said.
 func branches(t *testing.T) *lab.Lab {
 	t.Helper()
-	l, err := lab.New(within(t, time.Minute), lab.Options{Binary: ringway, WAN: wanRate})
+	l, err := lab.New(within(t, time.Minute), lab.Options{Binary: ringway, Helper: helper, WAN: wanRate})
 	require.NoError(t, err)
 	t.Cleanup(l.Close)
 	t.Cleanup(func() {

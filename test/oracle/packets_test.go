@@ -27,9 +27,10 @@ const burst = 20
 // dscp by name, as the config has it.
 var dscp = map[string]int{"DF": 0, "CS1": 8, "AF31": 26, "CS3": 24, "CS5": 40, "EF": 46}
 
-// A packet's class decides its queue on the WAN and the mark that the provider sees. Which class it has is decided by where
-// it comes from, its DSCP (believed from phones alone) and its port. The voice tunnel's engine, realtime, marks what it encrypts by
-// the class inside; what is in the data tunnel is marked as the tunnel is, for its engine sees whole devices.
+// A packet's class decides its queue on the WAN and the mark that the provider sees. Which class it has is
+// decided by where it comes from, its DSCP (believed from phones alone) and its port. The voice tunnel's
+// engine, realtime, marks what it encrypts by the class inside; what is in the data tunnel is marked as the
+// tunnel is, for its engine sees whole devices.
 var classes = []struct {
 	from           string
 	dscp           string
@@ -48,10 +49,11 @@ var classes = []struct {
 	{lab.PCA, "CS3", 20002, qos.Data, qos.Data, "DF", "DF"},
 	{lab.PCA, "DF", 5060, qos.Data, qos.Data, "DF", "DF"},
 	{lab.PCA, "DF", 20004, qos.Data, qos.Data, "DF", "DF"},
-	{lab.PCA, "CS1", 20006, qos.Data, qos.Background, "DF", "CS1"}, // who asks for less gets less
+	{lab.PCA, "CS1", 20006, qos.Data, qos.Background, "DF", "CS1"}, // a packet may ask for less
 }
 
 func TestPacketsAreSeenInTheirClass(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	edge := l.Host(lab.EdgeA)
 	for _, family := range []string{"4", "6"} {
@@ -60,13 +62,13 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 				site := map[string]string{lab.PhoneA + "4": "10.2.10.10", lab.PCA + "4": "10.2.20.10",
 					lab.PhoneA + "6": "2001:db8:2:10::10", lab.PCA + "6": "2001:db8:2:20::10"}[c.from+family]
 				name := fmt.Sprintf("%s %s port %d", c.from, c.dscp, c.port)
-				own := 30000 + i // a flow of its own: a class is remembered with its flow
+				own := socket(t, l.Host(c.from), 30000+i) // a flow of its own: a class is remembered with its flow
 				check := func(to string, class qos.Place, mark string, ours func(capture.Frame) bool) {
 					t.Helper()
 					before := queues(t, edge)
 					wan, err := capture.StartFrames(netPath(edge), "wan0")
 					require.NoError(t, err)
-					send(t, l.Host(c.from), own, to, c.port, dscp[c.dscp])
+					sendFrom(t, own, to, c.port, dscp[c.dscp])
 					after := before
 					require.Eventually(t, func() bool {
 						after = queues(t, edge)
@@ -85,7 +87,8 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 							seen[int(f.DSCP)]++
 						}
 					}
-					assert.GreaterOrEqual(t, seen[dscp[mark]], burst, "%s to %s: DSCP on the WAN %v, wanted %s", name, to, seen, mark)
+					assert.GreaterOrEqual(t, seen[dscp[mark]], burst, "%s to %s: DSCP on the WAN %v, wanted %s", name, to,
+						seen, mark)
 					delete(seen, dscp[mark])
 					for _, n := range seen {
 						assert.Less(t, n, burst/2, "%s to %s: DSCP on the WAN", name, to)
@@ -106,6 +109,7 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 
 // What the internet answers is held on the LAN where it goes; what comes out of a tunnel is not.
 func TestWhatComesInFromTheInternetIsHeldOnTheLAN(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	edge, pc := l.Edge("a").Host, l.Host(lab.PCA)
 	counts := func() (held, rest int) {
@@ -136,7 +140,8 @@ func TestWhatComesInFromTheInternetIsHeldOnTheLAN(t *testing.T) {
 func queues(t *testing.T, edge *lab.Host) map[qos.Place]int {
 	out := sh(t, edge, "tc -s class show dev wan0")
 	counts, places := map[qos.Place]int{}, qos.Places([]string{"munich"})
-	for _, m := range regexp.MustCompile(`class htb (1:[0-9a-f]+) .*\n\s*Sent \d+ bytes (\d+) pkt`).FindAllStringSubmatch(out, -1) {
+	for _, m := range regexp.MustCompile(
+		`class htb (1:[0-9a-f]+) .*\n\s*Sent \d+ bytes (\d+) pkt`).FindAllStringSubmatch(out, -1) {
 		n, err := strconv.Atoi(m[2])
 		require.NoError(t, err)
 		var h qos.Handle
@@ -179,9 +184,14 @@ func mark(t *testing.T, c *net.UDPConn, v6 bool, tos int) {
 
 func send(t *testing.T, h *lab.Host, from int, to string, port, dscp int) {
 	t.Helper()
-	addr := netip.MustParseAddr(to)
 	c := socket(t, h, from)
 	defer c.Close()
+	sendFrom(t, c, to, port, dscp)
+}
+
+func sendFrom(t *testing.T, c *net.UDPConn, to string, port, dscp int) {
+	t.Helper()
+	addr := netip.MustParseAddr(to)
 	mark(t, c, addr.Is6(), dscp<<2)
 	for range burst {
 		_, err := c.WriteToUDPAddrPort(make([]byte, 172), netip.AddrPortFrom(addr, uint16(port)))
@@ -189,9 +199,10 @@ func send(t *testing.T, h *lab.Host, from int, to string, port, dscp int) {
 	}
 }
 
-// A packet crosses two edges as it would two routers: one hop each, ECN as it was; its DSCP is what its class has, on the
-// phone's side again, whatever the sender took.
+// A packet crosses two edges as it would two routers: one hop each, ECN as it was; its DSCP is what its class
+// has, on the phone's side again, whatever the sender took.
 func TestWhatArrivesAtThePhone(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	for i, c := range []struct {
 		from, to, addr string
@@ -214,7 +225,8 @@ func TestWhatArrivesAtThePhone(t *testing.T) {
 		raw, err := in.SyscallConn()
 		require.NoError(t, err)
 		require.NoError(t, raw.Control(func(fd uintptr) {
-			for _, o := range []struct{ level, option int }{{unix.IPPROTO_IP, unix.IP_RECVTOS}, {unix.IPPROTO_IP, unix.IP_RECVTTL},
+			for _, o := range []struct{ level, option int }{{unix.IPPROTO_IP, unix.IP_RECVTOS},
+				{unix.IPPROTO_IP, unix.IP_RECVTTL},
 				{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS}, {unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT}} {
 				assert.NoError(t, unix.SetsockoptInt(int(fd), o.level, o.option, 1))
 			}
@@ -254,8 +266,10 @@ func header(t *testing.T, oob []byte) (tos, ttl int) {
 	return tos, ttl
 }
 
-// TCP learns how long its packets may be from the SYN: the tunnel's MTU less the headers, in either direction and family.
+// TCP learns how long its packets may be from the SYN: the tunnel's MTU less the headers, in either direction
+// and family.
 func TestSYNsAreClamped(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	for _, c := range []struct {
 		from, to, addr string
@@ -334,9 +348,10 @@ func synMSS(b []byte, port uint16) int {
 	return 0
 }
 
-// A site that is heard from another port, as behind a NAT that forgot it, takes its queues along: at once, by elements of the
-// maps, with every rule as it was.
+// A site that is heard from another port, as behind a NAT that forgot it, takes its queues along: at once, by
+// elements of the maps, with every rule as it was.
 func TestASiteThatRoamsKeepsItsQueues(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	edge, pc := l.Host(lab.EdgeA), l.Host(lab.PCA)
 	reaches(t, pc, "10.2.20.10")
@@ -349,14 +364,18 @@ func TestASiteThatRoamsKeepsItsQueues(t *testing.T) {
 	before := rules()
 	require.True(t, element("51821"))
 	sh(t, l.Host(lab.EdgeB), strings.Join([]string{"nft add table inet nat_box",
-		"nft add chain inet nat_box out '{ type filter hook postrouting priority 300; }'", "nft add rule inet nat_box out oifname wan0 udp sport 51821 udp sport set 40021",
-		"nft add chain inet nat_box in '{ type filter hook prerouting priority -400; }'", "nft add rule inet nat_box in iifname wan0 udp dport 40021 udp dport set 51821"}, "\n"))
+		"nft add chain inet nat_box out '{ type filter hook postrouting priority 300; }'", "nft add rule inet " +
+			"nat_box out oifname wan0 udp sport 51821 udp sport set 40021",
+		"nft add chain inet nat_box in '{ type filter hook prerouting priority -400; }'", "nft add rule inet " +
+			"nat_box in iifname wan0 udp dport 40021 udp dport set 51821"}, "\n"))
 	sh(t, l.Host(lab.PCB), "ping -n -q -c 1 -W 5 10.1.20.10") // it is heard
 	require.Eventually(t, func() bool { return element("40021") && !element("51821") }, patience, 20*time.Millisecond)
 	was := queues(t, edge)
 	send(t, pc, 31000, "10.2.20.10", 20004, 0)
 	munich := qos.Place{Site: "munich", Class: qos.Data}
-	require.Eventually(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience,
+		20*time.Millisecond)
 	assert.Equal(t, before, rules())
-	assert.Contains(t, sh(t, edge, "nft list map inet ringway prio_media4"), addressB+" . 51820 :", "the voice tunnel is where it was")
+	assert.Contains(t, sh(t, edge, "nft list map inet ringway prio_media4"), addressB+" . 51820 :",
+		"the voice tunnel is where it was")
 }

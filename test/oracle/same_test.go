@@ -17,6 +17,7 @@ import (
 
 // What Ringway made by netlink and what the tools made of the plan's words read back the same.
 func TestPlansWordsMakeTheSame(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	edge := l.Host(lab.EdgeA)
 	plan := func(part string) string {
@@ -79,7 +80,8 @@ func TestPlansWordsMakeTheSame(t *testing.T) {
 	require.Greater(t, len(names), 20)
 	a, b = read("sysctl -e " + strings.Join(names, " "))
 	assert.Equal(t, b, a)
-	for _, m := range regexp.MustCompile(`(?m)^sysctl -q (?:-e )?-w ([^=]+)=(\d+)$`).FindAllStringSubmatch(words["ip"], -1) {
+	for _, m := range regexp.MustCompile(`(?m)^sysctl -q (?:-e )?-w ([^=]+)=(\d+)$`).FindAllStringSubmatch(
+		words["ip"], -1) {
 		if strings.Contains(a, m[1]+" = ") {
 			assert.Contains(t, a+"\n", m[1]+" = "+m[2]+"\n")
 		}
@@ -90,7 +92,8 @@ func TestPlansWordsMakeTheSame(t *testing.T) {
 	assert.Greater(t, len(slices.Concat(slices.Collect(maps.Values(ours.rules))...)), 100)
 	assert.Greater(t, len(ours.sets), 30)
 	assert.Equal(t, theirs.rules, ours.rules, "expressions of the rules")
-	for _, flows := range []string{"media_flows4", "media_flows6", "media_hosts4", "media_hosts6"} { // rules fill these, from what passes
+	// rules fill these, from what passes
+	for _, flows := range []string{"media_flows4", "media_flows6", "media_hosts4", "media_hosts6"} {
 		require.Contains(t, ours.sets, flows)
 		ours.sets[flows], theirs.sets[flows] = nil, nil
 	}
@@ -179,8 +182,10 @@ func ruleset(t *testing.T, text string) readBack {
 			n := len(r.rules[name])
 			require.Positive(t, n, "%q", line)
 			r.rules[name][n-1] += trimmed + "\n"
-		case strings.HasPrefix(trimmed, "chain "), strings.HasPrefix(trimmed, "type filter hook"), strings.HasPrefix(trimmed, "type nat hook"),
-			strings.HasPrefix(trimmed, "type route hook"), strings.HasPrefix(trimmed, "set "), strings.HasPrefix(trimmed, "map "), strings.HasPrefix(trimmed, "flags "):
+		case strings.HasPrefix(trimmed, "chain "), strings.HasPrefix(trimmed,
+			"type filter hook"), strings.HasPrefix(trimmed, "type nat hook"),
+			strings.HasPrefix(trimmed, "type route hook"), strings.HasPrefix(trimmed,
+				"set "), strings.HasPrefix(trimmed, "map "), strings.HasPrefix(trimmed, "flags "):
 			r.chains = append(r.chains, trimmed)
 		}
 	}
@@ -194,6 +199,7 @@ func ruleset(t *testing.T, text string) readBack {
 // Once it runs, there is nothing to change; a user without rights sees the same as far as the kernel lets him, and
 // is told of the rest.
 func TestPlanOfWhatRuns(t *testing.T) {
+	t.Parallel()
 	l := branches(t)
 	for _, side := range []string{"a", "b"} {
 		out := sh(t, l.Edge(side).Host, ringway+" plan "+configFile)
@@ -209,12 +215,13 @@ func TestPlanOfWhatRuns(t *testing.T) {
 	assert.NotContains(t, out, "\ntc ", "queues are shown to everybody")
 
 	// What somebody took away is what the plan says, and nothing else.
-	require.NoError(t, l.Edge("a").Kill(within(t, patience)), "so that nobody mends it")
+	require.NoError(t, l.Edge("a").Kill(within(t, patience)), "so that nobody repairs it")
 	sh(t, edge, "tc qdisc del dev wan0 root; ip rule del pref 5230; nft flush chain inet ringway guard")
 	out = sh(t, edge, ringway+" plan --only tc "+configFile)
 	assert.Contains(t, out, "tc qdisc replace dev wan0 root handle 1: htb default 30")
 	out = sh(t, edge, ringway+" plan --only ip "+configFile)
 	assert.Contains(t, out, "ip -4 rule add pref 5230 lookup 5273 protocol 82")
 	assert.Equal(t, 2, len(strings.Split(out, "\n")), "%s", out)
-	assert.Contains(t, sh(t, edge, ringway+" plan --only nft "+configFile), "iifname @wan ip saddr @sites4 counter name \"spoof_wan\" drop")
+	assert.Contains(t, sh(t, edge, ringway+" plan --only nft "+configFile),
+		"iifname @wan ip saddr @sites4 counter name \"spoof_wan\" drop")
 }

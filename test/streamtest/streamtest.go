@@ -17,8 +17,8 @@ import (
 // Spacing is that of the packets of a call.
 const Spacing = 20 * time.Millisecond
 
-// Stream is a UDP stream of numbered packets, one every Spacing, that runs until the test ends. Each packet that did not
-// come is known by its number.
+// Stream is a UDP stream of numbered packets, one every Spacing, that runs until the test ends. Each packet
+// that did not come is known by its number.
 type Stream struct {
 	Name string
 
@@ -32,7 +32,8 @@ type Stream struct {
 type Inside func(f func() error) error
 
 // Start sends from one namespace to another until the test ends; tos is the whole IPv4 byte.
-func Start(t *testing.T, name string, sender Inside, from netip.AddrPort, receiver Inside, to netip.AddrPort, tos int) *Stream {
+func Start(t *testing.T, name string, sender Inside, from netip.AddrPort, receiver Inside, to netip.AddrPort,
+	tos int) *Stream {
 	t.Helper()
 	s := &Stream{Name: name, got: map[int]bool{}}
 	s.more = sync.NewCond(&s.mu)

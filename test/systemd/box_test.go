@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"ringway/appliance"
+	"ringway/appliance/status"
 	"ringway/tunnel"
 )
 
@@ -62,9 +62,9 @@ func mainPID(t *testing.T) int {
 	return n
 }
 
-func daemonStatus(t *testing.T) appliance.Status {
+func daemonStatus(t *testing.T) status.Status {
 	t.Helper()
-	var st appliance.Status
+	var st status.Status
 	require.NoError(t, json.Unmarshal([]byte(run(t, "ringway", "status", "--json")), &st))
 	return st
 }
@@ -128,9 +128,11 @@ func traces(t *testing.T) map[string]string {
 		"route":   "ip route show table all; ip -6 route show table all",
 		"nft":     "nft list ruleset",
 		"tc":      "tc qdisc show; tc class show dev wan0; tc filter show dev wan0",
-		"sysctl":  "sysctl -a 2>/dev/null | grep -E '^net\\.(ipv[46]\\.(ip_forward|conf)|netfilter\\.nf_conntrack_helper)' | grep -v mtu | sort",
-		"run":     "ls -A /run/ringway /run/wireguard 2>/dev/null; ls -d /run/ringway /run/wireguard 2>/dev/null; true",
-		"cgroup":  "cat /sys/fs/cgroup/system.slice/ringway.service/cgroup.procs /sys/fs/cgroup/systemd/system.slice/ringway.service/cgroup.procs 2>/dev/null; true",
+		"sysctl": "sysctl -a 2>/dev/null | grep -E " +
+			"'^net\\.(ipv[46]\\.(ip_forward|conf)|netfilter\\.nf_conntrack_helper)' | grep -v mtu | sort",
+		"run": "ls -A /run/ringway /run/wireguard 2>/dev/null; ls -d /run/ringway /run/wireguard 2>/dev/null; true",
+		"cgroup": "cat /sys/fs/cgroup/system.slice/ringway.service/cgroup.procs " +
+			"/sys/fs/cgroup/systemd/system.slice/ringway.service/cgroup.procs 2>/dev/null; true",
 		"listens": "ss -Huln | awk '{print $4}' | sort",
 		"unixes":  "ss -Hxl | grep -E 'ringway|wireguard'; true",
 		"mounts":  "grep -E 'ringway|wireguard' /proc/mounts | grep -v ringway-test | grep -v ringway-results; true",
@@ -143,7 +145,8 @@ func traces(t *testing.T) map[string]string {
 }
 
 // volatile is what goes its own way: counters, times, and the elements that rules put into sets as packets pass.
-var volatile = regexp.MustCompile(`\s*elements = \{[^}]*expires[^}]*\}|packets \d+ bytes \d+|expires \d+sec|valid_lft \S+|preferred_lft \S+|handle \d+|@if\d+|@\S+:`)
+var volatile = regexp.MustCompile(
+	`\s*elements = \{[^}]*expires[^}]*\}|packets \d+ bytes \d+|expires \d+sec|valid_lft \S+|preferred_lft \S+|handle \d+|@if\d+|@\S+:`)
 
 func clean(s string) string { return volatile.ReplaceAllString(s, "") }
 
@@ -188,7 +191,8 @@ func inNamespace(name string, f func() error) error {
 // journal gives what the unit logged since the mark.
 func journal(t *testing.T, since time.Time) string {
 	t.Helper()
-	return run(t, "journalctl", "-u", "ringway.service", "-o", "cat", "--no-pager", "--since", since.Format("2006-01-02 15:04:05.000000"))
+	return run(t, "journalctl", "-u", "ringway.service", "-o", "cat", "--no-pager", "--since",
+		since.Format("2006-01-02 15:04:05.000000"))
 }
 
 func writeFile(t *testing.T, path string, data []byte, mode os.FileMode) {

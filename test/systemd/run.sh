@@ -19,7 +19,8 @@ if [ ! -e "$cache/root.complete" ]; then
   mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $suite" | sed -n 1p)
   echo "downloading a minimal Debian $suite with $packages (about 60 MB) into $root"
   rm -rf "$root"
-  debootstrap --variant=minbase --include="$packages" "$suite" "$root" ${mirror:+"$mirror"} > "$cache/debootstrap.log" ||
+  debootstrap --variant=minbase --include="$packages" "$suite" "$root" ${mirror:+"$mirror"} \
+    > "$cache/debootstrap.log" ||
     { tail -n 20 "$cache/debootstrap.log"; exit 1; }
   rm -rf "$root"/var/cache/apt/archives/*.deb
   touch "$cache/root.complete"
@@ -34,7 +35,10 @@ work=$(mktemp -d)
 container=
 cleanup() {
   # The container's own process ends last, when all in it is gone; TERM makes it kill what is left.
-  if [ -n "$container" ] && kill -0 "$container" 2>/dev/null; then kill -TERM "$container"; wait "$container" || true; fi
+  if [ -n "$container" ] && kill -0 "$container" 2>/dev/null; then
+    kill -TERM "$container"
+    wait "$container" || true
+  fi
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -58,7 +62,7 @@ SuccessAction=poweroff-force
 FailureAction=poweroff-force
 [Service]
 Type=oneshot
-Environment=RINGWAY_SYSTEMD=1 HOME=/root
+Environment=TEST_SYSTEMD=1 HOME=/root
 WorkingDirectory=/ringway-results
 StandardOutput=append:/ringway-results/test.log
 StandardError=append:/ringway-results/test.log
@@ -76,10 +80,13 @@ touch "$results/test.log"
 # without CAP_SYS_TIME it cannot set the clock.
 # --volatile=overlay: all changes are in memory, and every mount is in the container's own mount namespace.
 # The mount namespace around it has a /run of its own: nspawn wants a tmpfs there, which not every host has.
-timeout --kill-after=10 420 unshare --mount sh -c 'mount -t tmpfs tmpfs /run && exec "$@"' sh systemd-nspawn -q -D "$root" --volatile=overlay --machine="ringway-test-$$" --private-network --register=no --keep-unit \
+timeout --kill-after=10 420 unshare --mount sh -c 'mount -t tmpfs tmpfs /run && exec "$@"' sh \
+  systemd-nspawn -q -D "$root" --volatile=overlay --machine="ringway-test-$$" \
+  --private-network --register=no --keep-unit \
   --bind=/dev/net/tun --bind-ro="$PWD/$given:/ringway-test" --bind="$PWD/$results:/ringway-results" \
   --bind-ro="$PWD/$given/ringway-test.service:/etc/systemd/system/ringway-test.service" --console=read-only \
-  --boot systemd.wants=ringway-test.service systemd.mask=systemd-resolved.service > "$results/console.log" 2>&1 < /dev/null &
+  --boot systemd.wants=ringway-test.service systemd.mask=systemd-resolved.service \
+  > "$results/console.log" 2>&1 < /dev/null &
 container=$!
 tail -n +1 -f --pid="$container" "$results/test.log" &
 wait "$container" || echo "the container ended with code $?"
@@ -93,7 +100,7 @@ if [ "$code" != 0 ]; then
 fi
 # What the test unit of the shutdown found after ringway.service had ended with the machine.
 if [ "$(cat "$results/after-shutdown" 2>/dev/null)" != clean ]; then
-  echo "after the shutdown: $(cat "$results/after-shutdown" 2>/dev/null || echo 'no word: the unit did not end in order')"
+  echo "after the shutdown: $(cat "$results/after-shutdown" 2>/dev/null || echo 'the unit did not report')"
   exit 1
 fi
 echo "after the shutdown: clean"

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"ringway/appliance/status"
 	"ringway/configs"
 	"ringway/test/streamtest"
 	"ringway/tunnel"
@@ -44,7 +45,7 @@ type life struct {
 }
 
 func TestPackageUnderSystemd(t *testing.T) {
-	if os.Getenv("RINGWAY_SYSTEMD") == "" {
+	if os.Getenv("TEST_SYSTEMD") == "" {
 		t.Skip("runs inside the container of `make test-systemd`")
 	}
 	l := &life{T: t, top: t}
@@ -62,7 +63,7 @@ func TestPackageUnderSystemd(t *testing.T) {
 		{"kill -9", (*life).killed},
 		{"SIGTERM to the daemon", (*life).terminated},
 		{"systemctl kill", (*life).killedAll},
-		{"systemd is reloaded and executed anew", (*life).reexec},
+		{"systemd is reloaded and executed again", (*life).reexec},
 		{"reload", (*life).reload},
 		{"SIGHUP", (*life).hangUp},
 		{"a config on trial outlives a restart, and goes back", (*life).onTrial},
@@ -78,8 +79,12 @@ func TestPackageUnderSystemd(t *testing.T) {
 		{"the package is removed", (*life).remove},
 		{"ready for the shutdown", (*life).beforeShutdown},
 	} {
-		if !t.Run(step.name, func(t *testing.T) { (&life{T: t, top: l.top, streams: l.streams, clean: l.clean}).step(l, step.run) }) {
-			_ = os.WriteFile(filepath.Join(results, "ringway.journal"), []byte(journal(t, time.Time{}.AddDate(2000, 0, 0))), 0o644)
+		if !t.Run(step.name, func(t *testing.T) {
+			(&life{T: t, top: l.top, streams: l.streams,
+				clean: l.clean}).step(l, step.run)
+		}) {
+			_ = os.WriteFile(filepath.Join(results, "ringway.journal"),
+				[]byte(journal(t, time.Time{}.AddDate(2000, 0, 0))), 0o644)
 			t.FailNow()
 		}
 	}
@@ -124,15 +129,18 @@ func (l *life) topology() {
 	}, 10*time.Second, 100*time.Millisecond)
 	writeFile(t, "/etc/far/private.key", []byte(there.Base64()+"\n"), 0o600)
 	writeFile(t, "/etc/far/ringway.yaml", variant(t, "branch-munich.yaml", map[string]string{
-		"sites[berlin].public_key": here.Public().String(), "wan[wan0].address": "198.51.100.3/24", "wan[wan0].gateway": "198.51.100.2",
-		"key_file": "/etc/far/private.key",
+		"sites[berlin].public_key": here.Public().String(), "wan[wan0].address": "198.51.100.3/24",
+		"wan[wan0].gateway": "198.51.100.2",
+		"key_file":          "/etc/far/private.key",
 	}), 0o644)
-	spawnFar(t, far, filepath.Join(given, "ringway"), "run", "--run-dir", "/run/far", "--state-dir", "/var/lib/far", "/etc/far/ringway.yaml")
+	spawnFar(t, far, filepath.Join(given, "ringway"), "run", "--run-dir", "/run/far", "--state-dir",
+		"/var/lib/far", "/etc/far/ringway.yaml")
 
 	// The operator's part of an installation.
 	writeFile(t, "/etc/ringway/private.key", []byte(here.Base64()+"\n"), 0o600)
 	writeFile(t, conf, variant(t, "branch-berlin.yaml", map[string]string{
-		"sites[munich].public_key": there.Public().String(), "sites[munich].endpoint": "198.51.100.3", "wan[wan0].gateway": "198.51.100.3",
+		"sites[munich].public_key": there.Public().String(), "sites[munich].endpoint": "198.51.100.3",
+		"wan[wan0].gateway": "198.51.100.3",
 	}), 0o644)
 }
 
@@ -167,7 +175,7 @@ func (l *life) install() {
 }
 
 // breakConfig makes two mistakes and gives the way back.
-func (l *life) breakConfig() (mend func()) {
+func (l *life) breakConfig() (repair func()) {
 	good, err := os.ReadFile(conf)
 	require.NoError(l.T, err)
 	edit(l.T, conf, "uplink: 20mbit", "uplink: fast")
@@ -183,8 +191,8 @@ func (l *life) wantsErrors(text string) {
 }
 
 func (l *life) startWithBadConfig() {
-	mend := l.breakConfig()
-	defer mend()
+	repair := l.breakConfig()
+	defer repair()
 	since := time.Now()
 	_, err := try("systemctl", "start", "ringway")
 	require.Error(l.T, err)
@@ -199,7 +207,8 @@ func (l *life) start() {
 	began := time.Now()
 	run(l.T, "systemctl", "start", "ringway")
 	l.Logf("systemctl start: %s", time.Since(began).Round(time.Millisecond))
-	assert.Equal(l.T, "active running notify", property(l.T, "ActiveState")+" "+property(l.T, "SubState")+" "+property(l.T, "Type"))
+	assert.Equal(l.T, "active running notify", property(
+		l.T, "ActiveState")+" "+property(l.T, "SubState")+" "+property(l.T, "Type"))
 	st := daemonStatus(l.T)
 	assert.True(l.T, st.Ready)
 	assert.Empty(l.T, st.Problems)
@@ -207,11 +216,12 @@ func (l *life) start() {
 
 func (l *life) confined() {
 	st := daemonStatus(l.T)
-	for _, f := range st.Features {
+	for _, f := range st.Missing {
 		l.Logf("lacks %s: %s", f.Name, f.Cost)
 		switch {
 		case strings.HasPrefix(f.Name, "landlock") && !haveLandlock(),
-			(strings.HasPrefix(f.Name, "memory shortage") || strings.HasPrefix(f.Name, "coming back to real-time")) && !haveCapability(l.T, unix.CAP_SYS_RESOURCE):
+			(strings.HasPrefix(f.Name, "memory shortage") || strings.HasPrefix(f.Name, "coming back to real-time")) &&
+				!haveCapability(l.T, unix.CAP_SYS_RESOURCE):
 			// The machine that the container runs on has it not.
 		default:
 			assert.NotContains(l.T, f.Name, "plane", "%s: %s", f.Name, f.Cost)
@@ -255,7 +265,8 @@ func (l *life) traffic() {
 	const ef = 46 << 2
 	l.streams = streamtest.Streams{
 		streamtest.Start(l.top, "voice", in("phone"), at("10.1.10.9:20000"), in("farphone"), at("10.2.10.9:20000"), ef),
-		streamtest.Start(l.top, "voice back", in("farphone"), at("10.2.10.9:20002"), in("phone"), at("10.1.10.9:20002"), ef),
+		streamtest.Start(l.top, "voice back", in("farphone"), at("10.2.10.9:20002"), in("phone"),
+			at("10.1.10.9:20002"), ef),
 		streamtest.Start(l.top, "data", in("pc"), at("10.1.20.9:20000"), in("farpc"), at("10.2.20.9:20000"), 0),
 		streamtest.Start(l.top, "data back", in("farpc"), at("10.2.20.9:20002"), in("pc"), at("10.1.20.9:20002"), 0),
 	}
@@ -321,7 +332,10 @@ func (l *life) killed() {
 }
 
 func (l *life) terminated() {
-	l.replaced("systemctl kill --kill-whom=main", func() { run(l.T, "systemctl", "kill", "--kill-whom=main", "ringway") })
+	l.replaced("systemctl kill --kill-whom=main", func() {
+		run(
+			l.T, "systemctl", "kill", "--kill-whom=main", "ringway")
+	})
 }
 
 // killedAll: without --kill-whom, systemctl kill signals every process of the unit, planes too.
@@ -345,7 +359,8 @@ func (l *life) report(what string, lost map[string]streamtest.Loss, most int) {
 	l.T.Helper()
 	for _, name := range slices.Sorted(maps.Keys(lost)) {
 		x := lost[name]
-		l.Logf("%s: %s lost %d of %d packets, %d in a row (%s)", what, name, x.Lost, x.Sent, x.Longest, time.Duration(x.Longest)*streamtest.Spacing)
+		l.Logf("%s: %s lost %d of %d packets, %d in a row (%s)", what, name, x.Lost, x.Sent, x.Longest,
+			time.Duration(x.Longest)*streamtest.Spacing)
 		assert.LessOrEqual(l.T, x.Lost, most, "%s: %s", what, name)
 	}
 }
@@ -378,7 +393,8 @@ func (l *life) hangUp() {
 		require.Eventually(l.T, func() bool {
 			return !strings.Contains(run(l.T, "wg", "show", "rw-data", "allowed-ips"), "10.2.30.0/24")
 		}, 10*time.Second, 50*time.Millisecond)
-		require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "active" }, 5*time.Second, 50*time.Millisecond)
+		require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "active" }, 5*time.Second,
+			50*time.Millisecond)
 	})
 	assert.Equal(l.T, old, mainPID(l.T))
 }
@@ -389,7 +405,8 @@ func (l *life) onTrial() {
 	defer func() { require.NoError(l.T, os.Chown(conf, 0, 0)) }()
 	before, err := os.ReadFile(conf)
 	require.NoError(l.T, err)
-	writeFile(l.T, "/root/new.yaml", []byte(strings.Replace(string(before), "data_networks: [10.2.20.0/24,", "data_networks: [10.2.20.0/24, 10.2.30.0/24,", 1)), 0o600)
+	writeFile(l.T, "/root/new.yaml", []byte(strings.Replace(
+		string(before), "data_networks: [10.2.20.0/24,", "data_networks: [10.2.20.0/24, 10.2.30.0/24,", 1)), 0o600)
 	taken := func() bool {
 		return strings.Contains(run(l.T, "wg", "show", "rw-data", "allowed-ips"), "10.2.30.0/24")
 	}
@@ -398,7 +415,7 @@ func (l *life) onTrial() {
 	l.replaced("systemctl restart with a config on trial", func() { run(l.T, "systemctl", "restart", "ringway") })
 	assert.True(l.T, taken())
 	if c := daemonStatus(l.T).Confirmation; assert.NotNil(l.T, c) {
-		assert.Equal(l.T, "waiting", c.State)
+		assert.Equal(l.T, status.Waiting, c.State)
 	}
 	l.lossless("a config taken back", func() { run(l.T, "ringway", "confirm", "--undo") })
 	assert.False(l.T, taken())
@@ -410,8 +427,8 @@ func (l *life) onTrial() {
 
 func (l *life) reloadWithBadConfig() {
 	old, before, since := mainPID(l.T), traces(l.T), time.Now()
-	mend := l.breakConfig()
-	defer mend()
+	repair := l.breakConfig()
+	defer repair()
 	l.lossless("systemctl reload of a bad config", func() {
 		_, err := try("systemctl", "reload", "ringway")
 		assert.Error(l.T, err)
@@ -419,17 +436,18 @@ func (l *life) reloadWithBadConfig() {
 		assert.Error(l.T, err)
 		l.wantsErrors(out)
 		require.NoError(l.T, unix.Kill(old, unix.SIGHUP))
-		require.Eventually(l.T, func() bool { return strings.Contains(journal(l.T, since), "reload refused") }, 10*time.Second, 100*time.Millisecond)
+		require.Eventually(l.T, func() bool { return strings.Contains(journal(l.T, since), "reload refused") },
+			10*time.Second, 100*time.Millisecond)
 	})
 	l.wantsErrors(journal(l.T, since))
 	assert.Equal(l.T, old, mainPID(l.T))
 	l.same(before)
 }
 
-// restartWithBadConfig: calls go on while the operator mends the file, and the next start takes the planes over.
+// restartWithBadConfig: calls go on while the operator repairs the file, and the next start takes the planes over.
 func (l *life) restartWithBadConfig() {
 	before := planes(l.T)
-	mend := l.breakConfig()
+	repair := l.breakConfig()
 	lost := l.streams.During(func() {
 		_, err := try("systemctl", "restart", "ringway")
 		require.Error(l.T, err)
@@ -437,10 +455,10 @@ func (l *life) restartWithBadConfig() {
 		for class, pid := range before {
 			assert.NoError(l.T, unix.Kill(pid, 0), "plane %s lives", class)
 		}
-		mend()
+		repair()
 		run(l.T, "systemctl", "start", "ringway")
 	})
-	l.report("restart with a bad config, mended, started", lost, 0)
+	l.report("restart with a bad config, repaired, started", lost, 0)
 	assert.Equal(l.T, before, planes(l.T))
 }
 
@@ -525,17 +543,18 @@ func (l *life) startAgain() {
 func (l *life) stopByHand() {
 	l.startAgain()
 	run(l.T, "ringway", "stop")
-	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 5*time.Second, 50*time.Millisecond,
+	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 5*time.Second,
+		50*time.Millisecond,
 		"systemd does not start again what the operator stopped")
 	l.same(l.clean)
 
 	// A daemon that cannot come back leaves its planes; `ringway stop` takes them away also then.
 	l.startAgain()
-	mend := l.breakConfig()
+	repair := l.breakConfig()
 	_, err := try("systemctl", "restart", "ringway")
 	require.Error(l.T, err)
 	require.NotEmpty(l.T, planeProcesses())
-	mend()
+	repair()
 	run(l.T, "ringway", "stop")
 	run(l.T, "systemctl", "reset-failed", "ringway")
 	l.same(l.clean)
@@ -543,10 +562,13 @@ func (l *life) stopByHand() {
 
 func (l *life) isolate() {
 	l.startAgain()
-	writeFile(l.T, "/run/systemd/system/ringway-quiet.target", []byte("[Unit]\nDescription=Nothing but the base\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"), 0o644)
+	writeFile(l.T, "/run/systemd/system/ringway-quiet.target",
+		[]byte(
+			"[Unit]\nDescription=Nothing but the base\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"), 0o644)
 	run(l.T, "systemctl", "daemon-reload")
 	run(l.T, "systemctl", "isolate", "ringway-quiet.target")
-	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 20*time.Second,
+		100*time.Millisecond)
 	l.same(l.clean)
 }
 
@@ -564,8 +586,8 @@ func (l *life) remove() {
 	l.same(l.clean)
 }
 
-// beforeShutdown leaves a running box, and a unit that is stopped after it at the shutdown and says what is left then;
-// run.sh reads that.
+// beforeShutdown leaves a running box, and a unit that is stopped after it at the shutdown and says what is
+// left then; run.sh reads that.
 func (l *life) beforeShutdown() {
 	run(l.T, "dpkg", "-i", filepath.Join(given, "first.deb"))
 	writeFile(l.T, "/run/systemd/system/ringway-witness.service", []byte(`[Unit]

@@ -11,12 +11,15 @@ import (
 	"ringway/test/bench/report"
 )
 
-//	phone, pc --- edge --- a wire --- edge --- phone, pc      three times: Ringway; one stock tunnel behind fq_codel; behind cake
+//	phone, pc --- edge --- a wire --- edge --- phone, pc
 //
-// What somebody on the phone would notice, of the run that `make bench-link-vm` has just made: there the guest's clock counts instructions,
-// so that what else the machine does is in no figure. Paths of one run are compared, and nothing is held to a time.
+// three times: Ringway; one stock tunnel behind fq_codel; one behind cake
+//
+// What somebody on the phone would notice, of the run that `make bench-link-vm` has just made: there the
+// guest's clock counts instructions, so that what else the machine does is in no figure. Paths of one run are
+// compared, and no absolute time is asserted.
 func TestCallsOnAFullLinkBesideFQCoDelAndCake(t *testing.T) {
-	name := os.Getenv("RINGWAY_VM_LINK")
+	name := os.Getenv("TEST_VM_LINK")
 	if name == "" {
 		t.Skip("reads what `ringway bench link` found in the virtual machine of `make bench-link-vm`")
 	}
@@ -50,7 +53,8 @@ func TestCallsOnAFullLinkBesideFQCoDelAndCake(t *testing.T) {
 			for _, p := range []report.LinkPath{ringway, fqCoDel, cake} {
 				assert.Greater(t, p.Share, 0.5, "%s: the link of %s is full", kind, p.Name)
 			}
-			assert.Less(t, ringway.Voice.PDV, fqCoDel.Voice.Delay.P999, "%s: a call varies by less than it waits behind fq_codel", kind)
+			assert.Less(t, ringway.Voice.PDV, fqCoDel.Voice.Delay.P999,
+				"%s: a call varies by less than it waits behind fq_codel", kind)
 			assert.Less(t, ringway.Voice.Delay.P999, fqCoDel.Voice.Delay.P999, kind)
 			assert.Less(t, ringway.Voice.Delay.P50, cake.Voice.Delay.P50, kind)
 			assert.Greater(t, ringway.Voice.MOS, max(fqCoDel.Voice.MOS, cake.Voice.MOS), kind)

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strconv"
@@ -17,8 +18,9 @@ import (
 //	phone, pc --- berlin wan0 (netem 15 ms) --- east (provider) west --- wan0 munich --- farphone, farpc
 //	                                  netem 20 ms                  netem 20 ms, 2 % lost
 //
-// A line far away, behind berlin's queues; and on berlin's WAN somebody's own netem. It is left alone with a clear word, is replaced when
-// the config says so, while nothing is lost of what comes in, and is back with its own numbers at the stop.
+// A line far away, behind berlin's queues; and on berlin's WAN somebody's own netem. It is left alone with a
+// clear word, is replaced when the config says so, while nothing is lost of what comes in, and is back with
+// its own numbers at the stop.
 func TestNetemOnTheWANAndBehindIt(t *testing.T) {
 	inGuest(t)
 	b := newBranches(t, nil, nil)
@@ -33,14 +35,15 @@ func TestNetemOnTheWANAndBehindIt(t *testing.T) {
 	provider.Run("ip", "link", "set", "br0", "up")
 	provider.Run("tc", "qdisc", "add", "dev", "east", "root", "netem", "delay", "20ms")
 	provider.Run("tc", "qdisc", "add", "dev", "west", "root", "netem", "delay", "20ms", "loss", "2%")
-	b.berlin.run("tc", "qdisc", "add", "dev", "wan0", "root", "handle", "8001:", "netem", "limit", "500", "delay", "15ms")
+	b.berlin.run("tc", "qdisc", "add", "dev", "wan0", "root", "handle", "8001:", "netem", "limit", "500",
+		"delay", "15ms")
 	root := func() string { return b.berlin.run("tc", "qdisc", "show", "dev", "wan0", "root") }
 	before := b.berlin.state()
 	b.munich.start()
 	b.berlin.start()
 	streams := b.streams()
 
-	problems := strings.Join(b.berlin.status().Problems, "\n")
+	problems := fmt.Sprint(b.berlin.status().Problems)
 	assert.Contains(t, problems, "wan0 has a queue that is not Ringway's (netem")
 	assert.Contains(t, problems, "wan[wan0].take_over: true")
 	assert.Contains(t, root(), "qdisc netem 8001:")
@@ -49,8 +52,10 @@ func TestNetemOnTheWANAndBehindIt(t *testing.T) {
 	text, err := os.ReadFile(b.berlin.dir + "/etc/ringway.yaml")
 	require.NoError(t, err)
 	require.Contains(t, string(text), "uplink: 20mbit\n")
-	b.berlin.write("ringway.yaml", []byte(strings.Replace(string(text), "uplink: 20mbit\n", "uplink: 20mbit\n    take_over: true\n", 1)))
-	lossless(t, "netem replaced by Ringway's queues, 20 ms from the other side", streamtest.Streams{streams[1], streams[3]}, func() { b.berlin.run("ringway", "reload") })
+	b.berlin.write("ringway.yaml", []byte(strings.Replace(
+		string(text), "uplink: 20mbit\n", "uplink: 20mbit\n    take_over: true\n", 1)))
+	lossless(t, "netem replaced by Ringway's queues, 20 ms from the other side",
+		streamtest.Streams{streams[1], streams[3]}, func() { b.berlin.run("ringway", "reload") })
 	assert.Empty(t, b.berlin.status().Problems)
 	assert.Contains(t, root(), "qdisc htb 1:")
 	rtt := roundTrip(t, b)

@@ -21,7 +21,7 @@ import (
 
 func inGuest(t *testing.T) {
 	t.Helper()
-	if os.Getenv("RINGWAY_VM") == "" {
+	if os.Getenv("TEST_VM") == "" {
 		t.Skip("runs inside the virtual machine of `make test-kernel`")
 	}
 }
@@ -73,7 +73,7 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 	assert.Contains(t, b.berlin.run("ip", "-d", "link", "show", "rw-data"), "wireguard")
 	st := b.berlin.status()
 	assert.Empty(t, st.Problems)
-	for _, f := range st.Features {
+	for _, f := range st.Missing {
 		t.Logf("lacks %s: %s", f.Name, f.Cost)
 		assert.NotContains(t, f.Name, "WireGuard")
 		assert.NotContains(t, f.Name, "fq_codel", "this kernel has it")
@@ -105,7 +105,8 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 			require.True(t, streams[2].Arrives(5*time.Second), "data flows without a daemon")
 			b.berlin.start()
 		})
-		assert.Equal(t, index, b.berlin.run("sh", "-c", "cat /sys/class/net/rw-data/ifindex /sys/class/net/rw-voice/ifindex"))
+		assert.Equal(t, index, b.berlin.run("sh", "-c",
+			"cat /sys/class/net/rw-data/ifindex /sys/class/net/rw-voice/ifindex"))
 		after := b.berlin.tunnel(tunnel.Voice)
 		assert.Equal(t, voice.PlanePID, after.PlanePID)
 		assert.True(t, after.Adopted)
@@ -116,7 +117,8 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 	t.Run("the plan is empty", func(t *testing.T) {
 		out := b.berlin.run("ringway", "plan", "/etc/ringway/ringway.yaml")
 		for line := range strings.Lines(out) {
-			assert.True(t, strings.HasPrefix(line, "#") || strings.TrimSpace(line) == "" || strings.Contains(line, "nothing"), "plan: %s", line)
+			assert.True(t, strings.HasPrefix(line, "#") || strings.TrimSpace(line) == "" ||
+				strings.Contains(line, "nothing"), "plan: %s", line)
 		}
 		assert.Equal(t, "nothing to change\n", b.berlin.run("ringway", "reload"))
 	})
@@ -124,11 +126,13 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 		text, err := os.ReadFile(b.berlin.dir + "/etc/ringway.yaml")
 		require.NoError(t, err)
 		require.Contains(t, string(text), "data_networks: [10.2.20.0/24,")
-		b.berlin.write("ringway.yaml", []byte(strings.Replace(string(text), "data_networks: [10.2.20.0/24,", "data_networks: [10.2.20.0/24, 10.2.30.0/24,", 1)))
+		b.berlin.write("ringway.yaml", []byte(strings.Replace(
+			string(text), "data_networks: [10.2.20.0/24,", "data_networks: [10.2.20.0/24, 10.2.30.0/24,", 1)))
 		var out string
 		lossless(t, "reload with one more network", streams, func() { out = b.berlin.run("ringway", "reload") })
 		for line := range strings.Lines(out) {
-			assert.True(t, strings.Contains(line, "10.2.30.0/24") || strings.Contains(line, "10.2.20.0/24") || !strings.HasPrefix(line, "ip "), "it changes: %s", line)
+			assert.True(t, strings.Contains(line, "10.2.30.0/24") || strings.Contains(line, "10.2.20.0/24") ||
+				!strings.HasPrefix(line, "ip "), "it changes: %s", line)
 		}
 		assert.Contains(t, b.berlin.run("wg", "show", "rw-data", "allowed-ips"), "10.2.30.0/24")
 		assert.Equal(t, "nothing to change\n", b.berlin.run("ringway", "reload"))
@@ -149,7 +153,8 @@ func TestEnginesInteroperate(t *testing.T) {
 	b.berlin.start()
 	for _, c := range tunnel.Classes {
 		assert.Equal(t, tunnel.EngineKernel, b.berlin.tunnel(c).Engine)
-		want := map[tunnel.Class]tunnel.EngineName{tunnel.Voice: tunnel.EngineRealtime, tunnel.Data: tunnel.EngineWireGuardGo}[c]
+		want := map[tunnel.Class]tunnel.EngineName{tunnel.Voice: tunnel.EngineRealtime,
+			tunnel.Data: tunnel.EngineWireGuardGo}[c]
 		assert.Equal(t, want, b.munich.tunnel(c).Engine)
 	}
 	streams := b.streams()
@@ -193,7 +198,8 @@ func TestLANsOnVLANs(t *testing.T) {
 	}
 	text, err := os.ReadFile(b.berlin.dir + "/etc/ringway.yaml")
 	require.NoError(t, err)
-	vlan := strings.NewReplacer("- interface: voice0", "- interface: lan0\n    vlan: 20", "- interface: data0", "- interface: lan0\n    vlan: 30").Replace(string(text))
+	vlan := strings.NewReplacer("- interface: voice0", "- interface: lan0\n    vlan: 20", "- interface: data0",
+		"- interface: lan0\n    vlan: 30").Replace(string(text))
 	require.Equal(t, 2, strings.Count(vlan, "vlan: "), vlan)
 	b.berlin.write("ringway.yaml", []byte(vlan))
 
@@ -215,8 +221,10 @@ func TestLANsOnVLANs(t *testing.T) {
 	voice := b.berlin.tunnel(tunnel.Voice).Peers[0].TxBytes
 	b.pc.Run("ping", "-c30", "-i0.05", "-s1300", "-Q", "0xb8", "-W5", "10.2.20.9")
 	grown := func(c tunnel.Class, from uint64) int { return int(b.berlin.tunnel(c).Peers[0].TxBytes - from) }
-	t.Logf("while the PC sent 30 packets of 1300 bytes marked EF: voice %d bytes, data %d bytes", grown(tunnel.Voice, voice), grown(tunnel.Data, data))
-	assert.Greater(t, grown(tunnel.Data, data), grown(tunnel.Voice, voice)+30*1300/2, "they went through the data tunnel")
+	t.Logf("while the PC sent 30 packets of 1300 bytes marked EF: voice %d bytes, data %d bytes",
+		grown(tunnel.Voice, voice), grown(tunnel.Data, data))
+	assert.Greater(t, grown(tunnel.Data, data), grown(tunnel.Voice, voice)+30*1300/2,
+		"they went through the data tunnel")
 	// Within the site the PC reaches no phone, and the drop is counted.
 	_, err = b.pc.Try("ping", "-c1", "-W2", "10.1.10.9")
 	assert.Error(t, err)
@@ -233,8 +241,8 @@ func TestLANsOnVLANs(t *testing.T) {
 	assert.Equal(t, before, b.berlin.state())
 }
 
-// TestClockInThePast: a box without a clock battery starts in 2020, and its far end remembers a later handshake. On both
-// boxes voice is realtime and data the kernel, so both engines are held to it.
+// TestClockInThePast: a box without a clock battery starts in 2020, and its far end remembers a later
+// handshake. On both boxes voice is realtime and data the kernel, so both engines are tested.
 func TestClockInThePast(t *testing.T) {
 	inGuest(t)
 	// Munich never calls by itself: berlin, which forgets all when it stops, would take munich's word.
@@ -285,7 +293,8 @@ func TestClockInThePast(t *testing.T) {
 	require.GreaterOrEqual(t, time.Now().Year(), 2026, "the daemon has set the clock to its floor")
 	began := time.Now()
 	require.Eventually(t, func() bool { ping(); return shaken() == 2 }, 30*time.Second, 100*time.Millisecond)
-	t.Logf("with the floor both tunnels shook hands within %s of the start", time.Since(began).Round(100*time.Millisecond))
+	t.Logf("with the floor both tunnels shook hands within %s of the start",
+		time.Since(began).Round(100*time.Millisecond))
 	b.phone.Run("ping", "-c1", "-W5", "-Q", "0xb8", "10.2.10.9")
 	b.pc.Run("ping", "-c1", "-W5", "10.2.20.9")
 }

@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sockaddr is a raw socket address, as the kernel has it.
+// Sockaddr is a raw socket address, in the form of the kernel.
 type Sockaddr struct {
 	B [unix.SizeofSockaddrInet6]byte
 	N uint32
 }
 
-// V6 says whether it is of IPv6.
+// V6 reports whether it is an IPv6 address.
 func (s *Sockaddr) V6() bool { return s.N == unix.SizeofSockaddrInet6 }
 
-// RawSockaddr is the address as the kernel has it, of IPv4 where it is mapped.
+// RawSockaddr converts an address to the form of the kernel. An IPv4-mapped IPv6 address becomes IPv4.
 func RawSockaddr(a netip.AddrPort) (s Sockaddr) {
 	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	binary.BigEndian.PutUint16(s.B[2:], a.Port())
@@ -38,7 +38,8 @@ func RawSockaddr(a netip.AddrPort) (s Sockaddr) {
 	return s
 }
 
-// Bare is the address without its zone: a forwarding thread may not make one, which takes a lock of package unique's.
+// Bare is the address without its zone. A forwarding thread must not make a zone, which takes a lock in
+// package unique.
 func (s *Sockaddr) Bare() netip.Addr {
 	if s.V6() {
 		return netip.AddrFrom16([16]byte(s.B[8:24]))
@@ -46,7 +47,7 @@ func (s *Sockaddr) Bare() netip.Addr {
 	return netip.AddrFrom4([4]byte(s.B[4:8]))
 }
 
-// AddrPort is the address with its zone: not for a forwarding thread.
+// AddrPort is the address with its zone. It is not for a forwarding thread.
 func (s *Sockaddr) AddrPort() netip.AddrPort {
 	a := s.Bare()
 	if s.V6() && a.IsLinkLocalUnicast() {
@@ -55,4 +56,14 @@ func (s *Sockaddr) AddrPort() netip.AddrPort {
 		}
 	}
 	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(s.B[2:]))
+}
+
+// Hash spreads addresses over small caches. It is not keyed: a stranger can make addresses collide, and push
+// others out.
+func (s *Sockaddr) Hash() uint32 {
+	var h uint32
+	for i := 2; i < int(s.N); i += 2 {
+		h = h*31 + uint32(binary.NativeEndian.Uint16(s.B[i:]))
+	}
+	return h ^ h>>16
 }

@@ -1,11 +1,9 @@
-// Package descriptor opens what a userspace engine works on: the tunnel device and the class's UDP sockets. The privileged
-// daemon opens them and keeps them, so that a plane that died is followed by another on the same descriptors; engines
-// duplicate what they need.
+// Package descriptor opens what a userspace engine works on: the tunnel device and the class's UDP sockets.
+// The privileged daemon opens them and keeps them, so that a plane that dies is replaced by another on the
+// same descriptors; engines duplicate what they need.
 //
-// A warning that holds for all of them: O_NONBLOCK belongs to the open file, not to the descriptor, and os.File.Fd may clear
-// it for everybody. Use SyscallConn to look at the number.
-//
-// Appliance and the engines import it; it imports tunnel alone.
+// O_NONBLOCK belongs to the open file, not to the descriptor, and os.File.Fd may clear it for every process
+// that shares the file. Use SyscallConn to get at the number.
 package descriptor
 
 import (
@@ -20,25 +18,24 @@ import (
 
 const cloneDevice = "/dev/net/tun"
 
-// OpenTUN makes (or takes again) the tunnel device of that name in this network namespace.
-// The device lives as long as a descriptor of it. It is not brought up and has no address.
-func OpenTUN(name string, mtu, txqlen int) (*os.File, error) {
+// OpenTUN makes (or takes again) the tunnel device of that name in this network namespace. The device lives
+// as long as a descriptor of it. It is not up, and its address, MTU and queue length are package routing's.
+func OpenTUN(name string) (*os.File, error) {
 	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("open tunnel device %q: the name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
+		return nil, fmt.Errorf("open tunnel device %q: the name must have 1 to %d bytes", name, unix.IFNAMSIZ-1)
 	}
 	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cloneDevice, err)
 	}
-	err = setUpTUN(fd, name, mtu, txqlen)
-	if err != nil {
+	if err := setTUN(fd, name); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("make tunnel device %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), cloneDevice), nil
 }
 
-func setUpTUN(fd int, name string, mtu, txqlen int) error {
+func setTUN(fd int, name string) error {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -47,38 +44,13 @@ func setUpTUN(fd int, name string, mtu, txqlen int) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return fmt.Errorf("TUNSETIFF: %w", err)
 	}
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open a socket for ioctl: %w", err)
-	}
-	defer unix.Close(s)
-	for _, set := range []struct {
-		what    string
-		request uint
-		value   int
-	}{
-		{"MTU", unix.SIOCSIFMTU, mtu},
-		{"queue length", unix.SIOCSIFTXQLEN, txqlen},
-	} {
-		if set.value <= 0 {
-			continue // as the kernel has it
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		ifr.SetUint32(uint32(set.value))
-		if err := unix.IoctlIfreq(s, set.request, ifr); err != nil {
-			return fmt.Errorf("set the %s to %d: %w", set.what, set.value, err)
-		}
-	}
 	return nil
 }
 
-// OpenUDP opens the sockets of one class on one port, one for each family; udp6 is nil where the
-// kernel has no IPv6. Mark and forced buffer sizes need CAP_NET_ADMIN. A port of zero draws one.
+// OpenUDP opens the sockets of one class on one port, one for each family; udp6 is nil where the kernel has
+// no IPv6. Mark and forced buffer sizes need CAP_NET_ADMIN. Port 0 lets the kernel choose one.
 func OpenUDP(port uint16, mark uint32, tos uint8, b tunnel.Bounds) (udp4, udp6 *os.File, err error) {
-	for range 100 { // a drawn port may be taken in the other family
+	for range 100 { // a port that the kernel chose may be taken in the other family
 		udp4, udp6, err = openUDP(port, mark, tos, b)
 		if err == nil || port != 0 || !errors.Is(err, unix.EADDRINUSE) {
 			break
@@ -128,19 +100,21 @@ func boundSocket(addr unix.Sockaddr, mark uint32, tos uint8, b tunnel.Bounds) (i
 }
 
 type socketOption struct {
-	name               string
-	level, opt, value  int
-	unless, mayBeUnset bool
+	name              string
+	level, opt, value int
+	skip, optional    bool
 }
 
 func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
-	tosInt := int(tos &^ 3) // ECN stays with the kernel (RFC 6040: nothing is copied from inside)
+	tosInt := int(tos &^ 3) // the ECN bits are the kernel's
 	options := []socketOption{
-		{name: "SO_MARK", level: unix.SOL_SOCKET, opt: unix.SO_MARK, value: int(mark), unless: mark == 0},
-		{name: "SO_RCVBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_RCVBUFFORCE, value: b.ReceiveBuffer, unless: b.ReceiveBuffer == 0},
-		{name: "SO_SNDBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_SNDBUFFORCE, value: b.SendBuffer, unless: b.SendBuffer == 0},
-		// Coalesced receiving costs one system call for up to 64 packets; a single packet is not held back for it.
-		{name: "UDP_GRO", level: unix.IPPROTO_UDP, opt: unix.UDP_GRO, value: 1, mayBeUnset: true},
+		{name: "SO_MARK", level: unix.SOL_SOCKET, opt: unix.SO_MARK, value: int(mark), skip: mark == 0},
+		{name: "SO_RCVBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_RCVBUFFORCE, value: b.ReceiveBuffer,
+			skip: b.ReceiveBuffer == 0},
+		{name: "SO_SNDBUFFORCE", level: unix.SOL_SOCKET, opt: unix.SO_SNDBUFFORCE, value: b.SendBuffer,
+			skip: b.SendBuffer == 0},
+		// One system call receives up to 64 packets; a single packet is not delayed.
+		{name: "UDP_GRO", level: unix.IPPROTO_UDP, opt: unix.UDP_GRO, value: 1, optional: true},
 	}
 	if family == unix.AF_INET6 {
 		options = append(options,
@@ -154,10 +128,10 @@ func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
 			socketOption{name: "IP_PKTINFO", level: unix.IPPROTO_IP, opt: unix.IP_PKTINFO, value: 1})
 	}
 	for _, o := range options {
-		if o.unless {
+		if o.skip {
 			continue
 		}
-		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil && !o.mayBeUnset {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil && !o.optional {
 			return fmt.Errorf("set %s to %d: %w", o.name, o.value, err)
 		}
 	}
@@ -168,7 +142,7 @@ func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
 func Port(fd int) (uint16, error) {
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
-		return 0, fmt.Errorf("ask a socket for its port: %w", err)
+		return 0, fmt.Errorf("read a socket's port: %w", err)
 	}
 	switch a := sa.(type) {
 	case *unix.SockaddrInet4:
@@ -176,10 +150,10 @@ func Port(fd int) (uint16, error) {
 	case *unix.SockaddrInet6:
 		return uint16(a.Port), nil
 	}
-	return 0, fmt.Errorf("a socket of family %T is no UDP socket", sa)
+	return 0, fmt.Errorf("read a socket's port: family %T is not IP", sa)
 }
 
-// Duplicate makes a descriptor of our own for the open file behind f, without changing f.
+// Duplicate makes another descriptor of the open file behind f, without changing f.
 func Duplicate(f *os.File) (fd int, err error) {
 	c, err := f.SyscallConn()
 	if err != nil {

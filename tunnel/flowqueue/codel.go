@@ -3,18 +3,21 @@ package flowqueue
 import (
 	"math"
 	"time"
+
+	"ringway/units"
 )
 
-// CoDel is how long a flow's packets may wait for how long (RFC 8289, section 4).
+// CoDel is how long packets of a flow may wait, and for how long they may wait longer (RFC 8289, section 4).
 type CoDel struct {
-	Target   time.Duration // a wait that is well
-	Interval time.Duration // how long it may be above that: a long round trip
+	Target   time.Duration // an acceptable wait
+	Interval time.Duration // how long it may be above that: about a long round trip
 	Packet   int           // bytes: a queue of no more than this is never too long
 }
 
-// CoDelFor is for a line of so many bits a second and packets of so many bytes: the usual 5 ms and 100 ms, but on a slow line at
-// least one and a half packets' time, or a single packet on its way would count as a queue.
-func CoDelFor(rate uint64, packet int) CoDel {
+// CoDelFor is for a line of so many bits a second and packets of so many bytes: the usual 5 ms and 100 ms,
+// but on a slow line at least one and a half packets' time, or a single packet on its way would count as a
+// queue.
+func CoDelFor(rate units.BitRate, packet int) CoDel {
 	c := CoDel{Target: 5 * time.Millisecond, Interval: 100 * time.Millisecond, Packet: packet}
 	if rate > 0 {
 		long := time.Duration(float64(packet) * 12 / float64(rate) * float64(time.Second))
@@ -39,7 +42,7 @@ func (c CoDel) law(t time.Duration, count uint32) time.Duration {
 	return t + time.Duration(float64(c.Interval)/math.Sqrt(float64(count)))
 }
 
-// next cuts a packet and says whether it has waited too long for too long (dodequeue, section 5.4).
+// next removes a packet and reports whether its queue was too long for too long (dodequeue, section 5.4).
 func (q *Queue) next(f *flow, now time.Duration) (m *packet, late bool) {
 	m = q.cut(f)
 	s := &f.codel
@@ -58,8 +61,8 @@ func (q *Queue) next(f *flow, now time.Duration) (m *packet, late bool) {
 	return m, now >= s.firstAbove
 }
 
-// codel takes the flow's next packet that goes on; nil when it has none (deque, section 5.5). Who understands ECN is told by a
-// mark, and keeps the packet (RFC 8290, section 4.2).
+// codel returns the flow's next packet that goes on; nil if it has none (deque, section 5.5). A packet whose ends
+// understand ECN is marked instead of dropped (RFC 8290, section 4.2).
 func (q *Queue) codel(f *flow, now time.Duration) *packet {
 	s := &f.codel
 	m, late := q.next(f, now)
@@ -106,7 +109,8 @@ func (q *Queue) codel(f *flow, now time.Duration) *packet {
 	return m
 }
 
-// mark sets "congestion experienced" in a packet whose ends understand it (RFC 3168, section 5), and says whether they do.
+// mark sets "congestion experienced" in a packet whose ends understand it (RFC 3168, section 5). It reports
+// whether they do.
 func mark(p []byte) bool {
 	if len(p) < 20 {
 		return false

@@ -6,11 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"ringway/units"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-// standing is a queue of one flow in which every packet has waited for as long as wait says when it is popped, once a millisecond.
+// standing is a queue of one flow in which every packet has waited for as long as wait says when it is
+// popped, once a millisecond.
 type standing struct {
 	q   *Queue
 	now time.Duration
@@ -45,8 +48,8 @@ func (s *standing) events(t *testing.T, until time.Duration) (at []time.Duration
 	return at
 }
 
-// RFC 8289, section 3.2 and 5.2: nothing is dropped in the first interval above target; then at times that come closer with
-// the root of the count: interval, interval/sqrt 2, interval/sqrt 3 ...
+// RFC 8289, section 3.2 and 5.2: nothing is dropped in the first interval above target; then at times that
+// come closer with the root of the count: interval, interval/sqrt 2, interval/sqrt 3 ...
 func TestControlLaw(t *testing.T) {
 	c := CoDel{Target: 5 * ms, Interval: 100 * ms, Packet: 1500}
 	s := newStanding(c)
@@ -101,7 +104,8 @@ func TestTheLastPacketIsKept(t *testing.T) {
 	assert.Zero(t, s.q.Delayed)
 }
 
-// Who comes back to dropping soon goes on near where he was; who was well for long begins anew (section 5.5).
+// A queue that drops again soon goes on near its last rate; one that was short for long begins again (section
+// 5.5).
 func TestDroppingGoesOnWhereItWas(t *testing.T) {
 	for _, tt := range []struct {
 		well time.Duration
@@ -162,13 +166,15 @@ func TestMarksInPlaceOfDrops(t *testing.T) {
 	assert.False(t, mark(nil))
 }
 
-// The target holds one and a half packets of the line, and the interval the target twice (RFC 8289, section 4.3 for slow links).
+// The target holds one and a half packets of the line, and the interval the target twice (RFC 8289, section
+// 4.3 for slow links).
 func TestTargetFollowsTheRate(t *testing.T) {
 	for _, tt := range []struct {
-		rate             uint64
+		rate             units.BitRate
 		target, interval time.Duration
 	}{
-		{0, 5 * ms, 100 * ms}, {1e9, 5 * ms, 100 * ms}, {20e6, 5 * ms, 100 * ms}, {2e6, 9 * ms, 104 * ms}, {500e3, 36 * ms, 131 * ms}, {100e3, 180 * ms, 360 * ms},
+		{0, 5 * ms, 100 * ms}, {1e9, 5 * ms, 100 * ms}, {20e6, 5 * ms, 100 * ms}, {2e6, 9 * ms, 104 * ms}, {500e3,
+			36 * ms, 131 * ms}, {100e3, 180 * ms, 360 * ms},
 	} {
 		c := CoDelFor(tt.rate, 1500)
 		assert.Equal(t, tt.target, c.Target, tt.rate)

@@ -5,8 +5,9 @@ import "encoding/binary"
 // place is where a packet is queued.
 type place struct{ flow, host, site uint16 }
 
-// classify finds a packet's place by its addresses, protocol and ports. Fragments go by addresses and protocol alone, the first
-// one, too, so that none overtakes another; so does what has no ports, or has them behind extension headers.
+// classify finds a packet's place by its addresses, protocol and ports. Fragments go by addresses and
+// protocol alone, the first one, too, so that none overtakes another; so does what has no ports, or has them
+// behind extension headers.
 func classify(p []byte, site uint32, seed uint64) place {
 	host := mix(seed, uint64(site)+1)
 	far, ports := host, uint64(0)
@@ -25,7 +26,7 @@ func classify(p []byte, site uint32, seed uint64) place {
 		}
 	}
 	far = mix(far, ports)
-	return place{flow: uint16(far % flowsMany), host: uint16(host % hostsMany), site: uint16(site % sitesMany)}
+	return place{flow: uint16(far % flowCount), host: uint16(host % hostCount), site: uint16(site % siteCount)}
 }
 
 func hasPorts(protocol byte) bool {

@@ -2,10 +2,10 @@ package flowqueue
 
 import "time"
 
-// Limit says how much may be under way behind the queues: as little as keeps what comes after them busy. It is the kernel's
-// dynamic queue limits (lib/dynamic_queue_limits.c), which byte queue limits are made of: the limit grows when what was under way
-// ran out although more would have come, and shrinks by the least that was to spare in a while. Where the kernel is told how much
-// left, Limit is told how much has not.
+// Limit decides how much may be under way behind the queues: as little as keeps busy what comes after them.
+// It is the kernel's dynamic queue limits (lib/dynamic_queue_limits.c), which byte queue limits are made of:
+// the limit grows when what was under way ran out although more would have come, and shrinks by the least
+// that was to spare in a while. Where the kernel is told how much left, Limit is told how much has not.
 //
 // The unit is the caller's: bytes, or what the kernel charges for them.
 type Limit struct {
@@ -23,20 +23,20 @@ type Limit struct {
 
 const noSlack = int(^uint(0) >> 1)
 
-// NewLimit begins with the least. hold is how long something has to be to spare until the limit shrinks.
-func NewLimit(least, most int, hold time.Duration) *Limit {
+// NewLimit begins with the lowest limit. hold is how long something has to be to spare until the limit shrinks.
+func NewLimit(lowest, highest int, hold time.Duration) *Limit {
 	l := &Limit{hold: hold, slack: noSlack}
-	l.Set(least, most)
+	l.Set(lowest, highest)
 	return l
 }
 
 // Set changes what the limit may be.
-func (l *Limit) Set(least, most int) {
-	l.min, l.max = max(least, 1), max(least, most, 1)
+func (l *Limit) Set(lowest, highest int) {
+	l.min, l.max = max(lowest, 1), max(lowest, highest, 1)
 	l.limit = min(max(l.limit, l.min), l.max)
 }
 
-// Now is the limit as it is. Something may be given as long as no more than this is under way.
+// Now is the current limit. More may be given as long as no more than this is under way.
 func (l *Limit) Now() int { return l.limit }
 
 // Give notes that so much was given.
@@ -47,7 +47,8 @@ func (l *Limit) Give(n int) {
 
 // Look notes how much is under way.
 func (l *Limit) Look(now time.Duration, underWay int) {
-	left := max(l.given-min(uint64(max(underWay, 0)), l.given), l.left) // the caller's figures may differ a little; none comes back
+	// The caller's figures may differ a little; nothing comes back.
+	left := max(l.given-min(uint64(max(underWay, 0)), l.given), l.left)
 	if left == l.left {
 		return
 	}

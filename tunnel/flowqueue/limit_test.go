@@ -9,8 +9,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// driver sends what it is given at a rate, and is looked at after a latency, with more waiting all the time: what the limit is made for.
-func driver(l *Limit, start time.Duration, perMs int, latency, length time.Duration, size int) (idle time.Duration, most int) {
+// driver sends what it is given at a rate, and is looked at after a latency, with more waiting all the time:
+// what the limit is made for.
+func driver(l *Limit, start time.Duration, perMs int, latency, length time.Duration,
+	size int) (idle time.Duration, most int) {
 	now, underWay := start, 0
 	for ; now < start+length; now += latency {
 		l.Look(now, underWay)
@@ -36,7 +38,7 @@ func TestTheLimitFindsWhatKeepsTheLineBusy(t *testing.T) {
 	assert.LessOrEqual(t, most, 4*5000, "and no more than a few times what leaves between two looks")
 }
 
-// When the line gets faster or who feeds it slower, the limit follows; and goes back, after a while.
+// When the line gets faster, or its feeder slower, the limit follows, and after a while it goes back.
 func TestTheLimitShrinksAgain(t *testing.T) {
 	l := NewLimit(1500, 1<<20, time.Second)
 	driver(l, 0, 10000, 10*ms, 5*time.Second, 1500)

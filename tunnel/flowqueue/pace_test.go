@@ -4,15 +4,18 @@ import (
 	"testing"
 	"time"
 
+	"ringway/units"
+
 	"github.com/stretchr/testify/assert"
 )
 
-// line is what Pace is made for: a shaper that lets a packet go when the one before is through, and has a burst of half a millisecond.
-// lag is how long a packet takes from its choice to the shaper. It returns how long packets stood behind the queues on the average,
-// and how much of the time nothing was sent.
-func line(p *Pace, rate uint64, size, packets int, lag func(i int) time.Duration) (stood time.Duration, idle float64) {
+// line is what Pace is made for: a shaper that lets a packet go when the one before is through, and has a
+// burst of half a millisecond. lag is how long a packet takes from its choice to the shaper. It returns how
+// long packets stood behind the queues on the average, and how much of the time nothing was sent.
+func line(p *Pace, rate units.BitRate, size, packets int, lag func(i int) time.Duration) (stood time.Duration,
+	idle float64) {
 	const burst = 500 * time.Microsecond
-	wire := time.Duration(uint64(size) * 8 * uint64(time.Second) / rate)
+	wire := time.Duration(uint64(size) * 8 * uint64(time.Second) / uint64(rate))
 	var now, free, first, sum, lost time.Duration
 	for i := range packets {
 		now += max(p.Early(now), 0)
@@ -46,7 +49,7 @@ func late(n int, by time.Duration) func(i int) time.Duration {
 
 func TestAPacketStandsBehindTheQueuesNoLongerThanItHasTo(t *testing.T) {
 	for _, c := range []struct {
-		rate uint64
+		rate units.BitRate
 		size int
 	}{{1e6, 1350}, {2e6, 1500}} {
 		p := &Pace{}
@@ -78,7 +81,7 @@ func TestAStrayIsForgotten(t *testing.T) {
 }
 
 func TestOnAFastLineNothingWaits(t *testing.T) {
-	for _, rate := range []uint64{0, 10e6, 1e9} {
+	for _, rate := range []units.BitRate{0, 10e6, 1e9} {
 		p := &Pace{}
 		p.Set(rate)
 		for now := time.Duration(0); now < time.Second; now += ms {

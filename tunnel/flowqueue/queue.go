@@ -1,8 +1,7 @@
-// Package flowqueue keeps packets apart that will share one way: flow queues with CoDel (RFC 8290, RFC 8289), fair between
-// flows, between the hosts that send them and between the sites they go to, and the limit on what may be under way behind the
-// queues, as byte queue limits set it for a driver. All of it is pure: no clock, no kernel, no locks. One goroutine owns a Queue.
-//
-// tunnel/wireguardgo imports it; it imports nothing of Ringway's.
+// Package flowqueue keeps apart packets that will share one path: flow queues with CoDel (RFC 8290, RFC
+// 8289), fair between flows, between the hosts that send them and between the sites they go to; and the limit
+// on what may be under way behind the queues, as byte queue limits set it for a driver. It is pure: no clock,
+// no kernel, no locks. One goroutine owns a Queue.
 package flowqueue
 
 import (
@@ -10,48 +9,49 @@ import (
 )
 
 const (
-	flowsMany = 1024 // as fq_codel has it by default
-	hostsMany = 1024
-	sitesMany = 256
+	flowCount = 1024 // as fq_codel has it by default
+	hostCount = 1024
+	siteCount = 256
 
-	// A flow's quantum is shared by its host's flows. Below this part of it the queue would only turn in circles.
-	leastShare = 48
+	// A flow's quantum is shared by its host's flows, up to so many: below that part of it, rounds would be too
+	// many.
+	maxShare = 48
 
-	slotSize = 2048 // what holds a packet of any ordinary MTU
-	keepFree = 128  // slots that an empty queue keeps
+	bufferSize = 2048 // enough for a packet of any ordinary MTU
+	maxFree    = 128  // buffers that an empty queue keeps
 )
 
 // Config bounds a queue.
 type Config struct {
-	Packets int // that wait at most; 1 at least
+	Packets int // that wait at most; at least 1
 	Bytes   int // of memory that they take at most
 	Quantum int // bytes that a flow may send in a round: one packet's
 	CoDel
 }
 
-// Counters tell what became of packets. They only grow.
+// Counters count what happened to packets. They only grow.
 type Counters struct {
-	Marked  uint64 // went on, marked that the queue is long (ECN)
-	Delayed uint64 // dropped by CoDel: their flow's queue has been long for too long
-	Crowded uint64 // dropped since all together were more than the bounds allow
+	Marked     uint64 // went on with a mark that the queue is long (ECN)
+	Delayed    uint64 // dropped by CoDel: their flow's queue has been long for too long
+	Overflowed uint64 // dropped because all together exceeded the bounds
 }
 
 // Queue is a set of flow queues. The zero value is not usable.
 type Queue struct {
 	Counters
 	c     Config
-	flows [flowsMany]flow
-	fresh list // flows that have just begun: they go first, once
+	flows [flowCount]flow
+	fresh list // flows that have just begun: they are served first, once
 	old   list
 
-	parked [sitesMany]list // flows that wait until their site may have more, by its place
-	places []uint16        // of sitesMany, that have such
+	parked [siteCount]list // flows that wait until their site may have more, by its place
+	places []uint16        // of siteCount, that have such
 
 	packets, bytes, memory, active int
 
-	hostFlows [hostsMany]uint16 // active flows of a host
-	hostSite  [hostsMany]uint16 // where a host is counted: two hosts behind two sites may share their place
-	siteHosts [sitesMany]uint16 // hosts with active flows to a site
+	hostFlows [hostCount]uint16 // active flows of a host
+	hostSite  [hostCount]uint16 // where a host is counted: two hosts behind two sites may share their place
+	siteHosts [siteCount]uint16 // hosts with active flows to a site
 	sites     int               // with active flows
 
 	free *packet
@@ -64,14 +64,14 @@ type flow struct {
 	head, tail *packet
 	next       *flow
 	listed     bool
-	begun      bool // it was among those that have just begun, when it was parked
+	begun      bool // when it was parked, it had just begun
 	bytes      int
 	deficit    int
 	host, site uint16
 	codel      state
 }
 
-// packet is a copy of one, in memory that is used again.
+// packet is a copy of one, in memory that is reused.
 type packet struct {
 	next *packet
 	at   time.Duration
@@ -80,7 +80,7 @@ type packet struct {
 	buf  []byte
 }
 
-// list is of flows, first in first out.
+// list is a list of flows, first in, first out.
 type list struct{ head, tail *flow }
 
 func (l *list) push(f *flow) {
@@ -102,9 +102,9 @@ func (l *list) pop() *flow {
 	return f
 }
 
-// New makes an empty queue. seed scatters flows, so that nobody can choose whom he collides with.
+// New makes an empty queue. seed keys the hash of flows, so that nobody can choose with whom to collide.
 func New(c Config, seed uint64) *Queue {
-	q := &Queue{seed: seed, places: make([]uint16, 0, sitesMany)}
+	q := &Queue{seed: seed, places: make([]uint16, 0, siteCount)}
 	q.Set(c)
 	return q
 }
@@ -121,11 +121,11 @@ func (q *Queue) Len() int { return q.packets }
 // Bytes is how many bytes wait.
 func (q *Queue) Bytes() int { return q.bytes }
 
-// Active is how many flows have packets that wait, or had a moment ago.
+// Active is how many flows have packets waiting, or had a moment ago.
 func (q *Queue) Active() int { return q.active }
 
-// Push takes a copy of an IP packet for a site. Where it does not fit, packets of the longest flow are dropped, its oldest
-// first, so that who sends too much hears of it soonest.
+// Push queues a copy of an IP packet for a site. Where it does not fit, packets of the longest flow are
+// dropped, its oldest first, so that the sender that sends too much learns of it soonest.
 func (q *Queue) Push(now time.Duration, p []byte, site uint32) {
 	k := classify(p, site, q.seed)
 	f := &q.flows[k.flow]
@@ -147,15 +147,17 @@ func (q *Queue) Push(now time.Duration, p []byte, site uint32) {
 	q.packets++
 	q.bytes += m.n
 	for q.packets > q.c.Packets || q.memory > q.c.Bytes {
-		q.put(q.cut(q.fattest()))
-		q.Crowded++
+		q.put(q.cut(q.longest()))
+		q.Overflowed++
 	}
 }
 
-// Pop copies the next packet to dst and returns its length; 0 when none waits. dst has room for any packet that was pushed.
+// Pop copies the next packet to dst and returns its length; 0 when none waits. dst has room for any packet
+// that was pushed.
 func (q *Queue) Pop(now time.Duration, dst []byte) int { return q.PopWhere(now, dst, nil) }
 
-// PopWhere is Pop that passes over sites that may have no more (full). Their flows are parked: Unpark has them back.
+// PopWhere is Pop that passes over sites that may have no more (full). Their flows are parked
+// until Unpark.
 func (q *Queue) PopWhere(now time.Duration, dst []byte, full func(site uint32) bool) int {
 	for {
 		from := &q.fresh
@@ -192,18 +194,18 @@ func (q *Queue) PopWhere(now time.Duration, dst []byte, full func(site uint32) b
 	}
 }
 
-// park keeps a flow that has a packet aside. It keeps what it may still send in its round.
+// park sets aside a flow that has a packet. It keeps what it may still send in its round.
 func (q *Queue) park(f *flow) {
-	place := uint16(f.head.site % sitesMany)
+	place := uint16(f.head.site % siteCount)
 	if q.parked[place].head == nil {
 		q.places = append(q.places, place)
 	}
 	q.parked[place].push(f)
 }
 
-// Unpark lets flows go on whose sites are not full any more.
+// Unpark returns flows to service whose sites are no longer full.
 func (q *Queue) Unpark(full func(site uint32) bool) {
-	var places [sitesMany]uint16
+	var places [siteCount]uint16
 	n := copy(places[:], q.places)
 	q.places = q.places[:0]
 	for _, place := range places[:n] {
@@ -222,16 +224,17 @@ func (q *Queue) Unpark(full func(site uint32) bool) {
 	}
 }
 
-// Ready says whether there may be a packet that is not parked.
+// Ready reports whether there may be a packet that is not parked.
 func (q *Queue) Ready() bool { return q.fresh.head != nil || q.old.head != nil }
 
-// quantum is what a flow may send in a round: hosts of a site are equal, whatever the number of their flows, and so are sites.
+// quantum is what a flow may send in a round: hosts of a site are equal, whatever the number of their flows,
+// and so are sites.
 func (q *Queue) quantum(f *flow) int {
 	share := max(int(q.hostFlows[f.host]), 1)
 	if q.sites > 1 {
 		share *= max(int(q.siteHosts[f.site]), 1)
 	}
-	return max(q.c.Quantum/min(share, leastShare), 1)
+	return max(q.c.Quantum/min(share, maxShare), 1)
 }
 
 func (q *Queue) begin(f *flow) {
@@ -255,12 +258,12 @@ func (q *Queue) end(f *flow) {
 	}
 }
 
-// fattest is the flow with the most bytes. Some packet waits.
-func (q *Queue) fattest() (fat *flow) {
+// longest is the flow with the most bytes. At least one packet must wait.
+func (q *Queue) longest() (longest *flow) {
 	look := func(l *list) {
 		for f := l.head; f != nil; f = f.next {
-			if fat == nil || f.bytes > fat.bytes {
-				fat = f
+			if longest == nil || f.bytes > longest.bytes {
+				longest = f
 			}
 		}
 	}
@@ -269,10 +272,10 @@ func (q *Queue) fattest() (fat *flow) {
 	for _, place := range q.places {
 		look(&q.parked[place])
 	}
-	return fat
+	return longest
 }
 
-// cut takes a flow's first packet out; nil when it has none.
+// cut removes a flow's first packet; nil if it has none.
 func (q *Queue) cut(f *flow) *packet {
 	m := f.head
 	if m == nil {
@@ -289,21 +292,21 @@ func (q *Queue) cut(f *flow) *packet {
 }
 
 func (q *Queue) take(n int) *packet {
-	if m := q.free; m != nil && n <= slotSize {
+	if m := q.free; m != nil && n <= bufferSize {
 		q.free, m.next = m.next, nil
 		q.kept--
 		q.memory += cap(m.buf)
 		return m
 	}
-	m := &packet{buf: make([]byte, max(n, slotSize))}
+	m := &packet{buf: make([]byte, max(n, bufferSize))}
 	q.memory += cap(m.buf)
 	return m
 }
 
-// put takes a packet's memory back. A busy queue keeps what it needs soon; one that is nearly empty, a little.
+// put takes back a packet's memory. A busy queue keeps what it will need soon, one that is nearly empty a little.
 func (q *Queue) put(m *packet) {
 	q.memory -= cap(m.buf)
-	if len(m.buf) > slotSize || q.kept >= max(keepFree, q.packets) {
+	if len(m.buf) > bufferSize || q.kept >= max(maxFree, q.packets) {
 		return
 	}
 	m.next, q.free = q.free, m

@@ -14,7 +14,8 @@ import (
 
 const ms = time.Millisecond
 
-var roomy = Config{Packets: 1 << 20, Bytes: 1 << 30, Quantum: 1500, CoDel: CoDel{Target: time.Hour, Interval: time.Hour, Packet: 1500}}
+var roomy = Config{Packets: 1 << 20, Bytes: 1 << 30, Quantum: 1500,
+	CoDel: CoDel{Target: time.Hour, Interval: time.Hour, Packet: 1500}}
 
 // udp is an IPv4 packet of n bytes from a host's port, with a number in it.
 func udp(host byte, port uint16, n int, number uint32, ecn byte) []byte {
@@ -130,7 +131,8 @@ func TestSitesShareEquallyWhateverTheirHosts(t *testing.T) {
 	assert.InDelta(t, 0.5, one/float64(all), 0.02)
 }
 
-// A flow that sends less than its share goes before bulk, however much of that waits; one that sends more waits for its turn.
+// A flow that sends less than its share is served ahead of bulk, however much of that waits; one that sends more
+// waits for its turn.
 func TestASparseFlowPassesBulk(t *testing.T) {
 	q := New(roomy, 7)
 	taken := map[uint16]bool{}
@@ -209,8 +211,8 @@ func TestNothingIsLostDoubledOrReordered(t *testing.T) {
 		require.Zero(t, q.memory)
 		require.Zero(t, q.Active())
 		require.Zero(t, q.sites)
-		require.Equal(t, [hostsMany]uint16{}, q.hostFlows)
-		require.Equal(t, [sitesMany]uint16{}, q.siteHosts)
+		require.Equal(t, [hostCount]uint16{}, q.hostFlows)
+		require.Equal(t, [siteCount]uint16{}, q.siteHosts)
 		require.Equal(t, Counters{}, q.Counters)
 	})
 }
@@ -218,7 +220,8 @@ func TestNothingIsLostDoubledOrReordered(t *testing.T) {
 // Whoever sends what, it stays within the bounds, and each packet is counted in or out.
 func TestBoundsHold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := Config{Packets: rapid.IntRange(1, 50).Draw(t, "packets"), Bytes: 1 << 16, Quantum: 1500, CoDel: CoDelFor(2e6, 1500)}
+		c := Config{Packets: rapid.IntRange(1, 50).Draw(t, "packets"), Bytes: 1 << 16, Quantum: 1500,
+			CoDel: CoDelFor(2e6, 1500)}
 		q := New(c, 1)
 		var now time.Duration
 		var b [1 << 16]byte
@@ -231,18 +234,19 @@ func TestBoundsHold(t *testing.T) {
 				}
 			} else {
 				q.Push(now, udp(byte(rapid.IntRange(1, 3).Draw(t, "host")), uint16(rapid.IntRange(1, 30).Draw(t, "port")),
-					rapid.SampledFrom([]int{40, 1400, 9000, 60000}).Draw(t, "size"), uint32(i), byte(rapid.IntRange(0, 3).Draw(t, "ecn"))), 1)
+					rapid.SampledFrom([]int{40, 1400, 9000, 60000}).Draw(t, "size"), uint32(i), byte(rapid.IntRange(0,
+						3).Draw(t, "ecn"))), 1)
 				pushed++
 			}
 			require.LessOrEqual(t, q.Len(), c.Packets)
 			require.LessOrEqual(t, q.memory, c.Bytes)
-			require.LessOrEqual(t, q.kept, max(keepFree, c.Packets))
-			require.Equal(t, pushed, popped+q.Len()+int(q.Delayed+q.Crowded))
+			require.LessOrEqual(t, q.kept, max(maxFree, c.Packets))
+			require.Equal(t, pushed, popped+q.Len()+int(q.Delayed+q.Overflowed))
 		}
 	})
 }
 
-// Who fills the queue loses, nobody else.
+// The flow that fills the queue loses packets, and no other.
 func TestOverflowHitsTheFattest(t *testing.T) {
 	c := roomy
 	c.Packets = 100
@@ -255,7 +259,7 @@ func TestOverflowHitsTheFattest(t *testing.T) {
 	for n := range uint32(1000) {
 		q.Push(0, udp(10, ports[0], 1000, n, 0), 1)
 	}
-	assert.EqualValues(t, 940, q.Crowded)
+	assert.EqualValues(t, 940, q.Overflowed)
 	seen := map[uint16]int{}
 	var b [2048]byte
 	first := uint32(math.MaxUint32)

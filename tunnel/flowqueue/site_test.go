@@ -28,7 +28,8 @@ func TestSiteLimitIsWhatLeavesInTheWait(t *testing.T) {
 	}
 }
 
-// Sites that are full are passed over, lose nothing but to the bounds, and keep their order and their place when they go on.
+// Sites that are full are passed over, lose nothing but to the bounds, and keep their order and their place
+// when they go on.
 func TestFullSitesArePassedOver(t *testing.T) {
 	q := New(roomy, 7)
 	full := map[uint32]bool{1: true, 257: true} // one place for both
@@ -125,7 +126,7 @@ func TestNothingIsLostWhereSitesAreFull(t *testing.T) {
 		require.Zero(t, q.Active())
 		require.Zero(t, q.memory)
 		require.Empty(t, q.places)
-		require.EqualValues(t, pushed, popped+int(q.Crowded))
+		require.EqualValues(t, pushed, popped+int(q.Overflowed))
 	})
 }
 

@@ -1,6 +1,5 @@
 // Package kernel is the engine "kernel": WireGuard in the Linux kernel, through rtnetlink and
 // wgctrl. It needs no process; the device and its sessions outlive the daemon by themselves.
-// Only appliance imports it.
 package kernel
 
 import (
@@ -40,40 +39,38 @@ func Supported() (bool, error) {
 // Device drives one WireGuard device of the kernel. Its methods may be called from any goroutine.
 type Device struct {
 	mu      sync.Mutex
-	want    tunnel.Device
-	told    map[tunnel.PublicKey]told // endpoints as last told to the kernel; a peer may have roamed since
+	want    tunnel.Device // as last configured
+	latest  func(tunnel.Device) tunnel.Device
 	started time.Time
 	adopted bool
 }
 
-// New makes a driver; nothing is done until Configure.
-func New() *Device { return &Device{told: map[tunnel.PublicKey]told{}} }
+// New makes a driver; nothing is done until Configure. latest returns a device with each peer where it was
+// last heard, for a kernel device that is made now.
+func New(latest func(tunnel.Device) tunnel.Device) *Device { return &Device{latest: latest} }
 
-// told is an endpoint, and how often it was news.
-type told struct {
-	endpoint netip.AddrPort
-	news     int
-}
-
-// Configure makes the device be as d says. Peers that stay keep their sessions, and a peer that roamed keeps the
-// endpoint it roamed to unless d names another than at the last call. Returns wrapped errors of netlink and wgctrl.
+// Configure makes the device be as d says. Peers that stay keep their sessions, and a peer that roamed keeps
+// the endpoint it roamed to unless d names another than at the last call. Returns wrapped errors of netlink
+// and wgctrl.
 func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	name := d.Settings.Interface
 	link, err := netlink.LinkByName(name)
+	created := false
 	var notFound netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &notFound):
-		w := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: int(d.Settings.MTU), TxQLen: -1}}
+		w := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
 		if err := netlink.LinkAdd(w); err != nil {
 			return fmt.Errorf("add WireGuard device %s: %w", name, err)
 		}
-		link, k.started, k.adopted = w, time.Now(), false
+		link, k.started, k.adopted, created = w, time.Now(), false, true
 	case err != nil:
 		return fmt.Errorf("look for device %s: %w", name, err)
 	case link.Type() != "wireguard":
-		return fmt.Errorf("device %s exists and is a %s, not WireGuard (remove it, or set tunnels[%s].interface to another name)", name, link.Type(), d.Class)
+		return fmt.Errorf("device %s exists and is a %s, not WireGuard "+
+			"(remove it, or set tunnels[%s].interface to another name)", name, link.Type(), d.Class)
 	default:
 		if k.started.IsZero() {
 			k.started, k.adopted = time.Now(), true
@@ -88,14 +85,15 @@ func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
 	if err != nil {
 		return fmt.Errorf("read WireGuard device %s: %w", name, err)
 	}
-	cfg, changed := difference(d, have, k.told)
+	tell := d
+	if created {
+		tell = k.latest(d)
+	}
+	cfg, changed := difference(tell, have, k.want.Peers)
 	if changed {
 		if err := c.ConfigureDevice(name, cfg); err != nil {
 			return fmt.Errorf("configure WireGuard device %s: %w", name, err)
 		}
-	}
-	for _, p := range d.Peers {
-		k.told[p.PublicKey] = told{p.Endpoint, p.EndpointNews}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
@@ -106,8 +104,9 @@ func (k *Device) Configure(_ context.Context, d tunnel.Device) error {
 	return nil
 }
 
-// difference is the smallest wgtypes.Config that turns have into want. It is pure.
-func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.PublicKey]told) (cfg wgtypes.Config, changed bool) {
+// difference is the smallest wgtypes.Config that turns have into want. before are the peers as last wanted.
+// It is pure.
+func difference(want tunnel.Device, have *wgtypes.Device, before []tunnel.Peer) (cfg wgtypes.Config, changed bool) {
 	if key := wgtypes.Key(want.PrivateKey); key != have.PrivateKey {
 		cfg.PrivateKey, changed = &key, true
 	}
@@ -116,6 +115,10 @@ func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.Public
 	}
 	if mark := int(want.FwMark); mark != have.FirewallMark {
 		cfg.FirewallMark, changed = &mark, true
+	}
+	wanted := map[tunnel.PublicKey]*tunnel.Peer{}
+	for i, p := range before {
+		wanted[p.PublicKey] = &before[i]
 	}
 	old := map[wgtypes.Key]wgtypes.Peer{}
 	for _, p := range have.Peers {
@@ -130,11 +133,10 @@ func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.Public
 		if !ok || h.PresharedKey != psk {
 			pc.PresharedKey, touch = &psk, true
 		}
-		// An endpoint is told when it is news; else the kernel's own, learnt from the latest packet, stands.
-		// Where nothing is known of what was told, the caller knows whether it is.
-		before, known := told[p.PublicKey]
-		news := known && (before.endpoint.IsValid() && before.endpoint != p.Endpoint || p.EndpointNews > before.news) || !known && p.EndpointNews > 0
-		if p.Endpoint.IsValid() && (!ok || h.Endpoint == nil || news && !sameEndpoint(h.Endpoint, p.Endpoint)) {
+		// An endpoint is told when it must be; otherwise the kernel's own, learnt from the latest packet,
+		// stands.
+		mustTell := p.MustTellEndpoint(wanted[p.PublicKey]) && !sameEndpoint(h.Endpoint, p.Endpoint)
+		if p.Endpoint.IsValid() && (!ok || h.Endpoint == nil || mustTell) {
 			pc.Endpoint, touch = net.UDPAddrFromAddrPort(p.Endpoint), true
 		}
 		if !ok || h.PersistentKeepaliveInterval != alive {
@@ -143,7 +145,8 @@ func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.Public
 		if !ok || !samePrefixes(h.AllowedIPs, p.AllowedIPs) {
 			pc.ReplaceAllowedIPs, touch = true, true
 			for _, a := range p.AllowedIPs {
-				pc.AllowedIPs = append(pc.AllowedIPs, net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())})
+				mask := net.CIDRMask(a.Bits(), a.Addr().BitLen())
+				pc.AllowedIPs = append(pc.AllowedIPs, net.IPNet{IP: a.Addr().AsSlice(), Mask: mask})
 			}
 		}
 		if touch {
@@ -159,6 +162,9 @@ func difference(want tunnel.Device, have *wgtypes.Device, told map[tunnel.Public
 }
 
 func sameEndpoint(have *net.UDPAddr, want netip.AddrPort) bool {
+	if have == nil {
+		return false
+	}
 	at := have.AddrPort()
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()) == want
 }
@@ -194,9 +200,12 @@ func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
 	k.mu.Lock()
 	want, started, adopted := k.want, k.started, k.adopted
 	k.mu.Unlock()
-	st := tunnel.DeviceStatus{Class: want.Class, Interface: want.Settings.Interface, Engine: tunnel.EngineKernel, Since: started, Adopted: adopted}
+	st := tunnel.DeviceStatus{
+		Class: want.Class, Interface: want.Settings.Interface, Engine: tunnel.EngineKernel,
+		Since: started, Adopted: adopted,
+	}
 	if want.Settings.Interface == "" {
-		return st, errors.New("not up yet")
+		return st, errors.New("WireGuard device is not up yet")
 	}
 	c, err := wgctrl.New()
 	if err != nil {
@@ -209,8 +218,11 @@ func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
 	}
 	st.PublicKey, st.ListenPort = have.PublicKey.String(), uint16(have.ListenPort)
 	for _, p := range have.Peers {
-		ps := tunnel.PeerStatus{PublicKey: tunnel.PublicKey(p.PublicKey), LastHandshake: p.LastHandshakeTime,
-			RxBytes: uint64(p.ReceiveBytes), TxBytes: uint64(p.TransmitBytes), AllowedIPs: prefixes(p.AllowedIPs), Keepalive: p.PersistentKeepaliveInterval}
+		ps := tunnel.PeerStatus{
+			PublicKey: tunnel.PublicKey(p.PublicKey), LastHandshake: p.LastHandshakeTime,
+			RxBytes: uint64(p.ReceiveBytes), TxBytes: uint64(p.TransmitBytes),
+			AllowedIPs: prefixes(p.AllowedIPs), Keepalive: p.PersistentKeepaliveInterval,
+		}
 		if p.Endpoint != nil {
 			ap := p.Endpoint.AddrPort()
 			ps.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())

@@ -24,48 +24,65 @@ var (
 )
 
 func wanted() tunnel.Device {
-	return tunnel.Device{Class: tunnel.Data, Settings: tunnel.Settings{Interface: "rw-data", ListenPort: 51821, MTU: 1420}, FwMark: 0x4000,
-		PrivateKey: tunnel.PrivateKey{9}, Peers: []tunnel.Peer{{Site: "munich", PublicKey: pubA, Endpoint: ep1,
-			AllowedIPs: []netip.Prefix{net1, net6}, Keepalive: 25 * time.Second}}}
+	return tunnel.Device{
+		Class: tunnel.Data, FwMark: 0x4000, PrivateKey: tunnel.PrivateKey{9},
+		Settings: tunnel.Settings{Interface: "rw-data", ListenPort: 51821, MTU: 1420},
+		Peers: []tunnel.Peer{{
+			Site: "munich", PublicKey: pubA, Endpoint: ep1,
+			AllowedIPs: []netip.Prefix{net1, net6}, Keepalive: 25 * time.Second,
+		}},
+	}
 }
 
 func observed(endpoint netip.AddrPort) *wgtypes.Device {
-	return &wgtypes.Device{PrivateKey: wgtypes.Key(tunnel.PrivateKey{9}), ListenPort: 51821, FirewallMark: 0x4000, Peers: []wgtypes.Peer{{
-		PublicKey: wgtypes.Key(pubA), Endpoint: net.UDPAddrFromAddrPort(endpoint), PersistentKeepaliveInterval: 25 * time.Second,
-		AllowedIPs: []net.IPNet{{IP: net6.Addr().AsSlice(), Mask: net.CIDRMask(48, 128)}, {IP: net1.Addr().AsSlice(), Mask: net.CIDRMask(16, 32)}},
-	}}}
+	return &wgtypes.Device{
+		PrivateKey: wgtypes.Key(tunnel.PrivateKey{9}), ListenPort: 51821, FirewallMark: 0x4000,
+		Peers: []wgtypes.Peer{{
+			PublicKey: wgtypes.Key(pubA), Endpoint: net.UDPAddrFromAddrPort(endpoint),
+			PersistentKeepaliveInterval: 25 * time.Second,
+			AllowedIPs: []net.IPNet{
+				{IP: net6.Addr().AsSlice(), Mask: net.CIDRMask(48, 128)},
+				{IP: net1.Addr().AsSlice(), Mask: net.CIDRMask(16, 32)},
+			},
+		}},
+	}
 }
 
 func TestAppliedTwiceChangesNothing(t *testing.T) {
-	_, changed := difference(wanted(), observed(ep1), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
+	_, changed := difference(wanted(), observed(ep1), before(ep1, 1))
 	assert.False(t, changed)
 }
 
+// before is what was wanted before: one peer.
+func before(endpoint netip.AddrPort, news int) []tunnel.Peer {
+	return []tunnel.Peer{{PublicKey: pubA, Endpoint: endpoint, EndpointRevision: news}}
+}
+
 func TestARoamedPeerKeepsItsEndpoint(t *testing.T) {
-	_, changed := difference(wanted(), observed(ep2), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
+	_, changed := difference(wanted(), observed(ep2), before(ep1, 1))
 	assert.False(t, changed, "a reload must not send a roamed peer back to where it was")
 	_, changed = difference(wanted(), observed(ep2), nil)
 	assert.False(t, changed, "nor must a daemon that has just started")
 	w := wanted()
 	w.Peers[0].Endpoint = netip.MustParseAddrPort("203.0.113.77:51820")
-	cfg, changed := difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {ep1, 1}})
+	cfg, changed := difference(w, observed(ep2), before(ep1, 1))
 	require.True(t, changed)
 	assert.Equal(t, "203.0.113.77:51820", cfg.Peers[0].Endpoint.String(), "a new address in the config does")
 }
 
 func TestANewMeaningOfAnAddressIsToldAfterARestart(t *testing.T) {
 	w := wanted()
-	w.Peers[0].Endpoint, w.Peers[0].EndpointNews = netip.MustParseAddrPort("203.0.113.77:51820"), 1
+	w.Peers[0].Endpoint, w.Peers[0].EndpointRevision = netip.MustParseAddrPort("203.0.113.77:51820"), 1
 	cfg, changed := difference(w, observed(ep2), nil)
 	require.True(t, changed)
 	require.Len(t, cfg.Peers, 1)
 	assert.Equal(t, "203.0.113.77:51820", cfg.Peers[0].Endpoint.String())
 	_, changed = difference(w, observed(w.Peers[0].Endpoint), nil)
 	assert.False(t, changed, "it is there already")
-	_, changed = difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {w.Peers[0].Endpoint, 1}})
+	_, changed = difference(w, observed(ep2), before(w.Peers[0].Endpoint, 1))
 	assert.False(t, changed, "it was told, and the peer roamed since")
-	w.Peers[0].EndpointNews = 2
-	_, changed = difference(w, observed(ep2), map[tunnel.PublicKey]told{pubA: {w.Peers[0].Endpoint, 1}})
+	w.Peers[0].EndpointRevision = 2
+	_, changed = difference(w, observed(ep2), before(w.Peers[0].Endpoint, 1))
 	assert.True(t, changed, "it is silent there: told once more")
 }
 

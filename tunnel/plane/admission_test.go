@@ -9,13 +9,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/tunnel"
+	"ringway/units"
 )
 
 // admitted is how a fake shows what it was told.
 func admitted(a tunnel.Admission) string { return fmt.Sprintf("admitted: %+v", a) }
 
-func budgets(rate uint64) tunnel.Admission {
-	return tunnel.Admission{Media: 1 << 46, Lines: []tunnel.AdmissionLine{{Overhead: 14}}, Sites: []tunnel.AdmissionSite{{Key: key(7).Public(), Rate: rate}}}
+func budgets(rate units.BitRate) tunnel.Admission {
+	return tunnel.Admission{
+		Media: 1 << 46, Lines: []tunnel.AdmissionLine{{Overhead: 14}},
+		Sites: []tunnel.AdmissionSite{{Key: key(7).Public(), Rate: rate}},
+	}
 }
 
 func TestAPlaneIsToldTheVoiceBudgets(t *testing.T) {
@@ -23,7 +27,7 @@ func TestAPlaneIsToldTheVoiceBudgets(t *testing.T) {
 	ctx := context.Background()
 	cfg := b.config(tunnel.Voice)
 	cfg.Engine = tunnel.EngineRealtime
-	s, letGo := b.supervise(cfg)
+	s, release := b.supervise(cfg)
 	d := device(tunnel.Voice)
 	d.Admission = budgets(600_000)
 	require.NoError(t, s.Configure(ctx, d))
@@ -38,10 +42,10 @@ func TestAPlaneIsToldTheVoiceBudgets(t *testing.T) {
 
 	wrong := d
 	wrong.Admission.Sites = []tunnel.AdmissionSite{{Line: 1}}
-	assert.ErrorContains(t, s.Configure(ctx, wrong), `plane refuses "admission": admit calls with`)
+	assert.ErrorContains(t, s.Configure(ctx, wrong), `plane-voice refused "settings": admission: admit calls with`)
 
 	// The next daemon finds it so; its own is told, and so is a successor.
-	letGo()
+	release()
 	s, _ = b.supervise(cfg)
 	require.NoError(t, s.Configure(ctx, d))
 	assert.True(t, status(t, s).Adopted)
@@ -53,18 +57,4 @@ func TestAPlaneIsToldTheVoiceBudgets(t *testing.T) {
 	require.NoError(t, s.Configure(ctx, d))
 	kill9(t, s)
 	assert.Contains(t, status(t, s).Drops, admitted(d.Admission))
-}
-
-func TestAPlaneThatKnowsNoBudgetsIsNotAsked(t *testing.T) {
-	b := newBench(t)
-	ctx := context.Background()
-	cfg := b.config(tunnel.Voice)
-	cfg.Engine = tunnel.EngineRealtime
-	s, _ := b.supervise(cfg)
-	d := device(tunnel.Voice)
-	require.NoError(t, s.Configure(ctx, d))
-	s.current().hello.Minor = minorAdmission - 1
-	d.Admission = budgets(600_000)
-	require.NoError(t, s.Configure(ctx, d))
-	assert.Contains(t, status(t, s).Drops, admitted(tunnel.Admission{}))
 }

@@ -2,7 +2,6 @@ package plane
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/tunnel"
+	"ringway/tunnel/realtime"
 	"ringway/tunnel/wireguardgo"
 )
 
@@ -27,18 +27,16 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "plane":
-			engines := map[tunnel.EngineName]NewEngine{"fake": newFake, tunnel.EngineRealtime: newRealtimeFake, tunnel.EngineWireGuardGo: newWireGuardGo}
+			engines := map[tunnel.EngineName]NewEngine{
+				"fake": newFake, tunnel.EngineRealtime: newRealtimeFake, tunnel.EngineWireGuardGo: newWireGuardGo,
+			}
+			if os.Getenv("TEST_ENGINES") == "real" {
+				engines[tunnel.EngineRealtime] = newRealtime
+			}
 			if err := Main(Options{Engines: engines, Build: os.Getenv("TEST_BUILD")}); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
-			os.Exit(0)
-		case "stranger": // a user who asks a plane for its descriptors
-			k, err := dialPlane(os.Args[2], func(message) {})
-			if err == nil {
-				_, err = k.files(context.Background())
-			}
-			fmt.Println(err)
 			os.Exit(0)
 		case "daemon":
 			os.Exit(testDaemon())
@@ -48,7 +46,15 @@ func TestMain(m *testing.M) {
 }
 
 func newWireGuardGo(s Start) (Engine, error) {
-	return wireguardgo.New(wireguardgo.Files{TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6}, s.Class, s.Bounds, s.MTU, s.Log)
+	files := wireguardgo.Files{TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6}
+	return wireguardgo.New(files, s.Class, s.Bounds, s.MTU, s.Log)
+}
+
+func newRealtime(s Start) (Engine, error) {
+	return realtime.New(realtime.Options{
+		TUN: s.Files.TUN, UDP4: s.Files.UDP4, UDP6: s.Files.UDP6,
+		Class: s.Class, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: true,
+	})
 }
 
 // fake is an engine without cryptography: it keeps what it is told, counts sets, and does odd things
@@ -71,15 +77,18 @@ type fake struct {
 func newFake(s Start) (Engine, error) {
 	s.Log.Info("fake engine starts", "mtu", s.MTU)
 	return &fake{conf: map[string][]string{}, mtu: s.MTU, done: make(chan struct{}),
-		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 4), hang: make(chan struct{}), spin: make(chan struct{})}, nil
+		endpoints: make(chan map[tunnel.PublicKey]netip.AddrPort, 4),
+		hang:      make(chan struct{}), spin: make(chan struct{})}, nil
 }
 
-// realtimeFake is the fake with what the realtime engine shows of itself: it marks packet by packet, and has forwarding
-// threads, which do nothing but have their names.
+// realtimeFake is the fake with what the realtime engine shows of itself: it marks packet by packet, and has
+// forwarding threads, which do nothing but have their names.
 type realtimeFake struct {
 	*fake
 	outer tunnel.Outer // under mu
 	admit tunnel.Admission
+
+	reserved []tunnel.ReservationStatus
 }
 
 func newRealtimeFake(s Start) (Engine, error) {
@@ -110,7 +119,8 @@ func newRealtimeFake(s Start) (Engine, error) {
 	return f, err
 }
 
-// runAway takes the core of the calling thread for good, in such a way that neither a signal nor the Go scheduler gets it back.
+// runAway takes the core of the calling thread for good, in such a way that neither a signal nor the Go
+// scheduler gets it back.
 func runAway() {
 	all := ^uint64(0)
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&all)), 0, 8, 0, 0)
@@ -136,6 +146,33 @@ func (f *realtimeFake) SetAdmission(a tunnel.Admission) error {
 	}
 	f.admit = a
 	return nil
+}
+
+// Reserve holds one reservation, and refuses a second one.
+func (f *realtimeFake) Reserve(r tunnel.Reservation) (tunnel.ReservationState, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := r.Check(); err != nil {
+		return "", err
+	}
+	if len(f.reserved) > 0 {
+		return tunnel.SiteBudgetFull, nil
+	}
+	f.reserved = append(f.reserved, tunnel.ReservationStatus{Reservation: r, State: tunnel.ReservationHeld})
+	return tunnel.ReservationHeld, nil
+}
+
+func (f *realtimeFake) Release(tunnel.Flow) (known bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known, f.reserved = len(f.reserved) > 0, nil
+	return known, nil
+}
+
+func (f *realtimeFake) Reservations() []tunnel.ReservationStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reserved
 }
 
 // refusedPadding is what no fake takes.
@@ -239,7 +276,10 @@ func (e *fake) Status() tunnel.DeviceStatus {
 	s := o.Status()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s.Drops = map[string]uint64{"sets": uint64(e.sets), "handshakes": uint64(e.shaken), "mtu": uint64(e.mtu), "processors": uint64(runtime.GOMAXPROCS(0))}
+	s.Drops = map[string]uint64{
+		"sets": uint64(e.sets), "handshakes": uint64(e.shaken), "mtu": uint64(e.mtu),
+		"processors": uint64(runtime.GOMAXPROCS(0)),
+	}
 	return s
 }
 
@@ -359,7 +399,8 @@ func try(what string) (err error) {
 			return err
 		}
 		var param int32
-		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_NORMAL|unix.SCHED_RESET_ON_FORK, uintptr(unsafe.Pointer(&param)))
+		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER,
+			0, unix.SCHED_NORMAL|unix.SCHED_RESET_ON_FORK, uintptr(unsafe.Pointer(&param)))
 		return errno(e)
 	case "ioctl-tun-persist":
 		_, _, e := unix.RawSyscall(unix.SYS_IOCTL, 6, unix.TUNSETPERSIST, 1)

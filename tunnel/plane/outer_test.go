@@ -10,14 +10,16 @@ import (
 	"ringway/tunnel"
 )
 
-var voiceOuter = tunnel.Outer{TOS: 46 << 2, Marks: []tunnel.OuterMark{{Inner: 24, Outer: 24}, {Inner: 46, Outer: 46}}, PadTo: 256}
+var voiceOuter = tunnel.Outer{
+	TOS: 46 << 2, Marks: []tunnel.OuterMark{{Inner: 24, Outer: 24}, {Inner: 46, Outer: 46}}, PadTo: 256,
+}
 
 func TestAPlaneIsToldHowPacketsLookFromOutside(t *testing.T) {
 	b := newBench(t)
 	ctx := context.Background()
 	cfg := b.config(tunnel.Voice)
 	cfg.Engine = tunnel.EngineRealtime
-	s, letGo := b.supervise(cfg)
+	s, release := b.supervise(cfg)
 	d := device(tunnel.Voice)
 	d.Outer = voiceOuter
 	require.NoError(t, s.Configure(ctx, d))
@@ -35,11 +37,11 @@ func TestAPlaneIsToldHowPacketsLookFromOutside(t *testing.T) {
 
 	wrong := d
 	wrong.Outer.PadTo = refusedPadding
-	assert.ErrorContains(t, s.Configure(ctx, wrong), `plane refuses "outer": refused as asked`)
+	assert.ErrorContains(t, s.Configure(ctx, wrong), `plane-voice refused "settings": outer: refused as asked`)
 	require.NoError(t, s.Configure(ctx, d))
 
 	// The next daemon finds it so, and has nothing to say.
-	letGo()
+	release()
 	s, _ = b.supervise(cfg)
 	require.NoError(t, s.Configure(ctx, d))
 	assert.True(t, status(t, s).Adopted)
@@ -60,19 +62,4 @@ func TestAnEngineThatMarksNoPacketIsLeftAlone(t *testing.T) {
 	d.Outer = voiceOuter
 	require.NoError(t, s.Configure(ctx, d))
 	assert.Equal(t, pid, status(t, s).PlanePID)
-}
-
-func TestAPlaneOfAnOlderProtocolIsNotAsked(t *testing.T) {
-	b := newBench(t)
-	ctx := context.Background()
-	cfg := b.config(tunnel.Voice)
-	cfg.Engine = tunnel.EngineRealtime
-	s, _ := b.supervise(cfg)
-	d := device(tunnel.Voice)
-	require.NoError(t, s.Configure(ctx, d))
-	before := d.Outer.Words()
-	s.current().hello.Minor = 0
-	d.Outer = voiceOuter
-	require.NoError(t, s.Configure(ctx, d))
-	assert.Contains(t, status(t, s).Drops, before)
 }

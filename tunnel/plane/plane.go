@@ -1,13 +1,14 @@
-// Package plane runs a userspace WireGuard engine as a process of its own, and supervises it.
+// Package plane runs a userspace WireGuard engine as a supervised process, one for each class.
 //
-// A plane is started by the daemon, one per class, and outlives it: when the daemon is killed,
-// upgraded or restarted, the plane forwards on, and the next daemon adopts it through its
-// control socket. The daemon (root) opens the tunnel device and the sockets, keeps duplicates, and
-// hands them over; the plane holds nothing else and may do nothing else (sandbox.go).
+// The daemon (root) opens the tunnel device and the sockets, keeps duplicates, and hands them over; the plane
+// has nothing else. When the daemon is killed, upgraded or restarted, the plane keeps forwarding, and the
+// next daemon adopts it. How a process is started, confined, adopted and replaced is package process's; here
+// is what makes it a plane: the requests (protocol.go), the settings that change in place (settings.go), the
+// descriptors that outlive it (resources.go), and what its threads are allowed (sandbox.go, priority.go,
+// realtime.go).
 //
-// Two halves meet at the protocol (protocol.go): Main is the process (server.go, sandbox.go), Supervisor
-// the daemon's side (supervisor.go, configure.go, client.go, process.go). Only appliance and cmd import this room; it
-// knows no engine: engines come in through NewEngine.
+// Main is the process (server.go); Supervisor is the daemon's side (supervisor.go, configure.go). Engines are
+// made by a NewEngine: this package imports none.
 package plane
 
 import (
@@ -20,8 +21,8 @@ import (
 	"ringway/tunnel"
 )
 
-// Files are the descriptors that an engine works on, borrowed until NewEngine returns: it duplicates
-// what it keeps. UDP6 or UDP4 may be nil where the machine lacks the family.
+// Files are the descriptors that an engine works on, borrowed until NewEngine returns: it duplicates what it
+// keeps. UDP6 or UDP4 may be nil where the machine lacks the family.
 type Files struct {
 	TUN, UDP4, UDP6 *os.File
 }
@@ -38,18 +39,9 @@ type Start struct {
 // NewEngine makes an engine that forwards from the moment it returns.
 type NewEngine func(Start) (Engine, error)
 
-// marker is an engine that marks and pads packet by packet. What a whole socket's TOS can say is set from outside.
-type marker interface {
-	SetOuter(o tunnel.Outer) error
-}
-
-// admitter is an engine that admits calls up to a site's budget.
-type admitter interface {
-	SetAdmission(a tunnel.Admission) error
-}
-
-// Engine is what a plane runs; tunnel/wireguardgo has one. It is wider than a usual interface since
-// it is exactly the seam between a process and the one thing that it is there for.
+// Engine is what a plane runs. It is wider than a usual interface since it is exactly the seam between a
+// process and the one thing that the process is there for. An engine may also be a marker or an admitter
+// (settings.go).
 type Engine interface {
 	Set(r io.Reader) error // body of a UAPI set=1; the device's own key holds before a peer is set
 	Get(w io.Writer) error // answer to a UAPI get=1, with secrets
@@ -60,5 +52,5 @@ type Engine interface {
 	SetMTU(mtu int) error
 	SetBounds(b tunnel.Bounds) error
 	Close() error
-	Done() <-chan struct{} // closed when the engine ended by itself or by Close
+	Done() <-chan struct{} // closed when the engine stopped unexpectedly or by Close
 }

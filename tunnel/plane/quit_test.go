@@ -18,20 +18,16 @@ func TestPlanesAreFoundAndEndedWithoutADaemon(t *testing.T) {
 	b := newBench(t)
 	ctx := context.Background()
 	for _, c := range tunnel.Classes {
-		s, letGo := b.supervise(b.config(c))
+		s, release := b.supervise(b.config(c))
 		d := device(c)
 		if c == tunnel.Data {
 			d.Settings.ListenPort++
 		}
 		require.NoError(t, s.Configure(ctx, d))
-		letGo()
+		release()
 	}
 	for _, c := range tunnel.Classes {
-		f, err := meet(ctx, b.run, c, func(message) {})
-		require.NoError(t, err)
-		pid := f.proc.pid
-		assert.Equal(t, "rw-"+string(c), f.hello.Interface)
-		f.close()
+		pid := b.recordedPID(c)
 		require.NoError(t, Quit(ctx, b.run, b.dir, c))
 		assert.Eventually(t, func() bool { return unix.Kill(pid, 0) != nil }, patience, time.Millisecond)
 	}
@@ -40,7 +36,7 @@ func TestPlanesAreFoundAndEndedWithoutADaemon(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, left)
 	}
-	require.NoError(t, Quit(ctx, b.run, b.dir, tunnel.Voice), "none is no error")
+	require.NoError(t, Quit(ctx, b.run, b.dir, tunnel.Voice), "none is not an error")
 }
 
 // A plane that died or hangs with no daemon there leaves nothing either, once the interface is named.
@@ -48,16 +44,16 @@ func TestWhatACrashLeftIsTakenAway(t *testing.T) {
 	b := newBench(t)
 	ctx := context.Background()
 	for _, how := range []unix.Signal{unix.SIGKILL, unix.SIGSTOP} {
-		s, letGo := b.supervise(b.config(tunnel.Data))
+		s, release := b.supervise(b.config(tunnel.Data))
 		require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
 		pid := status(t, s).PlanePID
-		letGo()
+		release()
 		require.NoError(t, unix.Kill(pid, how))
 		if how == unix.SIGKILL {
 			_, err := unix.Wait4(pid, nil, 0, nil)
 			require.NoError(t, err)
 		}
-		require.NoError(t, Quit(ctx, b.run, b.dir, tunnel.Data))
+		require.NoError(t, quit(ctx, b.run, b.dir, tunnel.Data, quick))
 		require.FileExists(t, uapiPath(b.dir, "rw-data"))
 		require.NoError(t, RemoveUAPI(b.dir, "rw-data"))
 		for _, d := range []string{b.run, b.dir} {
@@ -72,7 +68,7 @@ func TestOnlyAStaleUAPISocketIsRemoved(t *testing.T) {
 	dir, err := os.MkdirTemp("/tmp", "rwu") // short, as newBench's
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
-	require.NoError(t, RemoveUAPI(dir, "rw-data"), "none is no error")
+	require.NoError(t, RemoveUAPI(dir, "rw-data"), "none is not an error")
 	require.NoError(t, RemoveUAPI(dir+"/none", "rw-data"))
 	for _, name := range []string{"", "../x", "a/b"} {
 		assert.Error(t, RemoveUAPI(dir, name), name)

@@ -76,16 +76,16 @@ func mayBeRealtime(t *testing.T) {
 
 func realtimePlane(b *bench) (*Supervisor, func()) {
 	cfg := b.config(tunnel.Voice)
-	cfg.Engine, cfg.HealthEvery = tunnel.EngineRealtime, 20*time.Millisecond
-	s, letGo := b.supervise(cfg)
+	cfg.Engine, cfg.Timing.HealthEvery = tunnel.EngineRealtime, 20*time.Millisecond
+	s, release := b.supervise(cfg)
 	require.NoError(b.t, s.Configure(context.Background(), device(tunnel.Voice)))
-	return s, letGo
+	return s, release
 }
 
 func TestForwardingThreadsAloneAreRealTime(t *testing.T) {
 	mayBeRealtime(t)
 	b := newBench(t)
-	s, letGo := realtimePlane(b)
+	s, release := realtimePlane(b)
 	first := status(t, s)
 	requireRealtime(t, first.PlanePID)
 	assert.EqualValues(t, runtime.NumCPU(), first.Drops["processors"], "the engine sets what it needs")
@@ -101,25 +101,16 @@ func TestForwardingThreadsAloneAreRealTime(t *testing.T) {
 	requireRealtime(t, status(t, s).PlanePID)
 
 	// A daemon that comes back gives what an earlier one could not.
-	letGo()
-	pid := status0(t, b)
+	release()
+	pid := b.recordedPID(tunnel.Voice)
 	lower(t, pid, 0)
 	s, _ = realtimePlane(b)
 	require.Equal(t, pid, status(t, s).PlanePID)
 	requireRealtime(t, pid)
 }
 
-// status0 is the pid of the plane that runs, with no supervisor's help.
-func status0(t *testing.T, b *bench) int {
-	t.Helper()
-	f, err := meet(context.Background(), b.run, tunnel.Voice, func(message) {})
-	require.NoError(t, err)
-	defer f.close()
-	return f.proc.pid
-}
-
-// lower takes real-time from the forwarding threads. With SCHED_FLAG_RESET_ON_FORK it is what such a thread does itself, that took
-// a core for too long.
+// lower takes real-time from the forwarding threads. With SCHED_FLAG_RESET_ON_FORK it is what such a thread
+// does itself, that took a core for too long.
 func lower(t *testing.T, pid int, flags uint64) {
 	t.Helper()
 	tids, err := threadsNamed(pid, forwardingThreads)
@@ -155,7 +146,7 @@ func TestAThreadThatRunsAwayEndsItsPlaneAndNotTheMachine(t *testing.T) {
 	b := newBench(t)
 	s, _ := realtimePlane(b)
 	pid, began := status(t, s).PlanePID, time.Now()
-	_, _ = s.current().conn.call(context.Background(), message{Type: typeSet, Text: "x_spin=\n"})
+	_ = tellEngine(s, "x_spin=\n")
 	require.Eventually(t, func() bool {
 		d, err := s.Status(context.Background())
 		return err == nil && d.PlanePID != pid
@@ -170,9 +161,9 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 		t.Skipf("no kernel that divides real-time between groups: %v", err)
 	}
 	b := newBench(t)
-	s, letGo := realtimePlane(b)
+	s, release := realtimePlane(b)
 	pid := status(t, s).PlanePID
-	letGo()
+	release()
 	group := filepath.Join(budgets, fmt.Sprintf("ringway-test-%d", os.Getpid()))
 	require.NoError(t, os.Mkdir(group, 0o755))
 	t.Cleanup(func() {
@@ -195,8 +186,9 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 		assert.Zero(t, a.Nice)
 	}
 	_, missing := s.Sandbox()
-	want := fmt.Sprintf("real-time: the cpu cgroup gives no real-time budget (write one to %s/cpu.rt_runtime_us, such as 500000, and to the groups above it, "+
-		"or run ringway in the root group); the forwarding threads run at nice -20, and calls wait longer while other programs are busy", group)
+	want := fmt.Sprintf("real-time: the cpu cgroup gives no real-time budget (write one to %s/cpu.rt_runtime_us, "+
+		"such as 500000, and to the groups above it, or run ringway in the root group); "+
+		"the forwarding threads run at nice -20, and calls wait longer while other programs are busy", group)
 	assert.Contains(t, missing, want)
 
 	// With a budget it is real-time at the next start of the daemon.
@@ -213,7 +205,8 @@ func TestTheBudgetFileOfACPUGroup(t *testing.T) {
 		"32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
 	container := strings.Replace(v1, "0:29 / ", "0:29 /box/7 ", 1)
 	for _, x := range []struct{ groups, mounts, want string }{
-		{"5:cpu,cpuacct:/system.slice/ringway.service\n", v1, "/sys/fs/cgroup/cpu,cpuacct/system.slice/ringway.service/cpu.rt_runtime_us"},
+		{"5:cpu,cpuacct:/system.slice/ringway.service\n", v1,
+			"/sys/fs/cgroup/cpu,cpuacct/system.slice/ringway.service/cpu.rt_runtime_us"},
 		{"3:cpuset:/x\n5:cpu,cpuacct:/\n", v1, "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_runtime_us"},
 		{"5:cpu,cpuacct:/box/7/inner\n", container, "/sys/fs/cgroup/cpu,cpuacct/inner/cpu.rt_runtime_us"},
 		{"5:cpu,cpuacct:/elsewhere\n", container, ""},
@@ -236,7 +229,7 @@ func TestThreadsSayHowTheyAreScheduled(t *testing.T) {
 	mayBeRealtime(t)
 	b := newBench(t)
 	cfg := b.config(tunnel.Voice)
-	cfg.Engine, cfg.HealthEvery = tunnel.EngineRealtime, time.Hour // nobody brings a thread back
+	cfg.Engine, cfg.Timing.HealthEvery = tunnel.EngineRealtime, time.Hour // nobody brings a thread back
 	s, _ := b.supervise(cfg)
 	assert.Empty(t, s.Threads(), "no plane")
 	require.NoError(t, s.Configure(context.Background(), device(tunnel.Voice)))

@@ -27,14 +27,14 @@ func TestASandboxedPlaneCanDoNothingElse(t *testing.T) {
 	assert.Empty(t, missing)
 	pid := status(t, s).PlanePID
 	for _, what := range []string{
-		"exec", "fork", "open", "create", "stat", "socket", "udp", "ptrace", "kill", "setuid", "mount", "unshare", "exec-memory",
-		"bpf", "io_uring", "limit", "dumpable", "priority", "priority-of-another", "ioctl-tun-persist",
+		"exec", "fork", "open", "create", "stat", "socket", "udp", "ptrace", "kill", "setuid", "mount", "unshare",
+		"exec-memory", "bpf", "io_uring", "limit", "dumpable", "priority", "priority-of-another", "ioctl-tun-persist",
 	} {
-		_, err := s.current().conn.call(ctx, message{Type: typeSet, Text: "x_try=" + what + "\n"})
+		err := tellEngine(s, "x_try="+what+"\n")
 		assert.ErrorContains(t, err, "operation not permitted", what)
 	}
 	assert.Equal(t, pid, status(t, s).PlanePID, "and it lives")
-	_, err := s.current().conn.call(ctx, message{Type: typeSet, Text: "x_try=give-way\n"})
+	err := tellEngine(s, "x_try=give-way\n")
 	assert.ErrorContains(t, err, "give-way worked", "a thread of a realtime engine that took a core for too long")
 	_, err = os.Stat("/tmp/plane-was-here")
 	assert.ErrorIs(t, err, os.ErrNotExist)
@@ -46,11 +46,12 @@ func TestASandboxedPlaneCanDoNothingElse(t *testing.T) {
 		return string(b)
 	}
 	st := proc("status")
-	for _, line := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000",
+	for _, line := range []string{"NoNewPrivs:\t1", "Seccomp:\t2",
+		"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000",
 		"CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000", "Groups:\t \n"} {
 		assert.Contains(t, st, line)
 	}
-	uid, _ := planeUser(tunnel.Data)
+	uid, _ := kindOf(tunnel.Data, nil, nil).IDs()
 	assert.Contains(t, st, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", uid))
 	tasks, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	require.NoError(t, err)
@@ -66,7 +67,8 @@ func TestASandboxedPlaneCanDoNothingElse(t *testing.T) {
 		switch kind, _, _ := strings.Cut(to, ":"); kind {
 		case "socket", "pipe", "anon_inode", "/dev/null", "/dev/net/tun":
 		default:
-			assert.True(t, strings.HasPrefix(to, "/sys/fs/cgroup") || strings.HasPrefix(to, "/proc"), "descriptor %s is %s", fd.Name(), to)
+			runtimes := strings.HasPrefix(to, "/sys/fs/cgroup") || strings.HasPrefix(to, "/proc")
+			assert.True(t, runtimes, "descriptor %s is %s", fd.Name(), to)
 		}
 	}
 	group, err := unix.Getpgid(pid)
@@ -132,45 +134,4 @@ func TestAProgramThatOthersMayNotExecuteIsCopied(t *testing.T) {
 	require.NoError(t, s.Configure(context.Background(), device(tunnel.Data)))
 	_, missing := s.Sandbox()
 	assert.Empty(t, missing)
-}
-
-func TestThePlaneCommandByHandSaysSo(t *testing.T) {
-	t.Setenv(envFiles, "")
-	assert.EqualError(t, Main(Options{}), "this command is started by ringway run, not by hand")
-}
-
-func TestSignalsThatAreMeantForTheDaemonAreIgnored(t *testing.T) {
-	b := newBench(t)
-	s, letGo := b.supervise(b.config(tunnel.Data))
-	ctx := context.Background()
-	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
-	pid := status(t, s).PlanePID
-	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1} {
-		require.NoError(t, unix.Kill(pid, sig))
-		assert.Equal(t, pid, status(t, s).PlanePID, sig)
-	}
-	// At the end of the machine nobody brings it back.
-	letGo()
-	p, err := adoptProcess(pid)
-	require.NoError(t, err)
-	defer p.letGo()
-	require.NoError(t, unix.Kill(pid, unix.SIGTERM))
-	<-p.exited
-	assert.Equal(t, "exit status 0", p.reason)
-}
-
-func TestAPlaneWhoseDaemonDiesBeforeItStartsEnds(t *testing.T) {
-	b := newBench(t)
-	s, err := NewSupervisor(b.config(tunnel.Data))
-	require.NoError(t, err)
-	defer s.Close()
-	res, err := s.open(s.parametersOf(device(tunnel.Data)))
-	require.NoError(t, err)
-	defer res.close()
-	r, err := s.launch(context.Background(), res, "fake")
-	require.NoError(t, err)
-	r.conn.close()
-	<-r.proc.exited
-	assert.Equal(t, "exit status 0", r.proc.reason)
-	s.drop(r)
 }

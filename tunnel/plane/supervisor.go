@@ -1,288 +1,149 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"ringway/process"
 	"ringway/tunnel"
-)
-
-// Times of the supervision. A plane that dies is back at once; one that keeps dying costs at most one
-// start a second.
-const (
-	callTimeout  = 2 * time.Second // longest a healthy plane takes for an answer
-	readyTimeout = 5 * time.Second // from exec to hello, and for a whole configuration, on a machine that is busy
-	quitTimeout  = time.Second
-	killTimeout  = 5 * time.Second
-	healthEvery  = 3 * time.Second
-	healthTries  = 3
-	steadyAfter  = 10 * time.Second // a plane that lived so long did not die of its start
-	redialAfter  = 50 * time.Millisecond
-	backoffFirst = 10 * time.Millisecond
-	backoffLast  = 900 * time.Millisecond
 )
 
 // Config is what a Supervisor needs to know. Class, RunDir, UAPIDir, OpenTUN and OpenUDP must be given.
 type Config struct {
 	Class   tunnel.Class
-	RunDir  string // control socket and pid file; made 0700
+	RunDir  string // of control socket and pid file; made 0700
 	UAPIDir string // /var/run/wireguard, where wg(8) looks
 
 	// OpenTUN and OpenUDP make the devices, in the network namespace that is theirs.
-	OpenTUN func(name string, mtu, txqlen int) (*os.File, error)
+	OpenTUN func(name string) (*os.File, error)
 	OpenUDP func(port uint16, mark uint32, tos uint8, b tunnel.Bounds) (udp4, udp6 *os.File, err error)
-	// SetLink changes MTU and queue of a device that is there; nil: by ioctl.
-	SetLink func(name string, mtu, txqlen int) error
 
-	Args   []string          // of the plane process after argv[0]; default {"plane"}
-	Env    []string          // besides what the room itself sets
-	Engine tunnel.EngineName // what `auto` means here; default: tunnel.Auto without a kernel that has WireGuard
+	Program string            // file that planes run; empty: this process's own binary
+	Args    []string          // of the plane process after argv[0]; default {"plane"}
+	Env     []string          // besides what the supervision sets
+	Engine  tunnel.EngineName // what `auto` means here; default: tunnel.Auto without a kernel that has WireGuard
 
-	// OnEndpoints hears where peers are, so that the daemon can keep it over a restart of the machine.
-	// It is called from the connection's reader and must not block, nor call the Supervisor.
+	// OnEndpoints is told where the plane has its peers; most of the time nothing has changed. It is called
+	// from the connection's reader and must not block, nor call the Supervisor.
 	OnEndpoints func(map[tunnel.PublicKey]netip.AddrPort)
+	// Latest returns a device with each peer where it was last heard, for a plane that starts; nil: where the
+	// device says.
+	Latest func(tunnel.Device) tunnel.Device
 
-	Log         *slog.Logger
-	HealthEvery time.Duration // 0: the default
+	Log    *slog.Logger
+	Timing process.Timing // zero fields: the defaults
 }
 
-// Supervisor keeps the plane of one class alive and as configured. It is a task (Run, Ready, String)
-// and an engine (Configure, Status, Handshake, Stop).
+// Supervisor keeps the plane of one class alive and as configured. It is a task (Run, Ready, String) and an
+// engine (Configure, Status, Stop).
 type Supervisor struct {
-	cfg     Config
-	log     *slog.Logger
-	program int // descriptor of the binary
-	unpriv  bool
-	speaks  int // ProtocolMajor; a test plays a newer daemon
+	cfg   Config
+	log   *slog.Logger
+	procs *process.Supervisor // held while planes or descriptors change. Order: procs, mu
+	major int                 // of the protocol that is spoken here; a test plays a newer daemon
 
-	// op is held by whatever changes planes or descriptors, and may be held for seconds. Order: op, mu.
-	op   sync.Mutex
-	res  resources
-	have parameters // what the descriptors are set to
+	res     resources  // held with procs
+	have    parameters // what the descriptors are set to, and what the plane was told
+	stopped bool
 
-	mu        sync.Mutex // guards what follows, and is held for moments; written only with op held too, but for endpoints
-	cur       *running
-	wanted    *tunnel.Device
-	endpoints map[tunnel.PublicKey]netip.AddrPort // last known, also of sites that dial in
-	restarts  int
-	failures  int // starts in a row that did not last
-	died      time.Time
-	stopped   bool
-	closed    bool
-
-	changed   chan struct{} // cur is another
-	ready     chan struct{}
-	readyOnce sync.Once
-	logs      sync.WaitGroup
+	mu     sync.Mutex // guards what follows, and is held for moments; wanted is written only with procs held, too
+	run    *running
+	wanted *tunnel.Device
 }
 
-// running is a plane that forwards, and the connection to it.
+// running is a plane that forwards.
 type running struct {
-	proc    *process
-	conn    *client
-	hello   Hello
-	since   time.Time
-	adopted bool
-	missing []string
-	lift    bool     // a forwarding thread that lowered itself cannot come back by itself
-	stderr  *os.File // read end; nil for an adopted one
-}
-
-// parameters is what is set from outside on the descriptors of a plane.
-type parameters struct {
-	iface  string
-	port   uint16
-	mark   uint32
-	tos    uint8        // as the sockets have it
-	outer  tunnel.Outer // as the engine was told
-	admit  tunnel.Admission
-	mtu    int
-	bounds tunnel.Bounds
-	engine tunnel.EngineName
-}
-
-func (p parameters) equal(q parameters) bool {
-	return p.iface == q.iface && p.port == q.port && p.mark == q.mark && p.tos == q.tos && p.outer.Equal(q.outer) && p.admit.Equal(q.admit) &&
-		p.mtu == q.mtu && p.bounds == q.bounds && p.engine == q.engine
+	*process.Instance
+	about about
+	lift  bool // a forwarding thread that lowered itself cannot come back by itself
 }
 
 // NewSupervisor makes a supervisor; it starts and touches nothing.
 func NewSupervisor(cfg Config) (*Supervisor, error) {
-	switch {
-	case cfg.Class == "", cfg.RunDir == "", cfg.UAPIDir == "", cfg.OpenTUN == nil, cfg.OpenUDP == nil:
-		return nil, errors.New("supervise a plane: class, directories or openers are missing")
+	if cfg.Class == "" || cfg.RunDir == "" || cfg.UAPIDir == "" || cfg.OpenTUN == nil || cfg.OpenUDP == nil {
+		return nil, errors.New("supervise a plane: Class, RunDir, UAPIDir, OpenTUN and OpenUDP are required")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.SetLink == nil {
-		cfg.SetLink = setLink
-	}
-	if cfg.Engine == "" {
-		cfg.Engine = tunnel.Auto(cfg.Class, false)
-	}
 	if cfg.Args == nil {
 		cfg.Args = []string{"plane"}
 	}
-	if cfg.HealthEvery == 0 {
-		cfg.HealthEvery = healthEvery
+	if cfg.OnEndpoints == nil {
+		cfg.OnEndpoints = func(map[tunnel.PublicKey]netip.AddrPort) {}
 	}
-	program, err := openProgram()
-	if err != nil {
-		return nil, err
+	if cfg.Latest == nil {
+		cfg.Latest = func(d tunnel.Device) tunnel.Device { return d }
 	}
-	return &Supervisor{
-		cfg: cfg, log: cfg.Log.With("class", string(cfg.Class)), program: program, unpriv: os.Geteuid() != 0, speaks: ProtocolMajor,
-		res: noResources, endpoints: map[tunnel.PublicKey]netip.AddrPort{},
-		changed: make(chan struct{}, 1), ready: make(chan struct{}),
-	}, nil
+	cfg.Timing = cfg.Timing.WithDefaults()
+	cfg.Engine = cmp.Or(cfg.Engine, tunnel.Auto(cfg.Class, false))
+
+	s := &Supervisor{
+		cfg: cfg, log: cfg.Log.With("class", string(cfg.Class)), major: ProtocolMajor,
+		res: noResources,
+	}
+	var err error
+	s.procs, err = process.New(process.Config{
+		Kind: kindOf(cfg.Class, cfg.Args, cfg.Env), RunDir: cfg.RunDir, Timing: cfg.Timing, Log: s.log,
+		Program: cfg.Program, Check: s.check, Revive: s.revive,
+		Events: map[string]func(*process.Message){typeEndpoints: s.endpointsMoved},
+	})
+	return s, err
 }
 
 func (s *Supervisor) String() string { return "plane " + string(s.cfg.Class) }
 
 // Ready is closed when the plane forwards for the first time.
-func (s *Supervisor) Ready() <-chan struct{} { return s.ready }
+func (s *Supervisor) Ready() <-chan struct{} { return s.procs.Ready() }
 
-// Run watches the plane until ctx ends. Then it lets go: the plane forwards on, for the next daemon to adopt.
+// Run watches the plane until ctx ends. Then it detaches: the plane keeps forwarding, for the next daemon to
+// adopt.
 func (s *Supervisor) Run(ctx context.Context) error {
 	defer s.Close()
-	health := time.NewTicker(s.cfg.HealthEvery)
-	defer health.Stop()
-	missed := 0
-	for {
-		cur, delay := s.look()
-		var exited, lost <-chan struct{}
-		var again <-chan time.Time
-		switch {
-		case cur != nil:
-			exited, lost = cur.proc.exited, cur.conn.gone
-		case delay >= 0:
-			again = time.After(delay)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.changed:
-			missed = 0
-		case <-exited:
-			s.bury(cur, "")
-		case <-lost:
-			// A dying plane's connection ends a moment before its process does.
-			select {
-			case <-exited:
-				s.bury(cur, "")
-			case <-time.After(callTimeout / 4):
-				s.bury(cur, "closed its control connection")
-			case <-ctx.Done():
-			}
-		case <-again:
-			s.revive(ctx)
-		case <-health.C:
-			if cur == nil {
-				continue
-			}
-			if err := s.healthy(ctx, cur); err == nil {
-				missed = 0
-			} else if missed++; missed >= healthTries && ctx.Err() == nil {
-				s.bury(cur, "hangs: "+err.Error())
-			}
-		}
-	}
+	return s.procs.Run(ctx)
 }
 
-// look says which plane runs, or else how long to wait before the next try; negative: none is wanted.
-func (s *Supervisor) look() (cur *running, delay time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.cur != nil || s.wanted == nil || s.stopped || s.closed:
-		return s.cur, -1
-	case s.failures == 0:
-		return nil, 0
-	}
-	return nil, min(backoffFirst<<min(s.failures-1, 10), backoffLast)
+// Close detaches from the plane without ending it, and closes all descriptors. Run does it.
+func (s *Supervisor) Close() {
+	s.procs.Close()
+	s.procs.Lock()
+	defer s.procs.Unlock()
+	s.stopped = true
+	s.res.close()
+	s.res = noResources
 }
 
-// healthy asks for the status, not for a hello: that goes through the engine's locks.
-func (s *Supervisor) healthy(ctx context.Context, cur *running) error {
-	r, err := cur.conn.call(ctx, message{Type: typeStatus})
-	if err == nil && r.m.Status != nil {
-		s.learn(r.m.Status.Peers)
-	}
-	if err == nil && cur.lift {
-		bringBack(ctx, cur.proc.pid)
-	}
-	return err
-}
-
+// current is the plane that is watched; nil if none is.
 func (s *Supervisor) current() *running {
+	i := s.procs.Current()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.cur
+	if i == nil || s.run == nil || s.run.Instance != i {
+		return nil
+	}
+	return s.run
 }
 
-func (s *Supervisor) setCurrent(r *running) {
+// watch makes r the plane that is watched.
+func (s *Supervisor) watch(r *running) {
 	s.mu.Lock()
-	s.cur = r
+	s.run = r
 	s.mu.Unlock()
-	s.poke()
-}
-
-// bury clears away a plane that died, or, with a reason, one that is of no use any more.
-func (s *Supervisor) bury(gone *running, why string) {
-	s.op.Lock()
-	defer s.op.Unlock()
-	if s.current() != gone { // replaced or stopped meanwhile
-		return
+	s.procs.Watch(r.Instance)
+	s.log.Info("plane forwards", "pid", r.PID(), "build", r.Hello.Build, "engine", string(r.about.Engine),
+		"interface", r.about.Interface, "adopted", r.Adopted, "sandbox", r.Hello.Sandbox)
+	if missing := slices.Concat(r.Missing, r.Hello.Missing); len(missing) > 0 {
+		s.log.Warn("plane runs with less than it should have", "pid", r.PID(), "missing", missing)
 	}
-	if !gone.proc.dead() {
-		s.log.Warn("plane is replaced", "pid", gone.proc.pid, "reason", why)
-		s.kill(gone)
-	} else {
-		s.log.Warn("plane died", "pid", gone.proc.pid, "reason", gone.proc.reason, "lived", time.Since(gone.since).Round(time.Millisecond))
-	}
-	s.mu.Lock()
-	s.died = time.Now()
-	if s.died.Sub(gone.since) > steadyAfter {
-		s.failures = 0
-	}
-	s.mu.Unlock()
-	s.drop(gone)
-	s.setCurrent(nil)
-}
-
-// revive starts a plane where one is wanted and none runs. The first one comes at once, the next ones slower and slower.
-func (s *Supervisor) revive(ctx context.Context) {
-	s.op.Lock()
-	defer s.op.Unlock()
-	if s.stopped || s.closed || s.wanted == nil || s.current() != nil {
-		return
-	}
-	s.mu.Lock()
-	s.failures++
-	s.restarts++
-	tries, died := s.failures, s.died
-	s.mu.Unlock()
-	next, err := s.open(s.have) // what is still there stays: that is all, unless somebody deleted the device
-	if err == nil {
-		s.adoptResources(next, s.have)
-		err = s.bringUp(ctx, *s.wanted)
-	}
-	if err != nil {
-		s.log.Error("plane does not start, trying again", "error", err, "tries", tries)
-		return
-	}
-	s.log.Info("plane is back", "pid", s.current().proc.pid, "after", time.Since(died).Round(time.Millisecond))
 }
 
 // want remembers what the plane has to hold, for whenever it has to be started again.
@@ -290,220 +151,241 @@ func (s *Supervisor) want(dev *tunnel.Device) {
 	s.mu.Lock()
 	s.wanted = dev
 	s.mu.Unlock()
-	s.poke()
+	s.procs.Want(dev != nil)
 }
 
-func (s *Supervisor) poke() {
-	select {
-	case s.changed <- struct{}{}:
-	default:
+// check is the health check. It asks for the status, not for a hello: that goes through the engine's locks.
+func (s *Supervisor) check(ctx context.Context, i *process.Instance) error {
+	var a statusAnswer
+	if err := i.Ask(ctx, process.Request{Type: typeStatus}, &a); err != nil {
+		return err
 	}
+	if a.Status != nil {
+		s.learn(a.Status.Peers)
+	}
+	if r := s.current(); r != nil && r.Instance == i && r.lift {
+		raiseLowered(ctx, r.PID())
+	}
+	return nil
 }
 
-// drop closes what belongs to a plane that is gone.
-func (s *Supervisor) drop(r *running) {
-	r.conn.close()
-	r.proc.letGo()
-	if r.stderr != nil {
-		r.stderr.Close()
+// revive starts a plane in place of one that ended.
+func (s *Supervisor) revive(ctx context.Context) error {
+	if s.stopped || s.wanted == nil {
+		return nil
 	}
+	next, err := s.open(s.have) // what is still there stays: that is all, unless somebody deleted the device
+	if err != nil {
+		return err
+	}
+	s.keepResources(next, s.have)
+	return s.bringUp(ctx, *s.wanted)
 }
 
-// Close lets the plane go without ending it, and closes all descriptors. Run does it.
-func (s *Supervisor) Close() {
-	s.op.Lock()
-	defer s.op.Unlock()
-	if s.closed {
-		return
+// bringUp starts a plane on the descriptors that are there.
+func (s *Supervisor) bringUp(ctx context.Context, dev tunnel.Device) error {
+	s.have.Settings = settingsOf(dev) // also what the plane before it did not know
+	r, err := s.launch(ctx, s.res, s.have.engine)
+	if err != nil {
+		return err
 	}
-	cur := s.current()
-	s.mu.Lock()
-	s.closed, s.cur = true, nil
-	s.mu.Unlock()
-	if cur != nil {
-		s.drop(cur)
+	if err := s.startEngine(ctx, r, dev, s.have); err != nil {
+		s.procs.End(r.Instance)
+		return err
 	}
-	s.res.close()
-	s.res = noResources
-	closeFDs(s.program)
-	s.logs.Wait()
+	s.watch(r)
+	return nil
 }
 
-// launch starts a plane process with res, for engine; it has none yet, so that it touches no packet.
+// launch starts a plane process, for engine; it has none yet, so that it touches no packet.
 func (s *Supervisor) launch(ctx context.Context, res resources, engine tunnel.EngineName) (*running, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	i, err := s.procs.Launch(ctx, res.named(), beforeExec(s.cfg.Class, engine))
 	if err != nil {
-		return nil, fmt.Errorf("make control connection: %w", err)
-	}
-	defer closeFDs(pair[1])
-	names, files := res.each()
-	sp := spawning{program: s.program, args: append([]string{"ringway"}, s.cfg.Args...), env: s.cfg.Env, class: s.cfg.Class, engine: engine,
-		names: append([]string{fileConnection}, names...), files: append([]int{pair[1]}, files...), own: !s.unpriv}
-	read, write, err := os.Pipe() // what the runtime says when it crashes
-	if err != nil {
-		closeFDs(pair[0])
 		return nil, err
 	}
-	sp.stderr = int(write.Fd())
-	proc, missing, err := spawn(sp)
-	write.Close()
-	if err != nil {
-		closeFDs(pair[0])
-		read.Close()
-		return nil, err
-	}
-	r := &running{proc: proc, missing: missing, stderr: read, since: time.Now()}
-	s.logs.Go(func() { s.readStderr(read, proc.pid) })
-	abandon := func(err error) (*running, error) {
-		_ = proc.kill()
-		<-proc.exited
-		err = fmt.Errorf("%w (%s)", err, proc.reason)
-		if r.conn != nil {
-			r.conn.close()
-		}
-		proc.letGo()
-		read.Close()
-		return nil, err
-	}
-	conn, err := asConn(pair[0])
-	if err != nil {
-		return abandon(err)
-	}
-	if r.conn, err = newClient(conn, s.event); err != nil {
-		return abandon(err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	if r.hello, _, err = r.conn.hello(ctx, true); err != nil {
-		return abandon(fmt.Errorf("new plane %s says nothing: %w", s.cfg.Class, err))
-	}
+	r := &running{Instance: i}
 	s.tune(r, engine)
 	return r, nil
 }
 
-// ignite gives a launched plane its engine and the whole device, and has it shake hands at once.
-func (s *Supervisor) ignite(ctx context.Context, r *running, dev tunnel.Device, p parameters) error {
-	text := tunnel.Diff(s.withLastEndpoints(dev), tunnel.Observed{}, nil, time.Now()).SetText()
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	if _, err := r.conn.call(ctx, message{Type: typeStart, Start: &startRequest{
-		Engine: p.engine, Interface: p.iface, MTU: p.mtu, Bounds: p.bounds, Outer: p.outer, Admission: p.admit, Text: text, Handshake: true,
-	}}); err != nil {
+// startEngine gives a launched plane its engine and the whole device, and has it shake hands at once.
+func (s *Supervisor) startEngine(ctx context.Context, r *running, dev tunnel.Device, p parameters) error {
+	text := tunnel.Diff(s.cfg.Latest(dev), tunnel.Observed{}, nil, time.Now()).SetText()
+	start := startParameters{
+		Engine: p.engine, Interface: p.iface, Settings: p.Settings, Text: text, Handshake: true,
+	}
+	request := process.Request{Type: typeStart, Body: startRequest{start}, Within: s.cfg.Timing.Ready}
+	if err := r.Ask(ctx, request, nil); err != nil {
 		return err
 	}
-	var err error
-	if r.hello, _, err = r.conn.hello(ctx, true); err != nil {
+	if err := s.procs.Refresh(ctx, r.Instance); err != nil {
 		return err
 	}
+	if err := r.DecodeHello(&r.about); err != nil {
+		return err
+	}
+	s.have.Settings = r.about.Settings // a plane of another build may know fewer
 	switch {
 	case s.realtime(r):
-		r.missing = append(r.missing, realtimeThreads(r.proc.pid)...)
-	case s.cfg.Class == tunnel.Voice: // threads made since inherit; this is for one that was just being made
-		tune(r.proc.pid, s.cfg.Class, p.engine)
+		r.Missing = append(r.Missing, realtimeThreads(r.PID())...)
+	case s.cfg.Class == tunnel.Voice: // threads made since inherit it; this is for one that was just being made
+		tune(r.PID(), s.cfg.Class, p.engine)
 	}
-	return s.writePID(r.proc.pid)
+	return s.procs.Record(r.Instance)
 }
 
 // tune prepares the process of a plane that runs engine, or is to.
 func (s *Supervisor) tune(r *running, engine tunnel.EngineName) {
-	r.missing = append(r.missing, tune(r.proc.pid, s.cfg.Class, engine)...)
+	r.Missing = append(r.Missing, tune(r.PID(), s.cfg.Class, engine)...)
 	if s.cfg.Class == tunnel.Voice && engine == tunnel.EngineRealtime {
-		lift, missing := realtimeLimits(r.proc.pid)
-		r.lift, r.missing = lift, append(r.missing, missing...)
+		lift, missing := realtimeLimits(r.PID(), s.cfg.Timing.HealthEvery)
+		r.lift, r.Missing = lift, append(r.Missing, missing...)
 	}
 }
 
 // realtime says whether the plane has forwarding threads that are to be real-time.
 func (s *Supervisor) realtime(r *running) bool {
-	return s.cfg.Class == tunnel.Voice && r.hello.Running && r.hello.Engine == tunnel.EngineRealtime
+	return s.cfg.Class == tunnel.Voice && r.about.Running && r.about.Engine == tunnel.EngineRealtime
 }
 
-// bringUp starts a plane on the descriptors that are there.
-func (s *Supervisor) bringUp(ctx context.Context, dev tunnel.Device) error {
-	r, err := s.launch(ctx, s.res, s.have.engine)
+// adopt takes over a plane that an earlier daemon left. A plane that speaks another major version is ended;
+// where it hands its descriptors back, the devices stay.
+func (s *Supervisor) adopt(ctx context.Context) error {
+	i, files, err := s.procs.Adopt(ctx)
+	if err != nil || i == nil {
+		return err
+	}
+	r := &running{Instance: i}
+	res, err := resourcesOf(files)
+	name := ""
+	if err == nil {
+		if name, err = tunName(res.tun); err != nil {
+			res.close()
+		}
+	}
 	if err != nil {
+		s.log.Warn("a plane of an earlier daemon has no usable descriptors and is replaced",
+			"pid", i.PID(), "error", err)
+		s.procs.End(i)
+		return nil
+	}
+
+	if err := i.DecodeHello(&r.about); err != nil {
+		res.close()
+		s.procs.End(i)
 		return err
 	}
-	if err := s.ignite(ctx, r, dev, s.have); err != nil {
-		s.end(r)
-		return err
+	s.res = res
+	s.have = parameters{iface: name, engine: r.about.Engine, Settings: r.about.Settings}
+	s.have.port, s.have.mark, s.have.tos = socketParameters(res)
+	if i.Hello.Major != s.major || !r.about.Running || r.about.Class != s.cfg.Class {
+		s.log.Warn("a plane of an earlier daemon does not fit and is replaced; its devices are kept",
+			"pid", i.PID(), "build", i.Hello.Build, "protocol", i.Hello.Major, "spoken_here", s.major)
+		s.procs.End(i)
+		return nil
 	}
-	s.installed(r)
+	s.tune(r, r.about.Engine)
+	if s.realtime(r) {
+		r.Missing = append(r.Missing, realtimeThreads(i.PID())...)
+	}
+	s.watch(r)
 	return nil
 }
 
-// installed makes r the plane that is watched.
-func (s *Supervisor) installed(r *running) {
-	s.setCurrent(r)
-	s.readyOnce.Do(func() { close(s.ready) })
-	s.log.Info("plane forwards", "pid", r.proc.pid, "build", r.hello.Build, "engine", string(r.hello.Engine), "interface", r.hello.Interface,
-		"adopted", r.adopted, "sandbox", r.hello.Sandbox)
-	if missing := slices.Concat(r.missing, r.hello.Missing); len(missing) > 0 {
-		s.log.Warn("plane runs with less than it should have", "pid", r.proc.pid, "missing", missing)
+// Status is what the plane says of itself, with what the supervisor knows.
+func (s *Supervisor) Status(ctx context.Context) (tunnel.DeviceStatus, error) {
+	cur, restarts := s.current(), s.procs.Restarts()
+	if cur == nil {
+		d := tunnel.DeviceStatus{Class: s.cfg.Class, Restarts: restarts}
+		return d, fmt.Errorf("plane %s is not running", s.cfg.Class)
 	}
+	var a statusAnswer
+	if err := cur.Ask(ctx, process.Request{Type: typeStatus}, &a); err != nil {
+		return tunnel.DeviceStatus{Class: s.cfg.Class, PlanePID: cur.PID(), Restarts: restarts}, err
+	}
+	if a.Status == nil {
+		return tunnel.DeviceStatus{}, fmt.Errorf("plane %s answered without a status", s.cfg.Class)
+	}
+	d := *a.Status
+	s.learn(d.Peers)
+	d.Class, d.Interface, d.Engine = s.cfg.Class, cur.about.Interface, cur.about.Engine
+	d.PlanePID, d.PlaneBuild, d.Since = cur.PID(), cur.Hello.Build, cur.Hello.Started
+	d.Restarts, d.Adopted, d.PlaneLogDropped = restarts, cur.Adopted, s.procs.LogDropped()
+	return d, nil
 }
 
-// end tells a plane to quit and makes sure that it does.
-func (s *Supervisor) end(r *running) {
-	ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
-	defer cancel()
-	_, err := r.conn.call(ctx, message{Type: typeQuit})
-	if err == nil || errors.Is(err, errLost) {
-		select {
-		case <-r.proc.exited:
-		case <-ctx.Done():
+// PID is the running plane's id; 0 if there is none.
+func (s *Supervisor) PID() int {
+	if cur := s.current(); cur != nil {
+		return cur.PID()
+	}
+	return 0
+}
+
+// Sandbox is what the running plane gave up, and what it could not.
+func (s *Supervisor) Sandbox() (holds, missing []string) {
+	cur := s.current()
+	if cur == nil {
+		return nil, nil
+	}
+	return cur.Hello.Sandbox, slices.Concat(cur.Missing, cur.Hello.Missing)
+}
+
+// Stop ends the plane, also one that this daemon never adopted, and removes everything of it: the device goes
+// with the last descriptor.
+func (s *Supervisor) Stop(ctx context.Context) error {
+	s.procs.Lock()
+	defer s.procs.Unlock()
+	if s.procs.Closed() {
+		return errStopped
+	}
+	if s.current() == nil && s.res == noResources {
+		if err := s.adopt(ctx); err != nil {
+			return err
 		}
 	}
-	s.kill(r)
-	s.drop(r)
+	s.stopped = true
+	s.want(nil)
+	if cur := s.current(); cur != nil {
+		s.procs.Watch(nil)
+		s.procs.End(cur.Instance)
+	}
+	iface := s.have.iface
+	s.res.close()
+	s.res, s.have = noResources, parameters{}
+	if iface != "" {
+		s.removeUAPISocket(iface)
+	}
+	s.procs.RemoveFiles()
+	return nil
 }
 
-// endAfter ends a plane whose last answer was err: one that said nothing for so long is not asked to quit.
-func (s *Supervisor) endAfter(r *running, err error) {
-	if !errors.Is(err, errSilent) {
-		s.end(r)
+// observe asks the plane for all that its engine holds, with secrets, and learns where its peers are.
+func (s *Supervisor) observe(ctx context.Context, r *running) (tunnel.Observed, error) {
+	var a uapiText
+	if err := r.Ask(ctx, process.Request{Type: typeUAPI, Long: true}, &a); err != nil {
+		return tunnel.Observed{}, err
+	}
+	have, err := tunnel.ParseUAPI(strings.NewReader(a.Text))
+	if err == nil {
+		s.learn(have.Status().Peers)
+	}
+	return have, err
+}
+
+// endpointsMoved takes the event of that name.
+func (s *Supervisor) endpointsMoved(m *process.Message) {
+	var e endpointsEvent
+	if err := m.Decode(&e); err != nil {
 		return
 	}
-	s.kill(r)
-	s.drop(r)
-}
-
-// kill ends a plane's process, also a stopped one. It waits for the end, but not for good: one that the kernel
-// holds runs no line of its program any more.
-func (s *Supervisor) kill(r *running) {
-	if r.proc.dead() {
-		return
-	}
-	err := r.proc.kill()
-	select {
-	case <-r.proc.exited:
-		return
-	case <-time.After(killTimeout):
-	}
-	s.log.Error("plane cannot be ended", "pid", r.proc.pid, "error", err)
-}
-
-// event takes what a plane pushes.
-func (s *Supervisor) event(m message) {
-	switch m.Type {
-	case typeEndpoints:
-		moved := map[tunnel.PublicKey]netip.AddrPort{}
-		for k, a := range m.Endpoints {
-			if key, err := tunnel.ParsePublicKey(k); err == nil && a.IsValid() {
-				moved[key] = a
-			}
+	moved := map[tunnel.PublicKey]netip.AddrPort{}
+	for k, a := range e.Endpoints {
+		if key, err := tunnel.ParsePublicKey(k); err == nil && a.IsValid() {
+			moved[key] = a
 		}
-		s.remember(moved)
-	case typeLog:
-		if m.Log == nil {
-			return
-		}
-		args := []any{"from", "plane"}
-		for k, v := range m.Log.Attrs {
-			args = append(args, k, v)
-		}
-		s.log.Log(context.Background(), slog.Level(m.Log.Level), m.Log.Message, args...)
 	}
+	s.cfg.OnEndpoints(moved)
 }
 
 // learn takes endpoints out of a status.
@@ -514,58 +396,5 @@ func (s *Supervisor) learn(peers []tunnel.PeerStatus) {
 			seen[p.PublicKey] = p.Endpoint
 		}
 	}
-	s.remember(seen)
-}
-
-func (s *Supervisor) remember(at map[tunnel.PublicKey]netip.AddrPort) {
-	moved := map[tunnel.PublicKey]netip.AddrPort{}
-	s.mu.Lock()
-	for k, a := range at {
-		if s.endpoints[k] != a {
-			s.endpoints[k], moved[k] = a, a
-		}
-	}
-	s.mu.Unlock()
-	if len(moved) > 0 && s.cfg.OnEndpoints != nil {
-		s.cfg.OnEndpoints(moved)
-	}
-}
-
-// withLastEndpoints is dev with its peers where they were seen last.
-func (s *Supervisor) withLastEndpoints(dev tunnel.Device) tunnel.Device {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	dev.Peers = slices.Clone(dev.Peers)
-	for i := range dev.Peers {
-		if a, ok := s.endpoints[dev.Peers[i].PublicKey]; ok {
-			dev.Peers[i].Endpoint = a
-		}
-	}
-	return dev
-}
-
-// readStderr logs what a plane's runtime writes, bounded: a trace of hundreds of goroutines helps nobody.
-func (s *Supervisor) readStderr(f io.Reader, pid int) {
-	const maxLines = 60
-	buf := make([]byte, 4096)
-	var line []byte
-	lines := 0
-	for {
-		n, err := f.Read(buf)
-		for _, b := range buf[:n] {
-			if b != '\n' && len(line) < 512 {
-				line = append(line, b)
-				continue
-			}
-			if b == '\n' {
-				if lines++; lines <= maxLines && len(line) > 0 {
-					s.log.Error("plane writes", "pid", pid, "line", string(line))
-				}
-				line = line[:0]
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
+	s.cfg.OnEndpoints(seen)
 }

@@ -16,8 +16,9 @@ import (
 	"ringway/tunnel/descriptor"
 )
 
-// What a packet of G.711 (200 bytes of IP, padded to 208 in the tunnel) costs at the least: the seal alone, the system calls alone,
-// and both as the engine makes them. docs/jitter.md compares them with a plane's own profile.
+// What a packet of G.711 (200 bytes of IP, padded to 208 in the tunnel) costs at the least: the seal alone,
+// the system calls alone, and both as the engine makes them. docs/jitter.md compares them with a plane's own
+// profile.
 
 const (
 	voicePacket = 200
@@ -55,7 +56,8 @@ func BenchmarkOpenVoice(b *testing.B) {
 	}
 }
 
-// bareway is what the engine's threads stand between: a tunnel device whose packets the kernel makes, and a UDP socket.
+// bareway is what the engine's threads stand between: a tunnel device whose packets the kernel makes, and a
+// UDP socket.
 //
 //	source --- rw0 (TUN) --- read … sendmmsg --- veth --- far socket
 //	                         write … recvmmsg
@@ -95,7 +97,7 @@ func newBareway(b *testing.B) *bareway {
 		return fd, err
 	}
 	require.NoError(b, edge.Do(func() error {
-		tun, err := descriptor.OpenTUN("rw0", 1420, 1000)
+		tun, err := descriptor.OpenTUN("rw0")
 		if err != nil {
 			return err
 		}
@@ -107,9 +109,10 @@ func newBareway(b *testing.B) *bareway {
 		return err
 	}))
 	b.Cleanup(func() { unix.Close(w.tun) })
-	edge.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1") // or the kernel's search for routers is read among the packets
+	// Otherwise the kernel's search for routers would be read among the packets.
+	edge.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
 	edge.Run("ip", "addr", "add", "10.66.0.1/24", "dev", "rw0")
-	edge.Run("ip", "link", "set", "rw0", "up")
+	edge.Run("ip", "link", "set", "rw0", "mtu", "1420", "txqueuelen", "1000", "up")
 	require.NoError(b, edge.Do(func() (err error) {
 		if w.source, err = socket([4]byte{10, 66, 0, 1}, [4]byte{10, 66, 0, 2}, 0); err == nil {
 			w.inner, err = socket([4]byte{10, 66, 0, 1}, [4]byte{}, 7777)
@@ -147,7 +150,8 @@ func (w *bareway) mmsg(b *testing.B, call uintptr, fd, n, size int, joined bool)
 		w.msgs[0].Header.SetControllen(datagram.PutSegment(w.control[:], 0, size))
 		n = 1
 	}
-	done, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&w.msgs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	done, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&w.msgs[0])), uintptr(n),
+		unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		b.Fatalf("send or receive %d messages: %v", n, errno)
 	}
@@ -159,15 +163,16 @@ const (
 	udpOfVoice = voicePacket - 28
 )
 
-// BenchmarkOutboundBare is the way out without the seal: read from the tunnel device, send. One packet at a time, as voice mostly comes,
-// in batches, and in batches as one UDP GSO message each.
+// BenchmarkOutboundBare is the way out without the seal: read from the tunnel device, send. One packet at a
+// time, as voice mostly comes, in batches, and in batches as one UDP GSO message each.
 func BenchmarkOutboundBare(b *testing.B) {
 	for _, c := range []struct {
 		name   string
 		batch  int
 		joined bool
 		seal   bool
-	}{{"alone", 1, false, false}, {"batch", outBatch, false, false}, {"GSO", outBatch, true, false}, {"alone sealed", 1, false, true}, {"GSO sealed", outBatch, true, true}} {
+	}{{"alone", 1, false, false}, {"batch", outBatch, false, false}, {"GSO", outBatch, true,
+		false}, {"alone sealed", 1, false, true}, {"GSO sealed", outBatch, true, true}} {
 		b.Run(c.name, func(b *testing.B) {
 			w := newBareway(b)
 			aead := benchAEAD(b)
@@ -178,7 +183,8 @@ func BenchmarkOutboundBare(b *testing.B) {
 				w.mmsg(b, unix.SYS_SENDMMSG, w.source, c.batch, udpOfVoice, false)
 				start := time.Now()
 				for i := range c.batch {
-					n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(w.tun), uintptr(unsafe.Pointer(&w.bufs[i][headerSize-vnetHeader])), 1500)
+					n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(w.tun),
+						uintptr(unsafe.Pointer(&w.bufs[i][headerSize-vnetHeader])), 1500)
 					if errno != 0 || n != vnetHeader+voicePacket {
 						b.Fatalf("read %d bytes from the tunnel device: %v", n, errno)
 					}
@@ -210,7 +216,8 @@ func BenchmarkOutboundBare(b *testing.B) {
 	}
 }
 
-// BenchmarkInboundBare is the way in without opening: receive, write to the tunnel device, from where the kernel brings the packet to a socket.
+// BenchmarkInboundBare is the way in without opening: receive, write to the tunnel device, from where the
+// kernel brings the packet to a socket.
 func BenchmarkInboundBare(b *testing.B) {
 	for _, c := range []struct {
 		name  string
@@ -242,7 +249,8 @@ func BenchmarkInboundBare(b *testing.B) {
 				}
 				received := time.Now()
 				for range c.batch {
-					if _, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(w.tun), uintptr(unsafe.Pointer(&out[0])), uintptr(len(out))); errno != 0 {
+					if _, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(w.tun), uintptr(unsafe.Pointer(&out[0])),
+						uintptr(len(out))); errno != 0 {
 						b.Fatalf("write to the tunnel device: %v", errno)
 					}
 				}

@@ -13,9 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
@@ -23,11 +21,11 @@ import (
 	"ringway/tunnel/uapi"
 )
 
-// maxPeers is the most that a device takes.
+// maxPeers is how many peers a device may have.
 const maxPeers = device.MaxPeers
 
-// Set carries out the body of a UAPI set operation. A body with a wrong line changes nothing. The error has ErrorCode, as that
-// of the device package.
+// Set carries out the body of a UAPI set operation. A body with an invalid line changes nothing. The error
+// has ErrorCode, like that of the device package.
 func (e *Engine) Set(r io.Reader) error {
 	body, err := uapi.ReadSet(r)
 	if err != nil {
@@ -36,28 +34,25 @@ func (e *Engine) Set(r io.Reader) error {
 	return e.set(body)
 }
 
-var errEnded = errors.New("set the WireGuard device: the engine has ended")
+var errEnded = errors.New("the engine has ended")
 
-// setting is a set operation under way.
+// setting is a set operation in progress.
 type setting struct {
-	e      *Engine
-	peer   *peer // the one that lines are about; nil: the device, or one that is not to be made
-	made   bool
-	only   bool // update_only: no peer is made
-	key    tunnel.PublicKey
-	device bool
-	routes bool // allowed IPs changed
-	call   []*peer
+	e       *Engine
+	peer    *peer // that the lines are about; nil: the device, or a peer that is not to be made
+	only    bool  // update_only: no peer is made
+	key     tunnel.PublicKey
+	device  bool
+	routes  bool // allowed IPs changed
+	touched []*peer
 }
 
 // set carries out a body that uapi.ReadSet has checked line by line.
 func (e *Engine) set(body []byte) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	select {
-	case <-e.closed:
-		return errEnded
-	default:
+	if e.hasEnded() {
+		return fmt.Errorf("set the WireGuard device: %w", errEnded)
 	}
 	st := &setting{e: e, device: true}
 	var err error
@@ -73,8 +68,8 @@ func (e *Engine) set(body []byte) error {
 		e.routes.Store(e.table)
 		e.table = e.table.Clone()
 	}
-	e.tellEndpointsLocked()
-	for _, p := range st.call {
+	e.publishEndpointsLocked()
+	for _, p := range st.touched {
 		if p.keepalive > 0 && !p.current.Load().usable(e.now()) {
 			e.initiateLocked(p)
 		}
@@ -83,43 +78,29 @@ func (e *Engine) set(body []byte) error {
 }
 
 func (st *setting) line(key, value string) error {
-	e := st.e
 	if key == "public_key" {
 		st.finish()
-		st.device, st.made, st.only = false, false, false
+		st.device, st.only = false, false
 		if err := decode(st.key[:], value); err != nil {
 			return err
 		}
-		st.peer = e.peers[st.key]
+		st.peer = st.e.peers[st.key]
 		return nil
 	}
 	if st.device {
-		switch key {
-		case "private_key":
-			var k tunnel.PrivateKey
-			if err := decode(k[:], value); err != nil {
-				return err
-			}
-			return e.setPrivateLocked(k, st)
-		case "replace_peers":
-			for _, p := range e.peers {
-				e.removePeerLocked(p)
-			}
-			st.routes = true
-			return nil
-		}
-		return uapi.Invalid("unknown key of a device")
+		return st.deviceLine(key, value)
 	}
+
 	switch key {
 	case "update_only":
 		st.only = true
 		return nil
 	case "remove":
 		if st.peer != nil {
-			e.removePeerLocked(st.peer)
+			st.e.removePeerLocked(st.peer)
 			st.routes = true
 		}
-		st.peer, st.only = nil, true // further lines are about nobody
+		st.peer, st.only = nil, true // ignore further lines
 		return nil
 	}
 	if st.peer == nil {
@@ -130,14 +111,35 @@ func (st *setting) line(key, value string) error {
 			return err
 		}
 	}
-	p := st.peer
+	return st.peerLine(st.peer, key, value)
+}
+
+func (st *setting) deviceLine(key, value string) error {
+	switch key {
+	case "private_key":
+		var k tunnel.PrivateKey
+		if err := decode(k[:], value); err != nil {
+			return err
+		}
+		return st.e.setPrivateLocked(k, st)
+	case "replace_peers":
+		for _, p := range st.e.peers {
+			st.e.removePeerLocked(p)
+		}
+		st.routes = true
+		return nil
+	}
+	return uapi.Invalid("unknown key of a device")
+}
+
+func (st *setting) peerLine(p *peer, key, value string) error {
 	switch key {
 	case "preshared_key":
 		return decode(p.psk[:], value)
 	case "endpoint":
 		a, err := netip.ParseAddrPort(value)
 		if err != nil || a.Addr().IsUnspecified() || a.Port() == 0 {
-			return uapi.Invalid("endpoint is no address and port that anything can be sent to")
+			return uapi.Invalid("endpoint is not an address and port that can be sent to")
 		}
 		if raw, to := datagram.RawSockaddr(a), p.endpoint.Load(); to == nil || to.raw != raw {
 			p.endpoint.Store(newEndpoint(raw, netip.Addr{}))
@@ -150,7 +152,7 @@ func (st *setting) line(key, value string) error {
 		p.keepalive = time.Duration(n) * time.Second
 	case "replace_allowed_ips":
 		for _, prefix := range p.allowed {
-			e.table.Delete(prefix)
+			st.e.table.Delete(prefix)
 		}
 		p.allowed, st.routes = nil, true
 	case "allowed_ip":
@@ -158,7 +160,7 @@ func (st *setting) line(key, value string) error {
 		if err != nil {
 			return uapi.Invalid("allowed_ip is not a prefix")
 		}
-		e.allowLocked(p, prefix.Masked(), !strings.HasPrefix(value, "-"))
+		st.e.allowLocked(p, prefix.Masked(), !strings.HasPrefix(value, "-"))
 		st.routes = true
 	case "protocol_version":
 	default:
@@ -167,7 +169,7 @@ func (st *setting) line(key, value string) error {
 	return nil
 }
 
-// make makes the peer that the lines are about; not one with our own key, who would be us.
+// make makes the peer that the lines are about, unless it has our own key.
 func (st *setting) make() error {
 	e := st.e
 	if e.self.set && st.key == e.self.public {
@@ -178,11 +180,11 @@ func (st *setting) make() error {
 		return uapi.Invalid("more than %d peers", maxPeers)
 	}
 	p := &peer{key: st.key}
-	p.budget.Store(e.budgets[st.key])
+	p.voice.SetBudget(e.admission.Site(st.key))
 	p.cookies.Init(device.NoisePublicKey(st.key))
-	e.meetLocked(p)
+	e.computeSharedLocked(p)
 	e.peers[st.key] = p
-	st.peer, st.made = p, true
+	st.peer = p
 	return nil
 }
 
@@ -192,20 +194,21 @@ func (st *setting) finish() {
 		_ = st.make() // a bare public_key makes a peer
 	}
 	if st.peer != nil {
-		st.call = append(st.call, st.peer)
+		st.touched = append(st.touched, st.peer)
 	}
 	st.peer = nil
 }
 
-// meetLocked computes the shared secret of the static keys; none (of low order) leaves the peer without handshakes.
-func (e *Engine) meetLocked(p *peer) {
+// computeSharedLocked computes the shared secret of the static keys. If there is none (a key of low order),
+// the peer cannot shake hands.
+func (e *Engine) computeSharedLocked(p *peer) {
 	p.static = [32]byte{}
 	if e.self.set {
 		p.static, _ = shared((*[32]byte)(&e.self.private), p.key[:])
 	}
 }
 
-// setPrivateLocked changes the device's key: every session was made with the old one.
+// setPrivateLocked changes the device's key. That ends all sessions, which were made with the old one.
 func (e *Engine) setPrivateLocked(k tunnel.PrivateKey, st *setting) error {
 	if e.self.set && e.self.private == k {
 		return nil
@@ -232,12 +235,12 @@ func (e *Engine) setPrivateLocked(k tunnel.PrivateKey, st *setting) error {
 	for _, p := range e.peers {
 		e.endSessionsLocked(p)
 		p.initiated = 0
-		e.meetLocked(p)
+		e.computeSharedLocked(p)
 	}
 	return nil
 }
 
-// allowLocked gives a network to a peer, taking it from whoever has it, or takes it away.
+// allowLocked gives a network to a peer, and takes it from another that has it, or takes it away.
 func (e *Engine) allowLocked(p *peer, prefix netip.Prefix, add bool) {
 	owner, ok := e.table.Get(prefix)
 	if ok && (add || owner == p) {
@@ -252,6 +255,7 @@ func (e *Engine) allowLocked(p *peer, prefix netip.Prefix, add bool) {
 
 func (e *Engine) removePeerLocked(p *peer) {
 	p.gone.Store(true)
+	p.voice.Close()
 	for _, prefix := range p.allowed {
 		e.table.Delete(prefix)
 	}
@@ -286,11 +290,12 @@ func (e *Engine) Get(w io.Writer) error {
 			fmt.Fprintf(&b, "endpoint=%s\n", to.raw.AddrPort())
 		}
 		sec, nsec := int64(0), int64(0)
-		if !p.shaken.IsZero() {
-			sec, nsec = p.shaken.Unix(), int64(p.shaken.Nanosecond())
+		if !p.lastHandshake.IsZero() {
+			sec, nsec = p.lastHandshake.Unix(), int64(p.lastHandshake.Nanosecond())
 		}
-		fmt.Fprintf(&b, "last_handshake_time_sec=%d\nlast_handshake_time_nsec=%d\ntx_bytes=%d\nrx_bytes=%d\npersistent_keepalive_interval=%d\n",
-			sec, nsec, p.txBytes.Load(), p.rxBytes.Load(), p.keepalive/time.Second)
+		fmt.Fprintf(&b, "last_handshake_time_sec=%d\nlast_handshake_time_nsec=%d\n", sec, nsec)
+		fmt.Fprintf(&b, "tx_bytes=%d\nrx_bytes=%d\n", p.txBytes.Load(), p.rxBytes.Load())
+		fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", p.keepalive/time.Second)
 		for _, prefix := range p.allowed {
 			fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
 		}
@@ -307,8 +312,8 @@ func (e *Engine) sortedLocked() []*peer {
 	return slices.SortedFunc(maps.Values(e.peers), func(a, b *peer) int { return bytes.Compare(a.key[:], b.key[:]) })
 }
 
-// Handshake initiates handshakes at once with those peers that have an endpoint; with all if none is named. It is held to one in
-// five seconds for a peer.
+// Handshake initiates handshakes at once with the named peers, or with all if none is named, as far as they
+// have an endpoint. There is at most one in five seconds with a peer.
 func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -320,7 +325,7 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	}
 }
 
-// Status says how the device and its peers are. It has no secret in it.
+// Status describes the device and its peers. It contains no secret.
 func (e *Engine) Status() tunnel.DeviceStatus {
 	s := tunnel.DeviceStatus{
 		Class: e.class, Interface: e.name, Engine: tunnel.EngineRealtime, ListenPort: e.port,
@@ -329,41 +334,43 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 	if n := e.overflow(); n > 0 {
 		s.Drops[dropSocketOverflow.String()] = n
 	}
+	s.Reservations = e.reservations.status()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.self.set {
 		s.PublicKey = e.self.public.String()
 	}
 	for _, p := range e.sortedLocked() {
-		ps := tunnel.PeerStatus{
-			PublicKey: p.key, LastHandshake: p.shaken, Keepalive: p.keepalive,
-			RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(), RxPackets: p.rxPackets.Load(), TxPackets: p.txPackets.Load(),
-			AllowedIPs: slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
-		}
-		ps.Media = p.admission(e.now())
-		if to := p.endpoint.Load(); to != nil {
-			ps.Endpoint = to.raw.AddrPort()
-		}
-		s.Peers = append(s.Peers, ps)
+		s.Peers = append(s.Peers, p.statusLocked(e.now()))
+	}
+	return s
+}
+
+func (p *peer) statusLocked(now int64) tunnel.PeerStatus {
+	s := tunnel.PeerStatus{
+		PublicKey:     p.key,
+		LastHandshake: p.lastHandshake,
+		Keepalive:     p.keepalive,
+		RxBytes:       p.rxBytes.Load(),
+		TxBytes:       p.txBytes.Load(),
+		RxPackets:     p.rxPackets.Load(),
+		TxPackets:     p.txPackets.Load(),
+		AllowedIPs:    slices.SortedFunc(slices.Values(p.allowed), netip.Prefix.Compare),
+		Media:         p.voice.Status(now),
+	}
+	if to := p.endpoint.Load(); to != nil {
+		s.Endpoint = to.raw.AddrPort()
 	}
 	return s
 }
 
 // overflow is how many packets the kernel dropped because a socket's buffer was full.
 func (e *Engine) overflow() (n uint64) {
-	const skMeminfoDrops = 8 // include/uapi/linux/sock_diag.h
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, fd := range e.udp {
-		if fd < 0 {
-			continue
-		}
-		var m [skMeminfoDrops + 1]uint32
-		size := uint32(unsafe.Sizeof(m))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-			uintptr(unsafe.Pointer(&m[0])), uintptr(unsafe.Pointer(&size)), 0)
-		if errno == 0 {
-			n += uint64(m[skMeminfoDrops])
+		if fd >= 0 {
+			n += datagram.Overflow(fd)
 		}
 	}
 	return n

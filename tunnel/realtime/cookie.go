@@ -16,16 +16,17 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// Cookies (sections 5.3, 5.4.4 and 5.4.7): under load a handshake message has to carry a proof that its sender receives at the
-// address it sends from. device.CookieChecker does the same, but its check locks and allocates, and the inbound thread may do
-// neither: it checks the proof of those peers whose address is known, and lets them pass any flood.
+// Cookies (sections 5.3, 5.4.4 and 5.4.7): under load a handshake message must prove that its sender receives
+// at the address that it sends from. device.CookieChecker does the same, but its check locks and allocates,
+// and the inbound thread may do neither. That thread checks the proofs of peers whose address is known, and
+// lets those through any flood.
 
 // cookies makes and checks proofs. It belongs to the control side.
 type cookies struct {
-	encrypt cipher.AEAD // of replies: keyed by our public key
+	encrypt cipher.AEAD // for replies, keyed by our public key
 	secret  hash.Hash   // MAC keyed by a secret that changes every two minutes
 	born    int64       // of the secret; 0: none yet
-	turn    uint64      // counts secrets
+	number  uint64      // of the secret
 }
 
 func newCookies(own *tunnel.PublicKey) (*cookies, error) {
@@ -42,7 +43,7 @@ func newCookies(own *tunnel.PublicKey) (*cookies, error) {
 	return &cookies{encrypt: a}, nil
 }
 
-// renew makes a new secret when the last is too old. It says whether it did.
+// renew makes a new secret if the last one is too old. It reports whether it did.
 func (c *cookies) renew(now int64) (did bool, err error) {
 	if c.born != 0 && time.Duration(now-c.born) < cookieRefreshTime {
 		return false, nil
@@ -52,11 +53,11 @@ func (c *cookies) renew(now int64) (did bool, err error) {
 		return false, fmt.Errorf("draw the cookies' secret: %w", err)
 	}
 	c.secret, err = blake2s.New128(key[:])
-	c.born, c.turn = now, c.turn+1
+	c.born, c.number = now, c.number+1
 	return true, err
 }
 
-// of is the cookie of an address and port.
+// of returns the cookie of an address and port.
 func (c *cookies) of(a *datagram.Sockaddr) (cookie [blake2s.Size128]byte) {
 	c.secret.Reset()
 	c.secret.Write(a.B[2:4])
@@ -69,15 +70,15 @@ func (c *cookies) of(a *datagram.Sockaddr) (cookie [blake2s.Size128]byte) {
 	return cookie
 }
 
-// check says whether a message's second MAC is made with the cookie of the address that it came from.
+// check reports whether a message's second MAC was made with the cookie of the address that it came from.
 func (c *cookies) check(msg []byte, from *datagram.Sockaddr) bool {
 	cookie := c.of(from)
 	m, err := blake2s.New128(cookie[:])
-	return err == nil && proves(m, msg)
+	return err == nil && hasMAC2(m, msg)
 }
 
-// proves says whether a message's second MAC is m's.
-func proves(m hash.Hash, msg []byte) bool {
+// hasMAC2 reports whether m makes the message's second MAC.
+func hasMAC2(m hash.Hash, msg []byte) bool {
 	at := len(msg) - blake2s.Size128
 	m.Reset()
 	m.Write(msg[:at])
@@ -85,7 +86,7 @@ func proves(m hash.Hash, msg []byte) bool {
 	return sameMAC(m.Sum(sum[:0]), msg[at:])
 }
 
-// reply writes the answer to a message without proof.
+// reply writes the answer to a message that proves nothing.
 func (c *cookies) reply(msg []byte, to *datagram.Sockaddr, out *[cookieSize]byte) error {
 	cookie := c.of(to)
 	binary.LittleEndian.PutUint32(out[0:], typeCookie)
@@ -99,14 +100,14 @@ func (c *cookies) reply(msg []byte, to *datagram.Sockaddr, out *[cookieSize]byte
 	return nil
 }
 
-// home is where a peer is known to be, for the inbound thread.
-type home struct {
+// endpointKey is an address and port, without a zone.
+type endpointKey struct {
 	addr [16]byte
 	port uint16
 }
 
-func homeOf(s *datagram.Sockaddr) home {
-	h := home{port: binary.BigEndian.Uint16(s.B[2:])}
+func endpointKeyOf(s *datagram.Sockaddr) endpointKey {
+	h := endpointKey{port: binary.BigEndian.Uint16(s.B[2:])}
 	if s.V6() {
 		copy(h.addr[:], s.B[8:24])
 	} else {
@@ -115,41 +116,45 @@ func homeOf(s *datagram.Sockaddr) home {
 	return h
 }
 
-// homes are the peers' addresses, each with the MAC that proves it: immutable but for the MACs, which are the inbound thread's.
-type homes struct {
-	proofs map[home]hash.Hash
+// knownEndpoints are the peers' addresses, each with the MAC that proves it. They do not change, but are
+// replaced as a whole; the MACs are the inbound thread's.
+type knownEndpoints struct {
+	proofs map[endpointKey]hash.Hash
 	addrs  map[[16]byte]struct{}
 }
 
-// proof is a peer's MAC, kept as long as it stays the same.
+// proof is the MAC for a peer's address. It is kept while address and secret stay the same.
 type proof struct {
-	at   datagram.Sockaddr
-	turn uint64
-	mac  hash.Hash
+	at     datagram.Sockaddr
+	number uint64
+	mac    hash.Hash
 }
 
-// settleHomesLocked tells the inbound thread where the peers are.
-func (e *Engine) settleHomesLocked() {
-	h := &homes{proofs: make(map[home]hash.Hash, len(e.peers)), addrs: make(map[[16]byte]struct{}, len(e.peers))}
+// publishKnownEndpointsLocked tells the inbound thread where the peers are.
+func (e *Engine) publishKnownEndpointsLocked() {
+	h := &knownEndpoints{
+		proofs: make(map[endpointKey]hash.Hash, len(e.peers)),
+		addrs:  make(map[[16]byte]struct{}, len(e.peers)),
+	}
 	for _, p := range e.peers {
 		to := p.endpoint.Load()
 		if to == nil {
 			continue
 		}
-		at := homeOf(&to.raw)
+		at := endpointKeyOf(&to.raw)
 		h.addrs[at.addr] = struct{}{}
 		if e.cookies == nil || e.cookies.secret == nil {
 			continue
 		}
-		if p.proof.mac == nil || p.proof.at != to.raw || p.proof.turn != e.cookies.turn {
+		if p.proof.mac == nil || p.proof.at != to.raw || p.proof.number != e.cookies.number {
 			cookie := e.cookies.of(&to.raw)
 			m, err := blake2s.New128(cookie[:])
 			if err != nil {
 				continue
 			}
-			p.proof = proof{to.raw, e.cookies.turn, m}
+			p.proof = proof{to.raw, e.cookies.number, m}
 		}
 		h.proofs[at] = p.proof.mac
 	}
-	e.homes.Store(h)
+	e.known.Store(h)
 }

@@ -3,51 +3,89 @@ package realtime
 import (
 	"slices"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel/datagram"
 )
 
-// reason says why a packet went no further.
+// reason is why a packet was dropped.
 type reason int
 
 const (
 	dropNoSite         reason = iota // outbound: no peer has the destination
 	dropNoSession                    // outbound: no session came in time, or too many waited for one
-	dropOversized                    // outbound: larger than any message, or than the way to the peer takes (EMSGSIZE)
-	dropMalformed                    // outbound: the tunnel device gave what is no IP packet
+	dropOversized                    // outbound: larger than any message, or than the path takes (EMSGSIZE)
+	dropMalformed                    // outbound: not an IP packet
 	dropSendRefused                  // outbound: the firewall refused it (EPERM)
 	dropUnreachable                  // outbound: no endpoint, or no route to it
 	dropNoBuffers                    // outbound: the socket's buffer stayed full
 	dropSend                         // outbound: any other error of the socket
-	dropOverBudget                   // outbound: media beyond what calls with the site may take (admission.go)
-	dropGarbage                      // inbound: no WireGuard message
+	dropOverBudget                   // outbound: media beyond what calls with the site may take (package ledger)
+	dropGarbage                      // inbound: not a WireGuard message
 	dropMAC1                         // inbound: a handshake message that does not know our public key
-	dropHandshakeRate                // inbound: more handshake messages than are looked at
-	dropHandshake                    // inbound: a handshake message that does not hold
-	dropCookie                       // inbound: answered with a cookie, since there is too much to do
+	dropHandshakeRate                // inbound: more handshake messages than are processed
+	dropHandshake                    // inbound: an invalid handshake message
+	dropCookie                       // inbound: answered with a cookie, under load
 	dropSession                      // inbound: of no session, or one that is too old
 	dropForged                       // inbound: authentication failed
 	dropReplay                       // inbound: seen before, or older than the window
 	dropSource                       // inbound: inner source outside the peer's allowed IPs
-	dropInner                        // inbound: authentic, but no IP packet
-	dropCongestion                   // inbound: marked by the network, of a sender that does not know ECN (RFC 6040)
-	dropTUNWrite                     // inbound: the tunnel device did not take it
+	dropInner                        // inbound: authentic, but not an IP packet
+	dropCongestion                   // inbound: marked by the network, but its sender does not understand ECN (RFC 6040)
+	dropTUNWrite                     // inbound: the tunnel device refused it
 	dropSocketOverflow               // inbound: the socket's buffer was full (counted by the kernel)
 	reasons
 )
 
 var reasonNames = [reasons]string{
-	"no_site", "no_session", "oversized", "malformed", "send_refused", "send_unreachable", "send_no_buffers", "send_failed", "over_budget",
-	"garbage", "bad_mac1", "handshake_rate", "bad_handshake", "cookie_sent", "no_such_session", "forged", "replayed", "inner_source",
-	"inner_malformed", "congestion", "tun_write", "socket_overflow",
+	dropNoSite:         "no_site",
+	dropNoSession:      "no_session",
+	dropOversized:      datagram.SendOversized.String(),
+	dropMalformed:      "malformed",
+	dropSendRefused:    datagram.SendRefused.String(),
+	dropUnreachable:    datagram.SendUnreachable.String(),
+	dropNoBuffers:      datagram.SendNoBuffers.String(),
+	dropSend:           datagram.SendFailed.String(),
+	dropOverBudget:     "over_budget",
+	dropGarbage:        "garbage",
+	dropMAC1:           "bad_mac1",
+	dropHandshakeRate:  "handshake_rate",
+	dropHandshake:      "bad_handshake",
+	dropCookie:         "cookie_sent",
+	dropSession:        "no_such_session",
+	dropForged:         "forged",
+	dropReplay:         "replayed",
+	dropSource:         "inner_source",
+	dropInner:          "inner_malformed",
+	dropCongestion:     "congestion",
+	dropTUNWrite:       "tun_write",
+	dropSocketOverflow: "socket_overflow",
+}
+
+// sendErrors are the reasons for errors of the socket.
+var sendErrors = [datagram.SendErrors]reason{
+	datagram.SendFailed:      dropSend,
+	datagram.SendRefused:     dropSendRefused,
+	datagram.SendUnreachable: dropUnreachable,
+	datagram.SendNoBuffers:   dropNoBuffers,
+	datagram.SendOversized:   dropOversized,
 }
 
 func (r reason) String() string { return reasonNames[r] }
 
-// Reasons names every reason for which this engine drops a packet: the keys of DeviceStatus.Drops, also those that did not occur.
+// Reasons lists every reason for which this engine drops packets, which are the keys of DeviceStatus.Drops,
+// whether they occurred or not.
 func Reasons() []string { return slices.Clone(reasonNames[:]) }
 
 type drops [reasons]atomic.Uint64
 
 func (d *drops) add(r reason) { d[r].Add(1) }
+
+// sendError counts n packets that the socket refused.
+func (d *drops) sendError(errno unix.Errno, n int) {
+	d[sendErrors[datagram.ClassifySend(errno)]].Add(uint64(n))
+}
 
 // all returns the reasons that occurred.
 func (d *drops) all() map[string]uint64 {

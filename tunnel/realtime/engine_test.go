@@ -26,7 +26,8 @@ var wide = enginetest.Wide
 
 func makeEngine(s enginetest.Start) (enginetest.Engine, error) {
 	threads, _ := strconv.Atoi(os.Getenv(envThreads))
-	return New(Options{Threads: threads, TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice, Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone && os.Getenv(envUnpinned) == ""})
+	return New(Options{Threads: threads, TUN: s.TUN, UDP4: s.UDP4, UDP6: s.UDP6, Class: tunnel.Voice,
+		Bounds: s.Bounds, MTU: s.MTU, Log: s.Log, Alone: s.Alone && os.Getenv(envUnpinned) == ""})
 }
 
 func wire(t testing.TB) (a, b *enginetest.Box) { return enginetest.Wire(t, makeEngine) }
@@ -45,6 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestPairTalks(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t)
 	require.NoError(t, a.Ping("10.66.0.2"))
 	require.NoError(t, b.Ping("fd66::1"))
@@ -64,19 +66,21 @@ func TestPairTalks(t *testing.T) {
 }
 
 func TestSuite(t *testing.T) {
+	t.Parallel()
 	enginetest.Suite(t, makeEngine, enginetest.Options{CopiesECN: true})
 }
 
 // Both engines are processes of their own, whose forwarding threads are pinned.
 func TestPinnedPairTalks(t *testing.T) {
+	t.Parallel()
 	a, b := wire(t)
 	a.Open(0, 0, wide)
 	b.Open(0, 0, wide)
 	pa := a.Spawn(wide, a.Peer(b, "192.0.2.2:51820"))
 	b.Spawn(wide, b.Peer(a, "192.0.2.1:51820"))
 	require.NoError(t, a.Ping("10.66.0.2"))
-	require.Greater(t, a.Iperf(b, 1), 10.0)
-	require.Greater(t, a.Iperf(b, 1, "-u", "-b", "20M", "-l", "200"), 5.0)
+	require.Greater(t, a.Transfer(b, "8M"), 10.0)
+	require.Greater(t, a.Transfer(b, "500K", "-u", "-b", "20M", "-l", "200"), 5.0)
 	for range 2000 { // garbage, so that the collector has to run, and the threads to let go
 		pa.Set(a.Peer(b, "192.0.2.2:51820"))
 	}
@@ -84,18 +88,19 @@ func TestPinnedPairTalks(t *testing.T) {
 	assert.False(t, pa.Status().Peers[0].LastHandshake.IsZero())
 }
 
-// A call goes on while strangers who know our public key send 50,000 handshake initiations a second: nothing of it is lost, and its PDV
-// stays under 5 ms.
+// A call goes on while strangers who know our public key send 50,000 handshake initiations a second: nothing
+// of it is lost, and its PDV stays under 5 ms.
 //
-//	box b: call, flood of one thread === box a: the engine in a process of its own, its threads real-time as the daemon makes them
-func TestCallInAFloodOfHandshakes(t *testing.T) {
+//	box b: call, flood of one thread === box a: the engine in a process of its own, its threads real-time
+func TestTimedCallInAFloodOfHandshakes(t *testing.T) {
 	const (
 		rate    = 50_000
 		packets = 2500 // 5 s
 		limit   = 5 * time.Millisecond
 		looks   = 3 // a busy machine adds to the delay and takes from the flood: the first look that is clear decides
 	)
-	for name, from := range map[string]enginetest.From{"one source": enginetest.OneSource, "one flow, joined": enginetest.OneFlow, "many sources": enginetest.ManySources} {
+	for name, from := range map[string]enginetest.From{"one source": enginetest.OneSource,
+		"one flow, joined": enginetest.OneFlow, "many sources": enginetest.ManySources} {
 		t.Run(name, func(t *testing.T) {
 			a, b := wire(t)
 			a.Open(0, 0, wide)
@@ -119,8 +124,8 @@ func TestCallInAFloodOfHandshakes(t *testing.T) {
 				sides.Wait()
 				ran = pa.Ran(threadIn) - ran
 				flood := stop()
-				// Each is accounted for: by the engine, which says why it did no more for it, or by the kernel, whose buffer may have been full
-				// as long as that cost the call nothing.
+				// Each is accounted for: by the engine, which says why it did no more for it, or by the kernel, whose
+				// buffer may have been full as long as that cost the call nothing.
 				d := map[string]uint64{}
 				accounted := func() bool {
 					after, n := pa.Status().Drops, uint64(0)
@@ -143,12 +148,14 @@ func TestCallInAFloodOfHandshakes(t *testing.T) {
 					t.Logf("voice %s: min %v p50 %v p99.9 %v max %v, PDV %v", way, c[0], c[len(c)/2], p999, c[len(c)-1], p999-c[0])
 				}
 				require.Positive(t, d[dropHandshakeRate.String()])
-				// A sender that was given no processor for a part of the time cannot be asked for that part; below half there is no flood to speak of.
+				// A sender that was given no processor for a part of the time cannot be asked for that part; below half
+				// there is no flood to speak of.
 				asked := rate * max(0.5, 1-flood.Waited.Seconds()/flood.Took.Seconds())
 				if pdv < limit && (flood.Rate() >= rate || look == looks && flood.Rate() >= asked) {
 					return
 				}
-				require.Less(t, look, looks, "PDV %v (wanted: under %v) at %.0f initiations a second (wanted: %d)", pdv, limit, flood.Rate(), rate)
+				require.Less(t, look, looks, "PDV %v (wanted: under %v) at %.0f initiations a second (wanted: %d)", pdv,
+					limit, flood.Rate(), rate)
 			}
 		})
 	}
@@ -170,9 +177,9 @@ func strangers(to tunnel.PublicKey, n int) [][]byte {
 	return all
 }
 
-// A flood of packets that only the inbound thread's work can refuse takes a core: the thread gives way, so that the machine lives,
-// and comes back.
-func TestForwardingThreadGivesWay(t *testing.T) {
+// A flood of packets that only the inbound thread's work can refuse takes a core: the thread gives way, so
+// that the machine lives, and comes back.
+func TestTimedForwardingThreadGivesWay(t *testing.T) {
 	a, b := wire(t)
 	a.Open(0, 0, wide)
 	b.Open(0, 0, wide)
@@ -201,8 +208,9 @@ func TestForwardingThreadGivesWay(t *testing.T) {
 	for _, stop := range stops {
 		stop()
 	}
-	require.True(t, gaveWay, "it takes its core for ever")
-	require.Eventually(t, func() bool { return pb.Policies(threadIn, unix.SCHED_NORMAL) == 0 }, 20*time.Second, 5*time.Millisecond, "it does not come back")
+	require.True(t, gaveWay, "it takes its core forever")
+	require.Eventually(t, func() bool { return pb.Policies(threadIn, unix.SCHED_NORMAL) == 0 }, 20*time.Second,
+		5*time.Millisecond, "it does not come back")
 	require.NoError(t, a.Ping("10.66.0.2"))
 	assert.Positive(t, pb.Status().Drops["forged"])
 	assert.Empty(t, pa.Status().Drops["forged"])
@@ -218,7 +226,8 @@ func TestMemoryOfManySites(t *testing.T) {
 		for i := from; i < to; i++ {
 			k, err := tunnel.NewPrivateKey()
 			require.NoError(t, err)
-			fmt.Fprintf(&s, "public_key=%s\nendpoint=198.51.100.%d:%d\nallowed_ip=10.%d.%d.0/24\nallowed_ip=fd00:%x::/48\n", k.Public().Hex(), 1+i%250, 20000+i, 100+i/250, i%250, i)
+			fmt.Fprintf(&s, "public_key=%s\nendpoint=198.51.100.%d:%d\n", k.Public().Hex(), 1+i%250, 20000+i)
+			fmt.Fprintf(&s, "allowed_ip=10.%d.%d.0/24\nallowed_ip=fd00:%x::/48\n", 100+i/250, i%250, i)
 		}
 		p.Set(s.String())
 	}
@@ -231,10 +240,10 @@ func TestMemoryOfManySites(t *testing.T) {
 	t.Logf("with 1000 sites: %d KiB resident", p.Resident()>>10)
 }
 
-// Steady voice leaves nothing to collect: 60 s with RINGWAY_REKEY (make test-rekey), else a part of that.
+// Steady voice leaves nothing to collect: 60 s with TEST_REKEY (make test-rekey), else a part of that.
 func TestSteadyVoiceCollectsNothing(t *testing.T) {
 	packets := 3000
-	if os.Getenv("RINGWAY_REKEY") != "" {
+	if os.Getenv("TEST_REKEY") != "" {
 		packets = 30000
 	}
 	a, b := wire(t)

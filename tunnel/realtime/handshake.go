@@ -10,38 +10,41 @@ import (
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel/datagram"
 )
 
-// The control side's answers to what forwarding threads knock for: handshake messages in the ring, a packet without a session,
-// a session that was taken into use.
+// What forwarding threads notify the control side of: handshake messages in the rings, a packet without a
+// session, a session that was taken into use, a request that was served.
 
-// Load above which initiations have to prove their address with a cookie (section 5.3): messages that wait, or handshakes
-// a second, each of which is a quarter of a millisecond of Curve25519.
+// Load above which initiations must prove their address with a cookie (section 5.3): messages that nobody has
+// read yet, or handshakes a second, each of which costs a quarter of a millisecond of Curve25519.
 const (
-	loadWaiting = 32
-	loadRate    = 200
+	loadUnread = 32
+	loadRate   = 200
 )
 
-func (e *Engine) answerKnocks() {
+func (e *Engine) handleNotifications() {
 	var b [8]byte
 	for {
-		if _, err := e.knocks.Read(b[:]); err != nil {
+		if _, err := e.notifications.Read(b[:]); err != nil {
 			return // closed
 		}
-		e.answer()
+		e.finishRequest()
+		e.handlePending()
 	}
 }
 
-// answer does everything that there is to do.
-func (e *Engine) answer() {
+// handlePending does everything that there is to do.
+func (e *Engine) handlePending() {
 	var m message
 	for {
 		e.mu.Lock()
-		for range 16 { // then others get the mutex
-			if e.waiting() > loadWaiting {
+		for range 16 { // then others may have the mutex
+			if e.unreadMessages() > loadUnread {
 				e.loadUntil = e.now() + int64(underLoadAfter)
 			}
-			if !e.ring.get(&m) && !e.crowd.get(&m) {
+			if !e.fromPeers.get(&m) && !e.fromOthers.get(&m) {
 				break
 			}
 			e.handshakeLocked(&m)
@@ -51,24 +54,25 @@ func (e *Engine) answer() {
 				e.confirmedLocked(p)
 			}
 			if p.wanted.Load() {
-				e.wantLocked(p)
+				e.requestSessionLocked(p)
 			}
 		}
 		e.mu.Unlock()
-		if e.waiting() == 0 {
+		if e.unreadMessages() == 0 {
 			return
 		}
 	}
 }
 
-// waiting counts the handshake messages that nobody has looked at.
-func (e *Engine) waiting() int { return e.ring.waiting() + e.crowd.waiting() }
+// unreadMessages counts the handshake messages that nobody has read.
+func (e *Engine) unreadMessages() int { return e.fromPeers.len() + e.fromOthers.len() }
 
-// wantLocked sees to a session for a packet that waits. The wish stays until there is one, or the peer is given up.
-func (e *Engine) wantLocked(p *peer) {
+// requestSessionLocked begins a handshake for a packet that waits. The request stays until there is a
+// session, or the peer does not answer.
+func (e *Engine) requestSessionLocked(p *peer) {
 	if p.current.Load().usable(e.now()) {
 		p.wanted.Store(false)
-		e.out.ring() // it came meanwhile
+		e.out.wake() // there is one by now
 		return
 	}
 	if p.pending == nil {
@@ -77,7 +81,8 @@ func (e *Engine) wantLocked(p *peer) {
 	}
 }
 
-// initiateLocked sends an initiation, unless one was sent a moment ago (section 6.4), or the peer's own is about to make a session.
+// initiateLocked sends an initiation, unless one was just sent (section 6.4), or the peer's own is about to
+// make a session.
 func (e *Engine) initiateLocked(p *peer) {
 	now := e.now()
 	if !e.self.set || p.static == [32]byte{} || p.endpoint.Load() == nil {
@@ -89,26 +94,27 @@ func (e *Engine) initiateLocked(p *peer) {
 	e.dropPendingLocked(p)
 	ent := &entry{peer: p}
 	if err := e.indices.add(ent); err != nil {
-		e.log.Warn("no handshake", "peer", p.key, "reason", err)
+		e.log.Warn("handshake initiation failed", "peer", p.key, "reason", err)
 		return
 	}
 	var msg [initiationSize]byte
 	i, err := e.self.initiate(&p.key, p.static, ent.index, e.stamp(), &msg)
 	if err != nil {
 		e.indices.remove(ent.index)
-		e.log.Warn("no handshake", "peer", p.key, "reason", err)
+		e.log.Warn("handshake initiation failed", "peer", p.key, "reason", err)
 		return
 	}
 	p.cookies.AddMacs(msg[:])
 	p.pending, p.initiated = i, now
-	p.retryAt = now + int64(rekeyTimeout) + rand.Int64N(int64(jitterMax))
+	p.retryAt = now + int64(rekeyTimeout) + rand.Int64N(int64(maxJitter))
 	e.sendLocked(p, msg[:])
 }
 
-// answering says whether the peer has begun a session that it has not used yet, so that we still send in the one before. A peer with
-// three places for sessions (section 6.3) has moved that one to its last, and an initiation would take it from there: what we have
-// sent in it would be lost until we use another. So it has to wait, as the reference implementations have it wait after each answer;
-// not longer than the peer takes to begin again, if our answer got lost, and not where there is nothing to send in.
+// answering reports whether the peer has begun a session that it has not used yet, so that we still send in
+// the one before. A peer with three places for sessions (section 6.3) has moved that one to its last place,
+// and an initiation would push it out: what we have sent in it would be lost until we use another. So our
+// initiation has to wait, as the reference implementations have it wait after each answer. It waits no longer
+// than the peer takes to begin again, if our answer got lost, and not where there is nothing to send in.
 func (p *peer) answering(now int64) bool {
 	return p.next != nil && p.next.age(now) < rekeyTimeout && p.active.usable(now)
 }
@@ -128,21 +134,21 @@ func (e *Engine) sendLocked(p *peer, b []byte) {
 		return
 	}
 	errno := e.transmit(to, b)
-	if to.controls > 0 && staleSource(errno) { // the source address went
-		to = to.unpinned()
+	if to.controls > 0 && datagram.IsStaleSource(errno) { // the source address is no longer ours
+		to = to.withoutSource()
 		p.endpoint.Store(to)
 		errno = e.transmit(to, b)
 	}
 	if errno != 0 {
-		e.drops.add(sendReason(errno))
+		e.drops.sendError(errno, 1)
 	} else {
 		p.txBytes.Add(uint64(len(b)))
 	}
-	// Also what could not be sent: it is not tried ten times a second.
-	p.sent(e.now(), false, binary.LittleEndian.Uint32(b) == typeTransport)
+	// This counts what could not be sent, too, or it would be tried ten times a second.
+	p.noteSent(e.now(), false, binary.LittleEndian.Uint32(b) == typeTransport)
 }
 
-// transmit sends one message; the memory is the call's own, since threads send meanwhile.
+// transmit sends one message. Its memory is its own, since threads send at the same time.
 func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 	fd := e.udp[0]
 	if to.raw.V6() {
@@ -159,11 +165,12 @@ func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 		h.Control = &to.control[0]
 		h.SetControllen(to.controls)
 	}
-	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&h)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&h)),
+		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return errno
 }
 
-// handshakeLocked takes one message whose first MAC is right.
+// handshakeLocked handles one message whose first MAC is right.
 func (e *Engine) handshakeLocked(m *message) {
 	b := m.b[:m.n]
 	if !e.self.set || e.cookies == nil {
@@ -173,7 +180,7 @@ func (e *Engine) handshakeLocked(m *message) {
 		e.cookieLocked(b)
 		return
 	}
-	if !e.budget.take(e.now(), loadRate, loadRate) {
+	if !e.handshakes.take(e.now(), loadRate, loadRate) {
 		e.loadUntil = e.now() + int64(underLoadAfter)
 	}
 	if e.now() < e.loadUntil {
@@ -181,7 +188,7 @@ func (e *Engine) handshakeLocked(m *message) {
 			e.drops.add(dropHandshakeRate)
 			return
 		} else if did {
-			e.settleHomesLocked()
+			e.publishKnownEndpointsLocked()
 		}
 		if !e.cookies.check(b, &m.from) {
 			e.drops.add(dropCookie)
@@ -200,7 +207,7 @@ func (e *Engine) handshakeLocked(m *message) {
 	}
 }
 
-// askForCookieLocked answers with a cookie: shorter than what it answers.
+// askForCookieLocked answers with a cookie, which is shorter than what it answers.
 func (e *Engine) askForCookieLocked(m *message, b []byte) {
 	var out [cookieSize]byte
 	if err := e.cookies.reply(b, &m.from, &out); err == nil {
@@ -208,7 +215,7 @@ func (e *Engine) askForCookieLocked(m *message, b []byte) {
 	}
 }
 
-// cookieLocked takes a cookie for the peer whom the message was for that it answers.
+// cookieLocked takes in a cookie for the peer that the answered message was for.
 func (e *Engine) cookieLocked(b []byte) {
 	var msg device.MessageCookieReply
 	msg.Receiver = binary.LittleEndian.Uint32(b[4:])
@@ -221,15 +228,16 @@ func (e *Engine) cookieLocked(b []byte) {
 	}
 	p := found.peer
 	if p == nil {
-		p = found.session.peer // the answer that made the session asked for too much
+		p = found.session.peer // it answers our response
 	}
 	if !p.cookies.ConsumeReply(&msg) {
 		e.drops.add(dropHandshake)
 	}
 }
 
-// initiationLocked answers a peer's initiation (section 5.4.3). A new session is not used to send until the peer has used it. Our own
-// initiation, if one is on its way, stays: when two cross, each is answered, and there is a session whichever the peer keeps.
+// initiationLocked answers a peer's initiation (section 5.4.3). A new session is not used to send until the
+// peer has used it. Our own initiation, if one is on its way, stays: when two cross, each is answered, and
+// there is a session whichever one the peer keeps.
 func (e *Engine) initiationLocked(m *message, b []byte) {
 	r, err := e.self.read(b)
 	if err != nil {
@@ -244,9 +252,10 @@ func (e *Engine) initiationLocked(m *message, b []byte) {
 	}
 	now := e.now()
 	if !r.time.After(p.lastStamp) || p.lastRead != 0 && time.Duration(now-p.lastRead) < initiationsEvery {
-		e.drops.add(dropHandshake) // replayed, or a flood of a peer's own
+		e.drops.add(dropHandshake) // replayed, or too many from this peer
 		return
 	}
+
 	ent := &entry{}
 	if err := e.indices.add(ent); err != nil {
 		return
@@ -257,33 +266,36 @@ func (e *Engine) initiationLocked(m *message, b []byte) {
 		e.indices.remove(ent.index)
 		return
 	}
+
 	e.takeConfirmedLocked(p)
 	p.lastStamp, p.lastRead = r.time, now
 	s := newSession(p, send, receive, ent.index, r.sender, false, now)
 	clear(send[:])
 	clear(receive[:])
 	e.indices.replace(&entry{index: ent.index, session: s})
+
 	e.lingerLocked(p, p.next)
 	e.lingerLocked(p, p.previous)
-	p.next, p.previous, p.derived = s, nil, now
+	p.next, p.previous, p.keysSince = s, nil, now
 	p.currentIsActive()
-	e.heardLocked(p, m)
+
+	e.noteHandshakeLocked(p, m)
 	p.cookies.AddMacs(msg[:])
 	e.sendLocked(p, msg[:])
 }
 
-// heardLocked follows a peer to where an authentic handshake message came from.
-func (e *Engine) heardLocked(p *peer, m *message) {
-	p.heard(e.now(), false)
+// noteHandshakeLocked notes an authentic handshake message: the peer is where it came from.
+func (e *Engine) noteHandshakeLocked(p *peer, m *message) {
+	p.noteReceived(e.now(), false)
 	p.rxBytes.Add(uint64(m.n))
 	if to := p.endpoint.Load(); to == nil || to.raw != m.from || to.src != m.src {
 		p.endpoint.Store(newEndpoint(m.from, m.src))
 		e.moved.Store(true)
-		e.tellEndpointsLocked()
+		e.publishEndpointsLocked()
 	}
 }
 
-// responseLocked takes the answer to our initiation.
+// responseLocked handles the answer to our initiation.
 func (e *Engine) responseLocked(m *message, b []byte) {
 	found := e.indices.find(binary.LittleEndian.Uint32(b[8:]))
 	if found == nil || found.peer == nil || found.peer.pending == nil || found.peer.pending.index != found.index {
@@ -304,33 +316,35 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 	p.pending = nil
 	e.indices.replace(&entry{index: s.local, session: s})
 	e.takeConfirmedLocked(p)
+
 	old := [2]*session{p.previous} // section 6.3: three sessions have a place
 	if p.next != nil {
-		p.next.confirmed.Store(true) // what still comes in it is taken, and moves nobody to it
+		p.next.confirmed.Store(true) // what still arrives in it is accepted, and does not make it the session to send with
 		old[1] = p.active
 		p.previous, p.next = p.next, nil
 	} else {
 		p.previous = p.active
 	}
-	p.active, p.derived = s, now
-	p.settleLingering(len(p.lingering))
-	e.heardLocked(p, m)
-	e.shakenLocked(p)
-	// The keepalive confirms the session to the peer before any packet that waits; those already there come with it.
+	p.active, p.keysSince = s, now
+	p.confirmLingering(len(p.lingering))
+	e.noteHandshakeLocked(p, m)
+	e.handshakeDoneLocked(p)
+
+	// The keepalive confirms the session to the peer before any staged packet does; those already staged follow it.
 	e.keepaliveLocked(p, s)
 	p.current.Store(s)
 	for _, s := range old { // not before there is another to send with
 		e.lingerLocked(p, s)
 	}
-	e.out.ring()
+	e.out.wake()
 }
 
-// confirmedLocked: the peer has used the session that we answered with.
+// confirmedLocked is called when the peer has used the session that we answered with.
 func (e *Engine) confirmedLocked(p *peer) {
 	e.takeConfirmedLocked(p)
 	p.currentIsActive()
 	if e.moved.Swap(false) {
-		e.tellEndpointsLocked()
+		e.publishEndpointsLocked()
 	}
 }
 
@@ -338,28 +352,29 @@ func (e *Engine) takeConfirmedLocked(p *peer) {
 	before := p.previous
 	if p.next != nil && p.next.confirmed.Load() {
 		p.previous, p.active, p.next = p.active, p.next, nil
-		p.settleLingering(len(p.lingering))
-	} else if s := p.lateConfirmed(); s != nil {
+		p.confirmLingering(len(p.lingering))
+	} else if s := p.takeLateConfirmed(); s != nil {
 		p.previous, p.active = p.active, s
 	} else {
 		return
 	}
 	e.lingerLocked(p, before)
-	e.shakenLocked(p)
-	e.out.ring()
+	e.handshakeDoneLocked(p)
+	e.out.wake()
 }
 
-// currentIsActive: the inbound thread takes a session into use when the peer has used it, and may do so a moment after the
-// control side has decided for another. A session that only the peer initiated would then be sent with until it ends.
+// currentIsActive makes the active session the one to send with. The inbound thread takes a session into use
+// when the peer has used it, and may do so just after the control side has chosen another. A session that
+// only the peer initiated would then be used until it ends.
 func (p *peer) currentIsActive() {
 	if p.current.Load() != p.active {
 		p.current.Store(p.active)
 	}
 }
 
-func (e *Engine) shakenLocked(p *peer) {
-	p.shaken = time.Now()
-	p.attempts, p.pressed = 0, false
+func (e *Engine) handshakeDoneLocked(p *peer) {
+	p.lastHandshake = time.Now()
+	p.attempts, p.rekeyRequested = 0, false
 	e.log.Debug("handshake", "peer", p.key)
 }
 
@@ -374,7 +389,8 @@ func (e *Engine) keepaliveLocked(p *peer, s *session) {
 	e.sendLocked(p, b[:])
 }
 
-// sealMessage makes a message of the n bytes behind b's header, in place; b has room for the tag. nonce is the caller's memory.
+// sealMessage encrypts the n bytes behind b's header in place; b has space for the tag. nonce is memory of
+// the caller.
 func (e *Engine) sealMessage(s *session, nonce *[12]byte, b []byte, n int) {
 	counter := s.nonce.Add(1) - 1
 	binary.LittleEndian.PutUint32(b[0:], typeTransport)
@@ -384,7 +400,7 @@ func (e *Engine) sealMessage(s *session, nonce *[12]byte, b []byte, n int) {
 	s.send.Seal(b[headerSize:headerSize], nonce[:], b[headerSize:headerSize+n], nil)
 }
 
-// newMAC1 is the first MAC's key for messages to us.
+// newMAC1 makes the first MAC of messages to us.
 func (id *identity) newMAC1() (*mac1, error) {
 	h, err := blake2s.New256(nil)
 	if err != nil {

@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"hash"
 	"sync/atomic"
@@ -12,15 +13,18 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The way in, all on one thread (one named rw-fwd-in: whose turn it is, way.go):
-//  1. recvmmsg from the socket that has something; the kernel may have joined datagrams of one flow (UDP GRO)
-//  2. a data message: its session by the receiver index, opened in place, replay window, then, and only then, anything
-//     of the peer's is touched: a session is confirmed, the endpoint follows, counters
-//  3. the inner source has to be the peer's; ECN is brought over (RFC 6040, section 4.2)
-//  4. write to the tunnel device
+// The inbound path, all on one thread (rw-fwd-in; which one has the turn: direction.go):
 //
-// Handshake messages that know our public key, and are not too many, go to the control side through a ring (ring.go); it is
-// the only thing that this thread shares with it, but for atomic pointers.
+//  1. loop, receive: recvmmsg from the socket that has something; the kernel may have joined datagrams of
+//     one flow (UDP GRO)
+//  2. transport, a data message: find its session by the receiver index, open it in place, check the replay
+//     window. Only then is anything of the peer's touched: the session is confirmed, the endpoint follows,
+//     counters
+//  3. the inner source must be the peer's; ECN is copied to the inner packet (RFC 6040, section 4.2)
+//  4. write: to the tunnel device
+//
+// handshake: messages that know our public key, and are not too many, go to the control side through a ring
+// (messagering.go). That is all this thread shares with it, except atomic pointers.
 
 const (
 	inBatch  = 16
@@ -28,17 +32,13 @@ const (
 )
 
 type inbound struct {
-	*way
+	*direction
 	e   *Engine
 	tun int
 
-	mem     []byte
-	msgs    [inBatch]datagram.Message
-	iovs    [inBatch]unix.Iovec
-	names   [inBatch]datagram.Sockaddr
-	control [inBatch][datagram.ControlSize]byte
-	nonce   [12]byte
-	known   endpoints
+	messages *datagram.Batch
+	nonce    [12]byte
+	recent   endpointCache
 
 	mac1    atomic.Pointer[mac1]
 	sum     [blake2s.Size128]byte
@@ -56,19 +56,12 @@ func newInbound(e *Engine, cpus []int) (*inbound, error) {
 			fds = append(fds, fd)
 		}
 	}
-	w, err := newWay(threadIn, e, cpus, fds...)
+	w, err := newDirection(threadIn, e, cpus, fds...)
 	if err != nil {
 		return nil, err
 	}
-	in := &inbound{way: w, e: e, tun: e.tun, mem: make([]byte, inBatch*inBuffer)}
+	in := &inbound{direction: w, e: e, tun: e.tun, messages: datagram.NewBatch(inBatch, inBuffer)}
 	in.sources.seed()
-	for i := range in.msgs {
-		in.iovs[i].Base = &in.mem[i*inBuffer]
-		in.iovs[i].SetLen(inBuffer)
-		h := &in.msgs[i].Header
-		h.Name, h.Iov, h.Control = &in.names[i].B[0], &in.iovs[i], &in.control[i][0]
-		h.SetIovlen(1)
-	}
 	return in, nil
 }
 
@@ -86,13 +79,11 @@ func (in *inbound) loop() {
 	}
 }
 
-// receive takes one batch from a socket. It says whether there may be more.
+// receive takes one batch from a socket. It reports whether there may be more.
 func (in *inbound) receive(fd int, now int64) (full bool) {
-	for i := range in.msgs {
-		in.msgs[i].Header.Namelen = uint32(len(in.names[i].B))
-		in.msgs[i].Header.SetControllen(datagram.ControlSize)
-	}
-	n, errno := in.call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.msgs[0])), inBatch, unix.MSG_DONTWAIT, 0)
+	in.messages.Reset()
+	n, errno := in.call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.messages.Messages[0])),
+		inBatch, unix.MSG_DONTWAIT, 0)
 	if errno != 0 {
 		if errno == unix.EBADF || errno == unix.ENOTSOCK {
 			in.stop.Store(true)
@@ -100,30 +91,12 @@ func (in *inbound) receive(fd int, now int64) (full bool) {
 		return errno == unix.EINTR // any other: nothing there, or an error that the network reported on an earlier packet
 	}
 	for i := range n {
-		in.message(i, now)
+		m, ok := in.messages.Received(i)
+		for ok && len(m.Rest) > 0 {
+			in.datagram(m.Next(), m.From, &m.Arrival, now)
+		}
 	}
 	return n == inBatch
-}
-
-// message takes the datagrams of one message.
-func (in *inbound) message(i int, now int64) {
-	m, name := &in.msgs[i], &in.names[i]
-	name.N = m.Header.Namelen
-	if name.N != unix.SizeofSockaddrInet4 && name.N != unix.SizeofSockaddrInet6 {
-		return
-	}
-	clear(name.B[name.N:]) // of the message before, which may have been of the other family
-	a := datagram.ReadControl(in.control[i][:min(int(m.Header.Controllen), datagram.ControlSize)])
-	rest := in.mem[i*inBuffer:][:min(int(m.N), inBuffer)]
-	step := len(rest)
-	if a.Segment > 0 {
-		step = a.Segment
-	}
-	for len(rest) > 0 {
-		p := rest[:min(step, len(rest))]
-		rest = rest[len(p):]
-		in.datagram(p, name, &a, now)
-	}
 }
 
 func (in *inbound) datagram(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
@@ -134,7 +107,7 @@ func (in *inbound) datagram(p []byte, name *datagram.Sockaddr, a *datagram.Arriv
 	in.handshake(p, name, a, now)
 }
 
-// transport takes a data message (section 5.4.6).
+// transport handles a data message (section 5.4.6).
 func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	e := in.e
 	found := e.indices.find(binary.LittleEndian.Uint32(p[4:]))
@@ -142,12 +115,14 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		e.drops.add(dropSession)
 		return
 	}
+
 	s := found.session
 	counter := binary.LittleEndian.Uint64(p[8:])
 	if s.age(now) >= rejectAfterTime || counter >= rejectAfterMessages || s.retired.Load() {
 		e.drops.add(dropSession)
 		return
 	}
+
 	copy(in.nonce[4:], p[8:16])
 	plain, err := s.receive.Open(p[headerSize:headerSize], in.nonce[:], p[headerSize:], nil)
 	if err != nil {
@@ -158,41 +133,49 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		e.drops.add(dropReplay)
 		return
 	}
-	peer := s.peer
-	peer.rxPackets.Add(1)
-	peer.rxBytes.Add(uint64(len(p)))
-	peer.heard(now, len(plain) > 0)
-	if !s.confirmed.Load() {
-		// The peer uses the session that we answered with: from now on so do we. The control side puts the rest in order.
-		s.confirmed.Store(true)
-		peer.current.Store(s)
-		peer.fresh.Store(true)
-		e.knock()
-	}
-	if to := peer.endpoint.Load(); to == nil || to.raw != *name || to.src != a.Source {
-		peer.endpoint.Store(in.known.get(name, a.Source))
-		e.moved.Store(true)
-	}
+
+	in.noteAuthentic(s, p, len(plain) > 0, name, a, now)
 	if len(plain) == 0 {
 		return // a keepalive
 	}
+
 	src, _, size, ok := parse(plain)
 	if !ok {
 		e.drops.add(dropInner)
 		return
 	}
-	if owner, ok := e.routes.Load().Lookup(src); !ok || owner != peer {
+	if owner, ok := e.routes.Load().Lookup(src); !ok || owner != s.peer {
 		e.drops.add(dropSource)
 		return
 	}
-	if !congest(plain, a.TOS) {
+	if !applyECN(plain, a.TOS) {
 		e.drops.add(dropCongestion)
 		return
 	}
 	in.write(p[headerSize-vnetHeader : headerSize+size])
 }
 
-// write gives a packet to the tunnel device; its header's place is in front of it.
+// noteAuthentic takes over what an authentic message says of its peer.
+func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram.Sockaddr, a *datagram.Arrival,
+	now int64) {
+	peer := s.peer
+	peer.rxPackets.Add(1)
+	peer.rxBytes.Add(uint64(len(p)))
+	peer.noteReceived(now, data)
+	if !s.confirmed.Load() {
+		// The peer uses the session that we answered with: from now on so do we. The control side does the rest.
+		s.confirmed.Store(true)
+		peer.current.Store(s)
+		peer.fresh.Store(true)
+		in.e.notify()
+	}
+	if to := peer.endpoint.Load(); to == nil || to.raw != *name || to.src != a.Source {
+		peer.endpoint.Store(in.recent.get(name, a.Source))
+		in.e.moved.Store(true)
+	}
+}
+
+// write gives a packet to the tunnel device. b begins with space for the device's header.
 func (in *inbound) write(b []byte) {
 	clear(b[:vnetHeader])
 	for range 3 {
@@ -205,7 +188,7 @@ func (in *inbound) write(b []byte) {
 			continue
 		case unix.EBADFD, unix.EBADF:
 			if in.errs++; in.errs > 100 {
-				in.e.tunGone(errno)
+				in.e.tunnelDeviceLost(errno)
 				in.stop.Store(true)
 			}
 		}
@@ -214,56 +197,65 @@ func (in *inbound) write(b []byte) {
 	in.e.drops.add(dropTUNWrite)
 }
 
-// handshake decides without any state of a peer's whether the control side shall see a message.
+// handshake decides, without any state of a peer, whether a message goes to the control side.
 func (in *inbound) handshake(p []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	e := in.e
-	size := 0
-	if len(p) >= 4 {
-		switch binary.LittleEndian.Uint32(p) {
-		case typeInitiation:
-			size = initiationSize
-		case typeResponse:
-			size = responseSize
-		case typeCookie:
-			size = cookieSize
-		}
-	}
+	size := handshakeSize(p)
 	if size == 0 || len(p) != size {
 		e.drops.add(dropGarbage)
 		return
 	}
-	if size != cookieSize { // a cookie is tied to a message that we sent
-		m := in.mac1.Load()
-		if m == nil {
-			e.drops.add(dropMAC1)
-			return
-		}
-		m.Reset()
-		m.Write(p[:size-2*blake2s.Size128])
-		if !sameMAC(m.Sum(in.sum[:0]), p[size-2*blake2s.Size128:size-blake2s.Size128]) {
-			e.drops.add(dropMAC1)
-			return
-		}
+	if size != cookieSize && !in.hasMAC1(p) { // a cookie is tied to a message that we sent
+		e.drops.add(dropMAC1)
+		return
 	}
-	if size != initiationSize { // an answer: to a message of ours that is known still, or it is none
+	if size != initiationSize { // an answer: to a message of ours that is still known, or it is none
 		if found := e.indices.find(binary.LittleEndian.Uint32(p[size-answerAt(size):])); found == nil {
 			e.drops.add(dropHandshake)
 			return
 		}
 	}
+
 	ok, known := in.admit(p, name, now)
-	to := &e.crowd
+	to := &e.fromOthers
 	if known {
-		to = &e.ring
+		to = &e.fromPeers
 	}
 	if !ok || !to.put(p, name, a.Source) {
 		e.drops.add(dropHandshakeRate)
 		return
 	}
-	e.knock()
+	e.notify()
 }
 
-// answerAt is how far from its end a response or a cookie has the index of the message that it answers.
+// handshakeSize is the length of a handshake message by its type; 0: it is none.
+func handshakeSize(p []byte) int {
+	if len(p) < 4 {
+		return 0
+	}
+	switch binary.LittleEndian.Uint32(p) {
+	case typeInitiation:
+		return initiationSize
+	case typeResponse:
+		return responseSize
+	case typeCookie:
+		return cookieSize
+	}
+	return 0
+}
+
+// hasMAC1 reports whether the sender of a message knows our public key.
+func (in *inbound) hasMAC1(p []byte) bool {
+	m := in.mac1.Load()
+	if m == nil {
+		return false
+	}
+	m.Reset()
+	m.Write(p[:len(p)-2*blake2s.Size128])
+	return sameMAC(m.Sum(in.sum[:0]), p[len(p)-2*blake2s.Size128:len(p)-blake2s.Size128])
+}
+
+// answerAt is the distance from the end of a response or a cookie to the index of the message that it answers.
 func answerAt(size int) int {
 	if size == responseSize {
 		return responseSize - 8
@@ -271,40 +263,48 @@ func answerAt(size int) int {
 	return cookieSize - 4
 }
 
-// admit decides whether a handshake message is one of those that are looked at. One that proves that its sender is where a peer is
-// known to be always is. known says that it comes from a peer's address, or says so.
+// admit decides whether a handshake message is processed. One that proves that its sender is where a peer is
+// known to be always is. known says that it comes from a peer's address, or claims to.
 func (in *inbound) admit(p []byte, name *datagram.Sockaddr, now int64) (ok, known bool) {
-	at := homeOf(name)
-	if h := in.e.homes.Load(); h != nil {
-		if m := h.proofs[at]; m != nil && len(p) != cookieSize && proves(m, p) {
+	key := endpointKeyOf(name)
+	if h := in.e.known.Load(); h != nil {
+		if m := h.proofs[key]; m != nil && len(p) != cookieSize && hasMAC2(m, p) {
 			return true, true
 		}
-		_, known = h.addrs[at.addr]
+		_, known = h.addrs[key.addr]
 	}
-	return in.sources.admit(at.addr, known, now), known
+	return in.sources.admit(key.addr, known, now), known
 }
 
-// sources bounds how many handshake messages are looked at. Each source address has a share (many have one place, so that the memory
-// is fixed; of IPv6 a /64 is one source), within that of all peers' addresses or that of all others. What is above has a third: so
-// neither one source that floods nor a flood of sources, nor one with a peer's address forged, shuts a peer out. None of these
-// shares is a proof; what costs Curve25519 comes only after one (handshakeLocked).
+// sources bounds how many handshake messages are processed. Each source address has a share (many have one
+// bucket, so that the memory is fixed; of IPv6 a /64 is one source), within that of all peers' addresses or
+// that of all others. A third share is for what exceeds these. So neither one source that floods, nor a flood
+// of sources, nor one with a peer's address forged, shuts a peer out. None of these shares is a proof; what
+// costs Curve25519 comes only after one (handshakeLocked).
 type sources struct {
-	key   uint64
-	one   [sourcePlaces]bucket
-	known bucket
-	rest  bucket
-	above bucket
+	key    uint64
+	one    [sourceBuckets]bucket
+	known  bucket
+	others bucket
+	above  bucket
+}
+
+// seed keeps strangers from choosing with whom they share a bucket.
+func (s *sources) seed() {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	s.key = binary.LittleEndian.Uint64(b[:])
 }
 
 const (
-	sourcePlaces = 4096
-	sourceRate   = 50 // a second, of one place
-	sourceBurst  = 50
-	knownRate    = 2000 // all peers' addresses
-	restRate     = 1000 // all others
-	restBurst    = 200
-	aboveRate    = 8000
-	aboveBurst   = 200
+	sourceBuckets = 4096
+	sourceRate    = 50 // a second, of one bucket
+	sourceBurst   = 50
+	knownRate     = 2000 // all peers' addresses
+	othersRate    = 1000 // all others
+	othersBurst   = 200
+	aboveRate     = 8000
+	aboveBurst    = 200
 )
 
 func (s *sources) admit(a [16]byte, known bool, now int64) bool {
@@ -314,14 +314,14 @@ func (s *sources) admit(a [16]byte, known bool, now int64) bool {
 	}
 	h = (h*0x9e3779b97f4a7c15 ^ s.key) * 0xff51afd7ed558ccd
 	if s.one[h>>52].take(now, sourceRate, sourceBurst) {
-		if known && s.known.take(now, knownRate, knownRate) || !known && s.rest.take(now, restRate, restBurst) {
+		if known && s.known.take(now, knownRate, knownRate) || !known && s.others.take(now, othersRate, othersBurst) {
 			return true
 		}
 	}
 	return s.above.take(now, aboveRate, aboveBurst)
 }
 
-// bucket is a token bucket in whole ns: it holds time, and each token costs 1/rate.
+// bucket is a token bucket that holds time, in ns: each token costs 1/rate.
 type bucket struct{ full int64 } // when it will be full again
 
 func (b *bucket) take(now, rate, burst int64) bool {

@@ -37,7 +37,8 @@ const (
 
 func TestKernelFarEnd(t *testing.T) {
 	for _, c := range []struct{ name, ours, theirs string }{
-		{"we initiate", kernelEnd, ""}, {"we initiate over IPv6", kernelEnd6, ""}, {"it initiates", "", ourEnd}, {"it initiates over IPv6", "", ourEnd6},
+		{"we initiate", kernelEnd, ""}, {"we initiate over IPv6", kernelEnd6, ""}, {"it initiates", "",
+			ourEnd}, {"it initiates over IPv6", "", ourEnd6},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := kernelPair(t, c.ours, c.theirs)
@@ -62,7 +63,8 @@ func TestKernelPresharedKeyAndKeepalive(t *testing.T) {
 	a.Set(a.Peer(b, kernelEnd) + "preshared_key=" + psk + "\n")
 	require.Eventually(t, func() bool { return a.Ping("10.66.0.2") == nil }, 20*time.Second, 100*time.Millisecond)
 	rx := a.E.Status().Peers[0].RxBytes
-	require.Eventually(t, func() bool { return a.E.Status().Peers[0].RxBytes >= rx+2*keepaliveSize }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return a.E.Status().Peers[0].RxBytes >= rx+2*keepaliveSize },
+		20*time.Second, 100*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 }
 
@@ -93,7 +95,7 @@ func TestKernelBringsACookie(t *testing.T) {
 
 // The protocol's own two minutes, in both roles, while pings go both ways.
 func TestKernelRekey(t *testing.T) {
-	if os.Getenv("RINGWAY_VM") == "" && os.Getenv("RINGWAY_REKEY") == "" {
+	if os.Getenv("TEST_VM") == "" && os.Getenv("TEST_REKEY") == "" {
 		t.Skip("waits for WireGuard's real timers, two minutes: make test-kernel")
 	}
 	for _, c := range []struct{ name, ours, theirs string }{{"ours", kernelEnd, ""}, {"its", "", ourEnd}} {

@@ -18,8 +18,8 @@ import (
 	"ringway/tunnel"
 )
 
-// The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s with WireGuard's prologue (paper, sections 5.4.2 and 5.4.3). Its state is
-// arrays of our own, so that it can be wiped; nothing here keeps state between calls.
+// The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s with WireGuard's prologue (paper, sections 5.4.2 and
+// 5.4.3). Its state is in arrays of our own, so that it can be wiped. Nothing here keeps state between calls.
 
 var (
 	errLowOrder = errors.New("the other end's public key is of low order")
@@ -98,16 +98,22 @@ func (s *symmetric) split() (initiator, responder [32]byte) {
 	return initiator, responder
 }
 
-func (s *symmetric) wipe() { clear(s.chain[:]); clear(s.hash[:]) }
+func (s *symmetric) wipe() {
+	clear(s.chain[:])
+	clear(s.hash[:])
+}
 
-// initiation is what an initiator keeps until the answer comes.
+// initiation is what an initiator keeps until it is answered.
 type initiation struct {
 	symmetric
 	ephemeral [32]byte
 	index     uint32
 }
 
-func (i *initiation) wipe() { i.symmetric.wipe(); clear(i.ephemeral[:]) }
+func (i *initiation) wipe() {
+	i.symmetric.wipe()
+	clear(i.ephemeral[:])
+}
 
 func newEphemeral() (private [32]byte, public [32]byte, err error) {
 	if _, err := rand.Read(private[:]); err != nil {
@@ -122,7 +128,8 @@ func newEphemeral() (private [32]byte, public [32]byte, err error) {
 }
 
 // initiate writes an initiation without its MACs into msg. static is the shared secret of the two static keys.
-func (id *identity) initiate(to *tunnel.PublicKey, static [32]byte, index uint32, now tai64n.Timestamp, msg *[initiationSize]byte) (*initiation, error) {
+func (id *identity) initiate(to *tunnel.PublicKey, static [32]byte, index uint32, now tai64n.Timestamp,
+	msg *[initiationSize]byte) (*initiation, error) {
 	s := newSymmetric(to)
 	i := &initiation{index: index}
 	private, public, err := newEphemeral()
@@ -148,7 +155,7 @@ func (id *identity) initiate(to *tunnel.PublicKey, static [32]byte, index uint32
 	return i, nil
 }
 
-// received is an initiation that was read so far.
+// received is an initiation as far as it was read.
 type received struct {
 	symmetric
 	ephemeral [32]byte
@@ -157,7 +164,8 @@ type received struct {
 	time      tai64n.Timestamp
 }
 
-// read takes an initiation up to its sender's static key: that costs one multiplication, and says whether it is a peer's.
+// read reads an initiation up to its sender's static key. That costs one multiplication, and says whether it
+// comes from a peer.
 func (id *identity) read(msg []byte) (*received, error) {
 	r := &received{symmetric: newSymmetric(&id.public), sender: binary.LittleEndian.Uint32(msg[4:])}
 	copy(r.ephemeral[:], msg[8:40])
@@ -174,14 +182,15 @@ func (id *identity) read(msg []byte) (*received, error) {
 	return r, nil
 }
 
-// finish takes the rest: the peer's time stamp.
+// finish reads the rest, which is the peer's time stamp.
 func (r *received) finish(static [32]byte, msg []byte) error {
 	key := r.mixSecret(&static)
 	return r.open(r.time[:], &key, msg[88:116])
 }
 
 // respond writes the response without its MACs and makes the session's keys.
-func (r *received) respond(psk *tunnel.PresharedKey, index uint32, msg *[responseSize]byte) (send, receive [32]byte, err error) {
+func (r *received) respond(psk *tunnel.PresharedKey, index uint32, msg *[responseSize]byte) (
+	send, receive [32]byte, err error) {
 	private, public, err := newEphemeral()
 	if err != nil {
 		return send, receive, err
@@ -219,8 +228,9 @@ func (s *symmetric) mixPSK(psk *tunnel.PresharedKey) (key [32]byte) {
 	return key
 }
 
-// complete reads the response to i and makes the session's keys. A forged one leaves i as it is.
-func (id *identity) complete(i *initiation, psk *tunnel.PresharedKey, msg []byte) (send, receive [32]byte, sender uint32, err error) {
+// complete reads the response to i and makes the session's keys. A forged response leaves i as it is.
+func (id *identity) complete(i *initiation, psk *tunnel.PresharedKey, msg []byte) (
+	send, receive [32]byte, sender uint32, err error) {
 	s := i.symmetric
 	defer s.wipe()
 	ephemeral := msg[12:44]
@@ -249,8 +259,8 @@ func (id *identity) complete(i *initiation, psk *tunnel.PresharedKey, msg []byte
 // sameMAC compares in constant time.
 func sameMAC(a, b []byte) bool { return hmac.Equal(a, b) }
 
-// wipe clears the key inside an AEAD of x/crypto's, which is a struct of nothing but the key (a test holds that). Nobody may
-// use it any more: what is sealed after this is sealed with a key that everybody knows.
+// wipe clears the key inside an AEAD of x/crypto, which is a struct of nothing but the key (a test verifies
+// that). The AEAD may no longer be used: it would encrypt with a key that everybody knows.
 func wipe(a cipher.AEAD) {
 	type value struct{ _, data unsafe.Pointer }
 	clear((*[chacha20poly1305.KeySize]byte)((*value)(unsafe.Pointer(&a)).data)[:])

@@ -6,27 +6,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ringway/tunnel"
 	"ringway/tunnel/datagram"
+	"ringway/tunnel/ledger"
 )
 
-// The way out, all on one thread (one named rw-fwd-out: whose turn it is, way.go), to its end for each packet or batch:
-//  1. read a packet from the tunnel device, into the place where it will be sealed
-//  2. its peer by the destination, that peer's session; a packet without a session waits a little (staged)
-//     a packet of media goes on only if its flow was admitted (admission.go)
-//  3. pad, seal in place, outer TOS from the inner DSCP, ECN copied (RFC 6040, section 4.1)
-//  4. sendmmsg; neighbours of one size to one peer are one UDP GSO message where that is allowed
+// The outbound path, all on one thread, to its end for each packet or batch (rw-fwd-out; which one has the
+// turn: direction.go):
 //
-// A single packet leaves at once. Only when the last look found another packet waiting already is more than one read before
-// they are sent: twice as many each time, up to outBatch.
+//  1. loop, batch: read a packet from the tunnel device, to where it will be sealed
+//  2. prepare: find its peer by the destination, and the peer's session. A packet of media goes on only if
+//     its flow has a place in the peer's voice budget (package ledger). Without a session a packet waits a
+//     little (stage, sendStaged)
+//  3. seal: pad, seal in place; outer TOS by the inner DSCP, ECN copied (RFC 6040, section 4.1)
+//  4. send: sendmmsg. Neighbours of one size to one peer are one UDP GSO message where that is allowed (group)
+//
+// A single packet leaves at once. Only when the last look found another packet waiting already is more than
+// one read before they are sent: twice as many each time, up to outBatch.
 
 const (
 	outBatch   = 64
 	vnetHeader = 10 // struct virtio_net_hdr
 	maxPacket  = 65000
 	outBuffer  = headerSize + maxPacket + 512 + tagSize
-
-	segmentsMax = 64         // UDP_MAX_SEGMENTS of 2018
-	payloadMax  = 65535 - 48 // with room for the headers of either family
 )
 
 type outPacket struct {
@@ -37,29 +39,33 @@ type outPacket struct {
 	data bool
 }
 
+// outbound belongs to the thread that has the turn, except for what is atomic.
 type outbound struct {
-	*way
+	*direction
 	e   *Engine
 	tun int
 
-	mem     []byte
+	mem     []byte // for a batch
 	packets [outBatch]outPacket
-	n       int
-	limit   int
+	n       int // packets in the batch
+	limit   int // packets that the next batch may have
 	nonce   [12]byte
-	errs    int
+	errs    int // of the tunnel device, in a row
 
+	// Memory for sendmmsg.
 	msgs    [outBatch]datagram.Message
 	iovs    [outBatch]unix.Iovec
-	first   [outBatch + 1]int
+	first   [outBatch + 1]int // index of each message's first packet
 	control [outBatch][datagram.ControlSize]byte
 	poll    unix.PollFd
 	timeout unix.Timespec
 	noGSO   bool
 
-	flows   *flows // what of guard's table is in use
-	staged  []staged
-	waiting atomic.Bool // some are staged
+	ledger  *ledger.Ledger
+	request atomic.Pointer[request] // of the control side, to the ledger (reserve.go)
+
+	staged    []staged
+	hasStaged atomic.Bool
 }
 
 // staged is a packet that waits for a session.
@@ -71,11 +77,19 @@ type staged struct {
 }
 
 func newOutbound(e *Engine, cpus []int) (*outbound, error) {
-	w, err := newWay(threadOut, e, cpus, e.tun)
+	d, err := newDirection(threadOut, e, cpus, e.tun)
 	if err != nil {
 		return nil, err
 	}
-	return &outbound{way: w, e: e, tun: e.tun, mem: make([]byte, outBatch*outBuffer), limit: 1, staged: make([]staged, 0, stagedMax)}, nil
+	return &outbound{
+		direction: d,
+		e:         e,
+		tun:       e.tun,
+		mem:       make([]byte, outBatch*outBuffer),
+		limit:     1,
+		staged:    make([]staged, 0, maxStaged),
+		ledger:    ledger.New(e.flowSeed),
+	}, nil
 }
 
 func (o *outbound) buffer(i int) []byte {
@@ -86,27 +100,31 @@ func (o *outbound) loop() {
 	sleep := true
 	for o.next(sleep) {
 		now := o.e.now()
-		if len(o.staged) > 0 && (o.called || !sleep) {
-			o.unstage(now)
+		if o.woken || !sleep {
+			o.serveRequest(now)
+			if len(o.staged) > 0 {
+				o.sendStaged(now)
+			}
 		}
 		sleep = o.batch(now)
 	}
 }
 
-// batch forwards what is there, up to the limit. It says whether there was less.
+// batch forwards what has arrived, up to the limit. It reports whether there was less.
 func (o *outbound) batch(now int64) (drained bool) {
 	o.n = 0
 	looks := 0
 	for o.n < o.limit && looks < outBatch {
 		b := o.buffer(o.n)
-		n, errno := o.call(unix.SYS_READ, uintptr(o.tun), uintptr(unsafe.Pointer(&b[headerSize-vnetHeader])), vnetHeader+maxPacket, 0, 0)
+		n, errno := o.call(unix.SYS_READ, uintptr(o.tun), uintptr(unsafe.Pointer(&b[headerSize-vnetHeader])),
+			vnetHeader+maxPacket, 0, 0)
 		looks++
 		if errno == unix.EAGAIN {
 			drained = true
 			break
 		}
 		if errno != 0 {
-			if errno != unix.EINTR && !o.failed(errno) {
+			if errno != unix.EINTR && !o.retryRead(errno) {
 				break
 			}
 			continue
@@ -119,6 +137,7 @@ func (o *outbound) batch(now int64) (drained bool) {
 	if o.n > 0 {
 		o.send(now)
 	}
+
 	if drained {
 		o.limit = 1
 	} else {
@@ -127,17 +146,17 @@ func (o *outbound) batch(now int64) (drained bool) {
 	return drained
 }
 
-// failed handles an error of the tunnel device; false: it is gone.
-func (o *outbound) failed(errno unix.Errno) bool {
+// retryRead handles an error of the tunnel device. It returns false if the device is lost.
+func (o *outbound) retryRead(errno unix.Errno) bool {
 	if o.errs++; o.errs < 100 && errno != unix.EBADFD && errno != unix.EBADF {
 		return true
 	}
-	o.e.tunGone(errno)
+	o.e.tunnelDeviceLost(errno)
 	o.stop.Store(true)
 	return false
 }
 
-// prepare takes a packet of n bytes behind b's header into the batch, has it wait, or drops it.
+// prepare takes the packet of n bytes behind b's header into the batch, stages it, or drops it.
 func (o *outbound) prepare(b []byte, n int, now int64) {
 	_, dst, size, ok := parse(b[headerSize : headerSize+n])
 	if !ok || size != n {
@@ -149,20 +168,32 @@ func (o *outbound) prepare(b []byte, n int, now int64) {
 		o.e.drops.add(dropNoSite)
 		return
 	}
+
 	packet := b[headerSize : headerSize+n]
-	if budget := p.budget.Load(); budget != nil {
-		g := o.e.guard.Load()
-		if g.media>>(trafficClass(packet)>>2)&1 != 0 && !o.admits(g, budget, p, packet, padded(n, o.e.shape.Load().padTo, int(o.e.mtu.Load())), now) {
-			o.e.drops.add(dropOverBudget)
-			return
-		}
+	if b := p.voice.Budget(); b != nil && !o.admit(p, b, packet, now) {
+		o.e.drops.add(dropOverBudget)
+		return
 	}
+
 	s := p.current.Load()
 	if !s.usable(now) {
-		o.stage(p, b[headerSize:headerSize+n], now)
+		o.stage(p, packet, now)
 		return
 	}
 	o.seal(p, s, b, n)
+}
+
+// admit decides whether a packet may leave: media only if its flow has a place in the peer's voice budget.
+func (o *outbound) admit(p *peer, b *ledger.Budget, packet []byte, now int64) bool {
+	budgets := o.e.budgets.Load()
+	if !budgets.IsMedia(trafficClass(packet)) {
+		return true
+	}
+	size := padded(len(packet), o.e.outer.Load().padTo, int(o.e.mtu.Load())) + tunnel.OverheadIPv4
+	if to := p.endpoint.Load(); to != nil && to.raw.V6() {
+		size += tunnel.OverheadIPv6 - tunnel.OverheadIPv4
+	}
+	return o.ledger.Admit(budgets, &p.voice, b, packet, size, now)
 }
 
 // seal makes the packet in b a message of the batch.
@@ -172,40 +203,52 @@ func (o *outbound) seal(p *peer, s *session, b []byte, n int) {
 		o.e.drops.add(dropUnreachable)
 		return
 	}
-	shape := o.e.shape.Load()
+	outer := o.e.outer.Load()
 	class := trafficClass(b[headerSize:])
-	size := padded(n, shape.padTo, int(o.e.mtu.Load()))
+	size := padded(n, outer.padTo, int(o.e.mtu.Load()))
 	clear(b[headerSize+n : headerSize+size])
 	o.e.sealMessage(s, &o.nonce, b, size)
-	o.packets[o.n] = outPacket{peer: p, to: to, wire: b[:headerSize+size+tagSize], tos: shape.tos[class>>2] | class&ecnMask, data: true}
+
+	o.packets[o.n] = outPacket{
+		peer: p,
+		to:   to,
+		wire: b[:headerSize+size+tagSize],
+		tos:  outer.tos[class>>2] | class&ecnMask,
+		data: true,
+	}
 	o.n++
 }
 
-// stage has a packet wait for a session, and asks for one. Where there are too many, the oldest of that peer gives way.
+// stage has a packet wait for a session, and requests one. Where too many wait, the oldest of that peer is
+// dropped.
 func (o *outbound) stage(p *peer, packet []byte, now int64) {
-	if len(packet) > len(staged{}.b) {
-		o.e.drops.add(dropNoSession)
-	} else {
-		if p.staged >= stagedPerPeer || len(o.staged) == stagedMax {
-			o.unstageOldest(p)
-		}
-		if len(o.staged) < stagedMax {
-			o.staged = o.staged[:len(o.staged)+1]
-			w := &o.staged[len(o.staged)-1]
-			w.peer, w.at, w.n = p, now, copy(w.b[:], packet)
-			p.staged++
-		} else {
-			o.e.drops.add(dropNoSession)
-		}
-	}
-	o.waiting.Store(true)
+	o.putStaged(p, packet, now)
+	o.hasStaged.Store(true)
 	if !p.wanted.Swap(true) {
-		o.e.knock()
+		o.e.notify()
 	}
 }
 
-// unstageOldest drops the oldest packet of p, or of any peer when p has none.
-func (o *outbound) unstageOldest(p *peer) {
+func (o *outbound) putStaged(p *peer, packet []byte, now int64) {
+	if len(packet) > len(staged{}.b) {
+		o.e.drops.add(dropNoSession)
+		return
+	}
+	if p.staged >= maxStagedPerPeer || len(o.staged) == maxStaged {
+		o.dropOldestStaged(p)
+	}
+	if len(o.staged) == maxStaged {
+		o.e.drops.add(dropNoSession)
+		return
+	}
+	o.staged = o.staged[:len(o.staged)+1]
+	w := &o.staged[len(o.staged)-1]
+	w.peer, w.at, w.n = p, now, copy(w.b[:], packet)
+	p.staged++
+}
+
+// dropOldestStaged drops the oldest packet of p, or of any peer when p has none.
+func (o *outbound) dropOldestStaged(p *peer) {
 	at := 0
 	for i := range o.staged {
 		if o.staged[i].peer == p {
@@ -219,8 +262,8 @@ func (o *outbound) unstageOldest(p *peer) {
 	o.staged = o.staged[:len(o.staged)-1]
 }
 
-// unstage sends what has a session by now, and drops what has waited too long.
-func (o *outbound) unstage(now int64) {
+// sendStaged sends what has a session by now, and drops what has waited for too long.
+func (o *outbound) sendStaged(now int64) {
 	keep := 0
 	o.n = 0
 	for i := range o.staged {
@@ -247,7 +290,7 @@ func (o *outbound) unstage(now int64) {
 		w.peer.staged--
 	}
 	o.staged = o.staged[:keep]
-	o.waiting.Store(keep > 0)
+	o.hasStaged.Store(keep > 0)
 	if o.n > 0 {
 		o.send(now)
 	}
@@ -255,52 +298,59 @@ func (o *outbound) unstage(now int64) {
 
 // group makes messages of the packets from at on, all of one address family, and returns how many.
 func (o *outbound) group(at int, single bool) (n int) {
-	most := int(o.e.superPacket.Load())
+	maxPayload := int(o.e.superPacket.Load())
 	if single {
-		most = 0
+		maxPayload = 0
 	}
+	socketTOS := o.e.outer.Load().socket
 	v6 := o.packets[at].to.raw.V6()
 	for i := at; i < o.n && o.packets[i].to.raw.V6() == v6; n++ {
 		p := &o.packets[i]
-		size := len(p.wire)
 		o.first[n] = i
 		o.iovs[i].Base = &p.wire[0]
-		o.iovs[i].SetLen(size)
+		o.iovs[i].SetLen(len(p.wire))
+		segments := datagram.StartSegments(len(p.wire))
 		j := i + 1
-		for total := size; j < o.n && j-i < segmentsMax; j++ {
+		for ; j < o.n; j++ {
 			q := &o.packets[j]
-			l := len(q.wire)
-			// The last alone may be shorter; all have one header, and so one TOS.
-			if q.to != p.to || q.tos != p.tos || l > size || total+l > min(most, payloadMax) || len(o.packets[j-1].wire) < size {
+			// All have one header, and so one TOS octet.
+			if q.to != p.to || q.tos != p.tos || !segments.Add(len(q.wire), maxPayload) {
 				break
 			}
-			total += l
 			o.iovs[j].Base = &q.wire[0]
-			o.iovs[j].SetLen(l)
+			o.iovs[j].SetLen(len(q.wire))
 		}
-		h := &o.msgs[n].Header
-		h.Name, h.Namelen = &p.to.raw.B[0], p.to.raw.N
-		h.Iov = &o.iovs[i]
-		h.SetIovlen(j - i)
-		c := p.to.controls
-		if c > 0 {
-			copy(o.control[n][:c], p.to.control[:c])
-		}
-		if p.tos != o.e.shape.Load().socket {
-			c = datagram.PutTOS(o.control[n][:], c, v6, p.tos)
-		}
-		if j-i > 1 {
-			c = datagram.PutSegment(o.control[n][:], c, size)
-		}
-		h.Control = nil
-		if c > 0 {
-			h.Control = &o.control[n][0]
-		}
-		h.SetControllen(c)
+		o.header(n, p, j-i, segments.Size, socketTOS)
 		i = j
 	}
 	o.first[n] = o.familyEnd(at)
 	return n
+}
+
+// header writes the header of message n: a packet like p, or that many segments of size bytes, the last of
+// which may be shorter.
+func (o *outbound) header(n int, p *outPacket, segments, size int, socketTOS uint8) {
+	control := o.control[n][:]
+	c := p.to.controls
+	if c > 0 {
+		copy(control[:c], p.to.control[:c])
+	}
+	if p.tos != socketTOS {
+		c = datagram.PutTOS(control, c, p.to.raw.V6(), p.tos)
+	}
+	if segments > 1 {
+		c = datagram.PutSegment(control, c, size)
+	}
+
+	h := &o.msgs[n].Header
+	h.Name, h.Namelen = &p.to.raw.B[0], p.to.raw.N
+	h.Iov = &o.iovs[o.first[n]]
+	h.SetIovlen(segments)
+	h.Control = nil
+	if c > 0 {
+		h.Control = &control[0]
+	}
+	h.SetControllen(c)
 }
 
 // send sends the batch. A message that the kernel refuses is dropped alone.
@@ -317,51 +367,62 @@ func (o *outbound) send(now int64) {
 			at++
 			continue
 		}
-		sent, errno := o.call(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.msgs[0])), uintptr(count), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0)
+
+		sent, errno := o.call(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.msgs[0])), uintptr(count),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0)
 		if errno == 0 && sent > 0 {
-			for i := at; i < o.first[sent]; i++ {
-				p := &o.packets[i]
-				p.peer.txPackets.Add(1)
-				p.peer.txBytes.Add(uint64(len(p.wire)))
-				p.peer.sent(now, p.data, true)
-			}
+			o.countSent(at, o.first[sent], now)
 			at = o.first[sent]
 			continue
 		}
-		switch errno {
-		case unix.EINTR:
+
+		if errno == unix.EINTR {
 			continue
-		case unix.EAGAIN, unix.ENOBUFS:
-			// The socket's buffer is full: what comes next waits in the tunnel device, where it is bounded. Not for ever.
-			if errno == unix.EAGAIN && waited < 10 {
-				waited++
-				o.waitWritable(&o.poll, &o.timeout, fd, 10)
-				continue
-			}
 		}
-		if o.first[1]-at > 1 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EOPNOTSUPP || errno == unix.EMSGSIZE) {
-			// The kernel or the network card cannot cut, or not here: one by one, this time, or for good.
-			o.noGSO = o.noGSO || errno == unix.EIO || errno == unix.EOPNOTSUPP
+		// The socket's buffer is full: what comes next waits in the tunnel device, where it is bounded. It does
+		// not wait long.
+		if errno == unix.EAGAIN && waited < 10 {
+			waited++
+			o.waitWritable(&o.poll, &o.timeout, fd, 10)
+			continue
+		}
+		if retry, disable := datagram.SegmentationFailure(errno); retry && o.first[1]-at > 1 {
+			o.noGSO = o.noGSO || disable
 			single = true
 			continue
 		}
-		if p := &o.packets[at]; p.to.controls > 0 && staleSource(errno) {
-			bare := p.to.unpinned()
-			p.peer.endpoint.CompareAndSwap(p.to, bare)
-			for i, was := at, p.to; i < o.n; i++ {
-				if o.packets[i].to == was {
-					o.packets[i].to = bare
-				}
-			}
+		if to := o.packets[at].to; to.controls > 0 && datagram.IsStaleSource(errno) {
+			o.dropSource(at, to)
 			continue
 		}
-		o.e.drops[sendReason(errno)].Add(uint64(o.first[1] - at))
+		o.e.drops.sendError(errno, o.first[1]-at)
 		at = o.first[1]
 	}
 	o.n = 0
 }
 
-// familyEnd is where the packets from at on stop being of one address family.
+// countSent counts packets of the batch that were sent.
+func (o *outbound) countSent(from, end int, now int64) {
+	for i := from; i < end; i++ {
+		p := &o.packets[i]
+		p.peer.txPackets.Add(1)
+		p.peer.txBytes.Add(uint64(len(p.wire)))
+		p.peer.noteSent(now, p.data, true)
+	}
+}
+
+// dropSource has the kernel choose the source address again for the packets from at on that go to an endpoint.
+func (o *outbound) dropSource(at int, to *endpoint) {
+	bare := to.withoutSource()
+	o.packets[at].peer.endpoint.CompareAndSwap(to, bare)
+	for i := at; i < o.n; i++ {
+		if o.packets[i].to == to {
+			o.packets[i].to = bare
+		}
+	}
+}
+
+// familyEnd is the end of the packets from at on that go to addresses of one family.
 func (o *outbound) familyEnd(at int) int {
 	v6 := o.packets[at].to.raw.V6()
 	for i := at; i < o.n; i++ {
@@ -370,27 +431,4 @@ func (o *outbound) familyEnd(at int) int {
 		}
 	}
 	return o.n
-}
-
-// staleSource says whether an error may come from a source address that went.
-func staleSource(errno unix.Errno) bool {
-	switch errno {
-	case unix.EINVAL, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EADDRNOTAVAIL, unix.ENODEV:
-		return true
-	}
-	return false
-}
-
-func sendReason(errno unix.Errno) reason {
-	switch errno {
-	case unix.EPERM, unix.EACCES:
-		return dropSendRefused
-	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EADDRNOTAVAIL, unix.ENETDOWN:
-		return dropUnreachable
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-		return dropNoBuffers
-	case unix.EMSGSIZE:
-		return dropOversized
-	}
-	return dropSend
 }

@@ -5,9 +5,10 @@ import (
 	"net/netip"
 )
 
-// Reading and changing the inner packet's header: RFC 791, RFC 8200. All take any bytes.
+// Reading and changing the inner packet's header: RFC 791, RFC 8200. All of these accept any bytes.
 
-// parse gives a packet's addresses and its true length; ok is false for what is no IP packet or is cut short.
+// parse returns a packet's addresses and the length that its header states. ok is false for what is no IP
+// packet or is cut short.
 func parse(p []byte) (src, dst netip.Addr, size int, ok bool) {
 	if len(p) < 20 {
 		return src, dst, 0, false
@@ -47,10 +48,10 @@ const (
 	ecnCE   = 3
 )
 
-// congest applies the outer ECN field to the inner packet as the end of a tunnel does (RFC 6040, section 4.2); ok is false where the
-// packet has to be dropped, because its sender would not understand the mark. Other differences change nothing: that ECT(1) outside
-// of an ECT(0) packet should be kept concerns nobody but PCN.
-func congest(p []byte, outer uint8) (ok bool) {
+// applyECN applies the outer ECN field to the inner packet, as the end of a tunnel does (RFC 6040, section
+// 4.2). ok is false where the packet has to be dropped, because its sender would not understand the mark.
+// Other differences change nothing: keeping ECT(1) of an outer header around ECT(0) matters to PCN alone.
+func applyECN(p []byte, outer uint8) (ok bool) {
 	if outer&ecnMask != ecnCE {
 		return true
 	}
@@ -74,8 +75,8 @@ func congest(p []byte, outer uint8) (ok bool) {
 	return true
 }
 
-// padded is the length of a packet's plaintext (section 5.4.6): a multiple of 16, or, up to padTo, that size; never above the
-// MTU where the packet is not.
+// padded is the length of a packet's plaintext (section 5.4.6): a multiple of 16, or up to padTo that size,
+// but never above the MTU unless the packet is.
 func padded(n, padTo, mtu int) int {
 	size := (n + paddingMultiple - 1) &^ (paddingMultiple - 1)
 	if n <= padTo {

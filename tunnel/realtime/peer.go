@@ -10,6 +10,7 @@ import (
 	"golang.zx2c4.com/wireguard/tai64n"
 
 	"ringway/tunnel"
+	"ringway/tunnel/ledger"
 )
 
 // peer is one site in this device.
@@ -19,29 +20,28 @@ type peer struct {
 	// What forwarding threads use.
 	current  atomic.Pointer[session] // to send with
 	endpoint atomic.Pointer[endpoint]
-	gone     atomic.Bool // it was removed
+	gone     atomic.Bool // was removed
 	wanted   atomic.Bool // a packet waits for a session
-	fresh    atomic.Bool // the inbound thread has taken a responder's session into use
+	fresh    atomic.Bool // the inbound thread has taken a session into use that we answered with
 
 	txPackets, txBytes atomic.Uint64
 	rxPackets, rxBytes atomic.Uint64
 
 	// Times in ns of the engine's clock; 0 = none.
-	unanswered atomic.Int64 // first data sent since anything authentic came (section 6.5: a new handshake after 15 s)
-	owed       atomic.Int64 // first data received since anything was sent (section 6.5: a keepalive after 10 s)
+	unanswered atomic.Int64 // first data sent since anything authentic arrived (section 6.5: new handshake after 15 s)
+	replyDue   atomic.Int64 // first data received since anything was sent (section 6.5: a keepalive after 10 s)
 	sentAt     atomic.Int64 // anything authentic
 	usedAt     atomic.Int64 // anything in a session
-	heardAt    atomic.Int64
+	receivedAt atomic.Int64
 
-	budget atomic.Pointer[budget] // of media; nil: none
-	media  media                  // what of it is taken
+	voice ledger.Account // its voice budget, and what flows take of it
 
-	staged int // packets that wait for a session; outbound thread alone
+	staged int // packets that wait for a session; the outbound thread's alone
 
-	control // the rest belongs to the control side, under Engine.mu
+	control // belongs to the control side, under Engine.mu
 }
 
-// control is what handshakes and timers know of a peer.
+// control is what handshakes and timers keep of a peer.
 type control struct {
 	psk       tunnel.PresharedKey
 	static    [32]byte // shared secret of the static keys; zero: the peer's key is of low order
@@ -49,32 +49,32 @@ type control struct {
 	allowed   []netip.Prefix
 	keepalive time.Duration
 
-	active, previous, next *session    // active is current, as far as control knows
-	lingering              []lingering // oldest first; received in, never sent
+	active, previous, next *session    // section 6.3; active is current, as far as the control side knows
+	lingering              []lingering // oldest first; they are received in, never sent with
 
-	pending   *initiation
-	attempts  int
-	initiated int64 // last initiation; 0: never
-	retryAt   int64 // of the pending one
-	shaken    time.Time
-	derived   int64 // last session's birth; 0: all keys are wiped
-	lastStamp tai64n.Timestamp
-	lastRead  int64 // last initiation that was taken
-	proof     proof
-	pressed   bool // the session's last minute has brought a handshake already
+	pending        *initiation
+	attempts       int
+	initiated      int64 // last initiation; 0: never
+	retryAt        int64 // of the pending one
+	lastHandshake  time.Time
+	keysSince      int64 // when the last session was made; 0: all keys are wiped
+	lastStamp      tai64n.Timestamp
+	lastRead       int64 // when an initiation was last answered
+	proof          proof
+	rekeyRequested bool // the last minute of the session has begun a handshake already
 }
 
-// routes are the allowed IPs of all peers: immutable, replaced as a whole.
+// routes are the allowed IPs of all peers. A table does not change, but is replaced as a whole.
 type routes = bart.Table[*peer]
 
 // sent notes an authentic message to the peer: with data, in a session.
-func (p *peer) sent(now int64, data, session bool) {
+func (p *peer) noteSent(now int64, data, session bool) {
 	p.sentAt.Store(now)
 	if session {
 		p.usedAt.Store(now)
 	}
-	if p.owed.Load() != 0 {
-		p.owed.Store(0)
+	if p.replyDue.Load() != 0 {
+		p.replyDue.Store(0)
 	}
 	if data && p.unanswered.Load() == 0 {
 		p.unanswered.Store(now)
@@ -82,12 +82,12 @@ func (p *peer) sent(now int64, data, session bool) {
 }
 
 // heard notes an authentic message of the peer.
-func (p *peer) heard(now int64, data bool) {
-	p.heardAt.Store(now)
+func (p *peer) noteReceived(now int64, data bool) {
+	p.receivedAt.Store(now)
 	if p.unanswered.Load() != 0 {
 		p.unanswered.Store(0)
 	}
-	if data && p.owed.Load() == 0 {
-		p.owed.Store(now)
+	if data && p.replyDue.Load() == 0 {
+		p.replyDue.Store(now)
 	}
 }

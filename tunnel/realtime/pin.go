@@ -7,18 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A forwarding thread that Go's scheduler leaves alone. An ordinary goroutine that blocks in a system call gives its P
-// up and has to win one back when it returns, which takes the scheduler's lock, may find no P, wakes the monitor thread,
-// and every ten milliseconds the monitor has a running goroutine yield, after which a locked one is resumed by way of
-// another thread: each of these waits for threads that are not real-time. So a forwarding thread keeps its P for good (its
-// system calls are raw), is not preempted (procPin) and gets no preemption signal (blocked).
+// Pinning: a forwarding thread that Go's scheduler leaves alone. An ordinary goroutine that blocks in a
+// system call gives up its P and has to win one back when it returns, which takes the scheduler's lock, may
+// find no P, and wakes the monitor thread. And every ten milliseconds the monitor has a running goroutine
+// yield, after which a locked one is resumed by way of another thread. Each of these waits for threads that
+// are not real-time. So a forwarding thread keeps its P for good (its system calls are raw), is not preempted
+// (procPin) and gets no preemption signal (blocked).
 //
-// A pinned goroutine may allocate, which is rare, but must not wait for anything of Go's: no mutex, channel or ordinary system call,
-// which might find its P taken, and then the runtime stops the process.
+// A pinned goroutine may allocate, which is rare, but must not wait for anything of Go's: no mutex, channel
+// or ordinary system call. One of those might find its P taken, and then the runtime stops the process.
 //
-// The price: the world cannot be stopped while a thread is pinned. Who is alone in a process may have that, and must see to it
-// that nothing stops the world unasked: the collector is off and collect.go runs it, having asked the threads to let go. In any other
-// process (tests) threads are not pinned and use ordinary system calls.
+// The price: the world cannot be stopped while a thread is pinned. Only an engine that is alone in its
+// process may do that, and it must see to it that nothing stops the world unasked: the collector is off, and
+// collect.go runs it when the threads have let go. In any other process (tests) threads are not pinned and
+// use ordinary system calls.
 
 //go:linkname procPin runtime.procPin
 func procPin() int
@@ -26,35 +28,36 @@ func procPin() int
 //go:linkname procUnpin runtime.procUnpin
 func procUnpin()
 
-// pin keeps the calling thread, which has to be locked, for the calling goroutine.
+// pin keeps the calling thread, which must be locked, for the calling goroutine.
 func (t *thread) pin() {
 	maskPreemption(unix.SIG_BLOCK)
 	procPin()
 	t.pinned = true
-	t.held.Store(true)
-	if t.aside {
-		t.aside = false
-		t.shift(1)
+	t.holdsP.Store(true)
+	if t.loweredForGC {
+		t.loweredForGC = false
+		t.changePriority(1)
 	}
 }
 
-// unpin lets go. An ordinary goroutine that is real-time may spin for a lock of the collector's that a thread holds which it keeps from
-// running: where it may come back it is not real-time meanwhile.
+// unpin lets go. If an ordinary goroutine is real-time, it may spin for a lock of the collector that is held
+// by a thread which it keeps from running. So a thread that may raise itself again is not real-time in the
+// meantime.
 func (t *thread) unpin() {
 	if !t.pinned {
 		return
 	}
-	if t.mayRaise.Load() && !t.watch.lowered {
-		t.shift(-1)
-		t.aside = t.watch.lowered
+	if t.mayRaise.Load() && !t.load.lowered {
+		t.changePriority(-1)
+		t.loweredForGC = t.load.lowered
 	}
 	t.pinned = false
 	procUnpin()
 	maskPreemption(unix.SIG_UNBLOCK)
-	t.held.Store(false)
+	t.holdsP.Store(false)
 }
 
-// maskPreemption blocks or takes the signal by which Go's runtime preempts (SIGURG).
+// maskPreemption blocks or unblocks the signal by which Go's runtime preempts (SIGURG).
 func maskPreemption(how int) {
 	set := new(uint64)
 	*set = 1 << (unix.SIGURG - 1)
@@ -62,7 +65,7 @@ func maskPreemption(how int) {
 	runtime.KeepAlive(set)
 }
 
-// call is a system call of a forwarding thread.
+// call makes a system call of a forwarding thread.
 func (t *thread) call(trap, a, b, c, d, e uintptr) (int, unix.Errno) {
 	var n uintptr
 	var errno unix.Errno

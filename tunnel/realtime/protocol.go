@@ -6,7 +6,8 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// Constants of the protocol: WireGuard: Next Generation Kernel Network Tunnel (the paper, 2020-06-01), section 6.1 unless said.
+// Constants of the protocol: WireGuard: Next Generation Kernel Network Tunnel (the paper, 2020-06-01),
+// section 6.1 unless said.
 const (
 	rekeyAfterMessages  = 1 << 60
 	rejectAfterMessages = 1<<64 - 1<<13 - 1
@@ -17,10 +18,10 @@ const (
 	keepaliveTimeout    = 10 * time.Second
 	cookieRefreshTime   = device.CookieRefreshTime // section 5.4.7
 	zeroAfter           = 3 * rejectAfterTime      // section 6.3
-	jitterMax           = 333 * time.Millisecond   // section 6.1: on REKEY-TIMEOUT
+	maxJitter           = 333 * time.Millisecond   // section 6.1: on REKEY-TIMEOUT
 	maxAttempts         = int(rekeyAttemptTime / rekeyTimeout)
 	initiationsEvery    = device.HandshakeInitationRate // of one peer; the reference implementations'
-	// An initiator whose session comes near to its end on hearing from its peer begins a new one (section 6.2).
+	// An initiator that receives when its session is this old begins a new one (section 6.2).
 	rekeyOnReceive = rejectAfterTime - keepaliveTimeout - rekeyTimeout
 )
 
@@ -41,13 +42,13 @@ const (
 	paddingMultiple = device.PaddingMultiple
 )
 
-// Constants of ours.
+// Our own constants.
 const (
-	tick           = 100 * time.Millisecond // how often timers are looked at
-	underLoadAfter = time.Second            // how long cookies are asked for after the load
-	lingerFor      = rekeyTimeout           // how long a session is received in that has lost its place
-	lingerMax      = 8                      // of a peer
-	stagedFor      = 2 * time.Second        // how long a packet waits for a session: later nobody wants to hear it
-	stagedMax      = 128                    // packets, all peers together
-	stagedPerPeer  = 32
+	tick             = 100 * time.Millisecond // how often timers are checked
+	underLoadAfter   = time.Second            // how long cookies are still asked for after load
+	lingerFor        = rekeyTimeout           // how long a session that has lost its place is received in
+	maxLingering     = 8                      // of a peer
+	stagedFor        = 2 * time.Second        // how long a packet waits for a session; after that voice is worthless
+	maxStaged        = 128                    // packets, all peers together
+	maxStagedPerPeer = 32
 )

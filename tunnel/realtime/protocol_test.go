@@ -22,7 +22,8 @@ func TestWipedKeyIsGone(t *testing.T) {
 	a, err := chacha20poly1305.New(key)
 	require.NoError(t, err)
 	typ := reflect.TypeOf(a).Elem()
-	require.Equal(t, uintptr(chacha20poly1305.KeySize), typ.Size(), "the AEAD holds more than its key: wipe has to be looked at")
+	require.Equal(t, uintptr(chacha20poly1305.KeySize), typ.Size(),
+		"the AEAD holds more than its key: wipe has to be looked at")
 	require.Equal(t, 1, typ.NumField())
 	wipe(a)
 	zero, err := chacha20poly1305.New(make([]byte, chacha20poly1305.KeySize))
@@ -97,7 +98,7 @@ func TestWhoAnsweredDoesNotRenew(t *testing.T) {
 	r.b.take()
 	r.b.peerOf(r.a).unanswered.Store(0) // silence is another reason
 	r.b.mu.Lock()
-	r.b.lookLocked(r.b.peerOf(r.a), r.now)
+	r.b.checkTimersLocked(r.b.peerOf(r.a), r.now)
 	r.b.mu.Unlock()
 	assert.Same(t, s, r.b.peerOf(r.a).current.Load())
 	assert.Nil(t, r.b.peerOf(r.a).pending)
@@ -184,7 +185,7 @@ func TestHandshakeIsRetriedAndGivenUp(t *testing.T) {
 	for i := 1; i < len(at); i++ {
 		d := time.Duration(at[i] - at[i-1])
 		assert.GreaterOrEqual(t, d, rekeyTimeout)
-		assert.LessOrEqual(t, d, rekeyTimeout+jitterMax+2*tick)
+		assert.LessOrEqual(t, d, rekeyTimeout+maxJitter+2*tick)
 	}
 	assert.Equal(t, uint64(1), r.a.drops.all()["no_session"], "nobody wants to hear it any more")
 	r.b.drop = nil
@@ -197,8 +198,8 @@ func TestHandshakesThatCross(t *testing.T) {
 	r.b.send(packet(2, 1, 0, 100))
 	r.a.out.batch(r.now)
 	r.b.out.batch(r.now)
-	r.a.answer() // both initiate before either hears of it
-	r.b.answer()
+	r.a.handlePending() // both initiate before either hears of it
+	r.b.handlePending()
 	r.settle()
 	assert.Len(t, r.a.got(), 1)
 	assert.Len(t, r.b.got(), 1)
@@ -259,7 +260,8 @@ func TestReplayWindow(t *testing.T) {
 		counter uint64
 		taken   bool
 	}{
-		{20000, true}, {20000, false}, {19999, true}, {20000 - window, true}, {20000 - window, false}, {20000 - window - 1, false},
+		{20000, true}, {20000, false}, {19999, true}, {20000 - window, true}, {20000 - window,
+			false}, {20000 - window - 1, false},
 		{20001, true}, {19998, true}, {19999, false}, {30000, true}, {20002, false},
 	} {
 		r.b.inject(message(c.counter), r.a.at)
@@ -323,7 +325,7 @@ func TestUnderLoadACookieIsAskedFor(t *testing.T) {
 	assert.Equal(t, before, r.b.indices.n, "no state for an address that is not proved")
 	r.settle()
 	assert.Empty(t, r.b.got())
-	r.pass(rekeyTimeout + jitterMax + tick) // a comes back with the cookie
+	r.pass(rekeyTimeout + maxJitter + tick) // a comes back with the cookie
 	assert.NotNil(t, r.b.peerOf(r.a).current.Load())
 	r.a.send(packet(1, 2, 0, 100))
 	r.settle()
@@ -342,12 +344,14 @@ func TestInnerSourceHasToBeThePeers(t *testing.T) {
 func TestOuterMarksAndPadding(t *testing.T) {
 	r := newRig(t)
 	r.talk()
-	require.NoError(t, r.a.SetOuter(tunnel.Outer{TOS: 46 << 2, Marks: []tunnel.OuterMark{{Inner: 24, Outer: 24}}, PadTo: 256}))
+	require.NoError(t, r.a.SetOuter(tunnel.Outer{TOS: 46 << 2, Marks: []tunnel.OuterMark{{Inner: 24, Outer: 24}},
+		PadTo: 256}))
 	for _, c := range []struct {
 		dscp, ecn, outer uint8
 		size, wire       int
 	}{
-		{46, 0, 46, 200, 256}, {24, 0, 24, 60, 256}, {0, 0, 46, 256, 256}, {46, 1, 46, 257, 272}, {24, 2, 24, 1000, 1008}, {46, 3, 46, 1420, 1420},
+		{46, 0, 46, 200, 256}, {24, 0, 24, 60, 256}, {0, 0, 46, 256, 256}, {46, 1, 46, 257, 272}, {24, 2, 24, 1000,
+			1008}, {46, 3, 46, 1420, 1420},
 	} {
 		want := packet(1, 2, c.dscp<<2|c.ecn, c.size)
 		r.a.send(want)
@@ -381,7 +385,7 @@ func TestCongestionMarks(t *testing.T) {
 				p[0], p[1] = 0x60|(0xb8|c.inner)>>4, (0xb8|c.inner)<<4
 				want[0], want[1] = 0x60|(0xb8|c.want)>>4, (0xb8|c.want)<<4
 			}
-			assert.Equal(t, !c.dropped, congest(p, c.outer|0x88), "%+v", c)
+			assert.Equal(t, !c.dropped, applyECN(p, c.outer|0x88), "%+v", c)
 			assert.Equal(t, want, p, "%+v v6 %v", c, v6)
 		}
 	}
@@ -408,7 +412,8 @@ func TestPeersComeAndGo(t *testing.T) {
 	r.a.send(packet(1, 2, 0, 100))
 	r.settle()
 	assert.Equal(t, uint64(1), r.a.drops.all()["no_site"])
-	require.NoError(t, r.a.Set(strings.NewReader(fmt.Sprintf("public_key=%s\nupdate_only=true\nallowed_ip=10.9.0.0/16\n", r.b.key.Public().Hex()))))
+	update := "public_key=" + r.b.key.Public().Hex() + "\nupdate_only=true\nallowed_ip=10.9.0.0/16\n"
+	require.NoError(t, r.a.Set(strings.NewReader(update)))
 	assert.Empty(t, r.a.Status().Peers)
 	require.NoError(t, r.a.Set(strings.NewReader(fmt.Sprintf("public_key=%s\n", r.a.key.Public().Hex()))))
 	assert.Empty(t, r.a.Status().Peers, "nobody is his own peer")
@@ -419,7 +424,8 @@ func TestPeersComeAndGo(t *testing.T) {
 	// A network belongs to the peer that it was given to last.
 	other, err := tunnel.NewPrivateKey()
 	require.NoError(t, err)
-	require.NoError(t, r.a.Set(strings.NewReader(fmt.Sprintf("public_key=%s\nallowed_ip=10.0.2.0/24\n", other.Public().Hex()))))
+	require.NoError(t, r.a.Set(strings.NewReader(fmt.Sprintf("public_key=%s\nallowed_ip=10.0.2.0/24\n",
+		other.Public().Hex()))))
 	for _, p := range r.a.Status().Peers {
 		if p.PublicKey == other.Public() {
 			assert.Equal(t, []netip.Prefix{netip.MustParsePrefix("10.0.2.0/24")}, p.AllowedIPs)

@@ -1,11 +1,11 @@
 package realtime
 
-// Taking a session out of use while threads forward: its pointers are taken away, it is marked, and when each thread has slept or
-// gone a round since, nobody can be using its keys, and they are wiped.
+// Taking a session out of use while threads forward: it is marked, and the pointers to it are removed. When
+// each thread has slept or gone another round since, no thread can be using its keys, and they are wiped.
 
 type retired struct {
 	s      *session
-	rounds []uint64 // of all threads
+	rounds []uint64 // of all threads, when it was retired
 }
 
 // retireLocked takes a session out of use; nil is none.
@@ -18,7 +18,7 @@ func (e *Engine) retireLocked(s *session) {
 	e.retired = append(e.retired, retired{s, e.rounds(nil)})
 }
 
-// wipeRetiredLocked wipes what no thread can hold any more.
+// wipeRetiredLocked wipes the keys that no thread can hold any more.
 func (e *Engine) wipeRetiredLocked() {
 	if len(e.retired) == 0 {
 		return
@@ -37,7 +37,7 @@ func (e *Engine) wipeRetiredLocked() {
 	e.retired = keep
 }
 
-// rounds adds to sum the rounds of all threads.
+// rounds appends the rounds of all threads to sum.
 func (e *Engine) rounds(sum []uint64) []uint64 { return e.in.rounds(e.out.rounds(sum)) }
 
 func allPassed(then, now []uint64) bool {
@@ -49,11 +49,12 @@ func allPassed(then, now []uint64) bool {
 	return true
 }
 
-// passed says whether a thread whose round was then cannot hold what it could hold then: it slept, or it has gone on.
+// passed reports whether a thread can no longer hold what it could hold in round then: it slept, or it has
+// gone on.
 func passed(then, now uint64) bool { return then%2 == 0 || now != then }
 
-// forget wipes everything, when no thread runs any more.
-func (e *Engine) forget() {
+// wipeAll wipes everything, when no thread runs any more.
+func (e *Engine) wipeAll() {
 	for _, p := range e.peers {
 		e.removePeerLocked(p)
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Our initiation was lost, and meanwhile the peer's own has made a session: there is nothing left to try again for.
+// Our initiation was lost, and meanwhile the peer's own has made a session: there is nothing left to try
+// again for.
 func TestInitiationIsNotTriedAgainOnceThePeersOwnHasMadeASession(t *testing.T) {
 	r := newRig(t)
 	r.a.send(packet(1, 2, 0, 100))
@@ -23,15 +24,16 @@ func TestInitiationIsNotTriedAgainOnceThePeersOwnHasMadeASession(t *testing.T) {
 	p := r.a.peerOf(r.b)
 	s := p.current.Load()
 	require.NotNil(t, s)
-	r.pass(rekeyTimeout + jitterMax + time.Second)
+	r.pass(rekeyTimeout + maxJitter + time.Second)
 	assert.Nil(t, p.pending)
 	assert.True(t, s == p.current.Load(), "no second handshake")
 	assert.False(t, s.initiator)
 	r.talk()
 }
 
-// While the peer's own session is answered and not used yet, ours has to wait: a stock peer keeps the session that we send in as its last,
-// and an initiation takes it from there. When our answer got lost, it waits no longer than the peer does to begin again.
+// While the peer's own session is answered and not used yet, ours has to wait: a stock peer keeps the session
+// that we send in as its last, and an initiation takes it from there. When our answer got lost, it waits no
+// longer than the peer does to begin again.
 func TestInitiationWaitsForThePeersOwn(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		r := newRig(t)

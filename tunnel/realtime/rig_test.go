@@ -17,8 +17,8 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The rig is two engines without threads, on loopback sockets, whose time and every step are the test's. A datagram socket
-// stands for the tunnel device.
+// The rig is two engines without threads, on loopback sockets, whose time and every step are the test's. A
+// datagram socket stands for the tunnel device.
 
 type rig struct {
 	t    testing.TB
@@ -75,7 +75,7 @@ func (r *rig) engine(n uint8) *bare {
 		at: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(sa.(*unix.SockaddrInet4).Port))}
 	t.Cleanup(func() {
 		e.mu.Lock()
-		e.forget()
+		e.wipeAll()
 		e.mu.Unlock()
 		e.limiter.Close()
 		e.release()
@@ -87,7 +87,8 @@ func (r *rig) engine(n uint8) *bare {
 // meet makes far a peer; an invalid endpoint: it dials in.
 func (b *bare) meet(far *bare, at netip.AddrPort, lines ...string) {
 	b.t.Helper()
-	s := fmt.Sprintf("private_key=%s\npublic_key=%s\nallowed_ip=10.0.%d.0/24\nallowed_ip=fd00:%d::/32\n", b.key.Hex(), far.key.Public().Hex(), far.net, far.net)
+	s := fmt.Sprintf("private_key=%s\npublic_key=%s\nallowed_ip=10.0.%d.0/24\nallowed_ip=fd00:%d::/32\n",
+		b.key.Hex(), far.key.Public().Hex(), far.net, far.net)
 	if at.IsValid() {
 		s += "endpoint=" + at.String() + "\n"
 	}
@@ -96,7 +97,7 @@ func (b *bare) meet(far *bare, at netip.AddrPort, lines ...string) {
 
 func (b *bare) peerOf(far *bare) *peer { return b.peers[far.key.Public()] }
 
-// take lets the engine do everything that there is to do now, and says whether that was anything.
+// take lets the engine do everything that there is to do now, and reports whether that was anything.
 func (b *bare) take() (did bool) {
 	if b.drop != nil {
 		b.drop()
@@ -104,13 +105,13 @@ func (b *bare) take() (did bool) {
 	for b.in.receive(b.udp[0], b.now()) {
 		did = true
 	}
-	did = did || b.waiting() > 0
+	did = did || b.unreadMessages() > 0
 	b.out.batch(b.now())
-	b.answer()
+	b.handlePending()
 	b.mu.Lock()
 	b.wipeRetiredLocked()
 	b.mu.Unlock()
-	b.out.unstage(b.now())
+	b.out.sendStaged(b.now())
 	return did
 }
 
@@ -129,7 +130,7 @@ func (r *rig) pass(d time.Duration) {
 		for _, x := range []*bare{r.a, r.b} {
 			x.mu.Lock()
 			for _, p := range x.peers {
-				x.lookLocked(p, r.now)
+				x.checkTimersLocked(p, r.now)
 			}
 			x.wipeRetiredLocked()
 			x.mu.Unlock()
@@ -195,7 +196,7 @@ func (b *bare) wire() (messages [][]byte) {
 func (b *bare) inject(m []byte, from netip.AddrPort) {
 	s := datagram.RawSockaddr(from)
 	b.in.datagram(append(make([]byte, 0, len(m)+64), m...), &s, &datagram.Arrival{}, b.now())
-	b.answer()
+	b.handlePending()
 }
 
 // talk exchanges one packet each way.

@@ -12,9 +12,9 @@ import (
 	"golang.zx2c4.com/wireguard/replay"
 )
 
-// session is one pair of keys. Forwarding threads find it through an atomic pointer (peer.current to send, the index table to
-// receive) and use it without a lock; the control side takes the pointers away and wipes the keys only when every thread has
-// come round once since (retire.go).
+// session is one pair of keys. Forwarding threads find it through an atomic pointer (peer.current to send,
+// the index table to receive) and use it without a lock. The control side removes the pointers, and wipes the
+// keys only when every thread has gone another round since (retire.go).
 type session struct {
 	peer      *peer
 	send      cipher.AEAD
@@ -27,7 +27,7 @@ type session struct {
 	nonce     atomic.Uint64 // next to send
 	confirmed atomic.Bool   // responder: the peer has used it, so that we may (section 5.4.6)
 	retired   atomic.Bool   // out of use: its keys are about to be wiped
-	replay    replay.Filter // inbound thread alone
+	replay    replay.Filter // the inbound thread's alone
 }
 
 func newSession(p *peer, send, receive [32]byte, local, remote uint32, initiator bool, now int64) *session {
@@ -40,29 +40,29 @@ func newSession(p *peer, send, receive [32]byte, local, remote uint32, initiator
 
 func (s *session) age(now int64) time.Duration { return time.Duration(now - s.created) }
 
-// usable says whether the session may send (section 6.2).
+// usable reports whether the session may send (section 6.2). s may be nil.
 func (s *session) usable(now int64) bool {
 	return s != nil && !s.retired.Load() && s.age(now) < rejectAfterTime && s.nonce.Load() < rejectAfterMessages
 }
 
-// entry is what an index stands for: a session, or a handshake that waits for its answer.
+// entry is what an index stands for: a session, or a handshake that was not answered yet.
 type entry struct {
 	index   uint32
 	session *session
 	peer    *peer // of the handshake
 }
 
-// indices finds what an index stands for in one load and one compare: the low bits are the slot.
+// indices finds what an index stands for with one load and one compare: the low bits are the slot.
 type indices struct {
 	now atomic.Pointer[[]atomic.Pointer[entry]]
-	n   int // taken; control alone
+	n   int // slots in use; the control side's alone
 }
 
-const indicesMin = 1 << 10
+const minIndices = 1 << 10
 
 func newIndices() *indices {
 	t := &indices{}
-	s := make([]atomic.Pointer[entry], indicesMin)
+	s := make([]atomic.Pointer[entry], minIndices)
 	t.now.Store(&s)
 	return t
 }
@@ -79,13 +79,13 @@ func (t *indices) find(index uint32) *entry {
 
 var errNoRandom = errors.New("draw a random index")
 
-// add draws a free random index for e. Control alone.
+// add draws a free random index for e. It is for the control side alone, as are remove and replace.
 func (t *indices) add(e *entry) error {
 	s := *t.now.Load()
-	if 4*(t.n+1) > len(s) { // mostly empty, so that a random slot is free
+	if 4*(t.n+1) > len(s) { // keep it mostly empty, so that a random slot is likely free
 		grown := make([]atomic.Pointer[entry], 2*len(s))
 		for i := range s {
-			if old := s[i].Load(); old != nil { // all of one slot go to two: no two meet
+			if old := s[i].Load(); old != nil { // the entries of one slot go to two slots: no two collide
 				grown[old.index&uint32(len(grown)-1)].Store(old)
 			}
 		}
@@ -106,7 +106,7 @@ func (t *indices) add(e *entry) error {
 	}
 }
 
-// remove lets go of an index. Control alone.
+// remove frees an index.
 func (t *indices) remove(index uint32) {
 	s := *t.now.Load()
 	slot := &s[index&uint32(len(s)-1)]
@@ -116,7 +116,7 @@ func (t *indices) remove(index uint32) {
 	}
 }
 
-// replace has an index stand for something else. Control alone.
+// replace has an index stand for something else.
 func (t *indices) replace(e *entry) {
 	s := *t.now.Load()
 	s[e.index&uint32(len(s)-1)].Store(e)

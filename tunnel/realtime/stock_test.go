@@ -23,8 +23,8 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// mixed is a bare engine and stock wireguard-go's device, both in this process, at the two ends of a wire of the test's. Stock knows no
-// clock but the machine's, so time is real here.
+// mixed is a bare engine and stock wireguard-go's device, both in this process, at the two ends of a wire of
+// the test's. Stock does not know clock but the machine's, so time is real here.
 //
 //	bare engine --- socket, delay --- Bind --- device --- channel TUN
 type mixed struct {
@@ -94,17 +94,21 @@ func (wireEnd) SrcIP() netip.Addr   { return netip.Addr{} }
 
 func newMixed(t *testing.T, delay time.Duration) *mixed {
 	r := &rig{t: t, now: 1}
-	m := &mixed{t: t, us: r.engine(1), socket: r.engine(9), delay: delay, feed: make(chan []byte, 1<<12), tun: tuntest.NewChannelTUN(),
+	m := &mixed{t: t, us: r.engine(1), socket: r.engine(9), delay: delay, feed: make(chan []byte, 1<<12),
+		tun:  tuntest.NewChannelTUN(),
 		bind: &wireBind{in: make(chan []byte, 1<<12), out: make(chan []byte, 1<<12), closed: make(chan struct{})},
 		seen: [2]map[uint32]bool{{}, {}}}
 	m.us.clock, m.us.stamp = sinceEpoch, tai64n.Now
 	key, err := tunnel.NewPrivateKey()
 	require.NoError(t, err)
 	d := device.NewDevice(m.tun.TUN(), m.bind, device.NewLogger(device.LogLevelSilent, ""))
-	require.NoError(t, d.IpcSet(fmt.Sprintf("private_key=%s\npublic_key=%s\nallowed_ip=10.0.1.0/24\nendpoint=192.0.2.1:1\n", key.Hex(), m.us.key.Public().Hex())))
+	require.NoError(t, d.IpcSet(fmt.Sprintf("private_key=%s\npublic_key=%s\n"+
+		"allowed_ip=10.0.1.0/24\nendpoint=192.0.2.1:1\n", key.Hex(), m.us.key.Public().Hex())))
 	require.NoError(t, d.Up())
 	m.stock = d.LookupPeer(device.NoisePublicKey(m.us.key.Public()))
-	require.NoError(t, m.us.Set(strings.NewReader(fmt.Sprintf("private_key=%s\npublic_key=%s\nallowed_ip=10.0.2.0/24\nendpoint=%s\n", m.us.key.Hex(), key.Public().Hex(), m.socket.at))))
+	set := fmt.Sprintf("private_key=%s\npublic_key=%s\nallowed_ip=10.0.2.0/24\nendpoint=%s\n",
+		m.us.key.Hex(), key.Public().Hex(), m.socket.at)
+	require.NoError(t, m.us.Set(strings.NewReader(set)))
 	m.p = m.us.peers[key.Public()]
 	var wg sync.WaitGroup
 	done := make(chan struct{})
@@ -197,7 +201,7 @@ func (m *mixed) pass(d time.Duration, talk bool) {
 		if now.Sub(m.ticked) >= tick {
 			m.ticked = now
 			m.us.mu.Lock()
-			m.us.lookLocked(m.p, m.us.now())
+			m.us.checkTimersLocked(m.p, m.us.now())
 			m.us.wipeRetiredLocked()
 			m.us.mu.Unlock()
 		}
@@ -206,10 +210,11 @@ func (m *mixed) pass(d time.Duration, talk bool) {
 	}
 }
 
-// ready waits until what either end has begun is over, and so long that a next one is no flood (initiationsEvery): in truth five seconds
-// are between two of one end's.
+// ready waits until what either end has begun is over, and so long that a next one is no flood
+// (initiationsEvery): in truth five seconds are between two of one end's.
 func (m *mixed) ready() {
-	for m.p.pending != nil && time.Duration(m.us.now()-m.p.initiated) < 300*time.Millisecond || m.p.lastRead == m.read || time.Now().Before(m.stalled) {
+	for m.p.pending != nil && time.Duration(m.us.now()-m.p.initiated) < 300*time.Millisecond ||
+		m.p.lastRead == m.read || time.Now().Before(m.stalled) {
 		m.pass(time.Millisecond, true)
 	}
 	m.pass(2*m.delay+30*time.Millisecond, true)
@@ -219,8 +224,9 @@ func (m *mixed) ready() {
 func (m *mixed) rekey(end int) {
 	m.t.Helper()
 	if end == 1 {
-		// Who is given no processor begins nothing. (Two messages of handshakes that wait for stock together it takes in any order, since it has
-		// a thread for each. Then it may drop a session that we have to send in, and nothing that we do can help that.)
+		// A thread without a processor begins nothing. (Two messages of handshakes that wait for stock together it
+		// takes in any order, since it has a thread for each. Then it may drop a session that we have to send in,
+		// and nothing that we do can help that.)
 		for time.Now().Before(m.stalled) {
 			m.pass(time.Millisecond, true)
 		}
@@ -243,9 +249,10 @@ func (m *mixed) rekey(end int) {
 	}
 }
 
-// Fifty times one end begins a session, or each after the other, 0-200 ms after the last, while packets flow both ways and stock is given no processor now
-// and then: none is lost.
+// Fifty times one end begins a session, or each after the other, 0-200 ms after the last, while packets flow
+// both ways and stock is given no processor now and then: none is lost.
 func TestBurstsOfHandshakesWithStock(t *testing.T) {
+	t.Parallel()
 	for seed, delay := range []time.Duration{2 * time.Millisecond, 7 * time.Millisecond, 20 * time.Millisecond} {
 		t.Run(delay.String(), func(t *testing.T) {
 			t.Parallel()
@@ -263,13 +270,16 @@ func TestBurstsOfHandshakesWithStock(t *testing.T) {
 				end := random.IntN(2)
 				m.rekey(end)
 				both := random.IntN(2) == 0
-				if random.IntN(3) == 0 && !(both && end == 1) { // as in rekey: then an answer and an initiation of ours would wait together
+				// As in rekey: then an answer and an initiation of ours would wait together.
+				if random.IntN(3) == 0 && !(both && end == 1) {
 					m.stalled = time.Now().Add(upTo(80 * time.Millisecond))
 				}
 				if both {
-					// Not crossing: a thread each of stock's would take our initiation and our answer, in any order, and in one of them drops the
-					// session that we have to send in. Nothing that we do can help that (TestCrossingHandshakesLoseNothing has two of ours).
-					for end == 1 && m.p.lastRead == m.read || end == 0 && m.p.pending != nil && time.Duration(m.us.now()-m.p.initiated) < 300*time.Millisecond {
+					// Not crossing: a thread each of stock's would take our initiation and our answer, in any order, and in
+					// one of them drops the session that we have to send in. Nothing that we do can help that
+					// (TestCrossingHandshakesLoseNothing has two of ours).
+					for end == 1 && m.p.lastRead == m.read || end == 0 && m.p.pending != nil &&
+						time.Duration(m.us.now()-m.p.initiated) < 300*time.Millisecond {
 						m.pass(time.Millisecond, true)
 					}
 					m.pass(upTo(5*time.Millisecond+3*delay), true)
@@ -287,7 +297,8 @@ func TestBurstsOfHandshakesWithStock(t *testing.T) {
 				m.pass(10*time.Millisecond, false)
 			}
 			assert.True(t, got(0, m.sent[0]), "lost on the way to stock: %d of %d", int(m.sent[0])-len(m.seen[0]), m.sent[0])
-			assert.True(t, got(1, m.sent[1]), "lost on the way to us: %d of %d; drops %v", int(m.sent[1])-len(m.seen[1]), m.sent[1], m.us.drops.all())
+			assert.True(t, got(1, m.sent[1]), "lost on the way to us: %d of %d; drops %v", int(m.sent[1])-len(m.seen[1]),
+				m.sent[1], m.us.drops.all())
 		})
 	}
 }

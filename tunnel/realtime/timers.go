@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// Timers: what the paper asks for in section 6 is looked at ten times a second, from the times that forwarding threads leave
-// behind. So no packet sets a timer.
+// Timers: what the paper asks for in section 6. They are checked ten times a second, against the times that
+// forwarding threads leave behind, so that no packet sets a timer.
 
-func (e *Engine) watchTimers() {
+func (e *Engine) runTimers() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for {
@@ -20,88 +20,117 @@ func (e *Engine) watchTimers() {
 		e.mu.Lock()
 		now := e.now()
 		for _, p := range e.peers {
-			e.lookLocked(p, now)
+			e.checkTimersLocked(p, now)
 		}
 		e.wipeRetiredLocked()
 		if e.moved.Swap(false) {
-			e.tellEndpointsLocked()
+			e.publishEndpointsLocked()
 		}
 		e.mu.Unlock()
-		if e.out.waiting.Load() {
-			e.out.ring() // what waits for a session does so for a bounded time
+		if e.out.hasStaged.Load() {
+			e.out.wake() // packets wait for a session for a bounded time only
 		}
 	}
 }
 
-// lookLocked does what is due for a peer.
-func (e *Engine) lookLocked(p *peer, now int64) {
-	since := func(at int64) time.Duration { return time.Duration(now - at) }
+// checkTimersLocked does what is due for a peer.
+func (e *Engine) checkTimersLocked(p *peer, now int64) {
 	e.takeConfirmedLocked(p)
 	p.currentIsActive()
 	if p.wanted.Load() {
-		e.wantLocked(p)
+		e.requestSessionLocked(p)
 	}
 	s := p.current.Load()
-	sent, heard := p.sentAt.Load(), p.heardAt.Load()
+	sent, received := p.sentAt.Load(), p.receivedAt.Load()
 
-	// 6.4: the handshake is tried again, and given up after 90 s.
-	if p.pending != nil && now >= p.retryAt && !p.answering(now) {
-		if s.usable(now) && s.created > p.initiated {
-			// The peer's own initiation has made a session meanwhile: there is nothing left to try again for.
-			e.dropPendingLocked(p)
-			p.attempts = 0
-		} else if p.attempts++; p.attempts >= maxAttempts {
-			e.dropPendingLocked(p)
-			p.attempts = 0
-			p.wanted.Store(false) // until another packet asks
-			e.log.Debug("no answer to handshakes: given up until there is something to send", "peer", p.key)
-		} else {
-			e.unpin(p)
-			p.initiated = 0
-			e.initiateLocked(p)
-		}
+	e.retryHandshakeLocked(p, s, now)
+	e.rekeyLocked(p, s, received, now)
+	e.checkSilenceLocked(p, now)
+	e.sendKeepaliveLocked(p, s, max(sent, received, p.initiated), now)
+	e.expireSessionsLocked(p, now)
+}
+
+func elapsed(now, at int64) time.Duration { return time.Duration(now - at) }
+
+// retryHandshakeLocked repeats a handshake that was not answered, and gives up after 90 s (section 6.4).
+func (e *Engine) retryHandshakeLocked(p *peer, s *session, now int64) {
+	if p.pending == nil || now < p.retryAt || p.answering(now) {
+		return
 	}
-	if s.usable(now) && !p.answering(now) {
-		switch {
-		// 6.2: who initiated makes a new session when it sends on an old one …
-		case s.initiator && s.age(p.usedAt.Load()) > rekeyAfterTime && p.pending == nil:
-			e.initiateLocked(p)
-		// … and when it hears from its peer so late that silence would let the session end.
-		case s.initiator && s.age(heard) > rekeyOnReceive && p.pending == nil && !p.pressed:
-			p.pressed = true
-			e.initiateLocked(p)
-		case s.nonce.Load() > rekeyAfterMessages && p.pending == nil:
-			e.initiateLocked(p)
-		}
+	if s.usable(now) && s.created > p.initiated { // the peer's own initiation has made a session since
+		e.dropPendingLocked(p)
+		p.attempts = 0
+		return
 	}
-	// 6.5: nothing authentic came since data was sent: the session may be gone at the other end.
-	if at := p.unanswered.Load(); at != 0 && since(at) > keepaliveTimeout+rekeyTimeout && p.pending == nil && !p.answering(now) {
-		p.unanswered.Store(0)
-		e.unpin(p)
+	if p.attempts++; p.attempts >= maxAttempts {
+		e.dropPendingLocked(p)
+		p.attempts = 0
+		p.wanted.Store(false) // until another packet requests a session
+		e.log.Debug("no answer to handshakes, will retry when there is something to send", "peer", p.key)
+		return
+	}
+	e.forgetSource(p)
+	p.initiated = 0
+	e.initiateLocked(p)
+}
+
+// rekeyLocked makes a new session in time (section 6.2).
+func (e *Engine) rekeyLocked(p *peer, s *session, received, now int64) {
+	if !s.usable(now) || p.pending != nil || p.answering(now) {
+		return
+	}
+	switch {
+	// The initiator does so when it sends in an old session,
+	case s.initiator && s.age(p.usedAt.Load()) > rekeyAfterTime:
+		e.initiateLocked(p)
+	// and when it receives so late that silence would let the session end.
+	case s.initiator && s.age(received) > rekeyOnReceive && !p.rekeyRequested:
+		p.rekeyRequested = true
+		e.initiateLocked(p)
+	case s.nonce.Load() > rekeyAfterMessages:
 		e.initiateLocked(p)
 	}
-	// 6.5: data came and nothing went back: an empty message says that we are here.
-	if at := p.owed.Load(); at != 0 && since(at) >= keepaliveTimeout {
+}
+
+// checkSilenceLocked makes a new session if nothing authentic came since data was sent: the other end may
+// have lost this one (section 6.5).
+func (e *Engine) checkSilenceLocked(p *peer, now int64) {
+	at := p.unanswered.Load()
+	if at == 0 || elapsed(now, at) <= keepaliveTimeout+rekeyTimeout || p.pending != nil || p.answering(now) {
+		return
+	}
+	p.unanswered.Store(0)
+	e.forgetSource(p)
+	e.initiateLocked(p)
+}
+
+// sendKeepaliveLocked sends an empty message if data came and nothing was sent back (section 6.5), and at the
+// interval of the persistent keepalive (wg(8)), which also begins a session. last is when anything was sent,
+// received or initiated.
+func (e *Engine) sendKeepaliveLocked(p *peer, s *session, last, now int64) {
+	if at := p.replyDue.Load(); at != 0 && elapsed(now, at) >= keepaliveTimeout {
 		if s.usable(now) {
 			e.keepaliveLocked(p, s)
 		} else {
-			p.owed.Store(0)
+			p.replyDue.Store(0)
 		}
 	}
-	// Persistent keepalive (wg(8)): it also begins a session.
-	if p.keepalive > 0 && since(max(sent, heard, p.initiated)) >= p.keepalive {
+	if p.keepalive > 0 && elapsed(now, last) >= p.keepalive {
 		if s.usable(now) {
 			e.keepaliveLocked(p, s)
 		} else if p.pending == nil {
 			e.initiateLocked(p)
 		}
 	}
-	// 6.3: keys of sessions that are over are wiped after three times their life.
-	if p.derived != 0 && since(p.derived) > zeroAfter {
+}
+
+// expireSessionsLocked wipes the keys of sessions that are over after three times their life (section 6.3).
+// An old session stays for what is still on its way, but not longer than its life.
+func (e *Engine) expireSessionsLocked(p *peer, now int64) {
+	if p.keysSince != 0 && elapsed(now, p.keysSince) > zeroAfter {
 		e.endSessionsLocked(p)
-		p.derived = 0
+		p.keysSince = 0
 	}
-	// An old session stays for what is still on its way, not longer than its life.
 	if p.previous != nil && p.previous.age(now) > rejectAfterTime {
 		e.retireLocked(p.previous)
 		p.previous = nil
@@ -115,14 +144,14 @@ func (e *Engine) lookLocked(p *peer, now int64) {
 	})
 }
 
-// unpin lets the kernel choose the source address again, in case it is the cause of the silence.
-func (e *Engine) unpin(p *peer) {
+// forgetSource has the kernel choose the source address again, in case that is the cause of the silence.
+func (e *Engine) forgetSource(p *peer) {
 	if to := p.endpoint.Load(); to != nil {
-		p.endpoint.CompareAndSwap(to, to.unpinned())
+		p.endpoint.CompareAndSwap(to, to.withoutSource())
 	}
 }
 
-// endSessionsLocked takes all of a peer's sessions and its handshake out of use.
+// endSessionsLocked takes all of a peer's sessions, and its handshake, out of use.
 func (e *Engine) endSessionsLocked(p *peer) {
 	e.dropPendingLocked(p)
 	e.retireLocked(p.active)

@@ -27,25 +27,28 @@ type variant struct {
 }
 
 // envUnpinned has a process of its own forward with ordinary system calls.
-const envUnpinned = "RINGWAY_TEST_UNPINNED"
+const envUnpinned = "TEST_UNPINNED"
 
 // envThreads says how many threads a direction has.
-const envThreads = "RINGWAY_TEST_THREADS"
+const envThreads = "TEST_THREADS"
 
 var variants = []variant{
 	{name: "pinned, FIFO", policy: unix.SCHED_FIFO},
 	{name: "pinned, FIFO, one thread a direction", policy: unix.SCHED_FIFO, env: []string{envThreads + "=1"}},
 	{name: "pinned, FIFO, one processor", policy: unix.SCHED_FIFO, cpu: true, env: []string{envThreads + "=1"}},
 	{name: "pinned, nice -20", nice: true},
-	{name: "ordinary calls, FIFO, 2 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=2", "GOGC=off"}},
-	{name: "ordinary calls, FIFO, 8 Ps", policy: unix.SCHED_FIFO, env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
-	{name: "ordinary calls, whole process RR, 8 Ps", policy: unix.SCHED_RR, whole: true, env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
+	{name: "ordinary calls, FIFO, 2 Ps", policy: unix.SCHED_FIFO,
+		env: []string{envUnpinned + "=1", "GOMAXPROCS=2", "GOGC=off"}},
+	{name: "ordinary calls, FIFO, 8 Ps", policy: unix.SCHED_FIFO,
+		env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
+	{name: "ordinary calls, whole process RR, 8 Ps", policy: unix.SCHED_RR, whole: true,
+		env: []string{envUnpinned + "=1", "GOMAXPROCS=8", "GOGC=off"}},
 }
 
-// BenchmarkVariants sends the same voice through each variant at the same time, beside a TCP flow through a stock tunnel that takes
-// what the processors give. RINGWAY_BENCH_ROUNDS repeats it.
+// BenchmarkVariants sends the same voice through each variant at the same time, beside a TCP flow through a
+// stock tunnel that takes what the processors give. BENCH_ROUNDS repeats it.
 func BenchmarkVariants(b *testing.B) {
-	rounds, _ := strconv.Atoi(os.Getenv("RINGWAY_BENCH_ROUNDS"))
+	rounds, _ := strconv.Atoi(os.Getenv("BENCH_ROUNDS"))
 	packets := 500
 	if rounds > 0 {
 		packets = 5000
@@ -78,8 +81,10 @@ func BenchmarkVariants(b *testing.B) {
 				got, d := ends[i].a.Call(ends[i].b, packets, 2*time.Millisecond)
 				p999 := d[len(d)*999/1000]
 				pdv[i] = append(pdv[i], p999-d[0])
-				line[i] = fmt.Sprintf("%-40s p50 %8v p99 %8v p99.9 %8v max %8v lost %d", variants[i].name, d[len(d)/2].Round(time.Microsecond),
-					d[len(d)*99/100].Round(time.Microsecond), p999.Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond), packets-got)
+				line[i] = fmt.Sprintf("%-40s p50 %8v p99 %8v p99.9 %8v max %8v lost %d", variants[i].name,
+					d[len(d)/2].Round(time.Microsecond),
+					d[len(d)*99/100].Round(time.Microsecond), p999.Round(time.Microsecond),
+					d[len(d)-1].Round(time.Microsecond), packets-got)
 			})
 		}
 		all.Wait()
@@ -87,7 +92,8 @@ func BenchmarkVariants(b *testing.B) {
 	}
 	for i, v := range variants {
 		slices.Sort(pdv[i])
-		b.ReportMetric(float64(pdv[i][len(pdv[i])/2].Microseconds()), strings.NewReplacer(" ", "-", ",", "").Replace(v.name)+"-us")
+		b.ReportMetric(float64(pdv[i][len(pdv[i])/2].Microseconds()),
+			strings.NewReplacer(" ", "-", ",", "").Replace(v.name)+"-us")
 	}
 	b.ReportMetric(0, "ns/op")
 }

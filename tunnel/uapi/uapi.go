@@ -1,8 +1,6 @@
-// Package uapi speaks wg(8)'s protocol (the cross-platform userspace interface of WireGuard) for a userspace engine, with
-// bounds on every conversation, and refuses what needs a privilege that a plane does not have. A set operation with a
-// wrong line changes nothing.
-//
-// The engines import it; it imports tunnel alone.
+// Package uapi serves wg(8)'s protocol (the cross-platform userspace interface of WireGuard,
+// https://www.wireguard.com/xplatform/) for a userspace engine. It bounds every conversation, refuses what
+// needs a privilege that a plane does not have, and changes nothing if any line of a set operation is wrong.
 package uapi
 
 import (
@@ -33,7 +31,7 @@ const (
 	timeout    = 10 * time.Second // for one request and its answer
 )
 
-// protocolError is an error as the protocol tells it: a negated errno.
+// protocolError is an error that the protocol can express: a negated errno.
 type protocolError struct {
 	errno unix.Errno
 	why   string
@@ -44,11 +42,13 @@ func (e *protocolError) ErrorCode() int64 { return -int64(e.errno) }
 func (e *protocolError) Is(t error) bool  { return t == e.errno }
 
 var (
-	ErrFwMark     = &protocolError{unix.EPERM, "fwmark is set by the daemon when it opens the sockets; a plane has no privilege to change it (see the config)"}
-	ErrListenPort = &protocolError{unix.EPERM, "listen_port is set by the daemon when it opens the sockets; change it in the config"}
+	ErrFwMark = &protocolError{unix.EPERM, "fwmark is set by the daemon when it opens the sockets; " +
+		"a plane has no privilege to change it (see the config)"}
+	ErrListenPort = &protocolError{unix.EPERM, "listen_port is set by the daemon when it opens the sockets; " +
+		"change it in the config"}
 )
 
-// Invalid is an error of a request: EINVAL.
+// Invalid is the error of a malformed request: EINVAL.
 func Invalid(format string, args ...any) error {
 	return &protocolError{unix.EINVAL, fmt.Sprintf(format, args...)}
 }
@@ -72,9 +72,9 @@ type Server struct {
 	Log    *slog.Logger
 }
 
-// readSet reads the body of a set operation up to an empty line or the end, also when a line is
-// refused: the client reads its answer after it has written all. Nothing of the body stands in
-// an error: it may be a key.
+// readSet reads the body of a set operation up to an empty line or the end. It reads on after a line that is
+// refused, since a client writes all of its request before it reads the answer. Errors never quote the body:
+// it holds keys.
 func readSet(r *bufio.Reader) (body []byte, refused, err error) {
 	device := true
 	for size := 0; ; {
@@ -178,72 +178,103 @@ func readLine(r *bufio.Reader) (string, error) {
 	return strings.TrimSuffix(string(line), "\n"), err
 }
 
-// Serve speaks on a listening socket until it or the device closes.
+// Serve serves a listening socket until it or the device closes.
 func (s *Server) Serve(l net.Listener) error {
 	done := make(chan struct{})
 	defer close(done)
-	var open sync.WaitGroup
-	defer open.Wait()
-	var mu sync.Mutex
-	conns := make(map[net.Conn]struct{})
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	var conns openConns
 	go func() {
 		select {
 		case <-done:
 		case <-s.Device.Done():
 		}
 		l.Close()
-		mu.Lock()
-		defer mu.Unlock()
-		for c := range conns {
-			c.Close()
-		}
-		conns = nil
+		conns.closeAll()
 	}()
-	room := make(chan struct{}, maxClients)
+
+	slots := make(chan struct{}, maxClients)
 	for {
-		c, err := l.Accept()
-		if err != nil {
-			select {
-			case <-s.Device.Done():
-				return nil
-			default:
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
-				select {
-				case <-s.Device.Done():
-					return nil
-				case <-time.After(100 * time.Millisecond):
-				}
-				continue
-			}
-			return fmt.Errorf("accept on the UAPI socket: %w", err)
+		c, err := s.accept(l)
+		if c == nil {
+			return err
 		}
-		mu.Lock()
-		if conns == nil {
-			c.Close()
-		} else {
-			conns[c] = struct{}{}
-		}
-		mu.Unlock()
+		conns.add(c)
 		select {
-		case room <- struct{}{}:
-		case <-time.After(timeout): // all are busy beyond their time: cannot be
-			c.Close()
+		case slots <- struct{}{}:
+		case <-time.After(timeout): // every client has a deadline, so this should not happen
+			conns.close(c)
 			continue
 		}
-		open.Go(func() {
-			defer func() {
-				c.Close()
-				mu.Lock()
-				delete(conns, c)
-				mu.Unlock()
-				<-room
-			}()
+		clients.Go(func() {
 			s.serve(c)
+			conns.close(c)
+			<-slots
 		})
+	}
+}
+
+// accept waits for a client. It returns none once the listener or the device is closed.
+func (s *Server) accept(l net.Listener) (net.Conn, error) {
+	for {
+		c, err := l.Accept()
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case <-s.Device.Done():
+			return nil, nil
+		default:
+		}
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil, nil
+		case !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ECONNABORTED):
+			return nil, fmt.Errorf("accept on the UAPI socket: %w", err)
+		}
+		select { // it passes
+		case <-s.Device.Done():
+			return nil, nil
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// openConns are connections that are closed together. The zero value is empty.
+type openConns struct {
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	closed bool
+}
+
+// add takes c in, or closes it if closeAll was called.
+func (o *openConns) add(c net.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		c.Close()
+		return
+	}
+	if o.conns == nil {
+		o.conns = map[net.Conn]struct{}{}
+	}
+	o.conns[c] = struct{}{}
+}
+
+func (o *openConns) close(c net.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c.Close()
+	delete(o.conns, c)
+}
+
+func (o *openConns) closeAll() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	for c := range o.conns {
+		c.Close()
 	}
 }
 
@@ -265,7 +296,7 @@ func (s *Server) serve(c net.Conn) {
 	}
 }
 
-// answer reads one request and carries it out; an error ends the conversation without a word.
+// answer reads one request and carries it out; an error ends the connection without an answer.
 func (s *Server) answer(r *bufio.Reader) ([]byte, error) {
 	op, err := readLine(r)
 	if err != nil {

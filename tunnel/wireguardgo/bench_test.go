@@ -11,13 +11,15 @@ import (
 
 	"ringway/test/enginetest"
 	"ringway/tunnel"
+	"ringway/units"
 )
 
-// BenchmarkAgainstStock fills a tunnel of ours and one of stock wireguard-go with a TCP flow, in
-// turns, and reports the throughput of both and the median of the ratios. Both cores are
-// saturated; every engine is a process of its own.
-// RINGWAY_BENCH_FLOWS puts flow queues of so many packets before ours, RINGWAY_BENCH_RATE tells it of a WAN of so many bit/s, which
-// nothing holds it to, RINGWAY_BENCH_SITES of so many sites more, which are silent: then accounts are kept for each. RINGWAY_BENCH_SECONDS sets the length of a run, RINGWAY_BENCH_PAIRS the number of pairs.
+// BenchmarkAgainstStock fills a tunnel of ours and one of stock wireguard-go with a TCP flow, in turns, and
+// reports the throughput of both and the median of the ratios. Both cores are saturated; every engine is a
+// process of its own. BENCH_FLOWS puts flow queues of so many packets before ours, BENCH_RATE
+// tells it of a WAN of so many bit/s, which nothing holds it to, BENCH_SITES of so many sites more,
+// which are silent: then accounts are kept for each. BENCH_SECONDS sets the length of a run,
+// BENCH_PAIRS the number of pairs.
 func BenchmarkAgainstStock(b *testing.B) {
 	number := func(name string, otherwise int) int {
 		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -25,11 +27,11 @@ func BenchmarkAgainstStock(b *testing.B) {
 		}
 		return otherwise
 	}
-	seconds, pairs := number("RINGWAY_BENCH_SECONDS", 3), number("RINGWAY_BENCH_PAIRS", 3)
+	seconds, pairs := number("BENCH_SECONDS", 3), number("BENCH_PAIRS", 3)
 	bounds := wide
-	bounds.InFlight = number("RINGWAY_BENCH_INFLIGHT", wide.InFlight)
-	bounds.SuperPacket = number("RINGWAY_BENCH_SUPER", wide.SuperPacket)
-	bounds.FlowPackets, bounds.Rate = number("RINGWAY_BENCH_FLOWS", 0), uint64(number("RINGWAY_BENCH_RATE", 0))
+	bounds.InFlight = number("BENCH_INFLIGHT", wide.InFlight)
+	bounds.SuperPacket = number("BENCH_SUPER", wide.SuperPacket)
+	bounds.FlowPackets, bounds.Rate = number("BENCH_FLOWS", 0), units.BitRate(number("BENCH_RATE", 0))
 	bounds.ReceiveBuffer, bounds.SendBuffer = 7<<20, 7<<20 // as stock
 
 	oursA, oursB := wire(b)
@@ -37,7 +39,7 @@ func BenchmarkAgainstStock(b *testing.B) {
 		x.Open(0, 0, bounds)
 	}
 	set := oursA.Peer(oursB, "192.0.2.2:51820")
-	for i := range number("RINGWAY_BENCH_SITES", 0) {
+	for i := range number("BENCH_SITES", 0) {
 		k, err := tunnel.NewPrivateKey()
 		require.NoError(b, err)
 		set += fmt.Sprintf("public_key=%s\nallowed_ip=10.67.%d.0/24\n", k.Public().Hex(), i)

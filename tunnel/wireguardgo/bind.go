@@ -9,21 +9,21 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/descriptor"
 	"ringway/tunnel/uapi"
 )
 
-// bindBatch is how many packets the device takes from the socket at once. Each receiver holds a
-// 64 KiB buffer for each, and one worker decrypts them all.
+// bindBatch is how many packets the device takes from the socket at once. Each receiver holds a 64 KiB buffer
+// for each of them, and one worker decrypts them all.
 const bindBatch = 64
 
-// bind is the class's sockets as the device package uses them. The daemon's sockets stay open
-// for good: each Open works on duplicates, which Close closes.
+// bind is the class's sockets as the device package uses them. The daemon's sockets stay open: each Open
+// works on duplicates, which Close closes.
 type bind struct {
 	base [2]*os.File // IPv4, IPv6; nil where there is none
 	port uint16
@@ -43,7 +43,7 @@ type bind struct {
 type socket struct {
 	f      *os.File
 	rc     syscall.RawConn
-	noGSO  atomic.Bool // the kernel or the network card cannot cut
+	noGSO  atomic.Bool // the kernel or the network card cannot segment
 	gro    bool
 	family int
 	which  int // 0: IPv4, 1: IPv6
@@ -151,7 +151,7 @@ func (b *bind) closeLocked() (err error) {
 // SetMark is the daemon's: the sockets came with their mark, and setting one needs privilege.
 func (b *bind) SetMark(uint32) error { return uapi.ErrFwMark }
 
-// BatchSize is what the device asks before it takes buffers. It waits until these have their bound.
+// BatchSize is called by the device before it takes buffers. It waits until their number is bounded.
 func (b *bind) BatchSize() int {
 	<-b.bounded
 	return bindBatch
@@ -163,16 +163,16 @@ func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 		return nil, err
 	}
 	if a.Addr().IsUnspecified() || a.Port() == 0 {
-		return nil, fmt.Errorf("endpoint %s: nothing can be sent there", a)
+		return nil, fmt.Errorf("endpoint %s: cannot send to an unspecified address or port 0", a)
 	}
 	return newEndpoint(a), nil
 }
 
-// mark is the sockets' mark, to be shown.
+// mark is the sockets' mark, for status.
 func (b *bind) mark() (mark uint32) {
 	b.control(func(fd int) {
-		if m, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err == nil {
-			mark = uint32(m)
+		if m, err := datagram.Mark(fd); err == nil {
+			mark = m
 		}
 	})
 	return mark
@@ -180,16 +180,7 @@ func (b *bind) mark() (mark uint32) {
 
 // overflow is how many packets the kernel dropped because a socket's buffer was full.
 func (b *bind) overflow() (n uint64) {
-	b.control(func(fd int) {
-		const skMeminfoDrops = 8 // include/uapi/linux/sock_diag.h
-		var m [skMeminfoDrops + 1]uint32
-		size := uint32(unsafe.Sizeof(m))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-			uintptr(unsafe.Pointer(&m[0])), uintptr(unsafe.Pointer(&size)), 0)
-		if errno == 0 {
-			n += uint64(m[skMeminfoDrops])
-		}
-	})
+	b.control(func(fd int) { n += datagram.Overflow(fd) })
 	return n
 }
 
@@ -204,7 +195,7 @@ func (b *bind) control(f func(fd int)) {
 	}
 }
 
-// interrupt frees senders that wait for the kernel, so that the device can close.
+// interrupt ends the wait of senders for the kernel, so that the device can close.
 func (b *bind) interrupt() {
 	for i := range b.socks {
 		if s := b.socks[i].Load(); s != nil {
@@ -213,11 +204,11 @@ func (b *bind) interrupt() {
 	}
 }
 
-// wake has the receivers look for what was kept back.
+// wake makes the receivers read what was held back.
 func (b *bind) wake() {
 	for i := range b.socks {
 		if s := b.socks[i].Load(); s != nil {
-			_ = s.f.SetReadDeadline(time.Unix(1, 0)) // the receiver takes it back
+			_ = s.f.SetReadDeadline(time.Unix(1, 0)) // the receiver resets it
 		}
 	}
 }

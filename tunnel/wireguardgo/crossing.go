@@ -17,28 +17,35 @@ import (
 
 // newCrossings makes crossings that call wake when there is something in late.
 func newCrossings(wake func()) *crossings {
-	return &crossings{sent: map[netip.AddrPort]*initiation{}, seen: map[netip.AddrPort]incoming{}, peers: map[tunnel.PublicKey]time.Time{}, late: make(chan heldBack, crossingMany), wake: wake}
+	return &crossings{
+		sent:  map[netip.AddrPort]*initiation{},
+		seen:  map[netip.AddrPort]incoming{},
+		peers: map[tunnel.PublicKey]time.Time{},
+		late:  make(chan heldBack, keptInitiations),
+		wake:  wake,
+	}
 }
 
-// crossings settles handshakes that cross. When both ends initiate within one round trip (two boxes that
-// boot together), each answers the other's initiation and forgets its own, so neither takes the answer, and the
-// tunnel is dead until the next try, five seconds later, which may cross again. So the end with the higher public key,
-// while its own initiation is on the way, keeps that peer's back: to the other end it is as if it were on the way
-// itself. It is let go when the answer comes, and given to the device when none does.
+// crossings resolves handshakes that cross. When both ends initiate within one round trip (two boxes that
+// boot together), each answers the other's initiation and forgets its own, so neither accepts the answer, and
+// the tunnel is dead until the next try, five seconds later, which may cross again. So the end with the
+// higher public key, while its own initiation is on the way, holds back that of the peer: to the other end it
+// looks as if it were on the way itself. It is dropped when the answer comes, and given to the device if none
+// does.
 type crossings struct {
 	mu   sync.Mutex
 	own  *tunnel.PublicKey
 	sent map[netip.AddrPort]*initiation // by destination; unanswered
-	late chan heldBack                  // what was kept back in vain
-	wake func()                         // has the receivers look there
+	late chan heldBack                  // what was held back, and its answer did not come
+	wake func()                         // makes the receivers read late
 
 	seen map[netip.AddrPort]incoming // by source; given to the device a moment ago
 
-	peers map[tunnel.PublicKey]time.Time // the device's, also those that it is just being told of: when it was
+	peers map[tunnel.PublicKey]time.Time // the device's; not zero: when it was told of a peer that it may not have yet
 }
 
-// initiation is what is kept of one that was sent: whom it is for is said by its first MAC alone
-// (WireGuard paper, section 5.4.4).
+// initiation is what is kept of one that was sent. Its first MAC alone says which peer it is for (WireGuard
+// paper, section 5.4.4).
 type initiation struct {
 	at   time.Time
 	head [device.MessageInitiationSize - 2*blake2s.Size128]byte
@@ -46,10 +53,10 @@ type initiation struct {
 	held bool
 }
 
-// incoming is an initiation of a peer, or of who forges its address.
+// incoming is an initiation of a peer, or of someone who forges its address.
 type incoming struct {
 	at     time.Time
-	spared time.Time // when one of ours was kept from crossing it
+	spared time.Time // when one of ours was dropped that would have crossed it
 }
 
 // heldBack is an initiation of a peer.
@@ -58,23 +65,25 @@ type heldBack struct {
 	from    *endpoint
 }
 
-// crossingTime is the longest round trip for which crossings are settled, and so the longest that one is kept back.
+// crossingTime is the longest round trip for which crossings are resolved, and so the longest that an initiation
+// is held back.
 const crossingTime = 300 * time.Millisecond
 
-// settleAfter is the longest that a device takes to take over peers that it is told of.
+// settleAfter is the longest that a device takes to have peers that it is told of.
 const settleAfter = 5 * time.Second
 
-// takingIn is the longest that a device takes for an initiation on a busy machine. sparedFor is longer than
-// its own time between two tries.
+// takingIn is the longest that a device takes to process an initiation on a busy machine. sparedFor is longer
+// than its own interval between two tries.
 const (
 	takingIn  = 50 * time.Millisecond
 	sparedFor = 12 * time.Second
 )
 
-// crossingMany is how many are kept before old ones are looked for, crossingAll how many of what strangers can cause.
+// keptInitiations is how many are kept before old ones are removed, maxSeen how many of those that strangers
+// can cause.
 const (
-	crossingMany = 64
-	crossingAll  = 4096
+	keptInitiations = 64
+	maxSeen         = 4096
 )
 
 func (c *crossings) setOwn(k tunnel.PublicKey) {
@@ -85,7 +94,8 @@ func (c *crossings) setOwn(k tunnel.PublicKey) {
 	clear(c.seen)
 }
 
-// expect notes the peers of a set operation's body before the device has them: it initiates while it takes them over.
+// expect notes the peers of a set operation's body before the device has them: it initiates while it takes
+// them over.
 func (c *crossings) expect(body []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,7 +109,7 @@ func (c *crossings) expect(body []byte) {
 	}
 }
 
-// settle takes over whom the device has as peers.
+// settle takes over the peers that the device has.
 func (c *crossings) settle(seen []tunnel.PeerStatus) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,18 +121,19 @@ func (c *crossings) settle(seen []tunnel.PeerStatus) {
 	}
 }
 
-// leave notes what is about to be sent. It says whether it may go: an initiation may not while the device is taking in
-// that peer's, which it got a moment before it made its own. Not twice in a row, or whoever can forge that peer's
-// address could keep us from ever initiating.
+// leave notes what is about to be sent, and reports whether it may be. An initiation may not while the device
+// is processing that of the same peer, which it got just before it made its own. But not twice in a row, or
+// whoever can forge that peer's address could keep us from ever initiating.
 func (c *crossings) leave(to netip.AddrPort, bufs [][]byte) (goes bool) {
-	if len(bufs) != 1 || len(bufs[0]) != device.MessageInitiationSize || binary.LittleEndian.Uint32(bufs[0]) != device.MessageInitiationType {
+	if len(bufs) != 1 || len(bufs[0]) != device.MessageInitiationSize ||
+		binary.LittleEndian.Uint32(bufs[0]) != device.MessageInitiationType {
 		return true // the device sends handshake messages alone
 	}
 	i := &initiation{at: time.Now()}
 	copy(i.mac1[:], bufs[0][copy(i.head[:], bufs[0]):])
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.sent) >= crossingMany {
+	if len(c.sent) >= keptInitiations {
 		for to, old := range c.sent {
 			if i.at.Sub(old.at) > crossingTime {
 				delete(c.sent, to)
@@ -145,8 +156,8 @@ func (c *crossings) answered(from netip.AddrPort) {
 	delete(c.sent, from)
 }
 
-// keepBack says whether the initiation in p is kept back. p is copied.
-func (c *crossings) keepBack(p []byte, from *endpoint) bool {
+// holdBack reports whether the initiation in p is held back. It copies p.
+func (c *crossings) holdBack(p []byte, from *endpoint) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -156,7 +167,7 @@ func (c *crossings) keepBack(p []byte, from *endpoint) bool {
 		return false
 	}
 	rest := crossingTime - now.Sub(i.at)
-	if !i.held { // one is enough: a peer that sends several sends the same again
+	if !i.held { // one is enough: several of one peer say the same
 		i.held = true
 		h := heldBack{from: from}
 		copy(h.message[:], p)
@@ -165,20 +176,20 @@ func (c *crossings) keepBack(p []byte, from *endpoint) bool {
 	return true
 }
 
-// letIn notes that the device gets an initiation.
+// letIn notes that an initiation is given to the device.
 func (c *crossings) letIn(from netip.AddrPort, now time.Time) {
-	if len(c.seen) >= crossingMany {
+	if len(c.seen) >= keptInitiations {
 		maps.DeleteFunc(c.seen, func(_ netip.AddrPort, i incoming) bool {
 			return now.Sub(i.at) > takingIn && now.Sub(i.spared) > sparedFor
 		})
 	}
-	if in, ok := c.seen[from]; ok || len(c.seen) < crossingAll {
+	if in, ok := c.seen[from]; ok || len(c.seen) < maxSeen {
 		in.at = now
 		c.seen[from] = in
 	}
 }
 
-// higherThan says whether our key is higher than that of the peer whom i is for.
+// higherThan reports whether our key is higher than that of the peer that i is for.
 func (c *crossings) higherThan(i *initiation) bool {
 	for k := range c.peers {
 		if i.isFor(k) {
@@ -199,11 +210,11 @@ func (c *crossings) giveBack(i *initiation, h heldBack) {
 	select {
 	case c.late <- h:
 		c.wake()
-	default: // nobody receives: the device is down, or drowned
+	default: // nobody receives: the device is down, or overloaded
 	}
 }
 
-// isFor says whether the initiation is for the peer of that key.
+// isFor reports whether the initiation is for the peer with that key.
 func (i *initiation) isFor(k tunnel.PublicKey) bool {
 	label, _ := blake2s.New256(nil) // fails for no key that is nil
 	label.Write([]byte(device.WGLabelMAC1))

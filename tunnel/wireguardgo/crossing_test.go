@@ -44,24 +44,24 @@ func TestOfTwoHandshakesThatCrossOneGoesOn(t *testing.T) {
 	atLow.setOwn(low)
 	knows(atHigh, other, low)
 	knows(atLow, other, high)
-	assert.False(t, atHigh.keepBack(theirs, at), "nothing of ours is on the way")
+	assert.False(t, atHigh.holdBack(theirs, at), "nothing of ours is on the way")
 	assert.False(t, atHigh.leave(from, [][]byte{initiationFor(low)}), "the device is taking theirs in")
 	assert.True(t, atHigh.leave(from, [][]byte{initiationFor(low)}), "but not twice: it may be forged")
 	assert.True(t, atLow.leave(from, [][]byte{theirs}))
-	assert.True(t, atHigh.keepBack(theirs, at), "ours goes on")
-	assert.False(t, atLow.keepBack(initiationFor(low), at), "and theirs is answered")
-	assert.False(t, atHigh.keepBack(theirs, newEndpoint(netip.MustParseAddrPort("192.0.2.9:51820"))), "another peer's")
+	assert.True(t, atHigh.holdBack(theirs, at), "ours goes on")
+	assert.False(t, atLow.holdBack(initiationFor(low), at), "and theirs is answered")
+	assert.False(t, atHigh.holdBack(theirs, newEndpoint(netip.MustParseAddrPort("192.0.2.9:51820"))), "another peer's")
 	knows(atHigh, other)
-	assert.False(t, atHigh.keepBack(theirs, at), "for a peer that went")
+	assert.False(t, atHigh.holdBack(theirs, at), "for a peer that went")
 	knows(atHigh, other, low)
 	atHigh.answered(from)
-	assert.False(t, atHigh.keepBack(theirs, at), "a new handshake")
+	assert.False(t, atHigh.holdBack(theirs, at), "a new handshake")
 
 	atHigh.leave(from, [][]byte{initiationFor(low)})
 	ours := atHigh.sent[from]
 	atHigh.giveBack(&initiation{}, heldBack{from: at})
 	assert.Empty(t, atHigh.late, "of a handshake that is over")
-	require.True(t, atHigh.keepBack(theirs, at))
+	require.True(t, atHigh.holdBack(theirs, at))
 	<-woken
 	got := <-atHigh.late // after crossingTime: ours was not answered
 	assert.Equal(t, theirs, got.message[:])
@@ -71,10 +71,10 @@ func TestOfTwoHandshakesThatCrossOneGoesOn(t *testing.T) {
 
 	atHigh.leave(from, [][]byte{make([]byte, device.MessageInitiationSize)})
 	assert.NotContains(t, atHigh.sent, from, "only an initiation is one")
-	for i := range 4 * crossingMany {
+	for i := range 4 * keptInitiations {
 		to := netip.AddrPortFrom(from.Addr(), uint16(i+1))
 		atHigh.leave(to, [][]byte{initiationFor(low)})
 		atHigh.sent[to].at = atHigh.sent[to].at.Add(-2 * crossingTime)
 	}
-	assert.LessOrEqual(t, len(atHigh.sent), crossingMany, "old ones do not pile up")
+	assert.LessOrEqual(t, len(atHigh.sent), keptInitiations, "old ones do not pile up")
 }

@@ -3,43 +3,73 @@ package wireguardgo
 import (
 	"slices"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/tunnel/datagram"
 )
 
-// reason says why a packet went no further.
+// reason is why a packet was dropped.
 type reason int
 
 const (
 	dropNoSite         reason = iota // outbound: no peer has the destination
-	dropNoSession                    // outbound: its peer has no session and the few that may wait do
-	dropOversized                    // outbound: larger than any message
+	dropNoSession                    // outbound: its peer has no session, and as many as may wait for one do
+	dropOversized                    // outbound: larger than any message, or than the path takes (EMSGSIZE)
 	dropSegments                     // outbound: a segmented read with more segments than fit (a tiny MSS)
-	dropTUNRead                      // outbound: the tunnel device gave what nobody can read
-	dropDevice                       // outbound: inside the engine: no session in time, or its peer went
+	dropTUNRead                      // outbound: a read from the tunnel device failed
+	dropDevice                       // outbound: inside the engine: no session in time, or its peer was removed
 	dropQueueDelay                   // outbound: its flow's queue was long for too long (CoDel)
-	dropQueueFull                    // outbound: all flow queues together were full, its flow's most
+	dropQueueFull                    // outbound: all flow queues together were full, and its flow's was the longest
 	dropSendRefused                  // outbound: the firewall refused it (EPERM)
 	dropUnreachable                  // outbound: no route to the endpoint
-	dropNoBuffers                    // outbound: the kernel had no memory for it
+	dropNoBuffers                    // outbound: the socket's buffer stayed full, or the kernel had no memory
 	dropSend                         // outbound: any other error of the socket
-	dropGarbage                      // inbound: no WireGuard message
+	dropGarbage                      // inbound: not a WireGuard message
 	dropMAC1                         // inbound: a handshake message that does not know our public key
-	dropHandshakeRate                // inbound: more handshake messages than are looked at
+	dropHandshakeRate                // inbound: more handshake messages than are processed
 	dropRefused                      // inbound: unknown session, failed authentication, replay or malformed
 	dropSource                       // inbound: inner source outside the peer's allowed IPs
-	dropTUNWrite                     // inbound: the tunnel device did not take it
+	dropTUNWrite                     // inbound: the tunnel device refused it
 	dropSocketOverflow               // inbound: the socket's buffer was full (counted by the kernel)
 	reasons
 )
 
 var reasonNames = [reasons]string{
-	"no_site", "no_session", "oversized", "too_many_segments", "tun_read", "engine_outbound", "queue_delay", "queue_full",
-	"send_refused", "send_unreachable", "send_no_buffers", "send_failed",
-	"garbage", "bad_mac1", "handshake_rate", "refused", "inner_source", "tun_write", "socket_overflow",
+	dropNoSite:         "no_site",
+	dropNoSession:      "no_session",
+	dropOversized:      datagram.SendOversized.String(),
+	dropSegments:       "too_many_segments",
+	dropTUNRead:        "tun_read",
+	dropDevice:         "engine_outbound",
+	dropQueueDelay:     "queue_delay",
+	dropQueueFull:      "queue_full",
+	dropSendRefused:    datagram.SendRefused.String(),
+	dropUnreachable:    datagram.SendUnreachable.String(),
+	dropNoBuffers:      datagram.SendNoBuffers.String(),
+	dropSend:           datagram.SendFailed.String(),
+	dropGarbage:        "garbage",
+	dropMAC1:           "bad_mac1",
+	dropHandshakeRate:  "handshake_rate",
+	dropRefused:        "refused",
+	dropSource:         "inner_source",
+	dropTUNWrite:       "tun_write",
+	dropSocketOverflow: "socket_overflow",
+}
+
+// sendErrors are the reasons for errors of the socket.
+var sendErrors = [datagram.SendErrors]reason{
+	datagram.SendFailed:      dropSend,
+	datagram.SendRefused:     dropSendRefused,
+	datagram.SendUnreachable: dropUnreachable,
+	datagram.SendNoBuffers:   dropNoBuffers,
+	datagram.SendOversized:   dropOversized,
 }
 
 func (r reason) String() string { return reasonNames[r] }
 
-// Reasons names every reason for which this engine drops a packet: the keys of DeviceStatus.Drops, also those that did not occur.
+// Reasons lists every reason for which this engine drops packets, which are the keys of DeviceStatus.Drops,
+// whether they occurred or not.
 func Reasons() []string { return slices.Clone(reasonNames[:]) }
 
 type drops [reasons]atomic.Uint64
@@ -48,6 +78,11 @@ func (d *drops) add(r reason, n int) {
 	if n > 0 {
 		d[r].Add(uint64(n))
 	}
+}
+
+// sendError counts n packets that the socket refused.
+func (d *drops) sendError(errno unix.Errno, n int) {
+	d.add(sendErrors[datagram.ClassifySend(errno)], n)
 }
 
 // all returns the reasons that occurred.

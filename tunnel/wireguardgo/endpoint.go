@@ -1,15 +1,14 @@
 package wireguardgo
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"sync/atomic"
 
 	"ringway/tunnel/datagram"
 )
 
-// endpoint is where a peer is and at which of our addresses its packets arrive. It never
-// changes but for cleared: the device shares one among packets on their way.
+// endpoint is where a peer is, and at which of our addresses its packets arrive. Only cleared ever changes:
+// the device shares one endpoint among packets on their way.
 type endpoint struct {
 	dst netip.AddrPort
 	src netip.Addr // our address; zero: the kernel chooses
@@ -47,16 +46,12 @@ func (e *endpoint) SrcToString() string {
 	return ""
 }
 
-// endpoints remembers the last endpoints seen, so that a packet from a known one costs no
-// allocation. It has a fixed size: a stranger's addresses only push others out.
-type endpoints [64]*endpoint
+// endpointCache keeps the last endpoints seen, so that a packet from a known one costs no allocation. It has
+// a fixed size: a stranger's addresses only push others out.
+type endpointCache [64]*endpoint
 
-func (c *endpoints) get(s *datagram.Sockaddr, src netip.Addr) *endpoint {
-	var h uint32
-	for i := 2; i < int(s.N); i += 2 {
-		h = h*31 + uint32(binary.NativeEndian.Uint16(s.B[i:]))
-	}
-	slot := &c[(h^h>>16)%uint32(len(c))]
+func (c *endpointCache) get(s *datagram.Sockaddr, src netip.Addr) *endpoint {
+	slot := &c[s.Hash()%uint32(len(c))]
 	if e := *slot; e != nil && e.raw == *s && e.src == src && !e.cleared.Load() {
 		return e
 	}

@@ -1,11 +1,11 @@
-// Package wireguardgo is the userspace engine of a tunnel: the device package of wireguard-go
-// between a tunnel device and the class's UDP sockets, as a library for an unprivileged plane
-// process. It adds what the device package lacks here: a bind with batches, segmentation
-// offload held to a size, and the choice of source address; bounded memory; a counter for every
-// dropped packet; wg(8)'s protocol with bounds, which refuses what needs privilege. The
-// privileged daemon opens the descriptors (tunnel/descriptor) and keeps them.
+// Package wireguardgo is the userspace engine of a tunnel: the device package of wireguard-go between a
+// tunnel device and the class's UDP sockets, as a library for an unprivileged plane process.
 //
-// Only tunnel/plane and appliance import it; only this room imports wireguard-go's device.
+// It adds what the device package lacks here: a bind with batches, segmentation offload up to a size, and the
+// choice of source address (bind.go, inbound.go, outbound.go); bounded memory (gate.go, buffers.go); flow
+// queues (fair.go, sites.go); a counter for every dropped packet (drops.go); the resolution of handshakes
+// that cross (crossing.go); and wg(8)'s protocol with bounds, which refuses what needs privilege. The
+// privileged daemon opens the descriptors (tunnel/descriptor) and keeps them.
 package wireguardgo
 
 import (
@@ -29,8 +29,8 @@ import (
 	"ringway/tunnel/uapi"
 )
 
-// Files are the descriptors that the daemon opened. New duplicates what it needs: the caller
-// may close them, or keep them for the next engine.
+// Files are the descriptors that the daemon opened. New duplicates what it needs: the caller may close them,
+// or keep them for the next engine.
 type Files struct {
 	TUN        *os.File // IFF_TUN|IFF_NO_PI|IFF_VNET_HDR, attached to its device
 	UDP4, UDP6 *os.File // bound; mark, TOS and buffers are set; one of them may be nil
@@ -65,28 +65,57 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	e, err := newEngine(f, class, b, mtu, log)
+	if err != nil {
+		return nil, fmt.Errorf("start wireguard-go: %w", err)
+	}
+
+	e.tasks.Go(e.refreshLoop)
+	e.tasks.Go(e.hub.fair.run)
+	go func() {
+		<-e.dev.Wait() // also when the tunnel device is lost
+		e.stop.Do(func() { close(e.hub.closed) })
+		e.tasks.Wait()
+		e.bind.release()
+		close(e.done)
+	}()
+	return e, nil
+}
+
+// newEngine makes an engine whose device is up.
+func newEngine(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger) (_ *Engine, err error) {
 	if f.TUN == nil {
-		return nil, errors.New("start wireguard-go: no tunnel device was handed over")
+		return nil, errors.New("no tunnel device was handed over")
 	}
 	if mtu < 576 || mtu > maxPacket {
-		return nil, fmt.Errorf("start wireguard-go: MTU %d (allowed 576-%d)", mtu, maxPacket)
+		return nil, fmt.Errorf("MTU %d (allowed 576-%d)", mtu, maxPacket)
 	}
+
 	h := &hub{log: log, peers: newPeers(), closed: make(chan struct{})}
 	bind, err := newBind(f, h)
 	if err != nil {
-		return nil, fmt.Errorf("start wireguard-go: %w", err)
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			bind.release()
+		}
+	}()
+
 	h.cross = newCrossings(bind.wake)
 	h.out = newGate(h.closed, b.InFlight, func() bool { return bind.blocked.Load() > 0 })
 	if h.fair, err = newFair(h, bind); err != nil {
-		bind.release()
-		return nil, fmt.Errorf("start wireguard-go: %w", err)
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			h.fair.close()
+		}
+	}()
+
 	t, err := newTUN(f.TUN, h, mtu)
 	if err != nil {
-		h.fair.close()
-		bind.release()
-		return nil, fmt.Errorf("start wireguard-go: %w", err)
+		return nil, err
 	}
 	e := &Engine{
 		class: class, since: time.Now(), hub: h, tun: t, bind: bind,
@@ -95,10 +124,9 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	if err := e.SetBounds(b); err != nil {
 		t.Close()
-		h.fair.close()
-		bind.release()
-		return nil, fmt.Errorf("start wireguard-go: %w", err)
+		return nil, err
 	}
+
 	e.dev = device.NewDevice(t, bind, newDeviceLog(h))
 	err = boundBuffers(e.dev, maxBuffers)
 	close(bind.bounded)
@@ -107,23 +135,12 @@ func New(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.Logger
 	}
 	if err != nil {
 		e.dev.Close()
-		h.fair.close()
-		bind.release()
-		return nil, fmt.Errorf("start wireguard-go: %w", err)
+		return nil, err
 	}
-	e.tasks.Go(e.refreshLoop)
-	e.tasks.Go(h.fair.run)
-	go func() {
-		<-e.dev.Wait() // also when the tunnel device went
-		e.stop.Do(func() { close(h.closed) })
-		e.tasks.Wait()
-		bind.release()
-		close(e.done)
-	}()
 	return e, nil
 }
 
-// Close stops the engine and waits until it has let go of its descriptors.
+// Close stops the engine and waits until it has released its descriptors.
 func (e *Engine) Close() error {
 	e.stop.Do(func() { close(e.hub.closed) }) // readers at the gates first: the device waits for them
 	e.bind.interrupt()
@@ -132,11 +149,11 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// Done is closed when the engine has ended, also by itself, because its tunnel device went.
+// Done is closed when the engine has ended, also where it ended by itself because it lost its tunnel device.
 func (e *Engine) Done() <-chan struct{} { return e.done }
 
-// Set carries out the body of a UAPI set operation. A body with a wrong line changes nothing.
-// The error has ErrorCode, as that of the device package.
+// Set carries out the body of a UAPI set operation. A body with an invalid line changes nothing. The error has
+// ErrorCode, like that of the device package.
 func (e *Engine) Set(r io.Reader) error {
 	body, err := uapi.ReadSet(r)
 	if err != nil {
@@ -201,7 +218,7 @@ type settable struct{ *Engine }
 
 func (s settable) Set(body []byte) error { return s.set(body) }
 
-// SetMTU tells the engine the tunnel device's MTU; the daemon sets it on the device.
+// SetMTU tells the engine the MTU of the tunnel device. The daemon sets it on the device.
 func (e *Engine) SetMTU(mtu int) error {
 	if mtu < 576 || mtu > maxPacket {
 		return fmt.Errorf("set MTU %d (allowed 576-%d)", mtu, maxPacket)
@@ -225,7 +242,8 @@ func (e *Engine) SetBounds(b tunnel.Bounds) error {
 	e.boundsMu.Unlock()
 	e.setFair()
 	inside := b.InFlight
-	if b.FlowPackets > 0 { // what waits behind them is bounded more closely, and packets that wait for a session may not fill the gate
+	// What waits behind them is bounded more closely, and packets that wait for a session may not fill the gate.
+	if b.FlowPackets > 0 {
 		inside = max(inside, segmentedFrom)
 	}
 	e.hub.out.setLimit(inside)
@@ -233,7 +251,7 @@ func (e *Engine) SetBounds(b tunnel.Bounds) error {
 	return nil
 }
 
-// setFair has the flow queues follow bounds and MTU.
+// setFair applies bounds and MTU to the flow queues.
 func (e *Engine) setFair() {
 	e.boundsMu.Lock()
 	defer e.boundsMu.Unlock()
@@ -261,11 +279,11 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	}
 }
 
-// Endpoints gives the endpoints of all peers that have one, whenever one has changed. Who reads
-// late gets the newest.
+// Endpoints sends the endpoints of all peers that have one, whenever one has changed. A late reader gets the
+// newest.
 func (e *Engine) Endpoints() <-chan map[tunnel.PublicKey]netip.AddrPort { return e.endpoints }
 
-// Status says how the device and its peers are. It has no secret in it.
+// Status describes the device and its peers. It contains no secret.
 func (e *Engine) Status() tunnel.DeviceStatus {
 	s := tunnel.DeviceStatus{
 		Class: e.class, Interface: e.tun.name, Engine: tunnel.EngineWireGuardGo,
@@ -300,7 +318,7 @@ func (e *Engine) read() ([]tunnel.PeerStatus, tunnel.PublicKey, error) {
 	return parseGet(b.Bytes(), e.public)
 }
 
-// public is k.Public, which is dear, remembered for the last key.
+// public is k.Public, which is expensive, cached for the last key.
 func (e *Engine) public(k tunnel.PrivateKey) tunnel.PublicKey {
 	sum := sha256.Sum256(k[:]) // no second copy of the key itself
 	if p := e.pair.Load(); p != nil && p.sum == sum {
@@ -317,7 +335,7 @@ type keyPair struct {
 	public tunnel.PublicKey
 }
 
-// refreshLoop keeps what is learnt from the device: sessions and endpoints.
+// refreshLoop keeps up to date what only the device knows: sessions and endpoints.
 func (e *Engine) refreshLoop() {
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
@@ -348,6 +366,7 @@ func (e *Engine) refresh() {
 	if err != nil {
 		return
 	}
+
 	if own != e.own {
 		e.own = own
 		e.hub.mac1.Init(device.NoisePublicKey(own))
@@ -356,6 +375,7 @@ func (e *Engine) refresh() {
 	}
 	e.hub.peers.update(e.dev, status)
 	e.hub.cross.settle(status)
+
 	ends := make(map[tunnel.PublicKey]netip.AddrPort)
 	for _, p := range status {
 		if p.Endpoint.IsValid() {
@@ -367,8 +387,8 @@ func (e *Engine) refresh() {
 	}
 	e.lastEnds = ends
 	select {
-	case <-e.endpoints: // the one that nobody has read is old
+	case <-e.endpoints: // nobody has read the last one
 	default:
 	}
-	e.endpoints <- maps.Clone(ends) // room for one, and only refresh sends
+	e.endpoints <- maps.Clone(ends) // never blocks: it has a buffer of one, and only refresh sends
 }

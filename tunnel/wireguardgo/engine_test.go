@@ -42,10 +42,12 @@ func TestMain(m *testing.M) {
 }
 
 func TestSuite(t *testing.T) {
+	t.Parallel()
 	enginetest.Suite(t, makeEngine, enginetest.Options{})
 }
 
 func TestDeviceGoesDownAndUp(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t, wide)
 	require.NoError(t, a.Ping("10.66.0.2"))
 	require.NoError(t, engine(a).dev.Down())
@@ -56,6 +58,7 @@ func TestDeviceGoesDownAndUp(t *testing.T) {
 }
 
 func TestPairTalks(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t, wide)
 	require.NoError(t, a.Ping("10.66.0.2"))
 	require.NoError(t, b.Ping("fd66::1"))

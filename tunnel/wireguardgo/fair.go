@@ -14,34 +14,41 @@ import (
 	"ringway/tunnel"
 	"ringway/tunnel/descriptor"
 	"ringway/tunnel/flowqueue"
+	"ringway/units"
 )
 
-// Flow queues in front of the device, where flows can still be told apart. On a WAN that is shaped (tunnel.Bounds.FlowPackets) the
-// device's one reader does all of it, in readFair (readfair.go):
-//  1. while nothing waits and there is room behind: read the TUN straight into the device's buffers, as without flow queues
-//  2. else take what the TUN has into the flow queues, at once, so that its own queue, which drops blindly, stays empty
-//  3. while there is room, and the line is not busy for long yet (flowqueue.Pace): give the device what the flow queues choose
-//  4. else wait for the TUN or for room, whichever comes first
+// Flow queues before the device, where flows can still be distinguished. On a WAN that is shaped
+// (tunnel.Bounds.FlowPackets) the device's one reader does all of it, in readFair (readfair.go):
 //
-// Room is what flowqueue.Limit leaves of what is under way: inside the device (gate.go counts each packet in and out) and in the
-// sockets' send buffers, which a packet leaves when it leaves the WAN's leaf (SIOCOUTQ). That is in the kernel's own measure,
-// truesize. The kernel tells that a packet left by making the socket writable again, as long as less than half its send
-// buffer is in use, so the limit stays below that; a watcher a socket, on a descriptor of its own so that no sender waits for it,
-// hears it and ends the reader's wait.
+//  1. readThrough: while nothing waits and there is space behind, read the TUN straight into the device's
+//     buffers, as without flow queues
+//  2. fillQueues: else move what the TUN has to the flow queues at once, so that its own queue, which drops
+//     blindly, stays empty
+//  3. release: while there is space, and the line is not busy for long yet (flowqueue.Pace), give the device
+//     what the flow queues choose
+//  4. awaitSpace: else wait for the TUN or for space, whichever comes first
+//
+// Space is what flowqueue.Limit leaves of what is under way: inside the device (gate.go counts each packet in
+// and out) and in the sockets' send buffers, which a packet leaves when it leaves the WAN's leaf (SIOCOUTQ).
+// That is in the kernel's own measure, truesize. The kernel signals that a packet left by making the socket
+// writable again, as long as less than half its send buffer is in use, so the limit stays below that. A
+// watcher for each socket, on a descriptor of its own so that no sender waits for it, ends the reader's wait.
 
 const (
-	// What the kernel charges for a packet beside its bytes: the sk_buff and what skb_shared_info, alignment and headers take.
+	// What the kernel charges for a packet beside its bytes: the sk_buff and what skb_shared_info, alignment and
+	// headers take.
 	chargeBuff = 256
 	chargeHead = 16 + 48 + 320
 	// chargeFull is what a packet of the usual MTU is charged.
 	chargeFull = 2048 + chargeBuff
 
 	limitHold = time.Second // as in byte queue limits
-	// What may be under way, in milliseconds at the WAN's rate, and a packet more. A leaf that is shaped has a packet's time after it
-	// let one go until it may let the next go, so on a slow line one packet at a time keeps it busy, which byte queue limits, made
-	// for drivers, would take for starved. On a fast one a millisecond disturbs nobody, and waiting for room costs.
-	limitLeast, limitMost = 1, 4
-	takeMost              = 64 // packets read before the device gets the next
+	// What may be under way, in milliseconds at the WAN's rate, and a packet more. A shaped leaf pauses for a
+	// packet's time after each packet, so on a slow line one packet at a time keeps it busy, which byte queue
+	// limits, made for drivers, would mistake for starvation. On a fast line a millisecond disturbs nobody, and
+	// waiting for space costs CPU time.
+	minLimit, maxLimit = 1, 4
+	maxReads           = 64 // packets read before the device gets the next
 )
 
 // charge is about what the kernel charges a socket for a message of n bytes.
@@ -53,7 +60,8 @@ func charge(n int) int {
 	return size + chargeBuff
 }
 
-// fair is the flow queues and what bounds what is behind them. The device's reader owns it but for what is atomic.
+// fair is the flow queues and what bounds what is behind them. The device's reader owns it but for what is
+// atomic.
 type fair struct {
 	hub    *hub
 	gate   *gate
@@ -68,11 +76,11 @@ type fair struct {
 
 	sites accounts
 
-	waiting atomic.Bool  // the reader, for room or the TUN
-	room    atomic.Int64 // while it waits: the most that may be under way to end that
-	wakeup  func()
+	waiting   atomic.Bool  // the reader waits for space or the TUN
+	wakeBelow atomic.Int64 // while it waits: what may be under way at most to end that
+	wakeup    func()
 
-	watch [2]*os.File // the sockets again, to hear when they drain
+	watch [2]*os.File // the sockets again, to learn when they drain
 	conns [2]syscall.RawConn
 	kicks [2]chan struct{}
 
@@ -86,9 +94,9 @@ type fairBounds struct {
 	on          bool
 	queue       flowqueue.Config
 	least, most int
-	rate        uint64 // the WAN's, bit/s; 0 = not known
-	slow        bool   // a packet takes long enough that its time is worth knowing
-	hard        int    // what may be under way to all sites together, those with slow lines, too
+	rate        units.BitRate // of the WAN; 0 = not known
+	slow        bool          // a packet takes long enough that its time is worth knowing
+	hard        int           // what may be under way to all sites together, those with slow lines, too
 }
 
 // fairStatus is for other goroutines.
@@ -99,7 +107,8 @@ type fairStatus struct {
 }
 
 func newFair(h *hub, b *bind) (*fair, error) {
-	f := &fair{hub: h, gate: h.out, start: time.Now(), now: &fairBounds{}, queue: flowqueue.New(flowqueue.Config{}, rand.Uint64()),
+	f := &fair{hub: h, gate: h.out, start: time.Now(), now: &fairBounds{},
+		queue: flowqueue.New(flowqueue.Config{}, rand.Uint64()),
 		limit: flowqueue.NewLimit(1, 1, limitHold)}
 	for i, base := range b.base {
 		if base == nil {
@@ -132,17 +141,18 @@ func (f *fair) close() {
 	}
 }
 
-// setBounds is taken over by the reader when it next has something to do.
+// setBounds changes the bounds. The reader applies them when it next has something to do.
 func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 	n := &fairBounds{on: b.FlowPackets > 0}
 	if n.on {
 		wire := mtu + tunnel.OverheadIPv6
-		n.queue = flowqueue.Config{Packets: b.FlowPackets, Bytes: b.FlowPackets * 2048, Quantum: mtu, CoDel: flowqueue.CoDelFor(b.Rate, wire)}
+		n.queue = flowqueue.Config{Packets: b.FlowPackets, Bytes: b.FlowPackets * 2048, Quantum: mtu,
+			CoDel: flowqueue.CoDelFor(b.Rate, wire)}
 		n.most, n.hard = b.SendBuffer-1, b.SendBuffer-1
 		n.rate, n.slow = b.Rate, flowqueue.Paced(b.Rate, wire)
 		if b.Rate > 0 {
-			ms := int(b.Rate / 8000 * chargeFull / uint64(wire))
-			n.most, n.least = min(n.most, limitMost*ms), limitLeast*ms
+			ms := int(b.Rate / 8000 * chargeFull / units.BitRate(wire))
+			n.most, n.least = min(n.most, maxLimit*ms), minLimit*ms
 		}
 		n.most = max(n.most, 1)
 		n.least = min(max(n.least, chargeFull), n.most)
@@ -153,7 +163,7 @@ func (f *fair) setBounds(b tunnel.Bounds, mtu int) {
 	f.wake()
 }
 
-// ready says whether packets go through flow queues. The reader calls it before each read.
+// ready reports whether packets go through flow queues. The reader calls it before each read.
 func (f *fair) ready() bool {
 	if w := f.wanted.Load(); w != f.now {
 		f.now = w
@@ -169,7 +179,8 @@ func (f *fair) ready() bool {
 
 func (f *fair) clock() time.Duration { return time.Since(f.start) }
 
-// underWay is what has been given to the device and has not left the WAN's queue, less what sites with slow lines have there.
+// underWay is what was given to the device and has not left the WAN's queue, except what sites with slow
+// lines have there.
 func (f *fair) underWay() int { return f.allUnderWay() - f.sites.heldBack() }
 
 func (f *fair) allUnderWay() int {
@@ -187,7 +198,7 @@ func (f *fair) unsent(c syscall.RawConn) (n int) {
 	return n
 }
 
-// space is how much more may be under way; below 0 nothing. At 0 a packet still may.
+// space is how much more may be under way. At 0 one more packet may; below 0, none.
 func (f *fair) space() int {
 	now, all := f.clock(), f.allUnderWay()
 	f.sites.look(f, now, all == 0)
@@ -199,7 +210,7 @@ func (f *fair) space() int {
 	return min(f.limit.Now()-n, f.now.hard-all)
 }
 
-// give notes that the device gets a packet of n bytes.
+// give notes that a packet of n bytes is given to the device.
 func (f *fair) give(charge, n int) {
 	f.limit.Give(charge)
 	if f.now.slow {
@@ -207,11 +218,11 @@ func (f *fair) give(charge, n int) {
 	}
 }
 
-// free says whether what the reader waits for has come.
-func (f *fair) free() bool { return f.gate.open() && f.roomy() }
+// free reports whether the reader's wait is over.
+func (f *fair) free() bool { return f.gate.open() && f.hasSpace() }
 
-func (f *fair) roomy() bool {
-	return int64(f.underWay()) <= f.room.Load() && (!f.sites.needed.Load() || f.sites.freed.Load())
+func (f *fair) hasSpace() bool {
+	return int64(f.underWay()) <= f.wakeBelow.Load() && (!f.sites.needed.Load() || f.sites.freed.Load())
 }
 
 // wake ends the reader's wait.
@@ -231,7 +242,7 @@ func (f *fair) left() {
 	}
 }
 
-// listen hears when socket i drains, each time the reader waits for room.
+// listen waits for socket i to drain, each time the reader waits for space.
 func (f *fair) listen(i int) {
 	for {
 		select {
@@ -244,7 +255,7 @@ func (f *fair) listen(i int) {
 				return true
 			}
 			f.sites.drain(true)
-			return f.roomy()
+			return f.hasSpace()
 		})
 		if err != nil {
 			return
@@ -255,7 +266,7 @@ func (f *fair) listen(i int) {
 	}
 }
 
-// run listens at all sockets until the engine closes.
+// run watches all sockets until the engine closes.
 func (f *fair) run() {
 	var all sync.WaitGroup
 	for i := range f.conns {
@@ -267,11 +278,11 @@ func (f *fair) run() {
 	all.Wait()
 }
 
-// note publishes what the queue counts.
-func (f *fair) note() {
+// publish makes the queue's counters visible.
+func (f *fair) publish() {
 	q := f.queue
 	f.hub.drops.add(dropQueueDelay, int(q.Delayed-f.drops.Delayed))
-	f.hub.drops.add(dropQueueFull, int(q.Crowded-f.drops.Crowded))
+	f.hub.drops.add(dropQueueFull, int(q.Overflowed-f.drops.Overflowed))
 	f.drops = q.Counters
 	f.seen.packets.Store(int64(q.Len()))
 	f.seen.bytes.Store(int64(q.Bytes()))
@@ -280,11 +291,12 @@ func (f *fair) note() {
 	f.seen.marked.Store(q.Marked)
 }
 
-// status is the flow queues' for people; nil where there are none.
+// status describes the flow queues; nil if there are none.
 func (f *fair) status() *tunnel.FlowStatus {
 	if !f.seen.on.Load() {
 		return nil
 	}
-	return &tunnel.FlowStatus{Packets: uint64(f.seen.packets.Load()), Bytes: uint64(f.seen.bytes.Load()), Flows: int(f.seen.flows.Load()),
+	return &tunnel.FlowStatus{Packets: uint64(f.seen.packets.Load()), Bytes: uint64(f.seen.bytes.Load()),
+		Flows:  int(f.seen.flows.Load()),
 		Marked: f.seen.marked.Load(), Limit: uint64(f.seen.limit.Load()), SlowSites: f.sites.many(), Note: f.sites.note()}
 }

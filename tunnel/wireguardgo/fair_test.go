@@ -14,7 +14,8 @@ import (
 )
 
 // slow are bounds as qos.PathBounds makes them for 2 Mbit/s.
-var slow = tunnel.Bounds{Rate: 2e6, TxQueueLen: 256, InFlight: 4, FlowPackets: 64, SendBuffer: 3456, ReceiveBuffer: 1 << 20}
+var slow = tunnel.Bounds{Rate: 2e6, TxQueueLen: 256, InFlight: 4, FlowPackets: 64, SendBuffer: 3456,
+	ReceiveBuffer: 1 << 20}
 
 // slowPair is a pair whose a sends at 2 Mbit/s.
 func slowPair(t *testing.T) (a, b *enginetest.Box) {
@@ -24,14 +25,15 @@ func slowPair(t *testing.T) (a, b *enginetest.Box) {
 	return a, b
 }
 
-// A flood waits in its own queue and loses there; who sends little gets through. All that is counted in is counted out again, and
-// the bounds may change meanwhile.
-func TestAFloodDoesNotHoldUpOthers(t *testing.T) {
+// A flood waits in its own queue and loses packets there; a flow that sends little gets through. All that is
+// counted in is counted out again, and the bounds may change meanwhile.
+func TestTimedAFloodDoesNotHoldUpOthers(t *testing.T) {
 	a, b := slowPair(t)
 	packet := make([]byte, 1300)
 	flood := func() (stop func() int) { return a.Flood("10.66.0.2:9", 5, func() []byte { return packet }) }
 	stop := flood()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
+		10*time.Millisecond)
 	for _, to := range []string{"10.66.0.2", "fd66::2"} {
 		assert.NoError(t, a.Ping(to), "behind a flood")
 	}
@@ -46,14 +48,20 @@ func TestAFloodDoesNotHoldUpOthers(t *testing.T) {
 		without := slow
 		without.FlowPackets = 0
 		require.NoError(t, a.E.SetBounds(without))
-		require.Eventually(t, func() bool { return a.E.Status().Queue == nil && engine(a).hub.fair.seen.packets.Load() == 0 }, 10*time.Second, 10*time.Millisecond)
+		require.Eventually(t,
+			func() bool {
+				return a.E.Status().Queue == nil &&
+					engine(a).hub.fair.seen.packets.Load() == 0
+			}, 10*time.Second, 10*time.Millisecond)
 		require.NoError(t, a.E.SetBounds(slow))
-		require.Eventually(t, func() bool { s := a.E.Status(); return s.Queue != nil && s.Queue.Packets > 0 }, 10*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { s := a.E.Status(); return s.Queue != nil && s.Queue.Packets > 0 },
+			10*time.Second, 10*time.Millisecond)
 	}
 	stop()
 	h := engine(a).hub
 	require.Eventually(t, func() bool {
-		return h.out.inside.Load() == 0 && h.out.charged.Load() == 0 && h.fair.underWay() == 0 && h.fair.seen.packets.Load() == 0
+		return h.out.inside.Load() == 0 && h.out.charged.Load() == 0 && h.fair.underWay() == 0 &&
+			h.fair.seen.packets.Load() == 0
 	}, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 
@@ -63,13 +71,14 @@ func TestAFloodDoesNotHoldUpOthers(t *testing.T) {
 	stop()
 }
 
-// While the line is busy with one packet, the next stays where others can still go before it: behind the queues nothing waits most of
-// the time, and yet the line is full.
-func TestTheNextPacketIsChosenLate(t *testing.T) {
+// While the line is busy with one packet, the next stays where others can still overtake it: behind the
+// queues nothing waits most of the time, and yet the line is full.
+func TestTimedTheNextPacketIsChosenLate(t *testing.T) {
 	a, b := slowPair(t)
 	packet := make([]byte, 1300)
 	defer a.Flood("10.66.0.2:9", 5, func() []byte { return packet })()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
+		10*time.Millisecond)
 	received := func() uint64 {
 		s := b.E.Status()
 		require.Len(t, s.Peers, 1)
@@ -84,7 +93,8 @@ func TestTheNextPacketIsChosenLate(t *testing.T) {
 		}
 	}
 	rate := float64(received()-was) * 8 / time.Since(began).Seconds()
-	assert.Greater(t, float64(empty)/float64(looks), 0.3, "of the time nothing was there; a packet at once after the other leaves none of it")
+	assert.Greater(t, float64(empty)/float64(looks), 0.3,
+		"of the time nothing was there; a packet at once after the other leaves none of it")
 	assert.Greater(t, rate, 0.9*2e6*1300/1414, "bit/s arrived") // 114 bytes of headers on the wire
 	t.Logf("nothing under way %d of %d times, %.2f Mbit/s", empty, looks, rate/1e6)
 }
@@ -99,15 +109,18 @@ func TestADeadPeerDoesNotHoldUpOthersInFlowQueues(t *testing.T) {
 	packet := make([]byte, 1300)
 	stop := a.Flood("10.67.0.1:9", 5, func() []byte { return packet })
 	defer stop()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropNoSession.String()] > 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return a.E.Status().Drops[dropNoSession.String()] > 0 }, 10*time.Second,
+		10*time.Millisecond)
 	assert.Greater(t, a.Pings("10.66.0.2", 100), 90)
 }
 
-// What the kernel will charge is known before it does: or the limit would mean one thing inside the device and another behind it.
+// What the kernel will charge is known before it does: or the limit would mean one thing inside the device
+// and another behind it.
 func TestAChargeIsTheKernels(t *testing.T) {
 	a, _ := wire(t)
 	a.NS.Run("tc", "qdisc", "add", "dev", "wire0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "100000")
-	a.NS.Run("ip", "neigh", "add", "192.0.2.77", "lladdr", "02:00:00:00:00:77", "dev", "wire0") // nobody who would refuse them
+	// No host is there that would refuse them.
+	a.NS.Run("ip", "neigh", "add", "192.0.2.77", "lladdr", "02:00:00:00:00:77", "dev", "wire0")
 	for _, size := range []int{40, 100, 200, 500, 700, 1000, 1200, 1452} {
 		require.NoError(t, a.NS.Do(func() error {
 			c, err := net.Dial("udp", "192.0.2.77:9")

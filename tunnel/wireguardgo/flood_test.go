@@ -17,8 +17,8 @@ import (
 	"ringway/tunnel"
 )
 
-// watchHeap samples the heap until stop, which returns by how much the live heap was larger than at the start, in bytes: an engine
-// that another test has closed may not be collected yet.
+// watchHeap samples the heap until stop, which returns by how much the live heap was larger than at the
+// start, in bytes: an engine that another test has closed may not be collected yet.
 func watchHeap() (stop func() uint64) {
 	runtime.GC()
 	start := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
@@ -61,7 +61,8 @@ func floodPair(t testing.TB) (a, b *enginetest.Box) {
 
 const (
 	liveHeap = maxBuffers*device.MaxMessageSize + 64<<20 // and what there is beside message buffers
-	live     = 5.0                                       // Mbit/s that a live tunnel must still carry beside a flood, on a busy machine
+	// Mbit/s that a live tunnel must still carry beside a flood, on a busy machine.
+	live = 5.0
 )
 
 func TestDeadPeersAreBounded(t *testing.T) {
@@ -135,15 +136,17 @@ func TestForgedPacketsAreBounded(t *testing.T) {
 			return p
 		}
 	}
-	// One who sees our packets makes the device take buffers, up to its bound, and decrypt; a stranger cannot. The
-	// socket's buffer loses packets then, which TCP does not bear, but of those that get in none is lost: the tunnel does not stall.
+	// One who sees our packets makes the device take buffers, up to its bound, and decrypt; a stranger cannot.
+	// The socket's buffer loses packets then, which TCP does not bear, but of those that get in none is lost:
+	// the tunnel does not stall.
 	for _, c := range []struct {
 		name string
 		next func() []byte
 		drop string
 		live float64
 	}{
-		{"noise", func() func() []byte { p := make([]byte, 300); p[0] = 77; return func() []byte { return p } }(), "garbage", live},
+		{"noise", func() func() []byte { p := make([]byte, 300); p[0] = 77; return func() []byte { return p } }(),
+			"garbage", live},
 		{"unknown session", transport(1300, rand.Uint32), "refused", live},
 		{"handshakes of a stranger", initiation(false), "bad_mac1", live},
 		{"handshakes by one who knows our public key", initiation(true), "handshake_rate", live},
@@ -164,7 +167,8 @@ func TestForgedPacketsAreBounded(t *testing.T) {
 			sent := stop()
 			heap := stopHeap()
 			d := a.E.Status().Drops
-			t.Logf("%d forged packets beside %.0f Mbit/s in and %.0f out, %d of 200 pings: heap +%d MiB, drops %v", sent, in, out, answers, heap>>20, d)
+			t.Logf("%d forged packets beside %.0f Mbit/s in and %.0f out, %d of 200 pings: heap +%d MiB, drops %v", sent,
+				in, out, answers, heap>>20, d)
 			assert.Less(t, heap, uint64(liveHeap))
 			if c.live > 0 {
 				assert.Greater(t, in, c.live)

@@ -6,18 +6,19 @@ import (
 	"time"
 )
 
-// The device package queues a thousand batches on the way out, and each packet in them waits as long as those before it
-// need. The gate bounds that from outside: a packet is counted when we hand it to the device and counted out when
-// it comes back to us at the socket. What the device drops on the way never comes
-// back, so each buffer carries a tag in its tail, beyond any packet: a buffer that the device
-// offers us for a new packet while it still has its tag was dropped inside, and is counted out
-// then. While the gate is full nothing new is asked of the device, so that no buffer is offered;
-// therefore a full gate lets one batch through after a pause, at once if for the batch before
-// as many buffers came back as it took, and the more rarely the longer nothing comes back. The
-// garbage collector empties the pool: a finalizer counts out what goes that way.
+// The device package queues a thousand batches on the way out, and each packet in them waits as long as those
+// before it need. The gate bounds that from outside: a packet is counted in when we hand it to the device,
+// and counted out when it comes back to us at the socket.
 //
-// Inbound nothing waits for the kernel, so there is no gate: buffers.go bounds the memory, and the tags count what the
-// device refuses.
+// What the device drops on the way never comes back. So each buffer carries a tag in its tail, beyond any
+// packet: a buffer that the device offers us for a new packet while it still has its tag was dropped inside,
+// and is counted out then. While the gate is full, nothing new is read, so that no buffer is offered.
+// Therefore a full gate lets one batch through after a pause: at once if as many buffers came back as the
+// batch before took, and the more rarely the longer nothing comes back. The garbage collector empties the
+// pool: a finalizer counts out what goes that way.
+//
+// Inbound nothing waits for the kernel, so there is no gate: buffers.go bounds the memory, and the tags count
+// what the device refuses.
 
 const (
 	tagAt     = 65520 // in a buffer of device.MaxMessageSize
@@ -32,11 +33,11 @@ const (
 	tagPeer    = 1 // + slot of the peer: outbound
 	tagInbound = 1 << 31
 
-	pauseMin = time.Millisecond
-	pauseMax = 64 * time.Millisecond
+	minPause = time.Millisecond
+	maxPause = 64 * time.Millisecond
 )
 
-// tag finds the tag of a buffer that the device package allotted; nil for any other memory.
+// tag finds the tag of a buffer that the device package allocated; nil for any other memory.
 func tag(buf []byte) []byte {
 	if cap(buf) < markEnd {
 		return nil
@@ -74,12 +75,12 @@ func setCharge(buf []byte, n int) {
 type gate struct {
 	limit   atomic.Int64
 	inside  atomic.Int64
-	charged atomic.Int64 // what they count for
+	charged atomic.Int64 // what they are charged
 	waiting atomic.Int32
 	wake    chan struct{}
 	closed  <-chan struct{}
-	// blocked says that the packets inside wait for the kernel: then they are not lost, and a full
-	// gate stays shut.
+	// blocked reports that the packets inside wait for the kernel. Then they are not lost, and a full gate stays
+	// closed.
 	blocked func() bool
 }
 
@@ -91,7 +92,7 @@ func newGate(closed <-chan struct{}, limit int, blocked func() bool) *gate {
 
 func (g *gate) setLimit(n int) { g.limit.Store(int64(max(n, 1))) }
 
-// enter counts in n packets, and what they count for.
+// enter counts in n packets, and what they are charged.
 func (g *gate) enter(n, charged int) {
 	g.charged.Add(int64(charged))
 	g.inside.Add(int64(n))
@@ -119,12 +120,12 @@ type turnstile struct {
 	g     *gate
 	timer *time.Timer
 	pause time.Duration
-	// stuck is called when nothing has come back for pauseMax although the kernel would take it.
+	// stuck is called when nothing has come back for maxPause although the kernel would take it.
 	stuck func()
 }
 
-// pass waits until the gate lets a batch in; false when the engine closes. last is the size of
-// the last batch, returned how many dropped packets' buffers the device offers in its place.
+// pass waits until the gate lets a batch in. It returns false when the engine closes. last is the size of the
+// last batch, returned how many dropped packets' buffers the device offers in its place.
 func (t *turnstile) pass(last, returned int) bool {
 	g := t.g
 	if g.open() {
@@ -133,11 +134,11 @@ func (t *turnstile) pass(last, returned int) bool {
 	}
 	if last > 0 && returned >= last {
 		t.pause = 0
-		return true // what is inside does come back, only not to us: one more batch takes no more memory
+		return true // what is inside does come back, but not to us: one more batch takes no more memory
 	}
 	g.waiting.Add(1)
 	defer g.waiting.Add(-1)
-	t.pause = min(max(2*t.pause, pauseMin), pauseMax)
+	t.pause = min(max(2*t.pause, minPause), maxPause)
 	if t.timer == nil {
 		t.timer = time.NewTimer(t.pause)
 	} else {
@@ -154,7 +155,7 @@ func (t *turnstile) pass(last, returned int) bool {
 				t.timer.Reset(t.pause)
 				continue
 			}
-			if t.pause == pauseMax {
+			if t.pause == maxPause {
 				t.stuck()
 			}
 			return true

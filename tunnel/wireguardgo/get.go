@@ -13,9 +13,10 @@ import (
 )
 
 // parseGet reads what the device package writes for a get operation. public makes a public key of a private one.
-func parseGet(body []byte, public func(tunnel.PrivateKey) tunnel.PublicKey) (peers []tunnel.PeerStatus, own tunnel.PublicKey, err error) {
+func parseGet(body []byte, public func(tunnel.PrivateKey) tunnel.PublicKey) (peers []tunnel.PeerStatus,
+	own tunnel.PublicKey, err error) {
 	var p *tunnel.PeerStatus
-	var sec, nsec int64
+	var handshake lastHandshake
 	for line := range bytes.Lines(body) {
 		key, value, ok := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte("="))
 		if !ok {
@@ -34,34 +35,13 @@ func parseGet(body []byte, public func(tunnel.PrivateKey) tunnel.PublicKey) (pee
 			peers = append(peers, tunnel.PeerStatus{})
 			p = &peers[len(peers)-1]
 			_, err = hex.Decode(p.PublicKey[:], value[:min(len(value), 2*tunnel.KeySize)])
-			sec, nsec = 0, 0
+			handshake = lastHandshake{}
 		}
 		if p == nil {
 			continue
 		}
-		v := string(value)
-		var n uint64
-		switch string(key) {
-		case "endpoint":
-			p.Endpoint, err = netip.ParseAddrPort(v)
-		case "last_handshake_time_sec":
-			sec, err = strconv.ParseInt(v, 10, 64)
-		case "last_handshake_time_nsec":
-			nsec, err = strconv.ParseInt(v, 10, 64)
-			if sec != 0 || nsec != 0 {
-				p.LastHandshake = time.Unix(sec, nsec)
-			}
-		case "tx_bytes":
-			p.TxBytes, err = strconv.ParseUint(v, 10, 64)
-		case "rx_bytes":
-			p.RxBytes, err = strconv.ParseUint(v, 10, 64)
-		case "persistent_keepalive_interval":
-			n, err = strconv.ParseUint(v, 10, 16)
-			p.Keepalive = time.Duration(n) * time.Second
-		case "allowed_ip":
-			var prefix netip.Prefix
-			prefix, err = netip.ParsePrefix(v)
-			p.AllowedIPs = append(p.AllowedIPs, prefix)
+		if err == nil {
+			err = handshake.parse(p, string(key), string(value))
 		}
 		if err != nil {
 			return nil, own, fmt.Errorf("read the device's %s: %w", key, err)
@@ -72,4 +52,35 @@ func parseGet(body []byte, public func(tunnel.PrivateKey) tunnel.PublicKey) (pee
 		slices.SortFunc(peers[i].AllowedIPs, netip.Prefix.Compare)
 	}
 	return peers, own, nil
+}
+
+// lastHandshake is the time of a peer's last handshake, which is in two lines.
+type lastHandshake struct{ sec, nsec int64 }
+
+// parse reads one line about a peer.
+func (t *lastHandshake) parse(p *tunnel.PeerStatus, key, value string) (err error) {
+	switch key {
+	case "endpoint":
+		p.Endpoint, err = netip.ParseAddrPort(value)
+	case "last_handshake_time_sec":
+		t.sec, err = strconv.ParseInt(value, 10, 64)
+	case "last_handshake_time_nsec":
+		t.nsec, err = strconv.ParseInt(value, 10, 64)
+		if *t != (lastHandshake{}) {
+			p.LastHandshake = time.Unix(t.sec, t.nsec)
+		}
+	case "tx_bytes":
+		p.TxBytes, err = strconv.ParseUint(value, 10, 64)
+	case "rx_bytes":
+		p.RxBytes, err = strconv.ParseUint(value, 10, 64)
+	case "persistent_keepalive_interval":
+		var n uint64
+		n, err = strconv.ParseUint(value, 10, 16)
+		p.Keepalive = time.Duration(n) * time.Second
+	case "allowed_ip":
+		var prefix netip.Prefix
+		prefix, err = netip.ParsePrefix(value)
+		p.AllowedIPs = append(p.AllowedIPs, prefix)
+	}
+	return err
 }

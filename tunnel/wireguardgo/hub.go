@@ -20,6 +20,16 @@ type hub struct {
 	fair   *fair
 }
 
+// isClosed reports whether the engine ends.
+func (h *hub) isClosed() bool {
+	select {
+	case <-h.closed:
+		return true
+	default:
+		return false
+	}
+}
+
 // left tells the flow queues that something left the device.
 func (h *hub) left() {
 	if h.fair != nil {
@@ -27,18 +37,20 @@ func (h *hub) left() {
 	}
 }
 
-// claim tags a buffer whose packet enters the device. buf is the buffer from its start.
+// claim tags a buffer whose packet enters the device. buf is the whole buffer.
 func (h *hub) claim(buf []byte, v uint32) {
 	setTag(buf, v)
 	if len(buf) != device.MaxMessageSize || buf[markAt] != 0 {
 		return
 	}
 	buf[markAt] = 1
-	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf), nil) // the mark may have been written over; twice is fatal
-	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf), func(b *[device.MaxMessageSize]byte) { h.reclaim([][]byte{b[:]}) })
+	// The mark may have been overwritten; setting it twice is fatal.
+	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf), nil)
+	runtime.SetFinalizer((*[device.MaxMessageSize]byte)(buf),
+		func(b *[device.MaxMessageSize]byte) { h.reclaim([][]byte{b[:]}) })
 }
 
-// reclaim counts packets out that the device dropped: their buffers come back with a tag.
+// reclaim counts out packets that the device dropped: their buffers come back with a tag.
 func (h *hub) reclaim(bufs [][]byte) int {
 	in, out, charged := 0, 0, 0
 	table := h.peers.now.Load()
@@ -67,13 +79,13 @@ func (h *hub) reclaim(bufs [][]byte) int {
 	return in + out
 }
 
-// sent counts packets out that reached the socket.
+// sent counts out packets that reached the socket.
 func (h *hub) sent(bufs [][]byte) {
 	n, charged := 0, 0
 	slot := uint32(tagNone)
 	for _, b := range bufs {
 		if !isData(b) {
-			continue // ours never; its buffer may have the tag of an earlier packet, counted when it is offered
+			continue // not ours; its buffer may have the tag of an earlier packet, which is counted when it is offered
 		}
 		if t := getTag(b); t >= tagPeer && t < tagInbound {
 			slot = t
@@ -89,7 +101,7 @@ func (h *hub) sent(bufs [][]byte) {
 	}
 }
 
-// isData says whether a message carries a packet.
+// isData reports whether a message carries a packet.
 func isData(b []byte) bool {
 	return len(b) > device.MessageKeepaliveSize && binary.LittleEndian.Uint32(b) == device.MessageTransportType
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
-	"net/netip"
 	"os"
 	"time"
 
@@ -15,12 +14,13 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The way in, for each family:
-//  1. recvmmsg into memory of our own, where the kernel may have joined up to 64 datagrams in a message
-//  2. what is no WireGuard message, or a handshake message that does not know our public key,
-//     ends here: no buffer of the device is spent on it
-//  3. data messages are tagged, counted and copied to the device, which authenticates them, and
-//     calls the TUN's Write (tun.go) with those that are good
+// The inbound path, for each family:
+//
+//  1. fill: recvmmsg into our own memory, where the kernel may have joined up to 64 datagrams in a message
+//  2. admit: what is not a WireGuard message, or a handshake message that does not know our public key, ends
+//     here: no buffer of the device is spent on it
+//  3. hand: data messages are tagged, counted and copied to the device, which authenticates them, and calls
+//     the TUN's Write (tun.go) with those that are good
 
 const (
 	joinedMessages = 8                             // messages for one recvmmsg when the kernel joins datagrams
@@ -38,8 +38,9 @@ const (
 	handshakeBurst = 144
 )
 
-// notPollable is what Go's poller says to a reader while the socket has nothing but its error queue to tell (the numbers of packets
-// that left, sites.go) and takes no packet either; it has no name that can be compared. It passes with the next packet that leaves.
+// notPollable is Go's poller's error for a reader while the socket has nothing to report but its error queue
+// (the numbers of packets that left, sites.go) and takes no packet either. It has no name that can be
+// compared. It passes with the next packet that leaves.
 const notPollable = "not pollable"
 
 type receiver struct {
@@ -47,61 +48,42 @@ type receiver struct {
 	hub  *hub
 	last int // buffers that the device replaced since the last call, at most
 
-	msgs    []datagram.Message
-	iovs    []unix.Iovec
-	names   []datagram.Sockaddr
-	control [][datagram.ControlSize]byte
-	mem     []byte
-	size    int
-
+	batch *datagram.Batch
 	n     int // messages received
-	at    int // the one being handed out
-	rest  []byte
-	seg   int
+	at    int // the next of them
+	now   datagram.Received
 	ep    *endpoint
 	errno unix.Errno
 	try   func(fd uintptr) bool
 
-	known   endpoints
+	recent  endpointCache
 	buckets [3]bucket
 }
 
 func newReceiver(s *socket, h *hub) *receiver {
 	r := &receiver{s: s, hub: h}
-	n := singleMessages
-	r.size = singleSize
+	n, size := singleMessages, singleSize
 	if s.gro {
-		n, r.size = joinedMessages, joinedSize
+		n, size = joinedMessages, joinedSize
 	}
-	r.msgs = make([]datagram.Message, n)
-	r.iovs = make([]unix.Iovec, n)
-	r.names = make([]datagram.Sockaddr, n)
-	r.control = make([][datagram.ControlSize]byte, n)
-	r.mem = make([]byte, n*r.size)
-	for i := range r.msgs {
-		r.iovs[i].Base = &r.mem[i*r.size]
-		r.iovs[i].SetLen(r.size)
-		h := &r.msgs[i].Header
-		h.Name, h.Iov, h.Control = &r.names[i].B[0], &r.iovs[i], &r.control[i][0]
-		h.SetIovlen(1)
-	}
+	r.batch = datagram.NewBatch(n, size)
 	for i := range r.buckets {
 		r.buckets[i].tokens = handshakeBurst
 	}
 	r.try = func(fd uintptr) bool {
-		r.n, r.errno = recvmmsg(fd, r.msgs)
+		r.n, r.errno = recvmmsg(fd, r.batch.Messages)
 		return r.errno != unix.EAGAIN
 	}
 	return r
 }
 
-// receive is the device's conn.ReceiveFunc. It fails only when the socket is closed: the device
-// gives a receiver up that fails more often.
+// receive is the device's conn.ReceiveFunc. It fails only when the socket is closed: the device gives up a
+// receiver that fails more often.
 func (r *receiver) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 	r.hub.reclaim(bufs[:r.last])
 	r.last = 0
 	for {
-		if r.at >= r.n && len(r.rest) == 0 {
+		if r.at >= r.n && len(r.now.Rest) == 0 {
 			if err := r.fill(); err != nil {
 				return 0, net.ErrClosed
 			}
@@ -117,13 +99,11 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int
 func (r *receiver) fill() error {
 	r.n, r.at = 0, 0
 	for {
-		for i := range r.msgs {
-			r.msgs[i].Header.Namelen = uint32(len(r.names[i].B))
-			r.msgs[i].Header.SetControllen(datagram.ControlSize)
-		}
+		r.batch.Reset()
 		select {
 		case m := <-r.hub.cross.late:
-			r.n, r.ep, r.rest, r.seg = 0, m.from, m.message[:], len(m.message)
+			r.n, r.ep = 0, m.from
+			r.now = datagram.Received{Rest: m.message[:], Arrival: datagram.Arrival{Segment: len(m.message)}}
 			return nil
 		default:
 		}
@@ -138,7 +118,7 @@ func (r *receiver) fill() error {
 				p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 				_, _ = unix.Ppoll(p[:], &unix.Timespec{Nsec: 1e6}, nil)
 			})
-			if r.s.rc.Control(func(fd uintptr) { r.n, r.errno = recvmmsg(fd, r.msgs) }) != nil {
+			if r.s.rc.Control(func(fd uintptr) { r.n, r.errno = recvmmsg(fd, r.batch.Messages) }) != nil {
 				return net.ErrClosed
 			}
 		} else if err != nil {
@@ -163,15 +143,14 @@ func (r *receiver) fill() error {
 // hand copies packets to the device's buffers.
 func (r *receiver) hand(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int) {
 	for n < len(bufs) {
-		if len(r.rest) == 0 {
+		if len(r.now.Rest) == 0 {
 			if r.at >= r.n {
 				break
 			}
 			r.open()
 			continue
 		}
-		p := r.rest[:min(r.seg, len(r.rest))]
-		r.rest = r.rest[len(p):]
+		p := r.now.Next()
 		data, ok := r.admit(p)
 		if !ok {
 			continue
@@ -188,28 +167,17 @@ func (r *receiver) hand(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int)
 
 // open takes the next message of the batch.
 func (r *receiver) open() {
-	m := &r.msgs[r.at]
-	name := &r.names[r.at]
-	i := r.at
+	m, ok := r.batch.Received(r.at)
 	r.at++
-	name.N = m.Header.Namelen
-	if name.N != unix.SizeofSockaddrInet4 && name.N != unix.SizeofSockaddrInet6 || m.N == 0 {
+	if !ok || len(m.Rest) == 0 {
 		return
 	}
-	a := datagram.ReadControl(r.control[i][:min(int(m.Header.Controllen), datagram.ControlSize)])
-	if a.Source.IsValid() && (a.Source.IsUnspecified() || a.Source.IsMulticast()) {
-		a.Source = netip.Addr{}
-	}
-	r.ep = r.known.get(name, a.Source)
-	r.rest = r.mem[i*r.size:][:min(int(m.N), r.size)]
-	r.seg = len(r.rest)
-	if a.Segment > 0 {
-		r.seg = a.Segment
-	}
+	r.ep = r.recent.get(m.From, m.Source)
+	r.now = m
 }
 
-// admit decides without any state whether the device shall see a packet; data says that it is a
-// data message that carries a packet.
+// admit decides, without any state, whether a packet goes to the device. data says that it is a data message
+// that carries a packet.
 func (r *receiver) admit(p []byte) (data, ok bool) {
 	if len(p) < device.MinMessageSize || len(p) > maxPacket {
 		r.hub.drops.add(dropGarbage, 1)
@@ -245,7 +213,7 @@ func (r *receiver) admit(p []byte) (data, ok bool) {
 	}
 	switch size {
 	case device.MessageInitiationSize:
-		if r.hub.cross.keepBack(p, r.ep) {
+		if r.hub.cross.holdBack(p, r.ep) {
 			return false, false
 		}
 	case device.MessageResponseSize:

@@ -10,20 +10,14 @@ import (
 	"ringway/tunnel/datagram"
 )
 
-// The way out: the TUN's reader (tun.go) passes the outbound gate and hands packets to the
-// device, which encrypts them in parallel and calls Send here, one call at a time for a peer:
+// The outbound path. The TUN's reader (tun.go) passes the outbound gate and hands packets to the device,
+// which encrypts them in parallel and calls Send here, one call at a time for a peer:
+//
 //  1. group: neighbours of one size become one GSO message of at most superPacket bytes
-//  2. sendmmsg, waiting while the socket's buffer is full (the gate fills, the TUN's queue drops)
+//  2. sendmmsg, waiting while the socket's buffer is full (the gate fills, and the TUN's queue drops)
 //  3. count, clear the tags, and let that many packets through the gate again
 
-// segmentsMax is the kernel's limit of datagrams in one message (UDP_MAX_SEGMENTS of 2018).
-const segmentsMax = 64
-
-// payloadMax is what fits into one message, with room for the headers of either family.
-const payloadMax = 65535 - 48
-
-// sendState is the memory of one Send. It is reused, and on the heap because the kernel gets
-// pointers into it.
+// sendState is the memory of one Send. It is reused, and on the heap because the kernel gets pointers into it.
 type sendState struct {
 	msgs    []datagram.Message
 	iovs    []unix.Iovec
@@ -43,12 +37,12 @@ type sendState struct {
 }
 
 func newSendState() *sendState {
-	const most = conn.IdealBatchSize
+	const n = conn.IdealBatchSize
 	st := &sendState{
-		msgs:    make([]datagram.Message, most),
-		iovs:    make([]unix.Iovec, most),
-		first:   make([]int, most+1),
-		control: make([][datagram.ControlSize]byte, most),
+		msgs:    make([]datagram.Message, n),
+		iovs:    make([]unix.Iovec, n),
+		first:   make([]int, n+1),
+		control: make([][datagram.ControlSize]byte, n),
 	}
 	st.try = func(fd uintptr) bool {
 		for {
@@ -73,23 +67,19 @@ func newSendState() *sendState {
 	return st
 }
 
-// group fills messages from bufs and returns how many. max below two packets means no GSO.
-func (st *sendState) group(bufs [][]byte, ep *endpoint, max int) (n int) {
+// group fills messages from bufs and returns how many. There is no GSO with a maxPayload of less than two
+// packets.
+func (st *sendState) group(bufs [][]byte, ep *endpoint, maxPayload int) (n int) {
 	src, pinned := ep.source()
 	for i := 0; i < len(bufs); n++ {
-		size := len(bufs[i])
 		st.first[n] = i
 		st.iovs[i].Base = &bufs[i][0]
-		st.iovs[i].SetLen(size)
+		st.iovs[i].SetLen(len(bufs[i]))
+		segments := datagram.StartSegments(len(bufs[i]))
 		j := i + 1
-		for total := size; j < len(bufs) && j-i < segmentsMax; j++ {
-			l := len(bufs[j])
-			if l > size || total+l > max || len(bufs[j-1]) < size { // only the last may be shorter
-				break
-			}
-			total += l
+		for ; j < len(bufs) && segments.Add(len(bufs[j]), maxPayload); j++ {
 			st.iovs[j].Base = &bufs[j][0]
-			st.iovs[j].SetLen(l)
+			st.iovs[j].SetLen(len(bufs[j]))
 		}
 		h := &st.msgs[n].Header
 		h.Name, h.Namelen = &ep.raw.B[0], ep.raw.N
@@ -100,7 +90,7 @@ func (st *sendState) group(bufs [][]byte, ep *endpoint, max int) (n int) {
 			c = datagram.PutSource(st.control[n][:], c, src)
 		}
 		if j-i > 1 {
-			c = datagram.PutSegment(st.control[n][:], c, size)
+			c = datagram.PutSegment(st.control[n][:], c, segments.Size)
 		}
 		if st.mark != nil && j == len(bufs) {
 			c = datagram.PutTimestamp(st.control[n][:], c)
@@ -134,18 +124,12 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if !b.hub.cross.leave(ep.dst, bufs) {
 		return nil
 	}
-	which := 0
-	if !ep.dst.Addr().Is4() {
-		which = 1
-	}
-	s := b.socks[which].Load()
-	if s == nil {
+	s, err := b.socketTo(ep)
+	if err != nil {
 		b.hub.drops.add(dropUnreachable, len(bufs))
-		if b.base[which] == nil {
-			return unix.EAFNOSUPPORT
-		}
-		return net.ErrClosed
+		return err
 	}
+
 	st := b.states.Get().(*sendState)
 	defer func() { st.forget(); b.states.Put(st) }()
 	st.s, st.bind = s, b
@@ -153,15 +137,33 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		st.mark = &st.marked
 		st.marked = m
 	}
+	return b.sendAll(st, bufs, ep)
+}
 
-	max := int(b.superPacket.Load())
-	if s.noGSO.Load() {
-		max = 0
+// socketTo returns the socket of an endpoint's family.
+func (b *bind) socketTo(ep *endpoint) (*socket, error) {
+	which := 0
+	if ep.raw.V6() {
+		which = 1
 	}
-	var failed error
+	if s := b.socks[which].Load(); s != nil {
+		return s, nil
+	}
+	if b.base[which] == nil {
+		return nil, unix.EAFNOSUPPORT
+	}
+	return nil, net.ErrClosed
+}
+
+// sendAll sends bufs, and drops those that the kernel refuses. It returns the first error.
+func (b *bind) sendAll(st *sendState, bufs [][]byte, ep *endpoint) (failed error) {
+	maxPayload := int(b.superPacket.Load())
+	if st.s.noGSO.Load() {
+		maxPayload = 0
+	}
 	for len(bufs) > 0 {
 		chunk := bufs[:min(len(bufs), len(st.msgs))]
-		done, errno, err := st.send(chunk, ep, max)
+		done, errno, err := st.send(chunk, ep, maxPayload)
 		if err != nil {
 			return err
 		}
@@ -169,37 +171,46 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		if errno == 0 {
 			continue
 		}
+
 		// The message that starts at bufs[0] failed; errno says why.
-		several := len(bufs) > 1 && max >= 2*len(bufs[0])
+		n := inFirst(chunk[done:], maxPayload)
+		several := n > 1
+		retry, disable := datagram.SegmentationFailure(errno)
 		_, pinned := ep.source()
 		switch {
-		case pinned && staleSource(errno):
-			ep.ClearSrc() // the address went, or has no way there any more: the kernel chooses now
-		case several && errno == unix.EIO:
-			s.noGSO.Store(true) // the network card computes no checksums (udp(7))
+		case pinned && datagram.IsStaleSource(errno):
+			ep.ClearSrc() // the address went, or has no route there any more: the kernel chooses now
+		case several && retry && disable:
+			st.s.noGSO.Store(true)
 			b.hub.log.Info("UDP segmentation offload is off: the network card does not support it")
-			max = 0
-		case several && (errno == unix.EINVAL || errno == unix.EMSGSIZE):
-			max = 0 // a segment is larger than the path's MTU now: one by one the kernel fragments
+			maxPayload = 0
+		case several && retry:
+			maxPayload = 0 // one by one the kernel fragments them
 		default:
-			b.hub.drops.add(sendReason(errno), 1)
 			if failed == nil {
 				failed = os.NewSyscallError("sendmmsg", errno)
 			}
-			n := 1
-			for several && n < len(bufs) && n < segmentsMax && len(bufs[n]) == len(bufs[0]) && (n+1)*len(bufs[0]) <= max {
-				n++
-			}
-			b.hub.drops.add(sendReason(errno), n-1)
+			b.hub.drops.sendError(errno, n)
 			bufs = bufs[n:]
 		}
 	}
 	return failed
 }
 
-// send sends as much as goes and returns how many packets went.
-func (st *sendState) send(bufs [][]byte, ep *endpoint, max int) (done int, errno unix.Errno, err error) {
-	n := st.group(bufs, ep, min(max, payloadMax))
+// inFirst is how many of bufs group puts into the first message.
+func inFirst(bufs [][]byte, maxPayload int) int {
+	segments := datagram.StartSegments(len(bufs[0]))
+	for _, b := range bufs[1:] {
+		if !segments.Add(len(b), maxPayload) {
+			break
+		}
+	}
+	return segments.Count
+}
+
+// send sends as much as the kernel takes, and returns how many packets that was.
+func (st *sendState) send(bufs [][]byte, ep *endpoint, maxPayload int) (done int, errno unix.Errno, err error) {
+	n := st.group(bufs, ep, maxPayload)
 	for at := 0; at < n; {
 		st.next = st.msgs[at:n]
 		err = st.s.rc.Write(st.try)
@@ -216,25 +227,4 @@ func (st *sendState) send(bufs [][]byte, ep *endpoint, max int) (done int, errno
 		at += st.n
 	}
 	return len(bufs), 0, nil
-}
-
-// staleSource says whether an error may come from a source address that is not ours any more.
-func staleSource(e unix.Errno) bool {
-	switch e {
-	case unix.EINVAL, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EADDRNOTAVAIL, unix.ENODEV:
-		return true
-	}
-	return false
-}
-
-func sendReason(e unix.Errno) reason {
-	switch e {
-	case unix.EPERM, unix.EACCES:
-		return dropSendRefused
-	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
-		return dropUnreachable
-	case unix.ENOBUFS, unix.ENOMEM:
-		return dropNoBuffers
-	}
-	return dropSend
 }

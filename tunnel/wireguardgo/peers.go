@@ -13,25 +13,26 @@ import (
 	"ringway/tunnel"
 )
 
-// The device package keeps packets for a peer without a session: 128 batches of them, each
-// packet in 64 KiB, oldest out first. So that a dead site cannot fill the outbound gate, only a
-// few packets at a time may wait there: they make the device shake hands, and the first of them
-// that comes out at the socket shows that there is a session.
+// The device package keeps packets for a peer without a session: 128 batches of them, each packet in 64 KiB,
+// oldest out first. So that a dead site cannot fill the outbound gate, only a few packets at a time may wait
+// there: they make the device shake hands, and the first of them that comes out at the socket shows that
+// there is a session.
 
 const (
-	// freshFor is how long after a handshake a session is taken for granted: the 180 s after
-	// which the device rejects it (WireGuard paper, section 6.1), less what refresh may lag.
+	// freshFor is how long after a handshake a session is assumed to exist: the 180 s after which the device
+	// rejects it (WireGuard paper, section 6.1), less what refresh may lag.
 	freshFor = 175 * time.Second
 	// waitersFor is how long the waiting packets wait before newer ones take their place.
-	waitersFor = 5 * time.Second
-	waitersMax = 4   // of one peer
-	waitersAll = 256 // of all, down to one for each peer
+	waitersFor    = 5 * time.Second
+	maxWaiters    = 4   // of one peer
+	maxAllWaiters = 256 // of all, down to one for each peer
 
-	// Peers are looked at every second, which is soon enough to see where one roamed to, and at once when an
-	// authenticated packet shows that a session is there. Nothing that a stranger sends makes it more often.
+	// Peers are refreshed every second, which is soon enough to see where one roamed to, and at once when an
+	// authenticated packet shows that a session exists. Nothing that a stranger sends makes it more often.
 	refreshEvery = time.Second
 	refreshRest  = 10 * time.Millisecond // at least between two
-	refreshShare = 20                    // and so many times as long as one took: with many peers it takes milliseconds
+	// The least between two is also so many times as long as one took: with many peers that is milliseconds.
+	refreshShare = 20
 )
 
 // peer is one site.
@@ -64,16 +65,16 @@ type peers struct {
 	now   atomic.Pointer[table]
 	kicks chan struct{}
 
-	refreshing sync.Mutex // held while the device is asked and what it says is taken over
+	refreshing sync.Mutex // held while the device is read and the table updated
 }
 
 func newPeers() *peers {
 	p := &peers{kicks: make(chan struct{}, 1)}
-	p.now.Store(&table{routes: new(bart.Table[*peer]), few: waitersMax})
+	p.now.Store(&table{routes: new(bart.Table[*peer]), few: maxWaiters})
 	return p
 }
 
-// kick has the peers looked at soon. It never blocks. Only what is authenticated may cause it.
+// kick has the peers refreshed soon. It never blocks. Only what is authenticated may cause it.
 func (p *peers) kick() {
 	select {
 	case p.kicks <- struct{}{}:
@@ -121,7 +122,7 @@ func (p *peers) sent(slot uint32, n int) {
 	}
 }
 
-// slot finds a peer by its tag's number; nil when it went.
+// slot finds a peer by the number in a tag; nil if it was removed.
 func (t *table) slot(n uint32) *peer {
 	if int(n) >= len(t.bySlot) {
 		return nil
@@ -129,7 +130,7 @@ func (t *table) slot(n uint32) *peer {
 	return t.bySlot[n]
 }
 
-// forsake takes every session for lost, and lets go of what waits.
+// forsake assumes that every session is lost, and drops what waits.
 func (p *peers) forsake() {
 	for _, peer := range p.now.Load().bySlot {
 		if peer != nil {
@@ -140,7 +141,7 @@ func (p *peers) forsake() {
 	}
 }
 
-// look takes over how the peer's session is.
+// look takes over the state of the peer's session.
 func (p *peer) look(s tunnel.PeerStatus, now time.Time) {
 	if !s.LastHandshake.Equal(p.handshake) { // the wall clock may jump: only the change counts
 		p.handshake, p.shaken = s.LastHandshake, now
@@ -148,21 +149,22 @@ func (p *peer) look(s tunnel.PeerStatus, now time.Time) {
 	p.fresh.Store(!p.handshake.IsZero() && now.Sub(p.shaken) < freshFor)
 }
 
-// holds says that the table is of these very peers with these networks, as it is but when it was just set.
+// holds reports whether the table has just these peers with these networks, as it does unless they were just set.
 func (t *table) holds(d *device.Device, seen []tunnel.PeerStatus) bool {
 	if len(seen) != len(t.byKey) {
 		return false
 	}
 	for _, s := range seen {
 		e := t.byKey[s.PublicKey]
-		if e == nil || e.dev != d.LookupPeer(device.NoisePublicKey(s.PublicKey)) || !slices.Equal(e.networks, s.AllowedIPs) {
+		if e == nil || e.dev != d.LookupPeer(device.NoisePublicKey(s.PublicKey)) ||
+			!slices.Equal(e.networks, s.AllowedIPs) {
 			return false
 		}
 	}
 	return true
 }
 
-// update takes over what the device says of its peers. The caller holds refreshing.
+// update takes over what the device says about its peers. The caller holds refreshing.
 func (p *peers) update(d *device.Device, seen []tunnel.PeerStatus) {
 	old, now := p.now.Load(), time.Now()
 	if old.holds(d, seen) {
@@ -175,7 +177,7 @@ func (p *peers) update(d *device.Device, seen []tunnel.PeerStatus) {
 		bySlot: make([]*peer, len(old.bySlot), max(len(old.bySlot), len(seen))),
 		byKey:  make(map[tunnel.PublicKey]*peer, len(seen)),
 		routes: new(bart.Table[*peer]),
-		few:    int32(min(max(waitersAll/max(len(seen), 1), 1), waitersMax)),
+		few:    int32(min(max(maxAllWaiters/max(len(seen), 1), 1), maxWaiters)),
 	}
 	var added []*peer
 	for _, s := range seen {

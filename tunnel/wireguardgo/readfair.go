@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readFair is Read with flow queues.
+// readFair is Read with flow queues. Each step either returns packets for the device, or says what to do next.
 func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned int) (int, error) {
 	f := t.fair
 	passed := false
@@ -17,87 +17,117 @@ func (t *tunDevice) readFair(bufs [][]byte, sizes []int, offset, last, returned 
 		passed = passed || t.place.pass(last, returned)
 		return passed
 	}
+
 	for f.ready() {
-		select {
-		case <-f.hub.closed:
+		if f.hub.isClosed() {
 			return 0, os.ErrClosed
-		default:
 		}
-		if !f.now.on { // not any more: what waits goes first
+		if !f.now.on { // no longer: what waits goes first
 			if !pass() {
 				return 0, os.ErrClosed
 			}
 			f.queue.Unpark(f.sites.full)
-			n := t.dequeue(bufs, sizes, offset, math.MaxInt)
-			f.note()
-			if n > 0 {
-				t.last = n
+			if n := t.release(bufs, sizes, offset, math.MaxInt); n > 0 {
 				return n, nil
 			}
 			continue
 		}
+
 		space := f.space()
 		now := f.clock()
 		early := f.pace.Early(now)
 		if f.queue.Len() == 0 && space >= 0 && early <= 0 && !f.sites.some() {
-			if f.queue.Active() > 0 { // nobody is behind any more
-				f.queue.Pop(0, nil)
-				f.note()
-			}
-			f.waited = false
-			// Only the device may be busy, not the WAN: then it is waited for as ever, and costs no more than ever.
+			// Only the device may be busy, not the WAN: then waiting for it costs no more than without flow queues.
 			if !pass() {
 				return 0, os.ErrClosed
 			}
-			n, err := t.take(bufs, sizes, offset)
-			if err != nil {
-				return 0, err
-			}
-			if t.admit(bufs[:n], sizes, offset) > 0 {
-				t.last = n
-				return n, nil
+			if n, err := t.readThrough(bufs, sizes, offset); n > 0 || err != nil {
+				return n, err
 			}
 			continue
 		}
-		for range takeMost {
-			if !t.readable(0) {
-				break
-			}
-			if err := t.enqueue(bufs, sizes, offset); err != nil {
-				return 0, err
-			}
+
+		if err := t.fillQueues(bufs, sizes, offset); err != nil {
+			return 0, err
 		}
-		f.note()
 		f.waited = f.waited || f.queue.Ready() && f.pace.Busy(now)
 		if early > 0 && space >= 0 {
 			t.readable(early)
 			continue
 		}
 		if space >= 0 && f.gate.open() && f.queue.Ready() {
-			n := t.dequeue(bufs, sizes, offset, space)
-			f.note()
-			if n > 0 {
+			if n := t.release(bufs, sizes, offset, space); n > 0 {
 				f.pause = 0
-				t.last = n
 				return n, nil
 			}
-			continue // all of it went nowhere
+			continue // all of it was dropped
 		}
-		over, err := t.await(bufs, sizes, offset)
-		if err != nil {
-			return 0, err
-		}
-		if over { // nothing came back for long: as at the gate, one goes through all the same
-			if n := t.dequeue(bufs[:1], sizes, offset, 0); n > 0 {
-				t.last = n
-				return n, nil
-			}
+
+		n, err := t.awaitSpace(bufs, sizes, offset)
+		if n > 0 || err != nil {
+			return n, err
 		}
 	}
 	return 0, nil
 }
 
-// take reads packets from the TUN, and waits for them; none when it was woken.
+// readThrough reads the TUN straight into the device's buffers, past the empty flow queues. 0: nothing was
+// read that the device may have.
+func (t *tunDevice) readThrough(bufs [][]byte, sizes []int, offset int) (int, error) {
+	f := t.fair
+	if f.queue.Active() > 0 { // all flows have been served
+		f.queue.Pop(0, nil)
+		f.publish()
+	}
+	f.waited = false
+
+	n, err := t.take(bufs, sizes, offset)
+	if err != nil || t.admit(bufs[:n], sizes, offset) == 0 {
+		return 0, err
+	}
+	t.last = n
+	return n, nil
+}
+
+// fillQueues moves what the TUN has to the flow queues, without waiting.
+func (t *tunDevice) fillQueues(bufs [][]byte, sizes []int, offset int) error {
+	for range maxReads {
+		if !t.readable(0) {
+			break
+		}
+		if err := t.enqueue(bufs, sizes, offset); err != nil {
+			return err
+		}
+	}
+	t.fair.publish()
+	return nil
+}
+
+// release returns what the flow queues choose, to be given to the device.
+func (t *tunDevice) release(bufs [][]byte, sizes []int, offset, space int) int {
+	n := t.dequeue(bufs, sizes, offset, space)
+	t.fair.publish()
+	if n > 0 {
+		t.last = n
+	}
+	return n
+}
+
+// awaitSpace waits for the TUN or for space. If neither comes for long, it returns one packet all the same,
+// as the gate does.
+func (t *tunDevice) awaitSpace(bufs [][]byte, sizes []int, offset int) (int, error) {
+	over, err := t.await(bufs, sizes, offset)
+	if err != nil || !over {
+		return 0, err
+	}
+	n := t.dequeue(bufs[:1], sizes, offset, 0)
+	if n > 0 {
+		t.last = n
+	}
+	return n, nil
+}
+
+// take waits for packets of the TUN and reads them. It reads none if it was woken.
 func (t *tunDevice) take(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := t.native.Read(bufs, sizes, offset)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -107,7 +137,8 @@ func (t *tunDevice) take(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return t.took(n, err)
 }
 
-// readable says whether the TUN has a packet, and waits that long for one. It cannot be woken, but is exact where Go's timers have milliseconds.
+// readable reports whether the TUN has a packet, and waits so long for one. It cannot be woken, but it is exact
+// where Go's timers have milliseconds.
 func (t *tunDevice) readable(wait time.Duration) bool {
 	p := [1]unix.PollFd{{Fd: int32(t.poll), Events: unix.POLLIN}}
 	ts := unix.NsecToTimespec(int64(wait))
@@ -166,13 +197,14 @@ func (t *tunDevice) dequeue(bufs [][]byte, sizes []int, offset, space int) (n in
 	return n
 }
 
-// await waits until the TUN has a packet, which goes to the flow queues, or there is room. over: neither came for so long that
-// what is inside the device may have been lost there.
+// await waits until the TUN has a packet, which goes to the flow queues, or there is space. over: neither came
+// for so long that what is inside the device may have been lost there.
 func (t *tunDevice) await(bufs [][]byte, sizes []int, offset int) (over bool, err error) {
 	f, g := t.fair, t.fair.gate
 	limit := f.limit.Now()
-	f.room.Store(int64(limit - min(limit/4, limit-min(limit, 8*chargeFull)))) // far from the limit not for each packet
-	f.pause = min(max(2*f.pause, pauseMin), pauseMax)
+	// Far from the limit not for each packet.
+	f.wakeBelow.Store(int64(limit - min(limit/4, limit-min(limit, 8*chargeFull))))
+	f.pause = min(max(2*f.pause, minPause), maxPause)
 	_ = t.native.File().SetReadDeadline(time.Now().Add(f.pause))
 	f.sites.needed.Store(!f.queue.Ready() && (f.queue.Len() > 0 || f.sites.some()))
 	f.waiting.Store(true)
@@ -204,7 +236,7 @@ func (t *tunDevice) await(bufs [][]byte, sizes []int, offset int) (over bool, er
 	if g.open() || g.blocked() || f.allUnderWay() > int(g.charged.Load()) {
 		return false, nil
 	}
-	if f.pause == pauseMax {
+	if f.pause == maxPause {
 		t.place.stuck()
 	}
 	return true, nil

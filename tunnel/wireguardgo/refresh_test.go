@@ -26,7 +26,10 @@ func sites(t testing.TB, n int) string {
 	for i := range n {
 		k, err := tunnel.NewPrivateKey()
 		require.NoError(t, err)
-		fmt.Fprintf(&s, "public_key=%s\nendpoint=192.0.2.%d:%d\nallowed_ip=10.%d.%d.0/25\nallowed_ip=10.%d.%d.128/25\n", k.Public().Hex(), 3+i%200, 51820+i, 100+i/256, i%256, 100+i/256, i%256)
+		fmt.Fprintf(&s, "public_key=%s\nendpoint=192.0.2.%d:%d\n", k.Public().Hex(), 3+i%200, 51820+i)
+		for _, half := range []string{"0/25", "128/25"} {
+			fmt.Fprintf(&s, "allowed_ip=10.%d.%d.%s\n", 100+i/256, i%256, half)
+		}
 	}
 	return s.String()
 }
@@ -67,7 +70,8 @@ func BenchmarkRefreshOfManySites(b *testing.B) {
 	}
 }
 
-// What nobody has authenticated makes no work that grows with the number of sites, from however many addresses it comes.
+// What nobody has authenticated makes no work that grows with the number of sites, from however many
+// addresses it comes.
 func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	a, b := wire(t)
 	a.Open(0, 0, wide)
@@ -96,11 +100,12 @@ func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	}
 	sending := share(9) // where nobody listens
 	all := share(51820)
-	t.Logf("%d sites, 100 datagrams a second, each from a new address: %.1f %% of a core, of which %.1f %% are this test's own; drops %v",
+	t.Logf("%d sites, 100 datagrams a second, each from a new address: %.1f %% of a core, "+
+		"of which %.1f %% are this test's own; drops %v",
 		manySites, 100*all, 100*sending, a.E.Status().Drops)
 	assert.Less(t, all-sending, 0.1)
 
-	// While the peers are being looked at already, who asks for it leaves a mark.
+	// While the peers are being looked at already, a request is remembered.
 	p := engine(a).hub.peers
 	p.refreshing.Lock()
 	defer p.refreshing.Unlock()
@@ -112,6 +117,7 @@ func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	for _, kind := range []string{"unknown session", "handshakes of a stranger", "noise"} {
 		strange(b, "192.0.2.1:51820", 5, 1000, junk[kind])
 	}
-	require.Eventually(t, func() bool { return engine(a).hub.drops[dropGarbage].Load() >= seen }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return engine(a).hub.drops[dropGarbage].Load() >= seen }, 5*time.Second,
+		time.Millisecond)
 	assert.Empty(t, p.kicks)
 }

@@ -13,38 +13,45 @@ import (
 	"ringway/tunnel/flowqueue"
 )
 
-// An account for each site, where there are several: what is under way to it. A site whose line is slower than ours (its class in the
-// WAN's queues has a low ceiling) keeps its packets there for long, and what is unsent in the socket does not say whose they are.
-//  1. admit counts a packet in, in the kernel's measure, as for all together
-//  2. Send has the last packet of each batch marked: the kernel puts its number and time into the socket's error queue when the packet
-//     goes to the network card (SO_TIMESTAMPING). Packets of a site leave its leaf in order, so all before it have left, too, or
-//     were dropped there
-//  3. the time that it took says what may be under way to the site (flowqueue.SiteLimit); while there is more, the flow queues pass over it
-//  4. what such a site has under way is not counted where all together are (fair.underWay), for it waits for its own line
+// An account for each site, where there are several, of what is under way to it. A site whose line is slower
+// than ours (its class in the WAN's queues has a low ceiling) keeps its packets there for long, and what is
+// unsent in the socket does not say whose they are.
 //
-// What is lost without a word is found when nothing at all is under way, or when a full account has not moved for a second. The
-// cards that tell nothing (blind) are found by that, too; then all is as with one account.
+//  1. admit counts a packet in, in the kernel's measure, as for all sites together
+//  2. Send has the last packet of each batch marked: the kernel puts its number and time into the socket's
+//     error queue when the packet goes to the network card (SO_TIMESTAMPING). Packets of a site leave its leaf
+//     in order, so all before it have left, too, or were dropped there
+//  3. the time that it took says what may be under way to the site (flowqueue.SiteLimit); while more is, the
+//     flow queues pass over it
+//  4. what such a site has under way does not count where all together are (fair.underWay), since it waits
+//     for its own line
+//
+// What is lost without a trace is found when nothing at all is under way, or when a full account has not
+// changed for a second. Network cards that report nothing (blind) are found that way, too; then everything is
+// as with one account.
 
 const (
-	siteWait = 8 * time.Millisecond   // what may be under way to a site, of its line; above limitMost, or the WAN would look slow
+	// So much of a site's line may be under way: more than maxLimit, or the WAN would look slow.
+	siteWait = 8 * time.Millisecond
 	heldFor  = 100 * time.Millisecond // since it was last full
 	lostFor  = time.Second
-	// blindAfter is how many marked packets may leave without a word until the card is taken for one that has none.
+	// blindAfter is how many marked packets may leave unreported until the card counts as one that reports none.
 	blindAfter = 64
 
-	marksMany = 1024 // on their way
-	drainMany = 32   // taken from the error queue at once
+	maxMarks   = 1024 // on their way
+	drainBatch = 32   // taken from the error queue at once
 
-	blindNote = "the WAN's network card does not tell which packets left (SO_TIMESTAMPING): a site with a slow line can hold up data to others"
+	blindNote = "the WAN's network card does not report which packets left (SO_TIMESTAMPING): " +
+		"a site with a slow line can delay data to others"
 )
 
-// account is a peer's. All but what is said otherwise only grows.
+// account is a peer's. Its counters only grow.
 type account struct {
 	given atomic.Int64 // to the device, by the TUN's reader
 	lost  atomic.Int64 // in the device
 	sent  atomic.Int64 // to the socket, or dropped before it
-	left  atomic.Int64 // of sent; the WAN's queue as well
-	limit atomic.Int64 // what may be under way, as it is now
+	left  atomic.Int64 // of sent, what has also left the WAN's queue
+	limit atomic.Int64 // what may be under way now
 	wants atomic.Bool  // the reader has packets for it
 
 	// The TUN's reader's own.
@@ -57,29 +64,29 @@ func (a *account) underWay() int { return int(a.given.Load() - a.lost.Load() - a
 
 func (a *account) full() bool { return int64(a.underWay()) > a.limit.Load() }
 
-// settle takes all that was given for gone.
+// settle counts all that was given as gone.
 func (a *account) settle() {
 	all := a.given.Load() - a.lost.Load()
 	a.sent.Store(all)
 	a.left.Store(all)
 }
 
-// mark is one packet's.
+// mark belongs to one marked packet.
 type mark struct {
 	peer     *peer
-	upTo     int64 // of account.sent, with it
-	underWay int   // to the site then, with it
+	upTo     int64 // account.sent, this packet included
+	underWay int   // to the site then, this packet included
 	at       int64 // when it was sent, wall clock, ns
 	id       uint32
 }
 
-// accounts are what they have in common.
+// accounts are what all accounts have in common.
 type accounts struct {
 	on     atomic.Bool // packets are marked and accounts kept
 	able   bool        // the kernel marks packets
 	blind  atomic.Bool
 	needed atomic.Bool // the reader waits for a site that is full
-	freed  atomic.Bool // one is not any more
+	freed  atomic.Bool // one is no longer full
 
 	full func(site uint32) bool // for flowqueue, which would allocate it for each packet
 	now  time.Duration          // of the reader's look
@@ -88,14 +95,16 @@ type accounts struct {
 	table *table                  // that held is of
 	hard  atomic.Int64
 
-	mu         sync.Mutex // of what follows, and held while a marked packet is sent, so that its number is known before it leaves
+	// mu guards what follows. It is held while a marked packet is sent, so that its number is known before it
+	// leaves.
+	mu         sync.Mutex
 	conns      [2]syscall.RawConn
 	next       [2]uint32 // number of the socket's next marked packet
-	marks      [2][marksMany]mark
+	marks      [2][maxMarks]mark
 	unanswered int
 
-	msgs    [drainMany]datagram.Message
-	control [drainMany][datagram.SentControlSize]byte
+	msgs    [drainBatch]datagram.Message
+	control [drainBatch][datagram.SentControlSize]byte
 	which   int
 	drainFD func(fd uintptr)
 }
@@ -111,7 +120,7 @@ func (s *accounts) open(conns [2]syscall.RawConn) {
 			continue
 		}
 		_ = c.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPING, 0) // another engine's numbers end
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPING, 0) // end the numbers of an earlier engine
 			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPING, flags) != nil {
 				s.able = false
 			}
@@ -119,7 +128,7 @@ func (s *accounts) open(conns [2]syscall.RawConn) {
 	}
 }
 
-// set follows the bounds; the reader calls it.
+// set applies the bounds. The reader calls it.
 func (s *accounts) set(on bool, hard int) {
 	s.hard.Store(int64(hard))
 	s.blind.Store(!s.able)
@@ -140,7 +149,7 @@ func (s *accounts) heldBack() (n int) {
 	return n
 }
 
-// some says whether a site was full a moment ago.
+// some reports whether a site was full a moment ago.
 func (s *accounts) some() bool { return len(*s.held.Load()) > 0 }
 
 func (s *accounts) many() int { return len(*s.held.Load()) }
@@ -185,7 +194,7 @@ func (s *accounts) look(f *fair, now time.Duration, idle bool) {
 	f.queue.Unpark(s.full)
 }
 
-// settleAll takes all that was marked for gone: nothing is under way.
+// settleAll counts all that was marked as gone: nothing is under way.
 func (s *accounts) settleAll(t *table) {
 	s.mu.Lock()
 	unanswered := s.unanswered
@@ -216,7 +225,7 @@ func (s *accounts) keep(wanted func(*peer) bool) {
 	s.held.Store(&now)
 }
 
-// isFull says whether a site may have no more now, and then keeps it in mind. The reader calls it.
+// isFull reports whether a site may have no more now, and remembers that. The reader calls it.
 func (s *accounts) isFull(site uint32) bool {
 	if !s.on.Load() {
 		return false
@@ -226,7 +235,7 @@ func (s *accounts) isFull(site uint32) bool {
 		return false
 	}
 	a := &p.account
-	a.wants.Store(true) // before it is looked at, or what leaves meanwhile would say nothing
+	a.wants.Store(true) // before it is checked, or what leaves in the meantime would not wake the reader
 	if !a.full() {
 		a.wants.Store(false)
 		a.seenAt, a.seen = s.now, a.left.Load()
@@ -244,7 +253,7 @@ func (s *accounts) isFull(site uint32) bool {
 	return true
 }
 
-// mark counts a batch as sent, and says how its last packet is to be marked; without a peer, not at all.
+// mark counts a batch as sent, and returns how to mark its last packet. A mark without a peer means not at all.
 func (s *accounts) mark(h *hub, bufs [][]byte) (m mark) {
 	charged := int64(0)
 	slot := uint32(tagNone)
@@ -276,14 +285,15 @@ func (s *accounts) send(fd uintptr, to *socket, msgs []datagram.Message, m *mark
 	n, errno := sendmmsg(fd, msgs)
 	if errno == 0 && n == len(msgs) {
 		m.id = s.next[to.which]
-		s.marks[to.which][m.id%marksMany] = *m
+		s.marks[to.which][m.id%maxMarks] = *m
 		s.next[to.which]++
 		s.unanswered++
 	}
 	return n, errno
 }
 
-// drain takes what the kernel has to say of packets that left. Unless it has to, it leaves that to whoever is there.
+// drain reads what the kernel reports about packets that left. Unless it must, it leaves that to a goroutine that
+// is doing so already.
 func (s *accounts) drain(must bool) {
 	if !s.on.Load() {
 		return
@@ -328,11 +338,11 @@ func (s *accounts) drainSocket(fd uintptr) {
 func (s *accounts) answer(id uint32, at int64) {
 	s.unanswered = 0
 	next := &s.next[s.which]
-	if int32(id-*next) >= 0 { // the kernel numbered one that it did not take
+	if int32(id-*next) >= 0 { // the kernel numbered a packet that it then refused
 		*next = id + 1
 		return
 	}
-	m := &s.marks[s.which][id%marksMany]
+	m := &s.marks[s.which][id%maxMarks]
 	if m.id != id || m.peer == nil {
 		return
 	}
@@ -345,7 +355,9 @@ func (s *accounts) answer(id uint32, at int64) {
 			break
 		}
 	}
-	a.limit.Store(int64(flowqueue.SiteLimit(max(int(a.limit.Load()), chargeFull), int(s.hard.Load()), m.underWay, time.Duration(at-m.at), siteWait)))
+	limit := max(int(a.limit.Load()), chargeFull)
+	took := time.Duration(at - m.at)
+	a.limit.Store(int64(flowqueue.SiteLimit(limit, int(s.hard.Load()), m.underWay, took, siteWait)))
 	if a.wants.Load() && !a.full() {
 		s.freed.Store(true)
 	}

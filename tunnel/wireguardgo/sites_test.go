@@ -14,7 +14,8 @@ import (
 )
 
 // hubBounds are bounds as the daemon makes them for a hub with 40 Mbit/s whose sites take 21 together.
-var hubBounds = tunnel.Bounds{Rate: 21e6, TxQueueLen: 256, InFlight: 17, FlowPackets: 350, SendBuffer: 37440, ReceiveBuffer: 1 << 20}
+var hubBounds = tunnel.Bounds{Rate: 21e6, TxQueueLen: 256, InFlight: 17, FlowPackets: 350, SendBuffer: 37440,
+	ReceiveBuffer: 1 << 20}
 
 // hubAndSites is a hub whose WAN's queues hold what goes to fast to 20 Mbit/s and what goes to slow to 1 Mbit/s.
 func hubAndSites(t *testing.T) (hub, fast, slow *enginetest.Box) {
@@ -30,12 +31,15 @@ func hubAndSites(t *testing.T) (hub, fast, slow *enginetest.Box) {
 	slow.Set(slow.Peer(hub, "192.0.2.1:51820"))
 	tc := func(args ...string) { hub.NS.Run("tc", args...) }
 	tc("qdisc", "add", "dev", "wire0", "root", "handle", "1:", "htb", "default", "2")
-	tc("class", "add", "dev", "wire0", "parent", "1:", "classid", "1:1", "htb", "rate", "40mbit", "burst", "3000", "cburst", "3000")
+	tc("class", "add", "dev", "wire0", "parent", "1:", "classid", "1:1", "htb", "rate", "40mbit", "burst", "3000",
+		"cburst", "3000")
 	for _, c := range [][2]string{{"2", "20mbit"}, {"3", "1mbit"}} {
-		tc("class", "add", "dev", "wire0", "parent", "1:1", "classid", "1:"+c[0], "htb", "rate", "500kbit", "ceil", c[1], "burst", "1600", "cburst", "1600")
+		tc("class", "add", "dev", "wire0", "parent", "1:1", "classid", "1:"+c[0], "htb", "rate", "500kbit", "ceil",
+			c[1], "burst", "1600", "cburst", "1600")
 		tc("qdisc", "add", "dev", "wire0", "parent", "1:"+c[0], "pfifo", "limit", "200")
 	}
-	tc("filter", "add", "dev", "wire0", "parent", "1:", "protocol", "ip", "u32", "match", "ip", "dst", "198.51.100.3/32", "flowid", "1:3")
+	tc("filter", "add", "dev", "wire0", "parent", "1:", "protocol", "ip", "u32", "match", "ip", "dst",
+		"198.51.100.3/32", "flowid", "1:3")
 	require.NoError(t, hub.Ping("10.66.0.2"))
 	require.NoError(t, hub.Ping("10.66.0.3"))
 	return hub, fast, slow
@@ -67,18 +71,20 @@ func serve(t *testing.T, hub, site *enginetest.Box, seconds int) (s service) {
 }
 
 // A flood to a site with a slow line takes nothing from the other site, and fills its own line.
-func TestASlowSiteDoesNotHoldUpOthers(t *testing.T) {
+func TestTimedASlowSiteDoesNotHoldUpOthers(t *testing.T) {
 	hub, fast, slow := hubAndSites(t)
 	alone := serve(t, hub, fast, 2)
 	packet := make([]byte, 1300)
 	stop := hub.Flood("10.66.0.3:9", 2, func() []byte { return packet })
-	require.Eventually(t, func() bool { return hub.E.Status().Queue.SlowSites == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return hub.E.Status().Queue.SlowSites == 1 }, 10*time.Second,
+		10*time.Millisecond)
 	began, was := time.Now(), slow.E.Status().Peers[0].RxBytes
 	beside := serve(t, hub, fast, 2)
 	took, now := time.Since(began), slow.E.Status().Peers[0].RxBytes
 	rate := float64(now-was) * 8 / took.Seconds() / 1e6
 	h := engine(hub).hub
-	t.Logf("fast site alone %.1f Mbit/s, %v; beside a flood %.1f Mbit/s, %v; the slow one got %.2f Mbit/s; limit %d, %+v", alone.rate, alone.rtt, beside.rate, beside.rtt, rate,
+	t.Logf("fast site alone %.1f Mbit/s, %v; beside a flood %.1f Mbit/s, %v; the slow one got %.2f Mbit/s; limit %d, %+v",
+		alone.rate, alone.rtt, beside.rate, beside.rtt, rate,
 		h.peers.now.Load().byKey[slow.Key.Public()].account.limit.Load(), hub.E.Status().Queue)
 	assert.Greater(t, beside.rate, 0.8*alone.rate)
 	assert.Less(t, beside.rtt, 3*alone.rtt+10*time.Millisecond)
@@ -94,7 +100,8 @@ func TestASlowSiteDoesNotHoldUpOthers(t *testing.T) {
 		t.Logf("with one account: %.1f Mbit/s, %v", was.rate, was.rtt)
 	}
 	stop()
-	require.Eventually(t, func() bool { return h.fair.allUnderWay() == 0 && h.fair.seen.packets.Load() == 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return h.fair.allUnderWay() == 0 && h.fair.seen.packets.Load() == 0 },
+		20*time.Second, 10*time.Millisecond)
 	for _, to := range []string{"10.66.0.2", "10.66.0.3"} {
 		assert.NoError(t, hub.Ping(to))
 	}

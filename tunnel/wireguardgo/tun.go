@@ -15,8 +15,8 @@ import (
 	"ringway/tunnel/descriptor"
 )
 
-// tunDevice stands between the tunnel device and the device package: it holds the packets to the
-// gate, and keeps those from the device that it would only hold or drop.
+// tunDevice is between the tunnel device and the device package. It makes packets wait at the gate, and keeps
+// from the device those that it would only hold or drop.
 type tunDevice struct {
 	hub    *hub
 	native *tun.NativeTun
@@ -25,7 +25,7 @@ type tunDevice struct {
 	place  turnstile
 	fair   *fair
 	poll   int // the TUN's descriptor, for the reader alone
-	last   int // buffers that the device replaced since the last read, at most
+	last   int // at most so many buffers were replaced by the device since the last read
 	errs   int // errors in a row
 
 	mu     sync.Mutex // of events
@@ -61,8 +61,8 @@ func newTUN(f *os.File, h *hub, mtu int) (*tunDevice, error) {
 	return t, nil
 }
 
-// setSegmented says whether the kernel may hand over segmented packets. Reading single packets
-// costs throughput, and on a slow link holds the queue to its bound.
+// setSegmented sets whether the kernel may hand over segmented packets. Reading single packets costs
+// throughput, and on a slow link keeps the queue within its bound.
 func (t *tunDevice) setSegmented(on bool) error {
 	if t.segmented.Load() == on {
 		return nil
@@ -89,7 +89,7 @@ func (t *tunDevice) setSegmented(on bool) error {
 	return fmt.Errorf("set the offloads of %s: %w", t.name, err)
 }
 
-// Read gives the device packets that it can send. Those that it shall not see have size 0.
+// Read gives the device packets that it can send. Those that it must not see have size 0.
 func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	returned := t.hub.reclaim(bufs[:t.last])
 	last := t.last
@@ -115,7 +115,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
-// took judges what a read gave. An error ends the device.
+// took handles the result of a read. An error ends the device.
 func (t *tunDevice) took(n int, err error) (int, error) {
 	switch {
 	case err == nil:
@@ -141,7 +141,7 @@ func (t *tunDevice) took(n int, err error) (int, error) {
 	return max(n, 0), nil
 }
 
-// admit tags the packets that may enter and sets the size of the others to 0.
+// admit tags the packets that may enter, and sets the size of the others to 0.
 func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) {
 	var (
 		table = t.hub.peers.now.Load()
@@ -149,7 +149,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		to    *peer
 
 		charged int // in all
-		given   int // of that to the same site in a row
+		given   int // of that, to the same site in a row
 		queued  = t.fair.now.on
 	)
 	account := func() { // not for each packet: the sender writes beside it
@@ -184,7 +184,7 @@ func (t *tunDevice) admit(bufs [][]byte, sizes []int, offset int) (entered int) 
 		}
 		t.hub.claim(b, tagPeer+to.slot)
 		entered++
-		cost := 0 // of one that waits for a session: nothing behind the flow queues waits for it
+		cost := 0 // 0 for one that waits for a session: nothing behind the flow queues waits for it
 		if to.fresh.Load() {
 			cost = charge(sizes[i])
 			charged += cost
@@ -220,7 +220,7 @@ func source(p []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// Write takes packets that the device has authenticated and whose source it has checked.
+// Write gets packets that the device has authenticated, and whose source it has checked.
 func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	if len(bufs) > 0 {
 		if src, ok := source(bufs[0][offset:]); ok { // one peer's, all of them
@@ -250,7 +250,7 @@ func (t *tunDevice) event(e tun.Event) {
 	}
 	select {
 	case t.events <- e:
-	default: // four wait: the same is among them
+	default: // four are pending: this one is among them
 	}
 }
 
@@ -259,7 +259,7 @@ func (t *tunDevice) setMTU(mtu int) {
 	t.event(tun.EventMTUUpdate)
 }
 
-// MTU is what the daemon says: asking the kernel by name would go wrong in another network namespace.
+// MTU is what the daemon says. Asking the kernel by name would fail in another network namespace.
 func (t *tunDevice) MTU() (int, error)        { return int(t.mtu.Load()), nil }
 func (t *tunDevice) File() *os.File           { return t.native.File() }
 func (t *tunDevice) Name() (string, error)    { return t.name, nil }

@@ -20,12 +20,14 @@ func FuzzSet(f *testing.F) {
 	for _, s := range []string{
 		"", "\n", "fwmark=1\n\n", "listen_port=0\n", "private_key=" + key + "\nreplace_peers=true\n\n",
 		"public_key=" + key + "\nupdate_only=true\nremove=true\nallowed_ip=-10.0.0.0/8\n\n",
-		"public_key=" + key + "\nendpoint=[fe80::1%2]:5\npersistent_keepalive_interval=65535\nprotocol_version=1\nallowed_ip=::ffff:1.2.3.4/120\n",
+		"public_key=" + key +
+			"\nendpoint=[fe80::1%2]:5\npersistent_keepalive_interval=65535\nprotocol_version=1\nallowed_ip=::ffff:1.2.3.4/120\n",
 		strings.Repeat("x", 2000), "public_key=" + key + "\npublic_key=\x00\n",
 	} {
 		f.Add([]byte(s))
 	}
-	dev := device.NewDevice(tuntest.NewChannelTUN().TUN(), bindtest.NewChannelBinds()[0], device.NewLogger(device.LogLevelSilent, ""))
+	dev := device.NewDevice(tuntest.NewChannelTUN().TUN(), bindtest.NewChannelBinds()[0],
+		device.NewLogger(device.LogLevelSilent, ""))
 	f.Cleanup(dev.Close)
 	f.Fuzz(func(t *testing.T, in []byte) {
 		body, err := uapi.ReadSet(bytes.NewReader(in))

@@ -12,24 +12,31 @@ import (
 	"time"
 )
 
-// Client talks to a probe that was started in a process of its own.
+// Client controls a probe that runs in a process of its own.
 type Client struct {
 	name  string
 	in    io.WriteCloser
 	out   io.ReadCloser
-	words chan string   // lines that the probe says, up to the result
-	rest  chan struct{} // closed after the last of them: r is then whoever's waits for it
+	words chan string   // lines that the probe prints before the result
+	rest  chan struct{} // closed after the last of them; the reader of r may then continue
 	err   error         // why there are no more lines, once rest is closed
 	r     *bufio.Reader
 }
 
-// ErrWaiting: what a probe was to say did not come in time. The conversation goes on.
-var ErrWaiting = errors.New("the probe still waits")
+// ErrWaiting: the probe has not printed the expected line in time. It can still be controlled.
+var ErrWaiting = errors.New("the probe is still waiting")
 
-// NewClient tells a probe what to do; in and out are its standard input and output. Closing them is the client's business
-// from here on. name is for errors.
+// NewClient configures a probe; in and out are its standard input and output, which the client closes. name
+// is for errors.
 func NewClient(name string, in io.WriteCloser, out io.ReadCloser, c Config) (*Client, error) {
-	p := &Client{name: name, in: in, out: out, r: bufio.NewReader(out), words: make(chan string, 8), rest: make(chan struct{})}
+	p := &Client{
+		name:  name,
+		in:    in,
+		out:   out,
+		r:     bufio.NewReader(out),
+		words: make(chan string, 8),
+		rest:  make(chan struct{}),
+	}
 	line, err := json.Marshal(c)
 	if err != nil {
 		return nil, err
@@ -41,7 +48,7 @@ func NewClient(name string, in io.WriteCloser, out io.ReadCloser, c Config) (*Cl
 	return p, nil
 }
 
-// Close ends the conversation; a probe that still runs ends by it.
+// Close ends the connection, and with it a probe that still runs.
 func (p *Client) Close() {
 	p.in.Close()
 	p.out.Close()
@@ -50,15 +57,15 @@ func (p *Client) Close() {
 // Ready waits until the probe's sockets are open.
 func (p *Client) Ready(ctx context.Context) error { return p.expect(ctx, sayReady) }
 
-// Start has the probe send from the time at of Monotonic on.
+// Start has the probe start to send at the time at of Monotonic.
 func (p *Client) Start(at time.Duration) error {
 	return p.tell(fmt.Sprintf("%s %d", tellStart, int64(at)))
 }
 
-// Complete waits until the probe has sent everything, and got as many packets as can come.
+// Complete waits until the probe has sent everything and received as many packets as can arrive.
 func (p *Client) Complete(ctx context.Context) error { return p.expect(ctx, sayComplete) }
 
-// Stop ends the probe and takes what it saw.
+// Stop ends the probe and returns what it saw.
 func (p *Client) Stop(ctx context.Context) (r Result, err error) {
 	if err := p.tell(tellStop); err != nil {
 		return r, err
@@ -83,14 +90,14 @@ func (p *Client) Stop(ctx context.Context) (r Result, err error) {
 		return Result{}, context.Cause(ctx)
 	}
 	if err != nil {
-		return r, fmt.Errorf("read what the probe on %s saw: %w", p.name, err)
+		return r, fmt.Errorf("read the result of the probe on %s: %w", p.name, err)
 	}
 	return r, nil
 }
 
 func (p *Client) tell(word string) error {
 	if _, err := io.WriteString(p.in, word+"\n"); err != nil {
-		return fmt.Errorf("tell the probe on %s to %s: %w", p.name, strings.Fields(word)[0], err)
+		return fmt.Errorf("send the probe on %s the command %s: %w", p.name, strings.Fields(word)[0], err)
 	}
 	return nil
 }
@@ -101,18 +108,18 @@ func (p *Client) expect(ctx context.Context, want string) error {
 		return err
 	}
 	if got != want {
-		return fmt.Errorf("the probe on %s said %q in place of %q", p.name, got, want)
+		return fmt.Errorf("the probe on %s printed %q, expected %q", p.name, got, want)
 	}
 	return nil
 }
 
-// listen reads lines until the one that the result follows.
+// listen reads lines up to the one before the result.
 func (p *Client) listen() {
 	defer close(p.rest)
 	for {
 		line, err := p.r.ReadString('\n')
 		if err != nil {
-			p.err = fmt.Errorf("the probe on %s ended: %w", p.name, err)
+			p.err = fmt.Errorf("the probe on %s exited: %w", p.name, err)
 			return
 		}
 		word := strings.TrimSpace(line)
@@ -134,7 +141,7 @@ func (p *Client) word(ctx context.Context) (string, error) {
 		return w, nil
 	case <-p.rest:
 		select {
-		case w := <-p.words: // said just before
+		case w := <-p.words: // printed just before
 			return w, nil
 		default:
 			return "", p.err

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	batch         = 64
-	controlSize   = 64      // two control messages: a timestamp of 16 bytes, a counter of 4, each with its header
-	receiveBuffer = 8 << 20 // some 8,000 packets: a second and a half of six paths with ten streams
-	lookUp        = 100 * time.Millisecond
-	duplicateRoom = 2 // times what is expected may be noted
+	batch             = 64
+	controlSize       = 64      // two control messages: a timestamp of 16 bytes, a counter of 4, each with its header
+	receiveBuffer     = 8 << 20 // some 8,000 packets: a second and a half of six paths with ten streams
+	lookUp            = 100 * time.Millisecond
+	duplicateCapacity = 2 // capacity for arrivals, in multiples of what is expected
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -29,7 +29,7 @@ type mmsghdr struct {
 	_   [4]byte
 }
 
-// receiver notes every arrival on one socket for all paths.
+// receiver records every arrival on one socket for all paths.
 type receiver struct {
 	fd       int
 	run32    uint32
@@ -46,14 +46,14 @@ type receiver struct {
 	tooMany   int
 	small     error // why the buffer is smaller than wanted
 
-	complete chan struct{} // closed when as many packets came as were to come
+	complete chan struct{} // closed when all expected packets have arrived
 	stop     atomic.Bool
 }
 
 func newReceiver(c Config) (*receiver, error) {
 	r := &receiver{run32: c.Run, expected: c.Shape.Total(), complete: make(chan struct{})}
-	r.arrivals = make([]quality.Sighting[Key], r.expected*duplicateRoom)
-	for i := range r.arrivals { // touched now, not when a packet comes
+	r.arrivals = make([]quality.Sighting[Key], r.expected*duplicateCapacity)
+	for i := range r.arrivals { // page faults now, not during the measurement
 		r.arrivals[i].At = -1
 	}
 	r.arrivals = r.arrivals[:0]
@@ -63,7 +63,7 @@ func newReceiver(c Config) (*receiver, error) {
 		r.messages[i].hdr.Iov, r.messages[i].hdr.Iovlen = &r.vectors[i], 1
 		r.messages[i].hdr.Control = &r.control[i][0]
 	}
-	// All paths are of one family (oneFamily).
+	// All paths have one family (oneFamily).
 	any := netip.IPv4Unspecified()
 	local, err := netip.ParseAddr(c.Paths[0].Local)
 	if err != nil {
@@ -100,7 +100,15 @@ func (r *receiver) run() error {
 			r.messages[i].hdr.SetControllen(controlSize)
 			r.messages[i].len = 0
 		}
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.messages[0])), batch, unix.MSG_WAITFORONE, 0, 0)
+		n, _, errno := unix.Syscall6(
+			unix.SYS_RECVMMSG,
+			uintptr(r.fd),
+			uintptr(unsafe.Pointer(&r.messages[0])),
+			batch,
+			unix.MSG_WAITFORONE,
+			0,
+			0,
+		)
 		switch errno {
 		case 0:
 		case unix.EAGAIN, unix.EINTR:
@@ -128,13 +136,22 @@ func (r *receiver) note(packet, control []byte) {
 		r.tooMany++
 		return
 	}
-	r.arrivals = append(r.arrivals, quality.Sighting[Key]{Key: Key{h.path, h.stream}, Seq: uint16(h.seq), Media: h.seq, At: quality.Timestamp(at)})
+	r.arrivals = append(
+		r.arrivals,
+		quality.Sighting[Key]{
+			Key:   Key{h.path, h.stream},
+			Seq:   uint16(h.seq),
+			Media: h.seq,
+			At:    quality.Timestamp(at),
+		},
+	)
 	if r.seen++; r.seen == r.expected {
 		close(r.complete)
 	}
 }
 
-// stamps takes the kernel's timestamp and its count of packets that found the buffer full out of control messages.
+// stamps reads the kernel's timestamp and its count of packets that overflowed the buffer from control
+// messages.
 func stamps(b []byte) (at int64, lost uint32) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(unsafe.SliceData(b)))

@@ -13,7 +13,7 @@ import (
 
 // sender sends all streams of one direction, on all paths, from one thread.
 type sender struct {
-	sockets []int // of each stream on each path, connected: each is a flow of its own, as calls are
+	sockets []int // of each stream on each path, connected: each is a flow of its own, like a call
 	streams int
 	slots   []slot
 	offset  time.Duration
@@ -26,14 +26,19 @@ type sender struct {
 }
 
 func newSender(c Config) (_ *sender, err error) {
-	s := &sender{slots: c.Shape.slots(), streams: c.Shape.Streams, offset: c.Offset, packet: make([]byte, c.Shape.Size)}
+	s := &sender{
+		slots:   c.Shape.slots(),
+		streams: c.Shape.Streams,
+		offset:  c.Offset,
+		packet:  make([]byte, c.Shape.Size),
+	}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
 	template(s.packet, c.Run)
-	// Made and touched now: a page fault while sending would be a delay of ours.
+	// Allocated and touched now: a page fault while sending would add delay.
 	s.sent, s.late = make([]quality.Sighting[Key], len(s.slots)), make([]time.Duration, len(s.slots))
 	for i := range s.slots {
 		s.sent[i].At, s.late[i] = -1, -1
@@ -84,7 +89,7 @@ func connected(p Ends, c Config) (int, error) {
 	return fd, nil
 }
 
-// sockaddr is an address as a socket of its family takes it.
+// sockaddr converts an address for a socket of its family.
 func sockaddr(a netip.Addr, port int) (family int, s unix.Sockaddr) {
 	if a.Is4() {
 		return unix.AF_INET, &unix.SockaddrInet4{Addr: a.As4(), Port: port}
@@ -111,10 +116,26 @@ func (s *sender) run(start time.Duration, stop <-chan struct{}) error {
 		now := time.Now().UnixNano()
 		put(s.packet, sl, now)
 		fd := uintptr(s.sockets[int(sl.path)*s.streams+int(sl.stream)])
-		// Raw: entering and leaving Go's scheduler is none of the network's time. It never blocks.
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
-		if errno == unix.ECONNREFUSED { // an ICMP error about an earlier packet, told now; this one has not been sent yet
-			_, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(base), uintptr(len(s.packet)), unix.MSG_DONTWAIT, 0, 0)
+		// RawSyscall: entering and leaving Go's scheduler would add to the delay. It never blocks.
+		_, _, errno := unix.RawSyscall6(
+			unix.SYS_SENDTO,
+			fd,
+			uintptr(base),
+			uintptr(len(s.packet)),
+			unix.MSG_DONTWAIT,
+			0,
+			0,
+		)
+		if errno == unix.ECONNREFUSED { // an ICMP error about an earlier packet; this one was not sent
+			_, _, errno = unix.RawSyscall6(
+				unix.SYS_SENDTO,
+				fd,
+				uintptr(base),
+				uintptr(len(s.packet)),
+				unix.MSG_DONTWAIT,
+				0,
+				0,
+			)
 		}
 		if errno != 0 {
 			s.unsent++
@@ -123,7 +144,15 @@ func (s *sender) run(start time.Duration, stop <-chan struct{}) error {
 			}
 			continue
 		}
-		s.sent = append(s.sent, quality.Sighting[Key]{Key: Key{sl.path, sl.stream}, Seq: uint16(sl.seq), Media: sl.seq, At: quality.Timestamp(now)})
+		s.sent = append(
+			s.sent,
+			quality.Sighting[Key]{
+				Key:   Key{sl.path, sl.stream},
+				Seq:   uint16(sl.seq),
+				Media: sl.seq,
+				At:    quality.Timestamp(now),
+			},
+		)
 		s.late = append(s.late, late)
 	}
 	return nil

@@ -2,8 +2,8 @@ package probe
 
 import "encoding/binary"
 
-// A probe's packet is RTP to whoever looks at it (RFC 3550 section 5.1: version 2, payload type 8, G.711 A-law), with this in front of
-// the audio, all of it big-endian:
+// A probe's packet is RTP to whoever looks at it (RFC 3550 section 5.1: version 2, payload type 8, G.711
+// A-law), with this in front of the audio, all of it big-endian:
 //
 //	magic 4 | run 4 | sequence 4 | sent, CLOCK_REALTIME ns 8 | stream 2 | path 1 | pad 1
 const (
@@ -22,7 +22,7 @@ const (
 	ssrcOfStream = 0x52570000
 )
 
-// header is what a packet says of itself.
+// header is the content of a packet.
 type header struct {
 	run    uint32
 	seq    uint32
@@ -31,7 +31,7 @@ type header struct {
 	path   uint8
 }
 
-// template fills what is the same in every packet.
+// template fills in what is the same in every packet.
 func template(b []byte, run uint32) {
 	b[0], b[1] = rtpVersion2, payloadPCMA
 	binary.BigEndian.PutUint32(b[rtpHeader:], magic)
@@ -41,7 +41,7 @@ func template(b []byte, run uint32) {
 	}
 }
 
-// put writes what differs from packet to packet.
+// put writes what differs between packets.
 func put(b []byte, s *slot, sent int64) {
 	binary.BigEndian.PutUint16(b[2:], uint16(s.seq))
 	binary.BigEndian.PutUint32(b[4:], s.seq*samples20ms)
@@ -57,7 +57,10 @@ func parse(b []byte) (h header, ok bool) {
 		return h, false
 	}
 	return header{
-		run: binary.BigEndian.Uint32(b[offRun:]), seq: binary.BigEndian.Uint32(b[offSequence:]),
-		sent: int64(binary.BigEndian.Uint64(b[offSent:])), stream: binary.BigEndian.Uint16(b[offStream:]), path: b[offPath],
+		run:    binary.BigEndian.Uint32(b[offRun:]),
+		seq:    binary.BigEndian.Uint32(b[offSequence:]),
+		sent:   int64(binary.BigEndian.Uint64(b[offSent:])),
+		stream: binary.BigEndian.Uint16(b[offStream:]),
+		path:   b[offPath],
 	}, true
 }

@@ -14,9 +14,18 @@ import (
 	"ringway/quality"
 )
 
-// Every stream of every path has one packet an interval, no two packets leave together, and no path has a fixed place.
+// Every stream of every path has one packet an interval, no two packets leave together, and no path has a
+// fixed place.
 func TestScheduleIsEvenAndFair(t *testing.T) {
-	s := Shape{Streams: 10, Interval: 20 * time.Millisecond, Size: 172, Lead: 100 * time.Millisecond, Length: time.Second, Seed: 7, Paths: 6}
+	s := Shape{
+		Streams:  10,
+		Interval: 20 * time.Millisecond,
+		Size:     172,
+		Lead:     100 * time.Millisecond,
+		Length:   time.Second,
+		Seed:     7,
+		Paths:    6,
+	}
 	slots := s.slots()
 	require.Len(t, slots, s.Total())
 	assert.Equal(t, 55*10*6, s.Total())
@@ -57,7 +66,8 @@ func TestShapesAreHeldToTheirRange(t *testing.T) {
 		"packets of 20 bytes (allowed: 36-1200)": func(s *Shape) { s.Size = 20 },
 		"a packet every 10µs (allowed: 1ms-1s)":  func(s *Shape) { s.Interval = 10 * time.Microsecond },
 		"a run of 0s":                            func(s *Shape) { s.Length = 0 },
-		"1000 streams on 6 paths every 20ms leave 3.333µs between two packets (allowed: 20µs and more; take fewer streams)": func(s *Shape) { s.Streams = 1000 },
+		"1000 streams on 6 paths every 20ms leave 3.333µs between two packets " +
+			"(allowed: 20µs and more; use fewer streams)": func(s *Shape) { s.Streams = 1000 },
 	} {
 		s := good
 		change(&s)
@@ -68,7 +78,11 @@ func TestShapesAreHeldToTheirRange(t *testing.T) {
 func TestPayloadComesBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := make([]byte, rapid.IntRange(MinSize, MaxSize).Draw(t, "size"))
-		sl := slot{path: rapid.Byte().Draw(t, "path"), stream: rapid.Uint16().Draw(t, "stream"), seq: rapid.Uint32().Draw(t, "seq")}
+		sl := slot{
+			path:   rapid.Byte().Draw(t, "path"),
+			stream: rapid.Uint16().Draw(t, "stream"),
+			seq:    rapid.Uint32().Draw(t, "seq"),
+		}
 		run, sent := rapid.Uint32().Draw(t, "run"), rapid.Int64().Draw(t, "sent")
 		template(b, run)
 		put(b, &sl, sent)
@@ -87,7 +101,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { parse(b) })
 }
 
-// Two probes on one address of loopback: everything that is sent arrives, is told apart by run, and nothing is allocated for it.
+// Two probes on one address of loopback: everything that is sent arrives, is told apart by run, and nothing
+// is allocated for it.
 func TestProbeSendsAndReceives(t *testing.T) {
 	for _, at := range []string{"127.0.0.1", "::1"} {
 		t.Run(at, func(t *testing.T) { sendsAndReceives(t, at) })
@@ -140,12 +155,26 @@ func sendsAndReceives(t *testing.T, at string) {
 
 // A probe whose parent is gone ends.
 func TestProbeEndsWithItsParent(t *testing.T) {
-	err := Main(bytes.NewReader([]byte(`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"127.0.0.1"}]}`+"\n")), io.Discard)
+	err := Main(
+		bytes.NewReader(
+			[]byte(
+				`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"127.0.0.1"}]}`+"\n",
+			),
+		),
+		io.Discard,
+	)
 	assert.EqualError(t, err, "the probe was not started: its standard input ended")
-	err = Main(bytes.NewReader([]byte(`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"::1"}]}`+"\n")), io.Discard)
+	err = Main(
+		bytes.NewReader(
+			[]byte(
+				`{"shape":{"streams":1,"interval":20000000,"size":172,"length":1000000000},"paths":[{"local":"127.0.0.1","remote":"::1"}]}`+"\n",
+			),
+		),
+		io.Discard,
+	)
 	assert.EqualError(t, err, "path 0: ::1 is not of the family of 127.0.0.1 (allowed: one family for all)")
 	err = Main(bytes.NewReader(nil), io.Discard)
-	assert.EqualError(t, err, "read the probe's configuration: EOF (the probe is started by `ringway bench`)")
+	assert.EqualError(t, err, "read the probe's configuration: EOF (only `ringway bench` starts the probe)")
 }
 
 func TestWakeMeasuresBothPolicies(t *testing.T) {
@@ -155,13 +184,19 @@ func TestWakeMeasuresBothPolicies(t *testing.T) {
 	assert.Contains(t, out.String(), `"policy":"fifo"`)
 }
 
-// Each stream is a flow of its own, as calls are: what looks at flows must not take ten calls for one that went mad.
+// Each stream is a flow of its own, as calls are: what looks at flows must not take ten calls for one that
+// went mad.
 func TestEachStreamIsAFlow(t *testing.T) {
 	l, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	c := Config{Run: 7, Port: l.LocalAddr().(*net.UDPAddr).Port, TOS: 0xb8, Paths: []Ends{{"127.0.0.1", "127.0.0.1"}, {"127.0.0.1", "127.0.0.1"}},
-		Shape: Shape{Streams: 3, Interval: time.Millisecond, Size: 172, Length: 5 * time.Millisecond, Paths: 2}}
+	c := Config{
+		Run:   7,
+		Port:  l.LocalAddr().(*net.UDPAddr).Port,
+		TOS:   0xb8,
+		Paths: []Ends{{"127.0.0.1", "127.0.0.1"}, {"127.0.0.1", "127.0.0.1"}},
+		Shape: Shape{Streams: 3, Interval: time.Millisecond, Size: 172, Length: 5 * time.Millisecond, Paths: 2},
+	}
 	s, err := newSender(c)
 	require.NoError(t, err)
 	defer s.close()

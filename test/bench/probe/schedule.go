@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// Shape is voice as it is sent on every path: G.711 in 20 ms packets unless somebody wants it otherwise.
+// Shape is the voice that is sent on every path: by default G.711 in packets of 20 ms.
 type Shape struct {
 	Streams  int           `json:"streams"`
 	Interval time.Duration `json:"interval"` // between two packets of a stream
 	Size     int           `json:"size"`     // UDP payload in bytes, RTP header included
-	Lead     time.Duration `json:"lead"`     // sent before what is measured
-	Length   time.Duration `json:"length"`   // that is measured
+	Lead     time.Duration `json:"lead"`     // sent before the measured part
+	Length   time.Duration `json:"length"`   // of the measured part
 	Seed     uint64        `json:"seed"`     // of the order of the paths
 	Paths    int           `json:"paths"`
 }
 
-// Limits of a shape. Below 100 µs the sender itself would be what is measured.
+// Limits of a shape. Below 100 µs the sender itself would be measured.
 const (
 	MinSize     = headerSize
 	MaxSize     = 1200
@@ -40,18 +40,25 @@ func (s Shape) check() error {
 	return nil
 }
 
-// Check says what is wrong with a shape on so many paths.
+// Check returns what is wrong with a shape on so many paths.
 func (s Shape) Check(paths int) error {
 	if err := s.check(); err != nil {
 		return err
 	}
 	if gap := s.Interval / time.Duration(s.Streams*paths); gap < minGap {
-		return fmt.Errorf("%d streams on %d paths every %s leave %s between two packets (allowed: %s and more; take fewer streams)", s.Streams, paths, s.Interval, gap, minGap)
+		return fmt.Errorf(
+			"%d streams on %d paths every %s leave %s between two packets (allowed: %s and more; use fewer streams)",
+			s.Streams,
+			paths,
+			s.Interval,
+			gap,
+			minGap,
+		)
 	}
 	return nil
 }
 
-// slot is one packet's turn.
+// slot is the time of one packet.
 type slot struct {
 	at     time.Duration // since the start
 	path   uint8
@@ -59,15 +66,15 @@ type slot struct {
 	seq    uint32
 }
 
-// PerStream is how many packets a stream has, the lead included.
+// PerStream is the number of packets of a stream, including the lead.
 func (s Shape) PerStream() int { return int((s.Lead + s.Length + s.Interval - 1) / s.Interval) }
 
-// Total is how many packets go one way, on all paths.
+// Total is the number of packets in one direction, on all paths.
 func (s Shape) Total() int { return s.PerStream() * s.Streams * s.Paths }
 
-// slots is the whole schedule. Streams are spread evenly over the interval, and the paths evenly over the turn of a
-// stream, so that no two packets leave together; each turn the paths have another order, so that none is always
-// the one that finds the caches warm.
+// slots is the whole schedule. Streams are spread evenly over the interval, and the paths evenly over the
+// turn of a stream, so that no two packets leave together; the order of the paths changes every turn, so that
+// none always finds the caches warm.
 func (s Shape) slots() []slot {
 	order := rand.New(rand.NewPCG(s.Seed, 0))
 	out := make([]slot, 0, s.Total())
@@ -76,7 +83,15 @@ func (s Shape) slots() []slot {
 		for stream := range s.Streams {
 			turn := time.Duration(seq)*s.Interval + time.Duration(stream)*s.Interval/time.Duration(s.Streams)
 			for place, path := range order.Perm(s.Paths) {
-				out = append(out, slot{at: turn + time.Duration(place)*gap, path: uint8(path), stream: uint16(stream), seq: uint32(seq)})
+				out = append(
+					out,
+					slot{
+						at:     turn + time.Duration(place)*gap,
+						path:   uint8(path),
+						stream: uint16(stream),
+						seq:    uint32(seq),
+					},
+				)
 			}
 		}
 	}

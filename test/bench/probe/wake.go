@@ -10,8 +10,8 @@ import (
 	"ringway/test/lab/fifo"
 )
 
-// Wake is how late threads were woken that slept until a point in time, as cyclictest(8) measures it: what this machine, its
-// kernel and its hypervisor add to every delay, whatever stands between two phones.
+// Wake is how late threads were woken that slept until a deadline, as cyclictest(8) measures it: what this
+// machine, its kernel and its hypervisor add to every delay.
 type Wake struct {
 	Policy  string  `json:"policy"` // other, fifo
 	Denied  string  `json:"denied,omitempty"`
@@ -25,7 +25,8 @@ type Wake struct {
 // wakeEvery is cyclictest's default.
 const wakeEvery = time.Millisecond
 
-// WakeMain measures for so long, one thread under the default policy and one under SCHED_FIFO, and writes the two as JSON.
+// WakeMain measures for the given time, one thread under the default policy and one under SCHED_FIFO, and
+// prints both as JSON.
 func WakeMain(length time.Duration, stdout io.Writer) error {
 	quiet()
 	w := [2]Wake{{Policy: "other"}, {Policy: "fifo"}}
@@ -57,7 +58,10 @@ func (w *Wake) measure(start, length time.Duration) {
 		late.Record(Monotonic() - due)
 	}
 	w.Samples = int(late.Count())
-	w.P50, w.P99, w.P999, w.Max = micros(late.Percentile(50)), micros(late.Percentile(99)), micros(late.Percentile(99.9)), micros(late.Max())
+	w.P50 = micros(late.Percentile(50))
+	w.P99 = micros(late.Percentile(99))
+	w.P999 = micros(late.Percentile(99.9))
+	w.Max = micros(late.Max())
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

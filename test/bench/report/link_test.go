@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/quality/figures"
 	lab "ringway/test/lab/report"
 )
 
@@ -14,9 +15,15 @@ import (
 func linkPath(name string, lost int, pdv ...float64) LinkPath {
 	p := LinkPath{Program: "a program"}
 	p.Name = name
-	var directions []lab.Direction
+	var directions []figures.Direction
 	for _, v := range pdv {
-		directions = append(directions, lab.Direction{Name: lab.AToB, Measure: lab.Measure{Sent: 1000, Received: 1000 - lost, PDV: v, Delay: lab.Delay{Max: v}}})
+		directions = append(
+			directions,
+			figures.Direction{
+				Name:    figures.AToB,
+				Measure: figures.Measure{Sent: 1000, Received: 1000 - lost, PDV: v, Delay: figures.Delay{Max: v}},
+			},
+		)
 	}
 	p.Voice = lab.NewVoice(directions...)
 	return p
@@ -34,13 +41,29 @@ func loaded(p LinkPath, alone LinkPath, share, signalling, second float64) LinkR
 
 func TestLinkIsJudgedByMediansAndByEveryLoss(t *testing.T) {
 	alone := linkPath(RingwayPath, 0, 300, 400)
-	rate := LinkRate{Rate: "2mbit", Bits: 2e6, BudgetUS: 7000, Wire: true, Loads: []LinkLoad{{Scenario: lab.Scenario{Bulk: TCP}, Rounds: []LinkRound{
-		loaded(linkPath(RingwayPath, 0, 5300, 9000), alone, 0.96, 20_000, 25_000), // added 8600: the second direction's
-		loaded(linkPath(RingwayPath, 0, 5300, 5000), alone, 0.94, 60_000, 31_000), // 5000
-		loaded(linkPath(RingwayPath, 1, 5300, 4000), alone, 0.97, 30_000, 28_000), // 5000
-	}}}}
+	rate := LinkRate{
+		Rate:     "2mbit",
+		Bits:     2e6,
+		BudgetUS: 7000,
+		Wire:     true,
+		Loads: []LinkLoad{{Scenario: lab.Scenario{Bulk: TCP}, Rounds: []LinkRound{
+			loaded(
+				linkPath(RingwayPath, 0, 5300, 9000),
+				alone,
+				0.96,
+				20_000,
+				25_000,
+			), // added 8600: the second direction's
+			loaded(linkPath(RingwayPath, 0, 5300, 5000), alone, 0.94, 60_000, 31_000), // 5000
+			loaded(linkPath(RingwayPath, 1, 5300, 4000), alone, 0.97, 30_000, 28_000), // 5000
+		}}},
+	}
 	rate.Loads[0].Summarize()
-	l := Link{Settings: LinkSettings{Calls: 1, Rounds: 3, Seconds: 20, IntervalUS: 20_000, Flows: 8, Flood: 2}, LeftOut: []string{"cake: this kernel has none"}, Rates: []LinkRate{rate}}
+	l := Link{
+		Settings: LinkSettings{Calls: 1, Rounds: 3, Seconds: 20, IntervalUS: 20_000, Flows: 8, Flood: 2},
+		LeftOut:  []string{"cake: this kernel has none"},
+		Rates:    []LinkRate{rate},
+	}
 	l.Judge()
 	by := map[string]Verdict{}
 	for _, v := range l.Verdicts {
@@ -70,7 +93,8 @@ func TestLinkIsJudgedByMediansAndByEveryLoss(t *testing.T) {
 
 	var b strings.Builder
 	require.NoError(t, LinkTable(&b, l))
-	for _, want := range []string{"one call both ways on each path", "2mbit both ways, a wire behind a FIFO", "not met  2mbit   tcp", "≤ 7.00 ms  8.60 ms, 5.00 ms, 5.00 ms",
+	for _, want := range []string{"one call both ways on each path", "2mbit both ways, a wire behind a FIFO",
+		"not met  2mbit   tcp", "≤ 7.00 ms  8.60 ms, 5.00 ms, 5.00 ms",
 		"96.0 %, 94.0 %, 97.0 %", "Warning: left out: cake: this kernel has none\n", "ringway: a program\n"} {
 		assert.Contains(t, b.String(), want)
 	}
@@ -80,7 +104,11 @@ func TestLinkIsJudgedByMediansAndByEveryLoss(t *testing.T) {
 func TestLinkGoalsDependOnTheRate(t *testing.T) {
 	round := loaded(linkPath(RingwayPath, 0, 500, 500), linkPath(RingwayPath, 0, 300, 400), 0.96, 20_000, 90_000)
 	judged := func(bits uint64) (out []string, unmet int) {
-		l := Link{Rates: []LinkRate{{Bits: bits, Loads: []LinkLoad{{Scenario: lab.Scenario{Bulk: UDP}, Rounds: []LinkRound{round}}}}}}
+		l := Link{
+			Rates: []LinkRate{
+				{Bits: bits, Loads: []LinkLoad{{Scenario: lab.Scenario{Bulk: UDP}, Rounds: []LinkRound{round}}}},
+			},
+		}
 		l.Rates[0].Loads[0].Summarize()
 		l.Judge()
 		for _, v := range l.Verdicts {
@@ -97,13 +125,25 @@ func TestLinkGoalsDependOnTheRate(t *testing.T) {
 	assert.NotContains(t, what, "second flow's ping, p99")
 }
 
-// Paths that were measured one after the other stand in one round, which says the worst of the machine.
+// Paths that were measured one after the other make one round, which says the worst of the machine.
 func TestTurnsMakeARound(t *testing.T) {
 	var r LinkRound
-	r.Join(LinkRound{Unsent: 1, UnsentWhy: "no buffer space", CPU: CPU{Others: 0.2}, Late: Late{Max: 7}, Paths: []LinkPath{{Margin: 0.03}}})
+	r.Join(
+		LinkRound{
+			Unsent:    1,
+			UnsentWhy: "no buffer space",
+			CPU:       CPU{Others: 0.2},
+			Late:      Late{Max: 7},
+			Paths:     []LinkPath{{Margin: 0.03}},
+		},
+	)
 	r.Join(LinkRound{Unsent: 2, CPU: CPU{Others: 0.1, Stolen: 0.3}, Late: Late{Max: 9}, Paths: []LinkPath{{}}})
-	assert.Equal(t, LinkRound{Unsent: 3, UnsentWhy: "no buffer space", CPU: CPU{Others: 0.2, Stolen: 0.3}, Late: Late{Max: 9},
-		Paths: []LinkPath{{Margin: 0.03}, {}}}, r)
+	assert.Equal(
+		t,
+		LinkRound{Unsent: 3, UnsentWhy: "no buffer space", CPU: CPU{Others: 0.2, Stolen: 0.3}, Late: Late{Max: 9},
+			Paths: []LinkPath{{Margin: 0.03}, {}}},
+		r,
+	)
 	assert.Contains(t, LinkRate{InTurn: true}.line(), "one path after the other")
 	assert.NotContains(t, LinkRate{}.line(), "after the other")
 }

@@ -12,11 +12,12 @@ import (
 	"slices"
 	"strings"
 
+	"ringway/quality/figures"
 	lab "ringway/test/lab/report"
 )
 
-// Save writes the plots of every load (PNG and SVG), and one page that holds them, the tables and how to repeat the run, into dir. It
-// returns the page's path.
+// Save writes the plots of every load (PNG and SVG), and one page that holds them, the tables and how to
+// repeat the run, into dir. It returns the page's path.
 func Save(dir string, j Jitter, delays []Delays) (page string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make a folder for the plots: %w", err)
@@ -55,7 +56,10 @@ func curves(j Jitter, l Load, kind lab.CurveKind, delays []Delays) lab.Curves {
 
 // worse names the direction with the greater p99.9.
 func worse(v lab.Voice) string {
-	return slices.MaxFunc(v.Directions, func(a, b lab.Direction) int { return cmp.Compare(a.Delay.P999, b.Delay.P999) }).Name
+	return slices.MaxFunc(
+		v.Directions,
+		func(a, b figures.Direction) int { return cmp.Compare(a.Delay.P999, b.Delay.P999) },
+	).Name
 }
 
 // drawing is what the lab's report draws.
@@ -78,7 +82,7 @@ func picture(dir, name string, c drawing) (template.HTML, error) {
 	return inline(b.String()), nil
 }
 
-// inline is an SVG as it may stand in a page: without what belongs to a file.
+// inline is an SVG that a page can contain: without what belongs to a file.
 func inline(svg string) template.HTML {
 	if i := strings.Index(svg, "<svg"); i >= 0 {
 		svg = svg[i:]
@@ -94,7 +98,7 @@ var (
 )
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"us": lab.Duration, "against": func(p Path, what string) string {
+	"us": figures.Duration, "against": func(p Path, what string) string {
 		return against(p, func(r Ratio) float64 {
 			if what == "p50" {
 				return r.P50
@@ -103,7 +107,8 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 		})
 	},
 	"lost": lost, "mos": func(v float64) string { return fmt.Sprintf("%.2f", v) },
-	"mbit": func(v float64) string { return fmt.Sprintf("%.0f", v) }, "percent": func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) },
+	"mbit":    func(v float64) string { return fmt.Sprintf("%.0f", v) },
+	"percent": func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) },
 }).Parse(pageText + styleText))
 
 // Page is the whole report as one HTML page that refers to nothing outside itself.
@@ -122,10 +127,14 @@ func Page(j Jitter, pictures map[string]template.HTML) ([]byte, error) {
 		Warnings []string
 		Legend   string
 		Loads    []load
-	}{Jitter: j, Machine: machineLine(j.Machine), What: settingsLine(j.Settings), Wake: wakeRows(j), Programs: programs(j), Warnings: Warnings(j), Legend: legend}
+	}{Jitter: j, Machine: machineLine(j.Machine), What: settingsLine(j.Settings), Wake: wakeRows(j),
+		Programs: programs(j), Warnings: Warnings(j), Legend: legend}
 	for _, l := range j.Loads {
 		name := fmt.Sprintf("load-%d-", l.LoadPercent)
-		data.Loads = append(data.Loads, load{l, loadLine(j, l), pictures[name+string(lab.ByPercentile)], pictures[name+string(lab.Cumulative)]})
+		data.Loads = append(
+			data.Loads,
+			load{l, loadLine(j, l), pictures[name+string(lab.ByPercentile)], pictures[name+string(lab.Cumulative)]},
+		)
 	}
 	var b bytes.Buffer
 	if err := pageTemplate.Execute(&b, data); err != nil {

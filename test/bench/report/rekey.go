@@ -5,26 +5,27 @@ import (
 	"io"
 	"strings"
 
-	lab "ringway/test/lab/report"
+	"ringway/quality/figures"
 )
 
-// Rekey is one run of `ringway bench rekey`. Field names are a promise to whoever reads the JSON: fields may be added, none renamed or
-// removed. Durations are microseconds. Packets are those of both directions.
+// Rekey is one run of `ringway bench rekey`. Field names are a promise to readers of the JSON: fields may be
+// added, none renamed or removed. Durations are microseconds. Packets are those of both directions.
 type Rekey struct {
-	Machine   lab.Machine    `json:"machine"`
-	Settings  RekeySettings  `json:"settings"`
-	Denied    []string       `json:"denied"`
-	Packets   int            `json:"packets"`
-	Lost      int            `json:"lost"`
-	Unmatched int            `json:"unmatched"` // arrived and were never sent: the books are wrong if there are any
-	Overflow  int            `json:"overflow"`  // arrived and found the benchmark's own buffer full; they count as lost
-	Unsent    int            `json:"unsent"`    // the phones' own kernel refused them; they are in no other count
-	Quiet     Quiet          `json:"quiet"`     // away from every event
-	Summary   []RekeySummary `json:"summary"`
-	Events    []RekeyEvent   `json:"events"`
+	Machine   figures.Machine `json:"machine"`
+	Ringway   figures.Program `json:"ringway"` // that was measured
+	Settings  RekeySettings   `json:"settings"`
+	Denied    []string        `json:"denied"`
+	Packets   int             `json:"packets"`
+	Lost      int             `json:"lost"`
+	Unmatched int             `json:"unmatched"` // arrived and were never sent: the books are wrong if there are any
+	Overflow  int             `json:"overflow"`  // arrived and found the benchmark's own buffer full; they count as lost
+	Unsent    int             `json:"unsent"`    // the phones' own kernel refused them; they are in no other count
+	Quiet     Quiet           `json:"quiet"`     // away from every event
+	Summary   []RekeySummary  `json:"summary"`
+	Events    []RekeyEvent    `json:"events"`
 }
 
-// RekeySettings are what was asked for.
+// RekeySettings are the options of the run.
 type RekeySettings struct {
 	Build         string  `json:"build"`
 	Family        string  `json:"family"` // ipv4 or ipv6: of the WAN and of voice
@@ -100,25 +101,65 @@ func (r *Rekey) Summarize() {
 	}
 }
 
-// RekeyTable prints the run for people.
+// RekeyTable prints the run as text.
 func RekeyTable(w io.Writer, r Rekey) error {
 	var b strings.Builder
 	s := r.Settings
-	fmt.Fprintf(&b, "%d voice streams each way, %d bytes every %s, edge-a: %s, edge-b: %s\n%s\n\n", s.Streams, s.Size, lab.Duration(s.Interval), s.Near, s.Far, lab.MachineLine(r.Machine))
+	fmt.Fprintf(
+		&b,
+		"%d voice streams each way, %d bytes every %s, edge-a: %s, edge-b: %s\n%s\n%s\n\n",
+		s.Streams,
+		s.Size,
+		figures.Duration(s.Interval),
+		s.Near,
+		s.Far,
+		figures.MachineLine(r.Machine),
+		r.Ringway.Line(),
+	)
 	rows := [][]string{{"", "by", "events", "packets", "lost", "worst", "median of worst", "silence"}}
 	for _, e := range r.Summary {
 		silence := "-"
 		if e.Lost > 0 {
-			silence = lab.Duration(e.Span)
+			silence = figures.Duration(e.Span)
 		}
-		rows = append(rows, []string{e.Kind, e.End, fmt.Sprint(e.Events), fmt.Sprint(e.Packets), fmt.Sprint(e.Lost), lab.Duration(e.Worst), lab.Duration(e.Median), silence})
+		rows = append(
+			rows,
+			[]string{
+				e.Kind,
+				e.End,
+				fmt.Sprint(e.Events),
+				fmt.Sprint(e.Packets),
+				fmt.Sprint(e.Lost),
+				figures.Duration(e.Worst),
+				figures.Duration(e.Median),
+				silence,
+			},
+		)
 	}
-	rows = append(rows, []string{"no event", "", "", fmt.Sprint(r.Quiet.Packets), fmt.Sprint(r.Quiet.Lost), lab.Duration(r.Quiet.Max),
-		"p99.9 " + lab.Duration(r.Quiet.P999), ""})
+	rows = append(
+		rows,
+		[]string{
+			"no event",
+			"",
+			"",
+			fmt.Sprint(r.Quiet.Packets),
+			fmt.Sprint(r.Quiet.Lost),
+			figures.Duration(r.Quiet.Max),
+			"p99.9 " + figures.Duration(r.Quiet.P999),
+			"",
+		},
+	)
 	grid(&b, rows)
-	fmt.Fprintf(&b, "\nPackets sent within %g s of an event, both directions; worst: the highest one-way delay among them; silence: from the first lost\n"+
-		"packet to the last. roam: packets come from another address and the old one still receives, as behind a NAT. move: the old address\n"+
-		"is gone at once: what is sent to it until the far end has heard from the new one is lost in any tunnel. restart: the process is killed.\n", s.AroundSeconds)
+	fmt.Fprintf(
+		&b,
+		"\nPackets sent within %g s of an event, both directions; worst: the highest one-way delay among them; "+
+			"silence: from the first lost\n"+
+			"packet to the last. roam: packets come from another address and the old one still receives, as behind "+
+			"a NAT. move: the old address\n"+
+			"is gone at once: what is sent to it until the far end has heard from the new one is lost in any "+
+			"tunnel. restart: the process is killed.\n",
+		s.AroundSeconds,
+	)
 	for _, warning := range RekeyWarnings(r) {
 		fmt.Fprintf(&b, "Warning: %s\n", warning)
 	}
@@ -126,25 +167,46 @@ func RekeyTable(w io.Writer, r Rekey) error {
 	return err
 }
 
-// RekeyWarnings name what makes the figures worth less than they look.
+// RekeyWarnings name what makes the figures less reliable than they look.
 func RekeyWarnings(r Rekey) (out []string) {
 	for _, d := range r.Denied {
 		out = append(out, "this machine denies "+d)
 	}
 	if r.Quiet.Lost > 0 {
-		out = append(out, fmt.Sprintf("%d packets were lost away from every event: the machine or the tunnel loses by itself.", r.Quiet.Lost))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%d packets were lost away from every event: the machine or the tunnel loses by itself.",
+				r.Quiet.Lost,
+			),
+		)
 	}
 	if r.Overflow > 0 {
-		out = append(out, fmt.Sprintf("%d packets arrived and found the benchmark's own buffer full: they count as lost and are not the tunnel's loss.", r.Overflow))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%d packets arrived and found the benchmark's own buffer full: they count as lost and are not the tunnel's loss.",
+				r.Overflow,
+			),
+		)
 	}
 	if r.Unmatched > 0 {
 		out = append(out, fmt.Sprintf("%d packets arrived that were never sent.", r.Unmatched))
 	}
 	if r.Unsent > 0 {
-		out = append(out, fmt.Sprintf("%d packets were refused by the phones' own kernel: they are in no count.", r.Unsent))
+		out = append(
+			out,
+			fmt.Sprintf("%d packets were refused by the phones' own kernel: they are in no count.", r.Unsent),
+		)
 	}
 	if r.Machine.Load1 > float64(r.Machine.Cores)/2 {
-		out = append(out, fmt.Sprintf("the machine's load was %.1f when the run began: other programs ran beside it.", r.Machine.Load1))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"the machine's load was %.1f when the run began: other programs ran beside it.",
+				r.Machine.Load1,
+			),
+		)
 	}
 	return out
 }

@@ -1,6 +1,6 @@
-// Package report says what the benchmarks found: JSON whose shape stays (the types here), a table (Table), and plots with one
-// page that holds everything (Write). Paths have the shape that the lab's have (test/lab/report), which draws, too. test/bench
-// and cmd/ringway import it; it measures nothing itself.
+// Package report presents what the benchmarks measured: JSON with stable fields (the types here), a table
+// (Table), and plots with one page for everything (Save). Paths have the shape of the lab's report
+// (test/lab/report), which also draws. It measures nothing itself.
 package report
 
 import (
@@ -9,35 +9,39 @@ import (
 	"slices"
 	"time"
 
+	"ringway/quality/figures"
 	"ringway/test/bench/probe"
 	lab "ringway/test/lab/report"
 )
 
-// Jitter is one run of `ringway bench jitter`. Field names are a promise to whoever reads the JSON: fields may be added, none
-// renamed or removed. Durations are microseconds, shares 0 to 1.
+// Jitter is one run of `ringway bench jitter`. Field names are a promise to readers of the JSON: fields may
+// be added, none renamed or removed. Durations are microseconds, shares 0 to 1.
 type Jitter struct {
-	Machine  Machine  `json:"machine"`
-	Settings Settings `json:"settings"`
-	Loads    []Load   `json:"loads"`
+	Machine  Machine         `json:"machine"`
+	Ringway  figures.Program `json:"ringway"` // that was measured
+	Settings Settings        `json:"settings"`
+	Loads    []Load          `json:"loads"`
 }
 
 // Machine is where the figures come from, measured itself before anything else is.
 type Machine struct {
-	lab.Machine
+	figures.Machine
 	Wakeup []Wakeup `json:"wakeup"`
-	// net.core.netdev_budget: packets that the kernel takes from network cards at once; 0 where it cannot be read
+	// net.core.netdev_budget: packets that the kernel takes from network cards at once; 0 where it cannot be
+	// read
 	NetdevBudget int      `json:"netdev_budget"`
 	Denied       []string `json:"denied"` // what the machine did not allow the probes and Ringway's planes
 }
 
-// Wakeup is how late the machine woke threads under one load of one round, just before voice was measured there.
+// Wakeup is how late the machine woke threads under one load of one round, just before voice was measured
+// there.
 type Wakeup struct {
 	LoadPercent *int `json:"load_percent"` // null: nothing ran but what keeps the cores awake
 	Round       int  `json:"round"`        // from 1; 0 where nothing ran
 	probe.Wake
 }
 
-// Settings are what was asked for.
+// Settings are the options of the run.
 type Settings struct {
 	Build    string  `json:"build"`
 	Family   string  `json:"family"` // ipv4 or ipv6: of the WAN and of what goes through the tunnels
@@ -52,8 +56,8 @@ type Settings struct {
 	Command  string  `json:"command"`             // that repeats the run
 }
 
-// Load is one load. Its own figures are those of all rounds together: counts of packets are summed up, a maximum is the highest
-// of all, every other figure is the median of the rounds.
+// Load is one load. Its own figures are those of all rounds together: counts of packets are summed up, a
+// maximum is the highest of all, every other figure is the median of the rounds.
 type Load struct {
 	LoadPercent int     `json:"load_percent"`
 	Bulk        Bulk    `json:"bulk"`
@@ -88,8 +92,8 @@ type CPU struct {
 	Others  float64 `json:"others"` // by programs of this machine that do not belong to the benchmark
 }
 
-// Late is how late the sender itself was: the machine's noise as the voice met it. It is in no delay, since a packet's clock is
-// read when it is sent.
+// Late is how late the sender itself was: the machine's noise as the voice met it. It is in no delay, since a
+// packet's clock is read when it is sent.
 type Late struct {
 	P50  float64 `json:"p50"`
 	P999 float64 `json:"p99_9"`
@@ -100,7 +104,8 @@ type Late struct {
 type Path struct {
 	lab.Path
 	Program string `json:"program"`
-	Against *Ratio `json:"against_ringway,omitempty"` // this path's figure over ringway's in the same round; absent where one is 0
+	// this path's figure over ringway's in the same round; absent where one is 0
+	Against *Ratio `json:"against_ringway,omitempty"`
 }
 
 // Ratio compares a path with ringway.
@@ -141,9 +146,15 @@ func (l *Load) Summarize() {
 	}
 	l.Bulk.Asked = l.Rounds[0].Bulk.Asked
 	l.Bulk.MbitPerS = collect(func(r Round) float64 { return r.Bulk.MbitPerS })
-	l.CPU = CPU{SoftIRQ: collect(func(r Round) float64 { return r.CPU.SoftIRQ }), Stolen: collect(func(r Round) float64 { return r.CPU.Stolen }),
-		Others: collect(func(r Round) float64 { return r.CPU.Others })}
-	l.Late = Late{P50: collect(func(r Round) float64 { return r.Late.P50 }), P999: collect(func(r Round) float64 { return r.Late.P999 })}
+	l.CPU = CPU{
+		SoftIRQ: collect(func(r Round) float64 { return r.CPU.SoftIRQ }),
+		Stolen:  collect(func(r Round) float64 { return r.CPU.Stolen }),
+		Others:  collect(func(r Round) float64 { return r.CPU.Others }),
+	}
+	l.Late = Late{
+		P50:  collect(func(r Round) float64 { return r.Late.P50 }),
+		P999: collect(func(r Round) float64 { return r.Late.P999 }),
+	}
 	for _, r := range l.Rounds {
 		l.Late.Max = max(l.Late.Max, r.Late.Max)
 	}
@@ -170,26 +181,27 @@ func (l *Load) Summarize() {
 // together joins the rounds of one path.
 func together(rounds []lab.Voice) lab.Voice {
 	v := lab.Voice{}
-	var own []lab.Measure
+	var own []figures.Measure
 	for _, r := range rounds {
 		own = append(own, r.Measure)
 	}
 	v.Measure = joined(own)
 	for i, d := range rounds[0].Directions {
-		var same []lab.Measure
+		var same []figures.Measure
 		for _, r := range rounds {
 			same = append(same, r.Directions[i].Measure)
 		}
-		v.Directions = append(v.Directions, lab.Direction{Name: d.Name, Measure: joined(same)})
+		v.Directions = append(v.Directions, figures.Direction{Name: d.Name, Measure: joined(same)})
 	}
 	return v
 }
 
 // joined is the median of every figure, but for what must not hide in a median.
-func joined(rounds []lab.Measure) lab.Measure {
+func joined(rounds []figures.Measure) figures.Measure {
 	m := rounds[0]
 	medians(reflect.ValueOf(&m).Elem(), func(i int) reflect.Value { return reflect.ValueOf(rounds[i]) }, len(rounds))
-	m.Sent, m.Received, m.Duplicates, m.Reordered, m.Unmatched, m.CaptureLost, m.Negative, m.WrongDSCP = 0, 0, 0, 0, 0, 0, 0, 0
+	m.Sent, m.Received, m.Duplicates, m.Reordered = 0, 0, 0, 0
+	m.Unmatched, m.CaptureLost, m.Negative, m.WrongDSCP = 0, 0, 0, 0
 	m.Delay.Max, m.JitterMax = 0, 0
 	for _, r := range rounds {
 		m.Sent, m.Received = m.Sent+r.Sent, m.Received+r.Received
@@ -204,7 +216,8 @@ func joined(rounds []lab.Measure) lab.Measure {
 	return m
 }
 
-// medians sets every floating-point field of into, nested structs' too, to the median of the same field in the others.
+// medians sets every floating-point field of into, nested structs' too, to the median of the same field in
+// the others.
 func medians(into reflect.Value, of func(int) reflect.Value, n int) {
 	for f := range into.NumField() {
 		switch into.Field(f).Kind() {
@@ -232,7 +245,8 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// Delays are all packets of one path in one direction under one load, of all rounds, for the plots. The JSON does not carry them.
+// Delays are all packets of one path in one direction under one load, of all rounds, for the plots. The JSON
+// does not carry them.
 type Delays struct {
 	LoadPercent int
 	Path        string

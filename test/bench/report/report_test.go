@@ -13,18 +13,29 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/quality/figures"
 	"ringway/test/bench/probe"
 	lab "ringway/test/lab/report"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 // measure is a direction that took about base microseconds.
-func measure(base float64, sent, lost int) lab.Measure {
-	return lab.Measure{
+func measure(base float64, sent, lost int) figures.Measure {
+	return figures.Measure{
 		Sent: sent, Received: sent - lost, Loss: float64(lost) / float64(sent), Streams: 10,
-		Delay: lab.Delay{Min: base / 2, P50: base, P90: base * 2, P99: base * 4, P999: base * 8.5, P9999: base * 9, Max: base * 10, Mean: base * 1.1},
-		PDV:   base * 8, Jitter: base / 5, JitterMax: base * 3, IPDV: base * 7, MOS: 4.38, R: 91.9, WorstMOS: 4.38, WorstR: 91.9,
+		Delay: figures.Delay{
+			Min:   base / 2,
+			P50:   base,
+			P90:   base * 2,
+			P99:   base * 4,
+			P999:  base * 8.5,
+			P9999: base * 9,
+			Max:   base * 10,
+			Mean:  base * 1.1,
+		},
+		PDV: base * 8, Jitter: base / 5, JitterMax: base * 3, IPDV: base * 7, MOS: 4.38, R: 91.9, WorstMOS: 4.38,
+		WorstR:     91.9,
 		MouthToEar: 43750 + base/2, Buffer: 20000, BurstRatio: 1,
 	}
 }
@@ -32,7 +43,10 @@ func measure(base float64, sent, lost int) lab.Measure {
 func path(name, program string, base float64, sent, lost int) Path {
 	p := Path{Program: program}
 	p.Name = name
-	p.Voice = lab.NewVoice(lab.Direction{Name: lab.AToB, Measure: measure(base, sent, lost)}, lab.Direction{Name: lab.BToA, Measure: measure(base*0.9, sent, 0)})
+	p.Voice = lab.NewVoice(
+		figures.Direction{Name: figures.AToB, Measure: measure(base, sent, lost)},
+		figures.Direction{Name: figures.BToA, Measure: measure(base*0.9, sent, 0)},
+	)
 	return p
 }
 
@@ -40,25 +54,91 @@ func path(name, program string, base float64, sent, lost int) Path {
 func example() Jitter {
 	ninety := 90
 	j := Jitter{
-		Machine: Machine{Machine: lab.Machine{CPU: "Example CPU", Cores: 2, MemoryMB: 4096, Kernel: "6.12.0", Arch: "amd64", Preemption: "full", Virtual: true, Go: "go1.26"},
-			NetdevBudget: 300, Denied: []string{"real-time scheduling (SCHED_FIFO): operation not permitted"},
+		Machine: Machine{
+			Machine: figures.Machine{
+				CPU:        "Example CPU",
+				Cores:      2,
+				MemoryMB:   4096,
+				Kernel:     "6.12.0",
+				Arch:       "amd64",
+				Preemption: "full",
+				Virtual:    true,
+				Go:         "go1.26",
+			},
+			NetdevBudget: 300,
+			Denied:       []string{"real-time scheduling (SCHED_FIFO): operation not permitted"},
 			Wakeup: []Wakeup{
 				{Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 60, P99: 120, P999: 900, Max: 1500}},
 				{Wake: probe.Wake{Policy: "fifo", Denied: "operation not permitted"}},
-				{LoadPercent: &ninety, Round: 1, Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 61, P99: 1200, P999: 4000, Max: 5000}},
-				{LoadPercent: &ninety, Round: 2, Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 81, P99: 1400, P999: 5000, Max: 9000}},
-				{LoadPercent: &ninety, Round: 3, Wake: probe.Wake{Policy: "other", Samples: 2000, P50: 71, P99: 1300, P999: 4500, Max: 6000}},
-			}},
-		Settings: Settings{Build: "1.0.0", Family: "ipv4", Engine: "realtime", Streams: 10, Interval: 20000, Size: 172, Seconds: 20, Rounds: 3, Capacity: 1650,
-			Started: "2026-11-25T10:00:00Z", Command: "ringway bench jitter --loads 90 --rounds 3"},
+				{
+					LoadPercent: &ninety,
+					Round:       1,
+					Wake: probe.Wake{
+						Policy:  "other",
+						Samples: 2000,
+						P50:     61,
+						P99:     1200,
+						P999:    4000,
+						Max:     5000,
+					},
+				},
+				{
+					LoadPercent: &ninety,
+					Round:       2,
+					Wake: probe.Wake{
+						Policy:  "other",
+						Samples: 2000,
+						P50:     81,
+						P99:     1400,
+						P999:    5000,
+						Max:     9000,
+					},
+				},
+				{
+					LoadPercent: &ninety,
+					Round:       3,
+					Wake: probe.Wake{
+						Policy:  "other",
+						Samples: 2000,
+						P50:     71,
+						P99:     1300,
+						P999:    4500,
+						Max:     6000,
+					},
+				},
+			},
+		},
+		Ringway: figures.Program{File: "/usr/bin/ringway", Version: "1.0.0", BuildID: "a/b/c/d"},
+		Settings: Settings{
+			Build:    "1.0.0",
+			Family:   "ipv4",
+			Engine:   "realtime",
+			Streams:  10,
+			Interval: 20000,
+			Size:     172,
+			Seconds:  20,
+			Rounds:   3,
+			Capacity: 1650,
+			Started:  "2026-11-25T10:00:00Z",
+			Command:  "ringway bench jitter --loads 90 --rounds 3",
+		},
 		Loads: []Load{{LoadPercent: 90}},
 	}
 	for i, disturbed := range []float64{1, 40, 1.2} {
-		paths := []Path{path("ringway", "ringway plane", 100*disturbed, 10000, 0), path("wireguard-go-shared", "wireguard-go 1", 4000*disturbed, 10000, 7*i),
-			path("kernel", "Linux forwarding, no tunnel", 4, 10000, 0)}
+		paths := []Path{
+			path("ringway", "ringway plane", 100*disturbed, 10000, 0),
+			path("wireguard-go-shared", "wireguard-go 1", 4000*disturbed, 10000, 7*i),
+			path("kernel", "Linux forwarding, no tunnel", 4, 10000, 0),
+		}
 		paths[1].Bulk.MbitPerS = 1480
 		Compare(paths)
-		r := Round{Round: i + 1, Bulk: Bulk{Asked: 1485, MbitPerS: 1480}, CPU: CPU{SoftIRQ: 0.05}, Late: Late{P50: 20, P999: 300, Max: 900}, Paths: paths}
+		r := Round{
+			Round: i + 1,
+			Bulk:  Bulk{Asked: 1485, MbitPerS: 1480},
+			CPU:   CPU{SoftIRQ: 0.05},
+			Late:  Late{P50: 20, P999: 300, Max: 900},
+			Paths: paths,
+		}
 		if i == 1 {
 			r.CPU.Stolen, r.CPU.Others, r.Unsent, r.UnsentWhy = 0.12, 0.25, 3, "no buffer space available"
 		}
@@ -124,7 +204,7 @@ func TestPageStandsAlone(t *testing.T) {
 	j := example()
 	var delays []Delays
 	for _, p := range j.Loads[0].Paths {
-		for _, d := range []string{lab.AToB, lab.BToA} {
+		for _, d := range []string{figures.AToB, figures.BToA} {
 			one := Delays{LoadPercent: 90, Path: p.Name, Direction: d}
 			for i := range 2000 {
 				one.Delays = append(one.Delays, time.Duration(p.Voice.Delay.P50*float64(1000+i*i/1000)))
@@ -138,13 +218,15 @@ func TestPageStandsAlone(t *testing.T) {
 	require.NoError(t, err)
 	html := string(text)
 	assert.Equal(t, 2, strings.Count(html, "<svg"))
-	for _, want := range []string{"wireguard-go-shared", "Example CPU", "ringway bench jitter --loads 90 --rounds 3", "Round 2", "programs outside the benchmark took 25.0 %"} {
+	for _, want := range []string{"wireguard-go-shared", "Example CPU",
+		"ringway bench jitter --loads 90 --rounds 3", "Round 2", "programs outside the benchmark took 25.0 %"} {
 		assert.Contains(t, html, want)
 	}
 	for _, outside := range []string{"src=", "href=", "<?xml", "<script", "@import"} {
 		assert.NotContains(t, html, outside)
 	}
-	for _, f := range []string{"load-90-percentiles.png", "load-90-percentiles.svg", "load-90-cdf.png", "load-90-cdf.svg"} {
+	for _, f := range []string{"load-90-percentiles.png", "load-90-percentiles.svg", "load-90-cdf.png",
+		"load-90-cdf.svg"} {
 		st, err := os.Stat(filepath.Join(dir, f))
 		require.NoError(t, err)
 		assert.Greater(t, st.Size(), int64(2000), f)
@@ -155,7 +237,9 @@ func TestRunOfWhichNothingArrivedIsStillAReport(t *testing.T) {
 	j := example()
 	for r := range j.Loads[0].Rounds {
 		for i, p := range j.Loads[0].Rounds[r].Paths {
-			j.Loads[0].Rounds[r].Paths[i].Voice = lab.NewVoice(lab.Direction{Name: lab.AToB, Measure: lab.Measure{Sent: 10, Loss: 1}})
+			j.Loads[0].Rounds[r].Paths[i].Voice = lab.NewVoice(
+				figures.Direction{Name: figures.AToB, Measure: figures.Measure{Sent: 10, Loss: 1}},
+			)
 			j.Loads[0].Rounds[r].Paths[i].Name = p.Name
 		}
 	}

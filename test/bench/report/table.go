@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"ringway/quality/figures"
 	lab "ringway/test/lab/report"
 )
 
@@ -16,17 +17,17 @@ type column struct {
 }
 
 var columns = []column{
-	{"min", func(p Path) string { return lab.Duration(p.Voice.Delay.Min) }},
-	{"p50", func(p Path) string { return lab.Duration(p.Voice.Delay.P50) }},
-	{"p99", func(p Path) string { return lab.Duration(p.Voice.Delay.P99) }},
-	{"p99.9", func(p Path) string { return lab.Duration(p.Voice.Delay.P999) }},
-	{"p99.99", func(p Path) string { return lab.Duration(p.Voice.Delay.P9999) }},
-	{"max", func(p Path) string { return lab.Duration(p.Voice.Delay.Max) }},
-	{"PDV", func(p Path) string { return lab.Duration(p.Voice.PDV) }},
+	{"min", func(p Path) string { return figures.Duration(p.Voice.Delay.Min) }},
+	{"p50", func(p Path) string { return figures.Duration(p.Voice.Delay.P50) }},
+	{"p99", func(p Path) string { return figures.Duration(p.Voice.Delay.P99) }},
+	{"p99.9", func(p Path) string { return figures.Duration(p.Voice.Delay.P999) }},
+	{"p99.99", func(p Path) string { return figures.Duration(p.Voice.Delay.P9999) }},
+	{"max", func(p Path) string { return figures.Duration(p.Voice.Delay.Max) }},
+	{"PDV", func(p Path) string { return figures.Duration(p.Voice.PDV) }},
 	{"×PDV", func(p Path) string { return against(p, func(r Ratio) float64 { return r.PDV }) }},
 	{"×p50", func(p Path) string { return against(p, func(r Ratio) float64 { return r.P50 }) }},
-	{"jitter", func(p Path) string { return lab.Duration(p.Voice.Jitter) }},
-	{"IPDV", func(p Path) string { return lab.Duration(p.Voice.IPDV) }},
+	{"jitter", func(p Path) string { return figures.Duration(p.Voice.Jitter) }},
+	{"IPDV", func(p Path) string { return figures.Duration(p.Voice.IPDV) }},
 	{"lost", lost},
 	{"reord", func(p Path) string { return fmt.Sprint(p.Voice.Reordered) }},
 	{"MOS", func(p Path) string { return fmt.Sprintf("%.2f", p.Voice.MOS) }},
@@ -55,12 +56,14 @@ func ratio(r float64) string {
 	return "<0.001"
 }
 
-// Table prints the run for people: what was run and where, how the machine itself is, one block a load, and what makes the figures
-// worth less than they look.
+// Table prints the run as text: what was run and where, how the machine itself is, one block a load, and what
+// makes the figures less reliable than they look.
 func Table(w io.Writer, j Jitter) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n\n", settingsLine(j.Settings), machineLine(j.Machine))
-	b.WriteString("This machine alone: how late it wakes a thread that slept to a point in time (cyclictest's measure)\n")
+	fmt.Fprintf(&b, "%s\n%s\n%s\n\n", settingsLine(j.Settings), machineLine(j.Machine), j.Ringway.Line())
+	b.WriteString(
+		"This machine alone: how late it wakes a thread that slept to a point in time (cyclictest's measure)\n",
+	)
 	grid(&b, wakeRows(j))
 	for _, l := range j.Loads {
 		fmt.Fprintf(&b, "\n%s\n", loadLine(j, l))
@@ -92,7 +95,7 @@ func Table(w io.Writer, j Jitter) error {
 	return err
 }
 
-const legend = `One-way delay of voice, the worse direction. PDV: p99.9 less the minimum (RFC 8219). ×PDV, ×p50: how many times ringway's, in
+const legend = `One-way delay of voice, the worse direction. PDV: p99.9 less the minimum (RFC 8219). ×PDV, ×p50: relative to ringway's in
 the same round. jitter: RFC 3550, mean. IPDV: change from packet to packet (RFC 5481), p99.9. MOS: ITU-T G.107, fixed jitter buffer.`
 
 // grid prints rows, the first column to the left, the others to the right.
@@ -125,13 +128,21 @@ func settingsLine(s Settings) string {
 	if s.Rounds > 1 {
 		rounds = fmt.Sprintf(", %d rounds", s.Rounds)
 	}
-	return fmt.Sprintf("%d voice streams each way on each path, %d bytes every %s, %.0f s a load%s; TCP bulk beside them, capacity %.0f Mbit/s",
-		s.Streams, s.Size, lab.Duration(s.Interval), s.Seconds, rounds, s.Capacity)
+	return fmt.Sprintf(
+		"%d voice streams each way on each path, %d bytes every %s, %.0f s a load%s; TCP bulk beside them, "+
+			"capacity %.0f Mbit/s",
+		s.Streams,
+		s.Size,
+		figures.Duration(s.Interval),
+		s.Seconds,
+		rounds,
+		s.Capacity,
+	)
 }
 
 // machineLine is the machine, and the setting that decides about tails where the kernel is not preemptible.
 func machineLine(m Machine) string {
-	line := lab.MachineLine(m.Machine)
+	line := figures.MachineLine(m.Machine)
 	if m.NetdevBudget > 0 {
 		line += fmt.Sprintf(", net.core.netdev_budget %d", m.NetdevBudget)
 	}
@@ -144,11 +155,24 @@ func loadLine(j Jitter, l Load) string {
 	case l.LoadPercent == 0:
 		what = "Load 0 %: no bulk"
 	case l.Bulk.Asked == 0:
-		what = fmt.Sprintf("Load %d %%: TCP as fast as it goes, %.0f Mbit/s through wireguard-go-shared", l.LoadPercent, l.Bulk.MbitPerS)
+		what = fmt.Sprintf(
+			"Load %d %%: TCP as fast as it goes, %.0f Mbit/s through wireguard-go-shared",
+			l.LoadPercent,
+			l.Bulk.MbitPerS,
+		)
 	default:
-		what = fmt.Sprintf("Load %d %%: TCP held to %.0f Mbit/s, %.0f through wireguard-go-shared", l.LoadPercent, l.Bulk.Asked, l.Bulk.MbitPerS)
+		what = fmt.Sprintf(
+			"Load %d %%: TCP held to %.0f Mbit/s, %.0f through wireguard-go-shared",
+			l.LoadPercent,
+			l.Bulk.Asked,
+			l.Bulk.MbitPerS,
+		)
 	}
-	what += fmt.Sprintf("; other programs took %.1f %% of the processor, the hypervisor %.1f %%", 100*l.CPU.Others, 100*l.CPU.Stolen)
+	what += fmt.Sprintf(
+		"; other programs took %.1f %% of the processor, the hypervisor %.1f %%",
+		100*l.CPU.Others,
+		100*l.CPU.Stolen,
+	)
 	if n := len(l.Rounds); n > 1 {
 		what += fmt.Sprintf("; median of %d rounds", n)
 	}
@@ -199,8 +223,10 @@ func wakeRows(j Jitter) [][]string {
 			highest = max(highest, v)
 		}
 		rows = append(rows, []string{name, policy,
-			lab.Duration(median(of(func(w Wakeup) float64 { return w.P50 }))), lab.Duration(median(of(func(w Wakeup) float64 { return w.P99 }))),
-			lab.Duration(median(of(func(w Wakeup) float64 { return w.P999 }))), lab.Duration(highest)})
+			figures.Duration(
+				median(of(func(w Wakeup) float64 { return w.P50 })),
+			), figures.Duration(median(of(func(w Wakeup) float64 { return w.P99 }))),
+			figures.Duration(median(of(func(w Wakeup) float64 { return w.P999 }))), figures.Duration(highest)})
 	}
 	return rows
 }
@@ -223,7 +249,7 @@ const (
 	lateIsMuch   = 2000 // µs at the sender's p99.9
 )
 
-// Warnings name what makes the figures worth less than they look.
+// Warnings name what makes the figures less reliable than they look.
 func Warnings(j Jitter) []string {
 	var out []string
 	for _, d := range j.Machine.Denied {
@@ -232,10 +258,19 @@ func Warnings(j Jitter) []string {
 	for _, l := range j.Loads {
 		at := fmt.Sprintf("load %d %%", l.LoadPercent)
 		for _, r := range l.Rounds {
-			out = append(out, roundWarnings(fmt.Sprintf("%s, round %d", at, r.Round), r.CPU, r.Unsent, r.UnsentWhy)...)
+			out = append(
+				out,
+				roundWarnings(fmt.Sprintf("%s, round %d", at, r.Round), r.CPU, r.Unsent, r.UnsentWhy)...)
 		}
 		if l.Late.P999 > lateIsMuch {
-			out = append(out, fmt.Sprintf("%s: the sender itself was late by %s (p99.9): voice came in bursts.", at, lab.Duration(l.Late.P999)))
+			out = append(
+				out,
+				fmt.Sprintf(
+					"%s: the sender itself was late by %s (p99.9): voice came in bursts.",
+					at,
+					figures.Duration(l.Late.P999),
+				),
+			)
 		}
 		for _, p := range l.Paths {
 			out = append(out, voiceWarnings(at+", "+p.Name, p.Voice)...)
@@ -243,7 +278,13 @@ func Warnings(j Jitter) []string {
 	}
 	if len(j.Loads) > 0 && len(j.Loads[0].Paths) > 0 {
 		if n := j.Settings.Streams * int(j.Settings.Seconds*1e6/j.Settings.Interval); n < 10_000 {
-			out = append(out, fmt.Sprintf("with %d packets a direction and round, p99.99 is the worst packet (--duration takes longer).", n))
+			out = append(
+				out,
+				fmt.Sprintf(
+					"with %d packets a direction and round, p99.99 is the worst packet (--duration takes longer).",
+					n,
+				),
+			)
 		}
 	}
 	return out
@@ -252,13 +293,27 @@ func Warnings(j Jitter) []string {
 // voiceWarnings name what is wrong with one path's books; at says which path.
 func voiceWarnings(at string, v lab.Voice) (out []string) {
 	if v.CaptureLost > 0 {
-		out = append(out, fmt.Sprintf("%s: %d packets arrived and found the benchmark's own buffer full: they are not the path's loss.", at, v.CaptureLost))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%s: %d packets arrived and found the benchmark's own buffer full: they are not the path's loss.",
+				at,
+				v.CaptureLost,
+			),
+		)
 	}
 	if v.Unmatched > 0 {
 		out = append(out, fmt.Sprintf("%s: %d packets arrived that were never sent.", at, v.Unmatched))
 	}
 	if v.Negative > 0 {
-		out = append(out, fmt.Sprintf("%s: %d packets arrived before they were sent: the clock was set during the run.", at, v.Negative))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%s: %d packets arrived before they were sent: the clock was set during the run.",
+				at,
+				v.Negative,
+			),
+		)
 	}
 	return out
 }
@@ -266,13 +321,30 @@ func voiceWarnings(at string, v lab.Voice) (out []string) {
 // roundWarnings name what disturbed one round; at says which.
 func roundWarnings(at string, cpu CPU, unsent int, why string) (out []string) {
 	if cpu.Stolen > stolenIsMuch {
-		out = append(out, fmt.Sprintf("%s: the hypervisor took %.1f %% of the processor away; take a quieter machine.", at, 100*cpu.Stolen))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%s: the hypervisor took %.1f %% of the processor away; take a quieter machine.",
+				at,
+				100*cpu.Stolen,
+			),
+		)
 	}
 	if unsent > 0 {
-		out = append(out, fmt.Sprintf("%s: the phones could not send %d packets (%s): they are in no figure.", at, unsent, why))
+		out = append(
+			out,
+			fmt.Sprintf("%s: the phones could not send %d packets (%s): they are in no figure.", at, unsent, why),
+		)
 	}
 	if cpu.Others > othersIsMuch {
-		out = append(out, fmt.Sprintf("%s: programs outside the benchmark took %.1f %% of the processor; end them and measure again.", at, 100*cpu.Others))
+		out = append(
+			out,
+			fmt.Sprintf(
+				"%s: programs outside the benchmark took %.1f %% of the processor; end them and measure again.",
+				at,
+				100*cpu.Others,
+			),
+		)
 	}
 	return out
 }

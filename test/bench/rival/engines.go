@@ -17,7 +17,8 @@ import (
 	"ringway/test/lab/host"
 )
 
-// Engines are the processes that carry packets at each end, as this process counts them. They are empty where the kernel does.
+// Engines are the processes that carry packets at each end, by their PIDs here. They are empty where the
+// kernel does it.
 func (t *Tunnel) Engines() (a, b []int, err error) {
 	if len(t.processes) == 0 {
 		return nil, nil, nil
@@ -27,33 +28,36 @@ func (t *Tunnel) Engines() (a, b []int, err error) {
 	}
 	var ends [2][]int
 	for i, p := range t.processes {
-		if ends[i], err = withChildren(p.PID()); err != nil {
+		if ends[i], err = WithChildren(p.PID()); err != nil {
 			return nil, nil, fmt.Errorf("%s: find what carries the packets: %w", t.Kind, err)
 		}
 	}
 	return ends[0], ends[1], nil
 }
 
-// withChildren is a process and those that it started: a plane has a supervisor.
-func withChildren(pid int) ([]int, error) {
+// WithChildren returns a process and its descendants: a plane has a supervisor.
+func WithChildren(pid int) ([]int, error) {
 	pids := []int{pid}
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil || len(tasks) == 0 {
-		return nil, errors.Join(fmt.Errorf("process %d has no list of children (a kernel with CONFIG_PROC_CHILDREN has)", pid), err)
+		return nil, errors.Join(
+			fmt.Errorf("process %d has no list of children (the kernel needs CONFIG_PROC_CHILDREN)", pid),
+			err,
+		)
 	}
 	for _, f := range tasks {
 		text, err := os.ReadFile(f)
 		if err != nil {
-			continue // the thread has ended
+			continue // the thread has exited
 		}
 		for _, w := range strings.Fields(string(text)) {
 			child, err := strconv.Atoi(w)
 			if err != nil {
 				return nil, fmt.Errorf("read the children of process %d: %w", pid, err)
 			}
-			of, err := withChildren(child)
+			of, err := WithChildren(child)
 			if err != nil {
-				continue // it has ended
+				continue // it has exited
 			}
 			pids = append(pids, of...)
 		}
@@ -61,8 +65,8 @@ func withChildren(pid int) ([]int, error) {
 	return pids, nil
 }
 
-// CPUTime is what processes have used, user and system, by each one's CPU clock (clock_getcpuclockid(3)): the figures of
-// /proc/PID/stat without their rounding to 10 ms.
+// CPUTime is the user and system time of processes, by their CPU clocks (clock_getcpuclockid(3)): like
+// /proc/PID/stat without its rounding to 10 ms.
 func CPUTime(pids []int) (time.Duration, error) {
 	const cpuclockSched = 2
 	var sum time.Duration
@@ -76,10 +80,10 @@ func CPUTime(pids []int) (time.Duration, error) {
 	return sum, nil
 }
 
-// Pin binds processes, all threads, to processors. Threads that begin later inherit it.
+// Pin binds processes, with all threads, to processors. Threads that start later inherit it.
 func Pin(pids []int, set *unix.CPUSet) error {
 	for _, pid := range pids {
-		// Twice: a thread that began meanwhile may come from one that was not bound yet.
+		// Twice: a new thread may have been started by one that was not bound yet.
 		for range 2 {
 			tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 			if err != nil {
@@ -99,7 +103,7 @@ func Pin(pids []int, set *unix.CPUSet) error {
 	return nil
 }
 
-// SentBytes is how many bytes of messages the tunnel's engine has sent, by its own count, over UAPI. h is its host.
+// SentBytes is how many bytes of messages the tunnel's engine on h has sent, by its own count over UAPI.
 func (t *Tunnel) SentBytes(h *host.Host) (uint64, error) {
 	text, err := t.uapi(h, "get=1\n\n")
 	if err != nil {
@@ -108,7 +112,7 @@ func (t *Tunnel) SentBytes(h *host.Host) (uint64, error) {
 	return field(text, "tx_bytes")
 }
 
-// uapi asks the tunnel's WireGuard device on h.
+// uapi sends a request to the tunnel's WireGuard device on h.
 func (t *Tunnel) uapi(h *host.Host, ask string) (string, error) {
 	c, err := net.DialTimeout("unix", h.Path("/run/wireguard/"+t.device+".sock"), uapiTime)
 	if err != nil {
@@ -130,7 +134,13 @@ func (t *Tunnel) uapi(h *host.Host, ask string) (string, error) {
 			return b.String(), nil
 		}
 		if n, failed := strings.CutPrefix(line, "errno="); failed && strings.TrimSpace(n) != "0" {
-			return "", fmt.Errorf("%s: the device %s on %s refuses with errno %s", t.Kind, t.device, h.Name, strings.TrimSpace(n))
+			return "", fmt.Errorf(
+				"%s: the device %s on %s returned errno %s",
+				t.Kind,
+				t.device,
+				h.Name,
+				strings.TrimSpace(n),
+			)
 		}
 		b.WriteString(line)
 	}
@@ -138,17 +148,17 @@ func (t *Tunnel) uapi(h *host.Host, ask string) (string, error) {
 
 const uapiTime = 5 * time.Second
 
-// field takes a number out of what a device said.
+// field reads a number from a UAPI answer.
 func field(text, name string) (uint64, error) {
 	for line := range strings.Lines(text) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(line), name+"="); ok {
 			return strconv.ParseUint(v, 10, 64)
 		}
 	}
-	return 0, fmt.Errorf("the device does not say %s", name)
+	return 0, fmt.Errorf("the device does not report %s", name)
 }
 
-// DeviceDrops is how many packets the tunnel's device on h had no room for, because its engine did not read.
+// DeviceDrops is how many packets the tunnel's device on h dropped because its engine did not read them.
 func (t *Tunnel) DeviceDrops(h *host.Host) (uint64, error) {
 	n, err := h.Counter(t.device, "tx_dropped")
 	if err != nil {
@@ -157,15 +167,20 @@ func (t *Tunnel) DeviceDrops(h *host.Host) (uint64, error) {
 	return n, nil
 }
 
-// MessageSize is a WireGuard data message with an IP packet of so many bytes in it: padded to 16 bytes, not beyond the MTU, header
-// and tag.
+// MessageSize is the length of a WireGuard data message with an IP packet of so many bytes: padded to 16
+// bytes, but not beyond the MTU, with header and tag.
 func MessageSize(packet int) uint64 {
 	return uint64(min((packet+15)&^15, max(packet, wireguardMTU)) + 32)
 }
 
-// DropData is a ruleset, for the far end's edge, that drops the tunnel's data messages as they arrive and lets handshakes in.
+// DropData is a ruleset for the far end's edge that drops the tunnel's data messages on arrival and accepts
+// handshakes.
 func (t *Tunnel) DropData() string {
 	const dataMessage = 4 // the first byte
-	return fmt.Sprintf("add table netdev bench\nadd chain netdev bench in { type filter hook ingress device wan0 priority 0; }\n"+
-		"add rule netdev bench in udp dport %d @th,64,8 %d drop\n", t.port, dataMessage)
+	return fmt.Sprintf(
+		"add table netdev bench\nadd chain netdev bench in { type filter hook ingress device wan0 priority 0; }\n"+
+			"add rule netdev bench in udp dport %d @th,64,8 %d drop\n",
+		t.port,
+		dataMessage,
+	)
 }

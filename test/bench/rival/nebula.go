@@ -12,9 +12,9 @@ import (
 // Nebula's own addresses on the two edges.
 var nebulaAddresses = [2]string{"10.250.0.1", "10.250.0.2"}
 
-// nebula runs Nebula with an authority of its own that lives as long as the benchmark. The phones' networks are "unsafe
-// routes" in its words: networks behind a host of the overlay.
-func (w way) nebula(ctx context.Context) (*Tunnel, error) {
+// nebula runs Nebula with a certificate authority that lives as long as the benchmark. The phones' networks
+// are "unsafe routes" in its terms: networks behind a host of the overlay.
+func (w spec) nebula(ctx context.Context) (*Tunnel, error) {
 	version, err := w.a.Host.Run(ctx, w.programs.Nebula, "-version")
 	if err != nil {
 		return nil, err
@@ -22,12 +22,14 @@ func (w way) nebula(ctx context.Context) (*Tunnel, error) {
 	t := &Tunnel{Program: "nebula " + strings.TrimSpace(strings.TrimPrefix(version, "Version: "))}
 	const dir = host.Dir
 	first := w.a.Host
-	if _, err := first.Run(ctx, w.programs.NebulaCert, "ca", "-name", "ringway bench", "-duration", "24h", "-out-crt", dir+"/nebula-ca.crt", "-out-key", dir+"/nebula-ca.key"); err != nil {
+	if _, err := first.Run(ctx, w.programs.NebulaCert, "ca", "-name", "ringway bench", "-duration", "24h",
+		"-out-crt", dir+"/nebula-ca.crt", "-out-key", dir+"/nebula-ca.key"); err != nil {
 		return nil, err
 	}
 	for i, e := range w.ends() {
 		h := e.near.Host
-		if _, err := first.Run(ctx, w.programs.NebulaCert, "sign", "-name", h.Name, "-ca-crt", dir+"/nebula-ca.crt", "-ca-key", dir+"/nebula-ca.key",
+		if _, err := first.Run(ctx, w.programs.NebulaCert, "sign", "-name", h.Name, "-ca-crt", dir+"/nebula-ca.crt",
+			"-ca-key", dir+"/nebula-ca.key",
 			"-networks", nebulaAddresses[i]+"/24", "-unsafe-networks", strings.Join(e.behind, ","),
 			"-out-crt", dir+"/"+h.Name+".crt", "-out-key", dir+"/"+h.Name+".key"); err != nil {
 			return nil, err
@@ -39,7 +41,7 @@ func (w way) nebula(ctx context.Context) (*Tunnel, error) {
 					err = os.WriteFile(h.Path(dir+"/"+f), text, 0o600)
 				}
 				if err != nil {
-					return nil, fmt.Errorf("carry %s to %s: %w", f, h.Name, err)
+					return nil, fmt.Errorf("copy %s to %s: %w", f, h.Name, err)
 				}
 			}
 		}
@@ -53,14 +55,14 @@ func (w way) nebula(ctx context.Context) (*Tunnel, error) {
 			return nil, err
 		}
 		t.processes = append(t.processes, p)
-		if err := w.waitDevice(ctx, h, p, true); err != nil { // it makes its routes itself
+		if err := w.waitDevice(ctx, h, p, true); err != nil { // it adds its routes itself
 			return nil, err
 		}
 	}
 	return t, nil
 }
 
-func (w way) nebulaConfig(i int, e end) string {
+func (w spec) nebulaConfig(i int, e end) string {
 	var routes strings.Builder
 	for _, n := range e.farther {
 		fmt.Fprintf(&routes, "    - {route: %s, via: %s}\n", n, nebulaAddresses[1-i])

@@ -22,11 +22,13 @@ import (
 // OpenVPN's own addresses on the two edges.
 var openVPNAddresses = [2]string{"10.251.0.1", "10.251.0.2"}
 
-// openVPN runs OpenVPN from edge to edge over UDP, in user space. Each side knows the other's certificate by its fingerprint; the
-// certificates are made here and never used again.
-func (w way) openVPN(ctx context.Context) (*Tunnel, error) {
+// openVPN runs OpenVPN from edge to edge over UDP, in user space. Each side knows the other's certificate by
+// its fingerprint; the certificates are created here and never used again.
+func (w spec) openVPN(ctx context.Context) (*Tunnel, error) {
 	t := &Tunnel{Program: "OpenVPN"}
-	if out, _ := w.a.Host.Run(ctx, w.programs.OpenVPN, "--version"); len(strings.Fields(out)) > 1 { // 2.5 ended --version with exit status 1
+	if out, _ := w.a.Host.Run(ctx, w.programs.OpenVPN, "--version"); len(
+		strings.Fields(out),
+	) > 1 { // 2.5 exits with status 1 after --version
 		t.Program = strings.Join(strings.Fields(out)[:2], " ")
 	}
 	var ids [2]identity
@@ -56,7 +58,8 @@ peer-fingerprint %[10]s
 disable-dco
 verb 1
 `, w.device, e.near.WAN, w.port, e.far.WAN, w.port, openVPNAddresses[i], openVPNAddresses[1-i], role, host.Dir, ids[1-i].fingerprint)
-		for _, f := range []struct{ name, text string }{{"openvpn.crt", ids[i].certificate}, {"openvpn.key", ids[i].key}, {"openvpn.conf", config}} {
+		for _, f := range []struct{ name, text string }{{"openvpn.crt", ids[i].certificate},
+			{"openvpn.key", ids[i].key}, {"openvpn.conf", config}} {
 			if err := os.WriteFile(h.Path(host.Dir+"/"+f.name), []byte(f.text), 0o600); err != nil {
 				return nil, fmt.Errorf("configure OpenVPN on %s: %w", h.Name, err)
 			}
@@ -76,7 +79,7 @@ verb 1
 	return t, nil
 }
 
-// identity is a key and a certificate that it signed itself.
+// identity is a key and a self-signed certificate.
 type identity struct{ certificate, key, fingerprint string }
 
 func newIdentity(name string) (id identity, err error) {
@@ -88,11 +91,12 @@ func newIdentity(name string) (id identity, err error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: name},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return id, fmt.Errorf("make a throwaway certificate: %w", err)
+		return id, fmt.Errorf("create a temporary certificate: %w", err)
 	}
 	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

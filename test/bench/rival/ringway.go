@@ -22,7 +22,7 @@ import (
 	"ringway/tunnel/plane"
 )
 
-// edgeConfig is what EdgeMain is told. The key is a throwaway one, in a file that the host alone sees.
+// edgeConfig is the configuration of EdgeMain. The key is a temporary one, in a file that only the host sees.
 type edgeConfig struct {
 	PrivateKey string           `json:"private_key"`
 	Peer       tunnel.PublicKey `json:"peer"`
@@ -31,13 +31,15 @@ type edgeConfig struct {
 	Port       int              `json:"port"`
 	Device     string           `json:"device"`
 	Engine     string           `json:"engine"`
-	Denied     string           `json:"denied"` // file for what the machine did not allow
+	Denied     string           `json:"denied"`  // file for what the machine did not allow
+	Program    string           `json:"program"` // that the plane runs
 }
 
 const outerTOS = 0xb8 // EF, as the appliance marks its voice tunnel
 
-// ringway runs Ringway's voice plane on each edge: the daemon's own supervisor starts it in its sandbox, with its priorities.
-func (w way) ringway(ctx context.Context) (*Tunnel, error) {
+// ringway runs Ringway's voice plane on each edge: the daemon's own supervisor starts it in its sandbox, with
+// its priorities.
+func (w spec) ringway(ctx context.Context) (*Tunnel, error) {
 	keys, err := w.keys()
 	if err != nil {
 		return nil, err
@@ -54,9 +56,22 @@ func (w way) ringway(ctx context.Context) (*Tunnel, error) {
 }
 
 // ringwayEnd runs one end's plane.
-func (w way) ringwayEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (p *host.Process, err error) {
+func (w spec) ringwayEnd(
+	ctx context.Context,
+	e end,
+	key tunnel.PrivateKey,
+	peer tunnel.PublicKey,
+) (p *host.Process, err error) {
 	h := e.near.Host
-	c := edgeConfig{PrivateKey: key.Base64(), Peer: peer, Port: w.port, Device: w.device, Engine: w.engine, Denied: deniedFile}
+	c := edgeConfig{
+		PrivateKey: key.Base64(),
+		Peer:       peer,
+		Port:       w.port,
+		Device:     w.device,
+		Engine:     w.engine,
+		Denied:     deniedFile,
+		Program:    w.programs.Ringway,
+	}
 	if c.Endpoint, err = netip.ParseAddrPort(net.JoinHostPort(e.far.WAN, strconv.Itoa(w.port))); err != nil {
 		return nil, err
 	}
@@ -75,7 +90,12 @@ func (w way) ringwayEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer 
 	if err := os.WriteFile(h.Path(file), text, 0o600); err != nil {
 		return nil, fmt.Errorf("configure the plane on %s: %w", h.Name, err)
 	}
-	cmd := h.Command(w.programs.Ringway, "bench", "edge", file)
+	// Supervisor and plane are of the same build: this program may not know how another build starts a plane.
+	supervisor := w.programs.Helper
+	if w.programs.OtherBuild {
+		supervisor = w.programs.Ringway
+	}
+	cmd := h.Command(supervisor, "bench", "edge", file)
 	if err := host.StartHolder(cmd, func() (err error) {
 		p, err = h.Spawn(string(w.kind), cmd)
 		return err
@@ -86,7 +106,8 @@ func (w way) ringwayEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer 
 		}
 		return nil, fmt.Errorf("%s: start Ringway's plane: %w%s", h.Name, err, words)
 	}
-	return p, w.routeIn(ctx, e, "link set "+w.device+" up")
+	link := fmt.Sprintf("link set %s mtu %d txqueuelen %d up", w.device, wireguardMTU, unbounded().TUNPackets)
+	return p, w.routeIn(ctx, e, link)
 }
 
 // deniedFile is where EdgeMain lists what the machine denied the plane, on its host.
@@ -94,7 +115,7 @@ const deniedFile = host.Dir + "/denied.json"
 
 var processPath = regexp.MustCompile(`/proc/[0-9]+/`)
 
-// Denied is what this machine did not allow Ringway's planes on the edges.
+// Denied lists what this machine denied Ringway's planes on the edges.
 func Denied(edges ...Edge) []string {
 	var all []string
 	for _, e := range edges {
@@ -113,7 +134,7 @@ func Denied(edges ...Edge) []string {
 func EdgeMain(ctx context.Context, file string, stdout, stderr io.Writer) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("read the edge's configuration: %w (it is started by `ringway bench`)", err)
+		return fmt.Errorf("read the edge's configuration: %w (only `ringway bench` starts it)", err)
 	}
 	var c edgeConfig
 	if err := json.Unmarshal(text, &c); err != nil {
@@ -125,7 +146,7 @@ func EdgeMain(ctx context.Context, file string, stdout, stderr io.Writer) error 
 	}
 	s, err := plane.NewSupervisor(plane.Config{
 		Class: tunnel.Voice, RunDir: "/run/ringway/planes", UAPIDir: "/var/run/wireguard",
-		OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP,
+		Program: c.Program, OpenTUN: descriptor.OpenTUN, OpenUDP: descriptor.OpenUDP,
 		Log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -133,20 +154,22 @@ func EdgeMain(ctx context.Context, file string, stdout, stderr io.Writer) error 
 	}
 	watched := make(chan error, 1)
 	go func() { watched <- s.Run(context.WithoutCancel(ctx)) }()
-	p := qos.PathBounds(0, qos.Class{Name: qos.Media}, 1500) // an uplink that nothing bounds
+	p := unbounded()
 	if err := s.Configure(ctx, tunnel.Device{
 		Class: tunnel.Voice, PrivateKey: key,
-		Outer:    tunnel.Outer{TOS: outerTOS, Marks: []tunnel.OuterMark{{Inner: outerTOS >> 2, Outer: outerTOS >> 2}}},
-		Settings: tunnel.Settings{Interface: c.Device, ListenPort: uint16(c.Port), Engine: tunnel.EngineName(c.Engine), MTU: wireguardMTU},
-		Peers:    []tunnel.Peer{{Site: "far", PublicKey: c.Peer, Endpoint: c.Endpoint, AllowedIPs: c.Networks}},
-		Bounds: tunnel.Bounds{TxQueueLen: p.TUNPackets, InFlight: inFlight, SendBuffer: p.SendBuffer, ReceiveBuffer: receiveBuffer,
-			DeviceGSO: p.TUNGSOBytes, SuperPacket: maxSuperPacket},
+		Outer: tunnel.Outer{TOS: outerTOS, Marks: []tunnel.OuterMark{{Inner: outerTOS >> 2, Outer: outerTOS >> 2}}},
+		Settings: tunnel.Settings{Interface: c.Device, ListenPort: uint16(c.Port),
+			Engine: tunnel.EngineName(c.Engine), MTU: wireguardMTU},
+		Peers: []tunnel.Peer{{Site: "far", PublicKey: c.Peer, Endpoint: c.Endpoint, AllowedIPs: c.Networks}},
+		Bounds: tunnel.Bounds{TxQueueLen: p.TUNPackets, InFlight: inFlight, SendBuffer: p.SendBuffer,
+			ReceiveBuffer: receiveBuffer,
+			DeviceGSO:     p.TUNGSOBytes, SuperPacket: maxSuperPacket},
 	}); err != nil {
 		return fmt.Errorf("start the plane: %w", err)
 	}
 	_, missing := s.Sandbox()
 	if denied, err := json.Marshal(missing); err == nil {
-		_ = os.WriteFile(c.Denied, denied, 0o644) // that it is lacking is all that is lost
+		_ = os.WriteFile(c.Denied, denied, 0o644) // without it the report lacks this list
 	}
 	if _, err := fmt.Fprintln(stdout, host.Ready); err != nil {
 		return err
@@ -158,6 +181,9 @@ func EdgeMain(ctx context.Context, file string, stdout, stderr io.Writer) error 
 	}
 	return s.Stop(context.WithoutCancel(ctx))
 }
+
+// unbounded are the bounds of a path whose uplink has no rate.
+func unbounded() qos.Path { return qos.PathBounds(0, qos.Class{Name: qos.Media}, 1500) }
 
 // What the appliance takes where nothing bounds the uplink.
 const (

@@ -1,8 +1,7 @@
-// Package rival brings tunnels of every kind up between two edges, side by side: Ringway's plane, stock wireguard-go, Nebula,
-// OpenVPN and no tunnel at all. Each has its own networks behind the edges, so that a packet's address chooses its way. What is
-// stock runs as its manual says, without tuning: that is what people use.
-//
-// test/bench imports it, and cmd/ringway for EdgeMain. Needs root.
+// Package rival brings up tunnels of every kind between two edges, side by side: Ringway's plane, stock
+// wireguard-go, Nebula, OpenVPN and no tunnel at all. Each has its own networks behind the edges, so that a
+// packet's address selects its path. Stock programs run as their manuals say, without tuning, as people use
+// them. It needs root.
 package rival
 
 import (
@@ -16,7 +15,7 @@ import (
 	"ringway/test/lab/host"
 )
 
-// Kind is what joins the edges on a path; the names stand in the JSON of the benchmarks.
+// Kind is what joins the edges on a path; the names are in the JSON of the benchmarks.
 type Kind string
 
 // The kinds.
@@ -26,7 +25,7 @@ const (
 	WireGuardGo       Kind = "wireguard-go"
 	Nebula            Kind = "nebula"
 	OpenVPN           Kind = "openvpn"
-	Kernel            Kind = "kernel" // plain forwarding, nothing is encrypted: the floor
+	Kernel            Kind = "kernel" // plain forwarding, nothing is encrypted: the lower bound
 )
 
 // Kinds lists them in the order of reports.
@@ -38,7 +37,7 @@ type Edge struct {
 	WAN  string // its address towards the other edge
 }
 
-// Networks are the prefixes that lie behind each edge on one path.
+// Networks are the prefixes behind each edge on one path.
 type Networks struct{ A, B []string }
 
 // Tunnel is a path that is up.
@@ -51,31 +50,40 @@ type Tunnel struct {
 	port      int
 }
 
-// Alive says which program of the tunnel has ended, if one has.
+// Alive returns an error if a program of the tunnel has exited.
 func (t *Tunnel) Alive() error {
 	for _, p := range t.processes {
 		select {
 		case <-p.Ended:
-			return fmt.Errorf("%s: a program of the tunnel ended (%v):\n%s", t.Kind, p.Err(), p.LastWords())
+			return fmt.Errorf("%s: a program of the tunnel exited (%v):\n%s", t.Kind, p.Err(), p.LastWords())
 		default:
 		}
 	}
 	return nil
 }
 
-// upTime is the longest that a tunnel may take to come up.
+// upTime bounds the time that a tunnel takes to come up.
 const upTime = 30 * time.Second
 
-// Up brings a tunnel up; when it returns, devices and routes are there. Whether packets come through, the caller finds
-// out: some shake hands with the first packet only.
+// Up brings a tunnel up; when it returns, devices and routes exist. The caller checks whether packets get
+// through: some tunnels start a handshake with the first packet only.
 func Up(ctx context.Context, kind Kind, a, b Edge, n Networks, p Programs, engine string) (*Tunnel, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, upTime, fmt.Errorf("not up after %s", upTime))
 	defer cancel()
 	i := slices.Index(Kinds, kind)
 	if i < 0 {
-		return nil, fmt.Errorf("no path is called %q", kind)
+		return nil, fmt.Errorf("unknown path %q", kind)
 	}
-	w := way{kind: kind, a: a, b: b, nets: n, port: 51820 + i, device: fmt.Sprintf("tun-%d", i), programs: p, engine: engine}
+	w := spec{
+		kind:     kind,
+		a:        a,
+		b:        b,
+		nets:     n,
+		port:     51820 + i,
+		device:   fmt.Sprintf("tun-%d", i),
+		programs: p,
+		engine:   engine,
+	}
 	var t *Tunnel
 	var err error
 	switch kind {
@@ -97,8 +105,8 @@ func Up(ctx context.Context, kind Kind, a, b Edge, n Networks, p Programs, engin
 	return t, nil
 }
 
-// way is a tunnel in the making.
-type way struct {
+// spec describes a tunnel that is being brought up.
+type spec struct {
 	kind     Kind
 	a, b     Edge
 	nets     Networks
@@ -108,18 +116,18 @@ type way struct {
 	engine   string
 }
 
-// end is one edge as a tunnel sees it.
+// end is one edge from the tunnel's point of view.
 type end struct {
 	near, far       Edge
 	behind, farther []string // networks behind the near and the far edge
-	first           bool     // a: where a protocol wants to know who serves and who calls
+	first           bool     // a: where a protocol has a server and a client
 }
 
-func (w way) ends() []end {
+func (w spec) ends() []end {
 	return []end{{w.a, w.b, w.nets.A, w.nets.B, true}, {w.b, w.a, w.nets.B, w.nets.A, false}}
 }
 
-func (w way) kernel(ctx context.Context) (*Tunnel, error) {
+func (w spec) kernel(ctx context.Context) (*Tunnel, error) {
 	for _, e := range w.ends() {
 		var lines []string
 		for _, n := range e.farther {
@@ -132,16 +140,16 @@ func (w way) kernel(ctx context.Context) (*Tunnel, error) {
 	return &Tunnel{Program: "Linux forwarding, no tunnel"}, nil
 }
 
-// routeIn leads the far networks into the tunnel's device.
-func (w way) routeIn(ctx context.Context, e end, lines ...string) error {
+// routeIn routes the far networks into the tunnel's device.
+func (w spec) routeIn(ctx context.Context, e end, lines ...string) error {
 	for _, n := range e.farther {
 		lines = append(lines, "route add "+n+" dev "+w.device)
 	}
 	return e.near.Host.IP(ctx, nil, lines...)
 }
 
-// waitDevice waits until the tunnel's device is there, and up where that is asked for.
-func (w way) waitDevice(ctx context.Context, h *host.Host, p *host.Process, up bool) error {
+// waitDevice waits until the tunnel's device exists, and is up if requested.
+func (w spec) waitDevice(ctx context.Context, h *host.Host, p *host.Process, up bool) error {
 	for {
 		there := false
 		err := h.Do(func() error {
@@ -154,11 +162,14 @@ func (w way) waitDevice(ctx context.Context, h *host.Host, p *host.Process, up b
 		}
 		select {
 		case <-p.Ended:
-			return fmt.Errorf("%s: the program ended (%v):\n%s", h.Name, p.Err(), p.LastWords())
+			return fmt.Errorf("%s: the program exited (%v):\n%s", h.Name, p.Err(), p.LastWords())
 		default:
 		}
 		if err := host.Pause(ctx, 20*time.Millisecond); err != nil {
-			return errors.Join(fmt.Errorf("%s: wait for device %s: %w", h.Name, w.device, err), errors.New(p.LastWords()))
+			return errors.Join(
+				fmt.Errorf("%s: wait for device %s: %w", h.Name, w.device, err),
+				errors.New(p.LastWords()),
+			)
 		}
 	}
 }

@@ -19,8 +19,13 @@ import (
 )
 
 func TestNebulaConfigIsAsAlways(t *testing.T) {
-	w := way{a: Edge{&host.Host{Name: "edge-a"}, "198.51.100.1"}, b: Edge{&host.Host{Name: "edge-b"}, "198.51.100.2"},
-		nets: Networks{A: []string{"10.16.1.0/24"}, B: []string{"10.16.2.0/24"}}, port: 51823, device: "tun-3"}
+	w := spec{
+		a:      Edge{&host.Host{Name: "edge-a"}, "198.51.100.1"},
+		b:      Edge{&host.Host{Name: "edge-b"}, "198.51.100.2"},
+		nets:   Networks{A: []string{"10.16.1.0/24"}, B: []string{"10.16.2.0/24"}},
+		port:   51823,
+		device: "tun-3",
+	}
 	assert.Equal(t, `pki: {ca: /run/lab/nebula-ca.crt, cert: /run/lab/edge-b.crt, key: /run/lab/edge-b.key}
 static_host_map: {"10.250.0.1": ["198.51.100.1:51823"]}
 lighthouse: {am_lighthouse: false, hosts: []}
@@ -54,13 +59,25 @@ func TestThrowawayIdentity(t *testing.T) {
 // Nebula is built by whatever go is there; that none of the versions can be built is told with each reason.
 func TestNebulaThatCannotBeBuilt(t *testing.T) {
 	bin, cache := t.TempDir(), t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(bin, "go"), []byte("#!/bin/sh\necho first >&2\necho no module for $3 >&2\nexit 1\n"), 0o755))
+	require.NoError(
+		t,
+		os.WriteFile(
+			filepath.Join(bin, "go"),
+			[]byte("#!/bin/sh\necho first >&2\necho no module for $3 >&2\nexit 1\n"),
+			0o755,
+		),
+	)
 	t.Setenv("PATH", bin+":/usr/bin:/bin")
 	t.Setenv("XDG_CACHE_HOME", cache)
 	var p Programs
 	var said []string
 	err := p.buildNebula(t.Context(), func(format string, _ ...any) { said = append(said, format) })
-	require.ErrorContains(t, err, "none of these could be built (say --nebula PROGRAM where you have one, or leave nebula out of --vs):\n  v1.12.0: no module for github.com/slackhq/nebula/cmd/nebula@v1.12.0\n  v1.11.2: ")
+	require.ErrorContains(
+		t,
+		err,
+		"none of these could be built (name one with --nebula PROGRAM, or leave nebula out of --vs):\n  "+
+			"v1.12.0: no module for github.com/slackhq/nebula/cmd/nebula@v1.12.0\n  v1.11.2: ",
+	)
 	assert.Len(t, said, 2*len(nebulaVersions))
 	left, err := os.ReadDir(filepath.Join(cache, "ringway"))
 	require.NoError(t, err)

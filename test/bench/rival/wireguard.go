@@ -13,10 +13,10 @@ import (
 	"ringway/tunnel"
 )
 
-// wireguardMTU is what wg-quick takes on an Ethernet.
+// wireguardMTU is wg-quick's MTU on an Ethernet.
 const wireguardMTU = 1420
 
-func (w way) keys() (keys [2]tunnel.PrivateKey, err error) {
+func (w spec) keys() (keys [2]tunnel.PrivateKey, err error) {
 	for i := range keys {
 		if keys[i], err = tunnel.NewPrivateKey(); err != nil {
 			return keys, err
@@ -25,8 +25,8 @@ func (w way) keys() (keys [2]tunnel.PrivateKey, err error) {
 	return keys, nil
 }
 
-// wireguardGo runs stock wireguard-go, a process an edge, with one peer each.
-func (w way) wireguardGo(ctx context.Context) (*Tunnel, error) {
+// wireguardGo runs stock wireguard-go, one process on each edge, with one peer each.
+func (w spec) wireguardGo(ctx context.Context) (*Tunnel, error) {
 	keys, err := w.keys()
 	if err != nil {
 		return nil, err
@@ -43,7 +43,12 @@ func (w way) wireguardGo(ctx context.Context) (*Tunnel, error) {
 }
 
 // wireguardGoEnd runs one end's stock wireguard-go.
-func (w way) wireguardGoEnd(ctx context.Context, e end, key tunnel.PrivateKey, peer tunnel.PublicKey) (*host.Process, error) {
+func (w spec) wireguardGoEnd(
+	ctx context.Context,
+	e end,
+	key tunnel.PrivateKey,
+	peer tunnel.PublicKey,
+) (*host.Process, error) {
 	h := e.near.Host
 	cmd := h.Command(w.programs.WireGuardGo, "--foreground", w.device)
 	cmd.Env = append(append(cmd.Env, "LOG_LEVEL=error"), w.programs.goEnv()...)
@@ -59,7 +64,8 @@ func (w way) wireguardGoEnd(ctx context.Context, e end, key tunnel.PrivateKey, p
 		return nil, fmt.Errorf("write a throwaway key on %s: %w", h.Name, err)
 	}
 	if _, err := h.Run(ctx, "wg", "set", w.device, "listen-port", strconv.Itoa(w.port), "private-key", keyFile,
-		"peer", peer.String(), "endpoint", net.JoinHostPort(e.far.WAN, strconv.Itoa(w.port)), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
+		"peer", peer.String(), "endpoint", net.JoinHostPort(e.far.WAN,
+			strconv.Itoa(w.port)), "allowed-ips", strings.Join(e.farther, ",")); err != nil {
 		return nil, err
 	}
 	return p, w.routeIn(ctx, e, fmt.Sprintf("link set %s mtu %d up", w.device, wireguardMTU))
@@ -72,7 +78,7 @@ func waitSocket(ctx context.Context, h *host.Host, p *host.Process, path string)
 		}
 		select {
 		case <-p.Ended:
-			return fmt.Errorf("%s: the program ended (%v):\n%s", h.Name, p.Err(), p.LastWords())
+			return fmt.Errorf("%s: the program exited (%v):\n%s", h.Name, p.Err(), p.LastWords())
 		default:
 		}
 		if err := host.Pause(ctx, 20*time.Millisecond); err != nil {

@@ -9,17 +9,17 @@ import (
 	"io"
 )
 
-// Client talks to a tester that was started in a process of its own, one request at a time.
+// Client controls a tester that runs in a process of its own, one request at a time.
 type Client struct {
 	name    string
 	in      io.WriteCloser
 	out     io.ReadCloser
 	answers chan answer
-	err     error // why there are no more; to be read once answers is closed
+	err     error // why there are no more; valid once answers is closed
 }
 
-// NewClient tells a tester what it is; in and out are its standard input and output, and the client's from here on. name is
-// for errors.
+// NewClient configures a tester; in and out are its standard input and output, which the client closes. name
+// is for errors.
 func NewClient(name string, in io.WriteCloser, out io.ReadCloser, c Config) (*Client, error) {
 	t := &Client{name: name, in: in, out: out, answers: make(chan answer)}
 	if err := json.NewEncoder(in).Encode(c); err != nil {
@@ -47,11 +47,11 @@ func (t *Client) listen() {
 	}
 }
 
-// Close ends the tester. Nothing is asked of it any more.
+// Close ends the tester.
 func (t *Client) Close() {
 	t.in.Close()
 	t.out.Close()
-	for range t.answers { // one that nobody waited for
+	for range t.answers { // discard an answer that nobody waits for
 	}
 }
 
@@ -61,7 +61,7 @@ func (t *Client) Ready(ctx context.Context) error {
 	return err
 }
 
-// Prepare has a receiver count the packets of a trial from here on.
+// Prepare has a receiver count the packets of a trial from now on.
 func (t *Client) Prepare(ctx context.Context, trial Trial) error {
 	_, err := t.ask(ctx, request{Trial: trial})
 	return err
@@ -79,7 +79,7 @@ func (t *Client) Send(ctx context.Context, trial Trial) (Sent, error) {
 	return *a.Sent, nil
 }
 
-// Collect waits until a receiver has so many packets of the trial, or no more come.
+// Collect waits until a receiver has so many packets of the trial, or no more arrive.
 func (t *Client) Collect(ctx context.Context, trial Trial, sent int) (Received, error) {
 	a, err := t.ask(ctx, request{Trial: trial, Sent: &sent})
 	if err == nil && a.Received == nil {
@@ -93,7 +93,7 @@ func (t *Client) Collect(ctx context.Context, trial Trial, sent int) (Received, 
 
 func (t *Client) ask(ctx context.Context, q request) (answer, error) {
 	if err := json.NewEncoder(t.in).Encode(q); err != nil {
-		return answer{}, fmt.Errorf("tell the tester on %s what to do: %w", t.name, err)
+		return answer{}, fmt.Errorf("send the tester on %s a request: %w", t.name, err)
 	}
 	return t.await(ctx)
 }
@@ -103,7 +103,7 @@ func (t *Client) await(ctx context.Context) (answer, error) {
 	case a, more := <-t.answers:
 		switch {
 		case !more:
-			return a, fmt.Errorf("the tester on %s ended: %w", t.name, t.err)
+			return a, fmt.Errorf("the tester on %s exited: %w", t.name, t.err)
 		case a.Error != "":
 			return a, errors.New("the tester on " + t.name + ": " + a.Error)
 		}

@@ -14,27 +14,29 @@ import (
 const (
 	receiveBuffer = 64 << 20 // a quarter of a second and more of the smallest packets
 	controlSize   = 64       // a control message of 4 bytes with its header, and room
-	// The receiver looks by the clock and takes all that is there: a wake-up a packet would be load that the path under test does not make.
+	// The receiver polls by the clock and reads everything that is there: a wake-up for each packet would be
+	// load that the path under test does not cause.
 	lookEvery = 2 * time.Millisecond
-	// After the last packet was sent, the rest has this long (RFC 2544, section 23 waits two seconds), and silence this long says that there is no rest.
+	// After the last packet was sent, the rest has this long (RFC 2544, section 23 waits two seconds), and a
+	// silence this long means that there is no rest.
 	restTime = 2 * time.Second
 	silence  = 200 * time.Millisecond
 )
 
-// receiver counts on a thread of its own; do and the thread meet under the mutex once a look.
+// receiver counts on a thread of its own; do and the thread share state under the mutex once in each poll.
 type receiver struct {
 	fd       int
 	small    error // why the buffer is smaller than wanted
 	messages [batch]mmsghdr
 	vectors  [batch]unix.Iovec
-	buffers  [batch][headerSize]byte // the rest of a packet is cut off: copying it would be the tester's cost
+	buffers  [batch][headerSize]byte // truncated: copying the rest of a packet would only cost time
 	control  [batch][controlSize]byte
 
 	mu       sync.Mutex
 	trial    uint32
 	seen     []uint64 // bits
 	count    Received
-	overflow uint32 // the socket's count, since ever
+	overflow uint32 // the socket's total count
 	before   uint32 // at the beginning of the trial
 	last     time.Duration
 	failed   error
@@ -95,13 +97,21 @@ func (r *receiver) run() {
 	}
 }
 
-// drain takes what is there.
+// drain reads what is there.
 func (r *receiver) drain() error {
 	for {
 		for i := range r.messages {
 			r.messages[i].hdr.SetControllen(controlSize)
 		}
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.messages[0])), batch, unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.Syscall6(
+			unix.SYS_RECVMMSG,
+			uintptr(r.fd),
+			uintptr(unsafe.Pointer(&r.messages[0])),
+			batch,
+			unix.MSG_DONTWAIT,
+			0,
+			0,
+		)
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
@@ -138,7 +148,7 @@ func (r *receiver) note(b []byte) {
 	r.count.Packets++
 }
 
-// dropped takes the kernel's count of packets that found the buffer full out of the control messages.
+// dropped reads the kernel's count of packets that overflowed the buffer from the control messages.
 func dropped(b []byte) uint32 {
 	if len(b) < unix.SizeofCmsghdr+4 {
 		return 0
@@ -150,11 +160,11 @@ func dropped(b []byte) uint32 {
 	return binary.NativeEndian.Uint32(b[unix.SizeofCmsghdr:])
 }
 
-// do prepares for a trial, or waits until what was sent has come or does not come any more.
+// do prepares for a trial, or waits until everything that was sent has arrived or no more arrives.
 func (r *receiver) do(q request) (answer, error) {
 	if q.Sent == nil {
 		seen := make([]uint64, (q.Trial.Packets()+63)/64)
-		for i := range seen { // touched now, not when a packet comes
+		for i := range seen { // page faults now, not during the measurement
 			seen[i] = 0
 		}
 		r.mu.Lock()
@@ -166,7 +176,8 @@ func (r *receiver) do(q request) (answer, error) {
 	for next := begin + lookEvery; ; next += lookEvery {
 		sleepUntil(next)
 		r.mu.Lock()
-		done := r.count.Packets >= *q.Sent || next-begin > restTime || next-max(begin, r.last) > silence || r.failed != nil
+		done := r.count.Packets >= *q.Sent || next-begin > restTime || next-max(begin, r.last) > silence ||
+			r.failed != nil
 		if done {
 			out := r.count
 			out.Overflow = r.overflow - r.before

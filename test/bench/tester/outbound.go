@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How packets leave: bursts as long as burstTime at the rate asked for, of at most a batch. A longer burst would ask the path for
-// more buffer than for speed; a shorter one would have the tester's own sleep be what is measured.
+// How packets leave: bursts as long as burstTime at the requested rate, of at most one batch. A longer burst
+// would ask the path for more buffer than for speed; a shorter one would have the tester's own sleep be what
+// is measured.
 const (
 	burstTime  = 100 * time.Microsecond
 	sendBuffer = 4 << 20
@@ -43,7 +44,12 @@ func newSender(c Config) (*sender, error) {
 	if s.fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open the sending socket: %w", err)
 	}
-	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) // a small one shows as packets that were refused
+	_ = unix.SetsockoptInt(
+		s.fd,
+		unix.SOL_SOCKET,
+		unix.SO_SNDBUFFORCE,
+		sendBuffer,
+	) // a small one shows as packets that were refused
 	if family == unix.AF_INET {
 		err = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_TOS, c.TOS)
 	} else {
@@ -111,13 +117,22 @@ func (s *sender) do(q request) (answer, error) {
 func (s *sender) burst(n int, out *Sent) {
 	for at := 0; at < n; {
 		// Raw: entering and leaving Go's scheduler is none of the path's time. It never blocks.
-		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.messages[at])), uintptr(n-at), unix.MSG_DONTWAIT, 0, 0)
+		sent, _, errno := unix.RawSyscall6(
+			unix.SYS_SENDMMSG,
+			uintptr(s.fd),
+			uintptr(unsafe.Pointer(&s.messages[at])),
+			uintptr(n-at),
+			unix.MSG_DONTWAIT,
+			0,
+			0,
+		)
 		if errno == 0 {
 			out.Packets += int(sent)
 			at += int(sent)
 			continue
 		}
-		if errno == unix.EINTR || errno == unix.ECONNREFUSED { // the latter: an ICMP error about an earlier packet, told now
+		if errno == unix.EINTR ||
+			errno == unix.ECONNREFUSED { // the latter: an ICMP error about an earlier packet, told now
 			continue
 		}
 		if out.Refused++; out.Error == "" {

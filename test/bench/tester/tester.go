@@ -1,8 +1,8 @@
-// Package tester is what RFC 2544 calls the tester: one end sends packets of given sizes at a given rate, the other counts what
-// arrives. Each end runs in a process of its own (Main) and stays for many trials; before a trial everything is allocated, the
-// collector is off, and the loop has a locked thread.
+// Package tester is what RFC 2544 calls the tester: one end sends packets of given sizes at a given rate, the
+// other counts what arrives. Each end runs in a process of its own (Main) for many trials; before a trial
+// everything is allocated, the garbage collector is off, and the loop has a locked thread.
 //
-// test/bench imports it, and cmd/ringway for its hidden command. It knows no tunnel: a path is a pair of addresses.
+// A path is a pair of addresses; the package knows nothing of tunnels.
 package tester
 
 import (
@@ -87,7 +87,8 @@ type Received struct {
 	Denied     string `json:"denied"`
 }
 
-// request is a line to a tester: a sender sends the trial; a receiver prepares for it or, with Sent, waits for the rest of it.
+// request is a line to a tester: a sender sends the trial; a receiver prepares for it or, with Sent, waits
+// for the rest of it.
 type request struct {
 	Trial Trial `json:"trial"`
 	Sent  *int  `json:"sent,omitempty"`
@@ -113,7 +114,7 @@ func Main(stdin io.Reader, stdout io.Writer) error {
 	in := bufio.NewReader(stdin)
 	line, err := in.ReadBytes('\n')
 	if err != nil {
-		return fmt.Errorf("read the tester's configuration: %w (the tester is started by `ringway bench`)", err)
+		return fmt.Errorf("read the tester's configuration: %w (only `ringway bench` starts the tester)", err)
 	}
 	var c Config
 	if err := json.Unmarshal(line, &c); err != nil {
@@ -182,7 +183,8 @@ func parse(b []byte) (trial uint32, number uint64, ok bool) {
 	return binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:]), true
 }
 
-// sockaddr is an address as a socket of its family takes it, and how long the headers of a UDP packet are then.
+// sockaddr is an address as a socket of its family takes it, and how long the headers of a UDP packet are
+// then.
 func sockaddr(s string, port int) (family, headers int, to unix.Sockaddr, err error) {
 	a, err := netip.ParseAddr(s)
 	switch {
@@ -203,12 +205,18 @@ type mmsghdr struct {
 
 const batch = 64
 
-// priority is above that of the engines under test: the tester stands for another machine, which no load of this one
-// delays. Its threads alone have it, never its process: Go's collector livelocks under SCHED_FIFO (golang/go#76353).
+// priority is above that of the engines under test: the tester represents another machine, which no load of
+// this one delays. Its threads alone have it, never its process: Go's collector livelocks under SCHED_FIFO
+// (golang/go#76353).
 const priority = 30
 
 func realTime() error {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	attr := unix.SchedAttr{
+		Size:     unix.SizeofSchedAttr,
+		Policy:   unix.SCHED_FIFO,
+		Priority: priority,
+		Flags:    unix.SCHED_FLAG_RESET_ON_FORK,
+	}
 	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
 		return fmt.Errorf("real-time scheduling (SCHED_FIFO) to the tester: %w", err)
 	}
@@ -221,12 +229,20 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// sleepUntil returns when CLOCK_MONOTONIC has reached at. Raw: a thread that came back from Go's system call would have to wait for
-// one of the scheduler's processors, which a thread of ordinary priority may hold.
+// sleepUntil returns when CLOCK_MONOTONIC has reached at. Raw: a thread that came back from Go's system call
+// would have to wait for one of the scheduler's processors, which a thread of ordinary priority may hold.
 func sleepUntil(at time.Duration) {
 	ts := unix.NsecToTimespec(int64(at))
 	for {
-		_, _, errno := unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+		_, _, errno := unix.RawSyscall6(
+			unix.SYS_CLOCK_NANOSLEEP,
+			unix.CLOCK_MONOTONIC,
+			unix.TIMER_ABSTIME,
+			uintptr(unsafe.Pointer(&ts)),
+			0,
+			0,
+			0,
+		)
 		if errno != unix.EINTR {
 			return
 		}

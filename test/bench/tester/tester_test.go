@@ -68,14 +68,15 @@ func TestOverflowIsReadFromTheControlMessage(t *testing.T) {
 
 func TestMainSaysWhoStartsIt(t *testing.T) {
 	err := Main(strings.NewReader(""), io.Discard)
-	assert.ErrorContains(t, err, "the tester is started by `ringway bench`")
+	assert.ErrorContains(t, err, "only `ringway bench` starts the tester")
 	err = Main(strings.NewReader("{\n"), io.Discard)
 	assert.ErrorContains(t, err, "read the tester's configuration")
 	err = Main(strings.NewReader(`{"local":"fd00::1","remote":"here"}`+"\n"), io.Discard)
 	assert.EqualError(t, err, `open the sending socket: ParseAddr("here"): unable to parse IP`)
 }
 
-// A packet is as long as the trial says with the headers of its family, and one that would have no room for the tester's own is refused.
+// A packet is as long as the trial says with the headers of its family, and one that would have no room for
+// the tester's own is refused.
 func TestSizesAreOfWholePackets(t *testing.T) {
 	for _, c := range []struct {
 		at             string

@@ -1,4 +1,4 @@
-// Package bulk fills a way with iperf3 and says what arrived. The lab and the benchmarks import it. Needs root and iperf3.
+// Package bulk fills a path with iperf3 and reports what arrived. It needs root and iperf3.
 package bulk
 
 import (
@@ -49,7 +49,16 @@ func Start(ctx context.Context, from, to *host.Host, o Options) (*Running, error
 		return nil, fmt.Errorf("prepare bulk on %s: %w", to.Name, err)
 	}
 	defer out.Close()
-	server := to.Command("iperf3", "--server", "--one-off", "--json", "--port", strconv.Itoa(port), "--interval", "0.5")
+	server := to.Command(
+		"iperf3",
+		"--server",
+		"--one-off",
+		"--json",
+		"--port",
+		strconv.Itoa(port),
+		"--interval",
+		"0.5",
+	)
 	server.Stdout = out
 	if b.server, err = to.Spawn("iperf3-server", server); err != nil {
 		return nil, err
@@ -57,7 +66,16 @@ func Start(ctx context.Context, from, to *host.Host, o Options) (*Running, error
 	if err := to.WaitTCP(ctx, port); err != nil {
 		return nil, err
 	}
-	args := []string{"--client", o.To, "--port", strconv.Itoa(port), "--time", strconv.Itoa(int(forever / time.Second)), "--interval", "0"}
+	args := []string{
+		"--client",
+		o.To,
+		"--port",
+		strconv.Itoa(port),
+		"--time",
+		strconv.Itoa(int(forever / time.Second)),
+		"--interval",
+		"0",
+	}
 	if o.UDP {
 		args = append(args, "--udp", "--length", strconv.Itoa(payload))
 	}
@@ -96,7 +114,7 @@ func (b *Running) Stop(ctx context.Context, from, until time.Time) (qos.BitRate,
 	ctx, cancel := context.WithTimeoutCause(ctx, ending, errors.New("iperf3 does not end"))
 	defer cancel()
 	if err := b.server.Wait(ctx); ctx.Err() != nil {
-		// The goodbye was lost; the server says what it counted when it is asked on its own host.
+		// The end of the test was lost; the server reports its count when it is asked on its own host.
 		b.server.Signal(unix.SIGTERM)
 		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
@@ -124,7 +142,8 @@ func (b *Running) Kill() {
 	}
 }
 
-// received is the mean over the server's intervals that lie within [from, until), counted from the start of the test.
+// received is the mean over the server's intervals that lie within [from, until), counted from the start of
+// the test.
 func received(text []byte, from, until time.Duration) (qos.BitRate, error) {
 	var report struct {
 		Intervals []struct {
@@ -148,7 +167,12 @@ func received(text []byte, from, until time.Duration) (qos.BitRate, error) {
 		}
 	}
 	if seconds == 0 {
-		return 0, fmt.Errorf("iperf3 measured nothing between %s and %s (%s)", from.Round(time.Second), until.Round(time.Second), report.Error)
+		return 0, fmt.Errorf(
+			"iperf3 measured nothing between %s and %s (%s)",
+			from.Round(time.Second),
+			until.Round(time.Second),
+			report.Error,
+		)
 	}
 	return qos.BitRate(bytes * 8 / seconds), nil
 }

@@ -118,7 +118,14 @@ func TestBothDirectionsBothFamilies(t *testing.T) {
 	aToB, bToA := Match(pa, pb, quality.MatchOptions{})
 	for name, d := range map[string]Direction{"a to b": aToB, "b to a": bToA} {
 		s := d.Summary()
-		t.Logf("%s: delay min %v p50 %v p99 %v max %v", name, s.Delay.Min(), s.Delay.Percentile(50), s.Delay.Percentile(99), s.Delay.Max())
+		t.Logf(
+			"%s: delay min %v p50 %v p99 %v max %v",
+			name,
+			s.Delay.Min(),
+			s.Delay.Percentile(50),
+			s.Delay.Percentile(99),
+			s.Delay.Max(),
+		)
 		assert.Len(t, d.Streams, 2, name)
 		assert.Zero(t, d.Unmatched, name)
 		assert.Equal(t, 2*n, s.Sent, name)
@@ -167,7 +174,7 @@ func (f *Frames) sofar() []Frame {
 	return slices.Clone(f.out)
 }
 
-func TestFramesOfTheWAN(t *testing.T) {
+func TestTimedFramesOfTheWAN(t *testing.T) {
 	a, b := pair(t)
 	frames, err := StartFrames(path(b), "eth0")
 	require.NoError(t, err)
@@ -186,7 +193,12 @@ func TestFramesOfTheWAN(t *testing.T) {
 	}
 	a.Run("ping", "-c", "1", "-W", "2", "fd00::2")
 	incoming := func(f Frame) bool { return !f.Outgoing && f.Kind == WireGuard }
-	require.Eventually(t, func() bool { return Kinds(frames.sofar())[WireGuard] >= 50 }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(
+		t,
+		func() bool { return Kinds(frames.sofar())[WireGuard] >= 50 },
+		5*time.Second,
+		5*time.Millisecond,
+	)
 	seen, err := frames.Stop()
 	require.NoError(t, err)
 	kinds := Kinds(seen)

@@ -12,7 +12,7 @@ import (
 	"ringway/quality"
 )
 
-// Kind is what a frame on the WAN is, as far as one who holds no key can tell.
+// Kind is what a frame on the WAN is, as far as an observer without keys can tell.
 type Kind string
 
 // The kinds.
@@ -29,10 +29,12 @@ const (
 	Other     Kind = "other"
 )
 
-// Frame is one frame as it crossed an interface.
+// Frame is one frame that crossed an interface.
 type Frame struct {
-	At                  quality.Timestamp
-	Bytes               int // with the Ethernet header, without checksum and preamble: 1514 for a full packet; above that it is a super-packet
+	At quality.Timestamp
+	// with the Ethernet header, without checksum and preamble: 1514 for a full packet; above that it is a super-
+	// packet
+	Bytes               int
 	Outgoing            bool
 	Kind                Kind
 	Type                uint8 // WireGuard: 1 initiation, 2 response, 3 cookie, 4 data
@@ -48,7 +50,7 @@ type Frames struct {
 	out []Frame
 }
 
-// StartFrames begins to record all that passes iface in the namespace.
+// StartFrames starts to record everything that passes iface in the namespace.
 func StartFrames(ns, iface string) (*Frames, error) {
 	t, err := open(ns, iface, unix.SOCK_RAW, nil)
 	if err != nil {
@@ -65,14 +67,7 @@ func StartFrames(ns, iface string) (*Frames, error) {
 	return f, nil
 }
 
-// Count is how many frames were read so far.
-func (f *Frames) Count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.out)
-}
-
-// Stop ends the recording; frames are in order of time. With ErrDropped the frames come too.
+// Stop ends the recording; frames are in order of time. With ErrDropped the frames are returned, too.
 func (f *Frames) Stop() ([]Frame, error) {
 	drops, err := f.tap.close()
 	if err == nil && drops > 0 {
@@ -165,9 +160,9 @@ func classifyUDP(h ipHeader) (Kind, uint8) {
 	return UDP, 0
 }
 
-// isWireGuard knows the four messages by type, reserved zeros and length (WireGuard paper, section 5.4): handshake
-// messages have one length each, data is 32 octets and a multiple of 16 (wireguard-go and the kernel pad it so, but cut
-// the padding at the MTU).
+// isWireGuard recognizes the four messages by type, reserved zeros and length (WireGuard paper, section 5.4):
+// handshake messages have one length each, data is 32 octets and a multiple of 16 (wireguard-go and the
+// kernel pad it so, but cut the padding at the MTU).
 func isWireGuard(b []byte, length int) bool {
 	if len(b) < 4 || b[1] != 0 || b[2] != 0 || b[3] != 0 {
 		return false
@@ -186,7 +181,8 @@ func isWireGuard(b []byte, length int) bool {
 }
 
 func looksLikeSIP(b []byte) bool {
-	for _, w := range []string{"SIP/2.0 ", "INVITE ", "ACK ", "BYE ", "CANCEL ", "REGISTER ", "OPTIONS ", "PRACK ", "UPDATE ",
+	for _, w := range []string{"SIP/2.0 ", "INVITE ", "ACK ", "BYE ", "CANCEL ", "REGISTER ", "OPTIONS ",
+		"PRACK ", "UPDATE ",
 		"SUBSCRIBE ", "NOTIFY ", "REFER ", "INFO ", "MESSAGE ", "PUBLISH "} {
 		if len(b) >= len(w) && string(b[:len(w)]) == w {
 			return true

@@ -21,7 +21,7 @@ type Key struct {
 	SSRC                uint32
 }
 
-// String is for people: 10.1.10.10:6000 > 10.2.10.10:6000 1a2b3c4d.
+// String is the text form: 10.1.10.10:6000 > 10.2.10.10:6000 1a2b3c4d.
 func (k Key) String() string { return fmt.Sprintf("%s > %s %08x", k.Source, k.Destination, k.SSRC) }
 
 // Packet is one RTP packet seen at an interface.
@@ -106,7 +106,8 @@ func (c *Capture) handle(data []byte, _ int, from *unix.RawSockaddrLinklayer, at
 }
 
 // parseRTP reads the fixed header (RFC 3550 section 5.1). What shares the port is told apart by the first two
-// octets as RFC 5761 section 4 and RFC 7983 do it: RTCP has packet types 192-223 there, STUN and DTLS another version.
+// octets as RFC 5761 section 4 and RFC 7983 do it: RTCP has packet types 192-223 there, STUN and DTLS another
+// version.
 func parseRTP(b []byte) (Packet, bool) {
 	if len(b) < 12 || b[0]>>6 != 2 {
 		return Packet{}, false
@@ -122,8 +123,8 @@ func parseRTP(b []byte) (Packet, bool) {
 	return p, true
 }
 
-// rtpFilter passes UDP over IPv4 and IPv6 with a port in range, before a copy is made for us. Fragments that do not
-// carry the UDP header are not seen (RTP is far smaller than any MTU).
+// rtpFilter passes UDP over IPv4 and IPv6 with a port in range, before a copy is made for us. Fragments that
+// do not carry the UDP header are not seen (RTP is far smaller than any MTU).
 func rtpFilter(p Ports) []bpf.Instruction {
 	// Jumps are counted from the next instruction; the last two are keep and drop.
 	return []bpf.Instruction{

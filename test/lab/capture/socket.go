@@ -1,11 +1,11 @@
-// Package capture sees packets go by in the lab's networks, with the kernel's timestamps: the calls' own RTP at
-// both phones' interfaces (Start, Match) and whatever crosses the WAN (Frames). test/lab and tests import it; it
-// needs root and the packet sockets of Linux.
+// Package capture records packets in the lab's networks with the kernel's timestamps: the calls' own RTP at
+// both phones' interfaces (Start, Match) and everything that crosses the WAN (Frames). It needs root and
+// packet sockets.
 //
-// Where the clock is read. A packet that leaves is stamped by the tap in the transmit path, after the interface's
-// queue and before its driver; one that arrives is stamped when the driver hands it to the kernel, before any
-// queue of the receiver. Both stamps are CLOCK_REALTIME of one machine. So neither the sender's nor the receiver's
-// program, nor this one's own delay, is measured as the network's.
+// Where the clock is read: a packet that leaves is stamped by the tap in the transmit path, after the
+// interface's queue and before its driver; one that arrives is stamped when the driver hands it to the
+// kernel, before any queue of the receiver. Both stamps are CLOCK_REALTIME of one machine. So the delay of
+// the sending, the receiving and the capturing program is not measured as the network's.
 package capture
 
 import (
@@ -23,11 +23,13 @@ import (
 	"ringway/test/lab/inside"
 )
 
-// receiveBuffer is what the kernel may hold for one capture: it bridges some 50,000 packets between two drains.
+// receiveBuffer is what the kernel may hold for one capture: it bridges some 50,000 packets between two
+// drains.
 const receiveBuffer = 64 << 20
 
-// drainEvery is how often a capture empties its socket. Timestamps are the kernel's, so a lazy reader costs no
-// accuracy, and one that wakes 50 times a second instead of per packet leaves the processors to what is measured.
+// drainEvery is how often a capture empties its socket. Timestamps are the kernel's, so a lazy reader costs
+// no accuracy, and one that wakes 50 times a second instead of per packet leaves the processors to what is
+// measured.
 const drainEvery = 20 * time.Millisecond
 
 // Errors that callers tell apart.
@@ -47,7 +49,8 @@ type tap struct {
 	stopped bool
 }
 
-// open makes a socket inside ns that taps iface. kind is unix.SOCK_RAW (link-layer header kept) or unix.SOCK_DGRAM.
+// open makes a socket inside ns that taps iface. kind is unix.SOCK_RAW (link-layer header kept) or
+// unix.SOCK_DGRAM.
 func open(ns, iface string, kind int, filter []bpf.Instruction) (*tap, error) {
 	t := &tap{fd: -1, stop: make(chan struct{}), done: make(chan error, 1)}
 	err := inside.Do(ns, func() error {
@@ -164,7 +167,12 @@ func (d *drain) empty() error {
 		d.msg.Namelen = uint32(unsafe.Sizeof(d.from))
 		d.msg.SetControllen(len(d.oob))
 		// MSG_TRUNC: the answer is the packet's whole length, also where only its head was read.
-		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(d.t.fd), uintptr(unsafe.Pointer(&d.msg)), unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		n, _, errno := unix.Syscall(
+			unix.SYS_RECVMSG,
+			uintptr(d.t.fd),
+			uintptr(unsafe.Pointer(&d.msg)),
+			unix.MSG_TRUNC|unix.MSG_DONTWAIT,
+		)
 		switch errno {
 		case 0:
 		case unix.EAGAIN:

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spin waits for a line, so that it spins under its new policy only. About once a second it sleeps for a moment: on Linux 6.18 a thread
-// that does not for minutes drives the fair scheduler's account of its core so far that others of that core, kernel threads among
-// them, waited for up to a minute although this one has to yield to all.
+// spin waits for a line, so that it spins only once its policy is set. About once a second it sleeps briefly:
+// on Linux 6.18 a thread that never sleeps distorts its core's fair scheduling until other threads of that
+// core, kernel threads among them, wait for up to a minute although this one has to yield to all.
 const spin = `read go
 while :; do
 	i=0
@@ -20,11 +20,15 @@ while :; do
 	sleep 0.00005
 done`
 
-// KeepAwake keeps the cores from falling asleep. Where the kernel has an idle driver it is asked for no latency at all, as cyclictest does: an
-// idle core then polls. Elsewhere one spinner a core takes what nobody else wants (SCHED_IDLE). That is second best: EEVDF lets a
-// spinner finish its slice before a woken thread that is owed nothing, and where real-time threads come in between that took 30 ms.
+// KeepAwake keeps the cores from sleeping. Where the kernel has an idle driver, it is asked for zero latency,
+// as cyclictest does: an idle core then polls. Elsewhere one spinner on each core uses the time that nothing
+// else wants (SCHED_IDLE). That is second best: EEVDF lets a spinner finish its slice before a woken thread
+// without lag, which took 30 ms where real-time threads came in between.
+//
+// With BENCH_AWAKE=no in the environment it does nothing: tests that measure no time run side by side, and spinners are
+// in their way.
 func (h *Host) KeepAwake() (stop func(), err error) {
-	if emulated() {
+	if emulated() || os.Getenv("BENCH_AWAKE") == "no" {
 		return func() {}, nil
 	}
 	if f := noLatency(); f != nil {
@@ -33,19 +37,22 @@ func (h *Host) KeepAwake() (stop func(), err error) {
 	return h.spinners()
 }
 
-// emulated says whether the processor is one of QEMU's own (TCG). It has no sleep to wake from, and a spinner would take as long as work does.
+// emulated reports whether the processor is QEMU's own (TCG). It never sleeps, and a spinner would take time
+// from the work.
 func emulated() bool {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	return err == nil && strings.Contains(string(info), "QEMU TCG")
 }
 
-// noLatency holds the kernel's idle loop to polling (PM QoS, CPU latency 0 us) until it is closed. Nil: it does not hold it.
+// noLatency keeps the kernel's idle loop polling (PM QoS, CPU latency 0 us) until the file is closed. Nil:
+// not available.
 func noLatency() *os.File {
 	driver, err := os.ReadFile("/sys/devices/system/cpu/cpuidle/current_driver")
 	if err != nil || strings.TrimSpace(string(driver)) == "none" {
 		return nil
 	}
-	if first, err := os.ReadFile("/sys/devices/system/cpu/cpu0/cpuidle/state0/name"); err != nil || strings.TrimSpace(string(first)) != "POLL" {
+	if first, err := os.ReadFile("/sys/devices/system/cpu/cpu0/cpuidle/state0/name"); err != nil ||
+		strings.TrimSpace(string(first)) != "POLL" {
 		return nil
 	}
 	f, err := os.OpenFile("/dev/cpu_dma_latency", os.O_WRONLY, 0)
@@ -83,7 +90,7 @@ func (h *Host) spinners() (stop func(), err error) {
 		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
 		if err := unix.SchedSetAttr(pid, &attr, 0); err != nil {
 			stop()
-			return nil, fmt.Errorf("make an idle spinner: %w", err)
+			return nil, fmt.Errorf("create an idle spinner: %w", err)
 		}
 		var one unix.CPUSet
 		one.Set(core)

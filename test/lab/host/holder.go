@@ -12,20 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a holder says on its standard output once others may enter it, and what its standard
-// input may tell the first of them.
+// Ready is what a holder prints once others may enter its namespaces; keepWord is what the lab's process 1
+// may be told on its standard input.
 const (
 	Ready    = "ready"
 	keepWord = "keep"
 )
 
-// Dir is where a host sees the files of the lab: a tmpfs of the host's own, so that it goes with the host.
+// Dir is the directory of the lab's files on a host: a tmpfs of the host's own, so that it disappears with
+// the host.
 const Dir = "/run/lab"
 
-// Hold is the whole life of the process that `ringway lab holder …` starts: it stands in namespaces that are its own
-// and keeps them alive. `init` is process 1 of the lab's PID namespace: it ends when its standard input
-// does, that is when the lab ends in whatever way, and the kernel kills everything in the namespace with it. `host NAME`
-// holds the network and the mounts of one host and never ends by itself.
+// Hold is the main function of a process that `ringway lab holder …` started: it runs in namespaces of its
+// own and keeps them alive. `init` is process 1 of the lab's PID namespace: it exits when its standard input
+// closes, that is when the lab ends in any way, and the kernel kills everything in the namespace with it.
+// `host NAME` holds the network and the mounts of one host and never exits by itself.
 func Hold(args []string, stdin io.Reader, stdout io.Writer) error {
 	switch {
 	case len(args) == 1 && args[0] == "init" && os.Getpid() == 1:
@@ -33,11 +34,12 @@ func Hold(args []string, stdin io.Reader, stdout io.Writer) error {
 	case len(args) == 2 && args[0] == "host" && os.Getppid() == 0:
 		return holdHost(args[1], stdout)
 	}
-	return errors.New("the holder is started by `ringway lab` alone, in namespaces of its own")
+	return errors.New("only `ringway lab` starts the holder, in namespaces of its own")
 }
 
 func holdLab(stdin io.Reader, stdout io.Writer) error {
-	// An interrupted terminal signals nobody here (every process is a group or a session of its own), but a careless `kill` might.
+	// Ctrl-C reaches none of these processes (each has its own process group or session), but a careless
+	// `kill` might.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 	if err := privateMounts(); err != nil {
 		return err
@@ -53,8 +55,8 @@ func holdLab(stdin io.Reader, stdout io.Writer) error {
 	return nil // process 1 ends, and the kernel ends the namespace
 }
 
-// reap collects what the lab's processes leave behind: daemons that were killed leave children, and in a
-// PID namespace those belong to process 1.
+// reap collects orphans: daemons that were killed leave children, which process 1 of their PID namespace
+// inherits.
 func reap() {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
@@ -96,7 +98,7 @@ func pause() {
 	}
 }
 
-// privateMounts cuts the mount namespace off from the machine's and shows the processes of this PID namespace.
+// privateMounts separates the mount namespace from the machine's and mounts the /proc of this PID namespace.
 func privateMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)
@@ -107,8 +109,8 @@ func privateMounts() error {
 	return nil
 }
 
-// mountSys shows the devices of this network namespace in /sys/class/net; the cgroups, mounted below
-// /sys on every distribution, are carried over.
+// mountSys mounts a /sys that shows the devices of this network namespace, and keeps the cgroups, which every
+// distribution mounts below /sys.
 func mountSys() error {
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	cgroups, err := unix.Open("/sys/fs/cgroup", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -119,17 +121,17 @@ func mountSys() error {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
 	if cgroups >= 0 && err == nil {
-		// Not every machine has cgroups, and nothing in the lab depends on them.
+		// Not every machine has cgroups, and the lab does not need them.
 		_ = unix.Mount(fmt.Sprintf("/proc/self/fd/%d", cgroups), "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC, "")
 	}
 	return nil
 }
 
-// mountOwnDirs gives the host its own /run (and /var/run, where the sockets of WireGuard devices stand by interface name, so
-// that two hosts of one machine would collide), /etc/ringway and /var/lib/ringway. The machine's own are neither seen nor
-// made: where such a folder does not exist, its parent is shown as a copy made of links.
+// mountOwnDirs gives the host its own /run (and /var/run, where WireGuard sockets are named after interfaces,
+// so that two hosts would collide), /etc/ringway and /var/lib/ringway. The machine's own are neither visible
+// nor created: where such a directory does not exist, its parent is replaced by a copy made of links.
 func mountOwnDirs() error {
-	// Opened before /run is covered, because that is where the copies' links lead to.
+	// Opened before /run is covered: the links of the copies point there.
 	parents := map[string]int{}
 	for _, dir := range []string{"/etc", "/var/lib"} {
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -169,14 +171,14 @@ func mountOwnDirs() error {
 	return os.Chmod("/var/lib/ringway", 0o700)
 }
 
-// linkedCopy covers dir with a tmpfs of links to what was there.
+// linkedCopy covers dir with a tmpfs of links to its previous contents.
 func linkedCopy(dir string, fd int) error {
 	was := filepath.Join(Dir, "machine", dir)
 	if err := os.MkdirAll(was, 0o755); err != nil {
 		return err
 	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), was, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("keep %s in reach: %w", dir, err)
+		return fmt.Errorf("keep %s reachable: %w", dir, err)
 	}
 	if err := mountTmpfs(dir); err != nil {
 		return err
@@ -187,7 +189,7 @@ func linkedCopy(dir string, fd int) error {
 	}
 	for _, e := range entries {
 		target := filepath.Join(was, e.Name())
-		if e.Type()&os.ModeSymlink != 0 { // a relative link has to start from where it stood
+		if e.Type()&os.ModeSymlink != 0 { // a relative link must keep its starting point
 			if target, err = os.Readlink(target); err != nil {
 				return err
 			}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"ringway/test/netnstest"
 )
 
 // The world starts the program that it is part of as its holders: here that is the test itself.
@@ -24,9 +26,7 @@ func TestMain(m *testing.M) {
 
 // Whoever kills the program kills all of its world: no handler of ours runs then.
 func TestKilledWorldLeavesNothing(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces and needs root (make test)")
-	}
+	netnstest.Root(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
 	w, err := NewWorld(self)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a program that runs for long on a host, with its log in the host's own files.
+// Process is a long-running program on a host, with its log in the host's own files.
 type Process struct {
 	Ended <-chan struct{}
 	Log   string // path as this process reaches it
@@ -22,7 +22,7 @@ type Process struct {
 	err error
 }
 
-// Spawn starts a program that runs for long; name names its log in Dir.
+// Spawn starts a long-running program; name names its log in Dir.
 func (h *Host) Spawn(name string, cmd *exec.Cmd) (*Process, error) {
 	ended := make(chan struct{})
 	p := &Process{cmd: cmd, Log: h.Path(Dir + "/" + name + ".log"), Ended: ended}
@@ -45,13 +45,13 @@ func (h *Host) Spawn(name string, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// PID is the process as the machine's own namespace counts.
+// PID is the process ID in the machine's own namespace.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Signal sends s and does not wait.
 func (p *Process) Signal(s unix.Signal) { _ = p.cmd.Process.Signal(s) }
 
-// Err is how it ended; to be asked once Ended is closed.
+// Err is how it ended; valid once Ended is closed.
 func (p *Process) Err() error { return p.err }
 
 // Wait waits for the end of the process, at most until ctx is done.
@@ -77,7 +77,7 @@ func (p *Process) LastWords() string {
 	return strings.Join(lines, "\n")
 }
 
-// IP runs lines of ip(8) on the host; far's network namespace, where one is given, is descriptor 3 there.
+// IP runs lines of ip(8) on the host; the network namespace of far, if given, is descriptor 3 there.
 func (h *Host) IP(ctx context.Context, far *Host, lines ...string) error {
 	cmd := h.Command("ip", "-batch", "-")
 	var errOut strings.Builder
@@ -89,12 +89,18 @@ func (h *Host) IP(ctx context.Context, far *Host, lines ...string) error {
 		return err
 	}
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("%s: ip %s: %w: %s", h.Name, strings.Join(lines, "; ip "), err, strings.TrimSpace(errOut.String()))
+		return fmt.Errorf(
+			"%s: ip %s: %w: %s",
+			h.Name,
+			strings.Join(lines, "; ip "),
+			err,
+			strings.TrimSpace(errOut.String()),
+		)
 	}
 	return ctx.Err()
 }
 
-// Counter reads one of a network device's counters, as /sys/class/net/DEVICE/statistics names them.
+// Counter reads one counter of a network device, as /sys/class/net/DEVICE/statistics names it.
 func (h *Host) Counter(device, name string) (uint64, error) {
 	text, err := os.ReadFile(h.Path("/sys/class/net/" + device + "/statistics/" + name))
 	if err != nil {
@@ -103,7 +109,7 @@ func (h *Host) Counter(device, name string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 }
 
-// WaitReach pings until an answer comes; tos is the octet that the pings carry.
+// WaitReach pings until an answer comes; tos is the TOS octet of the pings.
 func (h *Host) WaitReach(ctx context.Context, to, tos string) error {
 	for {
 		_, err := h.Run(ctx, "ping", "-n", "-q", "-c", "1", "-W", "1", "-Q", tos, to)
@@ -132,7 +138,7 @@ func (h *Host) WaitTCP(ctx context.Context, port int) error {
 	}
 }
 
-// Pause waits for d, or less where ctx ends before.
+// Pause waits for d, or until ctx ends.
 func Pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

@@ -1,7 +1,7 @@
-// Package host makes machines out of namespaces: each Host is a network and a mount namespace of its own, all of them live in one PID
-// namespace, the World. No namespace has a name; each is held by a process of the World, whose process 1 ends when its
-// standard input does, and the kernel takes the rest along: nothing is left, however the program ends. The lab and the
-// benchmarks stand on it; nobody else imports it. Needs root.
+// Package host builds machines out of namespaces: each Host is a network and a mount namespace, and all of
+// them live in one PID namespace, the World. No namespace has a name; each is held by a process of the World,
+// whose process 1 exits when its standard input closes, and the kernel ends the rest: nothing is left behind,
+// however the program ends. It needs root.
 package host
 
 import (
@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,19 +26,22 @@ import (
 
 // World is the lab's PID namespace, held by its process 1.
 type World struct {
-	binary string // that knows `lab holder`
+	binary string // whose `lab holder` calls Hold
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	pidNS  *os.File
 }
 
-// NewWorld starts it; binary is the program ringway, whose `lab holder` calls Hold.
+// NewWorld starts it; binary is the program whose `lab holder` calls Hold.
 func NewWorld(binary string) (*World, error) {
 	w := &World{binary: binary}
 	w.cmd = exec.Command(binary, "lab", "holder", "init")
 	w.cmd.Stderr = os.Stderr
-	// The network namespace of process 1 is empty: whatever went astray there would reach nothing.
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	// Process 1 has an empty network namespace: stray packets reach nothing.
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+	}
 	var err error
 	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -53,7 +57,7 @@ func NewWorld(binary string) (*World, error) {
 	return w, nil
 }
 
-// StartHolder starts a holder and waits for its word.
+// StartHolder starts a holder and waits until it is ready.
 func StartHolder(cmd *exec.Cmd, start func() error) error {
 	r, out, err := os.Pipe()
 	if err != nil {
@@ -62,14 +66,14 @@ func StartHolder(cmd *exec.Cmd, start func() error) error {
 	defer r.Close()
 	cmd.Stdout = out
 	err = start()
-	out.Close() // so that the other side's end is seen
+	out.Close() // so that the other end's exit is seen
 	if err != nil {
 		return err
 	}
 	_ = r.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if line, err := bufio.NewReader(r).ReadString('\n'); strings.TrimSpace(line) != Ready {
 		_ = cmd.Process.Kill()
-		return fmt.Errorf("%s ended before it was ready (%w)", cmd, err)
+		return fmt.Errorf("%s exited before it was ready (%w)", cmd, err)
 	}
 	return nil
 }
@@ -87,21 +91,21 @@ func (w *World) Close() {
 // Keep makes the lab outlive this process.
 func (w *World) Keep() error {
 	if _, err := io.WriteString(w.stdin, keepWord); err != nil {
-		return fmt.Errorf("tell the lab to stay: %w", err)
+		return fmt.Errorf("tell the lab to keep running: %w", err)
 	}
 	return w.stdin.Close()
 }
 
-// PID is the world's process 1, as the machine counts.
+// PID is the world's process 1 in the machine's own namespace.
 func (w *World) PID() int { return w.cmd.Process.Pid }
 
-// Namespace is the path of the world's PID namespace, as long as the world stands.
+// Namespace is the path of the world's PID namespace, as long as the world exists.
 func (w *World) Namespace() string { return w.pidNS.Name() }
 
 // Host is one machine of the lab: a network and a mount namespace held by a process.
 type Host struct {
 	Name string // as in the topology: phone-a, edge-a, …
-	PID  int    // of the holder, as the machine's own namespace counts; nsenter takes it
+	PID  int    // of the holder in the machine's own namespace, for nsenter
 
 	world *World
 	cmd   *exec.Cmd
@@ -115,7 +119,10 @@ func (w *World) NewHost(name string) (*Host, error) {
 	h := &Host{Name: name, world: w}
 	h.cmd = exec.Command(w.binary, "lab", "holder", "host", name)
 	h.cmd.Stderr = os.Stderr
-	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS}
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS,
+	}
 	err := StartHolder(h.cmd, func() error {
 		return onOwnThread(func() error {
 			if err := unix.Setns(int(w.pidNS.Fd()), unix.CLONE_NEWPID); err != nil {
@@ -141,7 +148,7 @@ func (w *World) NewHost(name string) (*Host, error) {
 	return h, nil
 }
 
-// Close lets go of the host; its namespaces live as long as the world.
+// Close releases the host; its namespaces live as long as the world.
 func (h *Host) Close() {
 	h.once.Do(func() {
 		for _, f := range h.files {
@@ -153,13 +160,13 @@ func (h *Host) Close() {
 // NetNS is the host's network namespace; borrowed until the lab is closed.
 func (h *Host) NetNS() *os.File { return h.net }
 
-// Path is where this process reaches a file that the host calls path.
+// Path is the path, in this process's mount namespace, of a file that the host calls path.
 func (h *Host) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(h.PID), "root", path)
 }
 
-// Do calls f on a thread in the host's network namespace and waits for it. Sockets that f opens stay
-// there and may be used from any thread.
+// Do calls f on a thread in the host's network namespace and waits for it. Sockets that f opens stay in that
+// namespace and may be used from any thread.
 func (h *Host) Do(f func() error) error {
 	return onOwnThread(func() error {
 		if err := unix.Setns(int(h.net.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -178,10 +185,13 @@ func (h *Host) Command(name string, args ...string) *exec.Cmd {
 		}
 	}
 	cmd := exec.Command(path, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb", "PATH="+os.Getenv("PATH")+":"+strings.Join(adminDirs, ":"))
+	// A variable of the caller's own ringway must not become a setting of the ringway on this host.
+	own := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "RINGWAY_") })
+	cmd.Env = append(own, "LC_ALL=C.UTF-8", "TERM=dumb", "PATH="+os.Getenv("PATH")+":"+strings.Join(adminDirs, ":"))
 	cmd.Dir = Dir
-	// A process group of its own: Ctrl-C on the lab's terminal is the lab's, not the daemon's. No session, which would be
-	// a scheduling group (autogroup): the hosts' programs compete for the processor as those of one machine do.
+	// A process group of its own: Ctrl-C on the lab's terminal is the lab's, not the daemon's. No session,
+	// which would be a scheduling group (autogroup): the hosts' programs compete for the processor as those
+	// of one machine do.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
@@ -207,7 +217,8 @@ func (h *Host) Start(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Run runs a program on the host to its end and returns its standard output; the error holds its standard error.
+// Run runs a program on the host to its end and returns its standard output; the error holds its standard
+// error.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
 	return h.RunInput(ctx, "", name, args...)
 }
@@ -231,7 +242,14 @@ func (h *Host) RunInput(ctx context.Context, stdin, name string, args ...string)
 		err = ctx.Err()
 	}
 	if err != nil {
-		return out.String(), fmt.Errorf("%s: %s %s: %w: %s", h.Name, name, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+		return out.String(), fmt.Errorf(
+			"%s: %s %s: %w: %s",
+			h.Name,
+			name,
+			strings.Join(args, " "),
+			err,
+			strings.TrimSpace(errOut.String()),
+		)
 	}
 	return out.String(), nil
 }
@@ -246,7 +264,8 @@ func onOwnThread(f func() error) error {
 			done <- f()
 			return
 		}
-		// The first thread cannot end, and /proc/self shows its namespaces: keep it occupied and take another.
+		// The first thread cannot end, and /proc/self shows its namespaces: keep it occupied and take
+		// another.
 		done <- onOwnThread(f)
 		runtime.UnlockOSThread()
 	}()
@@ -255,7 +274,8 @@ func onOwnThread(f func() error) error {
 
 var adminDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"}
 
-// LookPath finds a program also where the user's PATH leaves out the administrator's folders, as Debian's does.
+// LookPath finds a program also where the user's PATH leaves out the administrator's folders, as Debian's
+// does.
 func LookPath(name string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, nil

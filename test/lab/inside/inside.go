@@ -1,5 +1,5 @@
-// Package inside enters network namespaces: every part of the lab that opens a socket or runs a program
-// in a branch's network does it through here. Only test/lab and what stands under it import it. Needs root.
+// Package inside enters network namespaces: every part of the lab that opens a socket or runs a program in a
+// branch's network does it here. It needs root.
 //
 // A namespace is named by the path of its file: /run/netns/NAME, /proc/PID/ns/net or, for one that only a
 // descriptor of this process holds, /proc/self/fd/N. The empty path is the caller's own namespace.
@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do calls f on a thread inside the namespace and waits for it. Sockets that f opens stay in the namespace and may
-// be used from any thread. f must not start goroutines that expect to be inside: they run elsewhere.
+// Do calls f on a thread inside the namespace and waits for it. Sockets that f opens stay in the namespace
+// and may be used from any thread. f must not start goroutines that expect to be inside: they run elsewhere.
 func Do(ns string, f func() error) error {
 	if ns == "" {
 		return f()
@@ -66,7 +66,13 @@ func Run(ctx context.Context, ns, name string, args ...string) (string, error) {
 	cmd.Stderr = &errOut
 	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+		return string(out), fmt.Errorf(
+			"%s %s: %w: %s",
+			name,
+			strings.Join(args, " "),
+			err,
+			strings.TrimSpace(errOut.String()),
+		)
 	}
 	return string(out), nil
 }

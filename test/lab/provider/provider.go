@@ -1,5 +1,5 @@
-// Package provider is the network between two branches in the lab: a bottleneck with a FIFO buffer, a distance and a
-// loss that neither branch can see into. test/lab and tests import it. Needs root, `ip` and `tc`.
+// Package provider is the network between two branches in the lab: a bottleneck with a FIFO buffer, delay and
+// loss that neither branch can observe directly. It needs root, `ip` and `tc`.
 //
 //	                      provider's namespace
 //	        .-------------------------------------------------------.
@@ -8,12 +8,14 @@
 //	        |  A - FIFO, TBF <------ relay-ba: loss, delay <------ B |
 //	        '-------------------------------------------------------'
 //
-// A meter lets a packet through at once when there is room in its bucket, as providers' policers and shapers do; the wire behind it is
-// faster. A wire (Config.Wire) is busy with one packet at a time, and the relay keeps its clock: no TBF, and the FIFO is the relay's.
+// A meter lets a packet through at once when its bucket has room, as providers' policers and shapers do; the
+// wire behind it is faster. A wire (Config.Wire) is busy with one packet at a time, and the relay keeps its
+// clock: there is no TBF, and the FIFO is the relay's.
 //
-// It works on layer 3: the caller gives A and B their addresses, and each branch's addresses are on link there. Rate and buffer are
-// the kernel's (TBF); delay and loss come from a relay of ours, a TUN device per direction that packets are routed through. Without
-// delay and loss there is no relay and the kernel alone forwards. Everything works alike for IPv4 and IPv6.
+// It works on layer 3: the caller assigns the addresses of A and B, on whose links each branch's addresses
+// are. Rate and buffer are the kernel's (TBF); delay and loss come from a relay, a TUN device for each
+// direction that packets are routed through. Without delay and loss there is no relay and the kernel alone
+// forwards. IPv4 and IPv6 are treated alike.
 package provider
 
 import (
@@ -35,20 +37,22 @@ import (
 	"ringway/test/lab/inside"
 )
 
-// DefaultBuffer is the bottleneck's FIFO where none is asked for: 120 ms at 20 Mbit/s.
+// DefaultBuffer is the bottleneck's FIFO if none is given: 120 ms at 20 Mbit/s.
 const DefaultBuffer = 300_000
 
-// Config is what the network does to packets, in each direction alike.
+// Config is what the network does to packets, the same in each direction.
 type Config struct {
-	RateBits    uint64        // of the bottleneck, counting Ethernet frames without checksum; 0 = none, nothing is queued
-	BufferBytes int           // FIFO before the bottleneck; 0 = DefaultBuffer. Means nothing without a rate
-	Wire        bool          // the bottleneck is a wire: a packet is there when its last bit is. Otherwise a meter (TBF)
-	Delay       time.Duration // one way
-	Loss        float64       // 0 to 1, each packet by itself
-	Seed        uint64        // of the loss: the same seed loses the same packets of each direction
+	// of the bottleneck, counting Ethernet frames without checksum; 0 = none, nothing is queued
+	RateBits    uint64
+	BufferBytes int // FIFO before the bottleneck; 0 = DefaultBuffer. Unused without a rate
+	// the bottleneck is a wire: a packet is there when its last bit is. Otherwise a meter (TBF)
+	Wire  bool
+	Delay time.Duration // one way
+	Loss  float64       // 0 to 1, independent for each packet
+	Seed  uint64        // of the loss: the same seed loses the same packets of each direction
 }
 
-// metered says whether the kernel's TBF is the bottleneck.
+// metered reports whether the kernel's TBF is the bottleneck.
 func (c Config) metered() bool { return c.RateBits > 0 && !c.Wire }
 
 func (c Config) relayed() bool { return c.Delay > 0 || c.Loss > 0 || c.Wire }
@@ -59,7 +63,7 @@ const (
 	rulePriority     = "100"
 )
 
-// Provider is a built network.
+// Provider is a network that was built.
 type Provider struct {
 	ns     string
 	ifaces [2]string // A, B
@@ -69,7 +73,7 @@ type Provider struct {
 }
 
 // Build sets the network up inside ns (see package inside) between two devices that are up and have their
-// addresses. Packets flow once Run runs. Close undoes it all.
+// addresses. Packets flow while Run runs. Close reverts everything.
 func Build(ns, ifaceA, ifaceB string, c Config) (*Provider, error) {
 	if c.Loss < 0 || c.Loss > 1 || c.Delay < 0 || c.BufferBytes < 0 || c.Wire && c.RateBits == 0 {
 		return nil, fmt.Errorf("provider: loss %g, delay %v, buffer %d: out of range", c.Loss, c.Delay, c.BufferBytes)
@@ -103,7 +107,7 @@ func (p *Provider) build() error {
 	}
 	if p.config.metered() {
 		for _, name := range p.ifaces {
-			// One packet a frame: a super-packet that the burst would let through is cut when it leaves.
+			// One packet in each frame: a super-packet that the burst lets through is split when it leaves.
 			if _, err := inside.Run(ctx, p.ns, "ip", "link", "set", "dev", name, "gso_max_segs", "1"); err != nil {
 				return err
 			}
@@ -137,18 +141,33 @@ func (p *Provider) build() error {
 	return nil
 }
 
-// tbf is the bottleneck of a device in tc's words. The burst is what the bucket holds while it waits for the kernel's timer:
-// with room for one packet only, each late timer would be capacity lost (a few percent at 20 Mbit/s), and a shaper set just
-// under the rate would find itself above it. A millisecond's worth, three frames at least, keeps the rate true. What
-// is larger, TBF cuts into packets itself.
+// tbf is the bottleneck of a device as arguments of tc. The burst is what the bucket holds while it waits for
+// the kernel's timer: with room for one packet only, each late timer would lose capacity (a few percent at 20
+// Mbit/s), and a shaper set just below the rate would be above it. The bytes of one millisecond, and at least
+// three frames, keep the rate exact. TBF splits larger packets itself.
 func tbf(device string, c Config, mtu int) []string {
 	frame := mtu + 14
 	burst := max(3*frame, int(c.RateBits/8/1000))
-	return []string{"qdisc", "replace", "dev", device, "root", "handle", "1:", "tbf", "rate", fmt.Sprintf("%dbit", c.RateBits),
-		"burst", strconv.Itoa(burst), "limit", strconv.Itoa(c.BufferBytes)}
+	return []string{
+		"qdisc",
+		"replace",
+		"dev",
+		device,
+		"root",
+		"handle",
+		"1:",
+		"tbf",
+		"rate",
+		fmt.Sprintf("%dbit", c.RateBits),
+		"burst",
+		strconv.Itoa(burst),
+		"limit",
+		strconv.Itoa(c.BufferBytes),
+	}
 }
 
-// forwarding lets the namespace forward; reverse path checks would refuse what comes back out of a relay.
+// forwarding enables forwarding in the namespace; reverse path checks would drop what comes back out of a
+// relay.
 func forwarding() error {
 	var errs []error
 	for name, value := range map[string]string{
@@ -158,7 +177,8 @@ func forwarding() error {
 	} {
 		errs = append(errs, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
 	}
-	// Reverse path checks take the stricter of "all" and the device's own, and the device has its own already.
+	// Reverse path checks take the stricter of "all" and the device's own, and the device has its own
+	// already.
 	entries, err := os.ReadDir("/proc/sys/net/ipv4/conf")
 	for _, e := range entries {
 		errs = append(errs, os.WriteFile("/proc/sys/net/ipv4/conf/"+e.Name()+"/rp_filter", []byte("0"), 0))
@@ -166,7 +186,7 @@ func forwarding() error {
 	return errors.Join(append(errs, err)...)
 }
 
-// Run carries packets until ctx ends. Without delay and loss the kernel does it alone and Run only waits.
+// Run forwards packets until ctx ends. Without delay and loss the kernel does it alone and Run only waits.
 func (p *Provider) Run(ctx context.Context) error {
 	if p.relays[0] == nil {
 		<-ctx.Done()
@@ -180,17 +200,15 @@ func (p *Provider) Run(ctx context.Context) error {
 	for _, r := range p.relays {
 		go func() {
 			err := r.run(ctx)
-			cancel() // half a network is none
+			cancel() // without one direction there is no network
 			errs <- err
 		}()
 	}
 	return errors.Join(<-errs, <-errs)
 }
 
-// String names the task.
-func (p *Provider) String() string { return "provider" }
-
-// Close takes down what Build set up, after Run has ended. The devices A and B stay, and so does the namespace's forwarding.
+// Close removes what Build set up, after Run has ended. The devices A and B stay, and so does forwarding in
+// the namespace.
 func (p *Provider) Close() error {
 	var errs []error
 	p.once.Do(func() {
@@ -200,7 +218,20 @@ func (p *Provider) Close() error {
 				continue
 			}
 			for _, family := range []string{"-4", "-6"} {
-				_, err := inside.Run(ctx, p.ns, "ip", family, "rule", "del", "iif", p.ifaces[i], "lookup", table, "priority", rulePriority)
+				_, err := inside.Run(
+					ctx,
+					p.ns,
+					"ip",
+					family,
+					"rule",
+					"del",
+					"iif",
+					p.ifaces[i],
+					"lookup",
+					table,
+					"priority",
+					rulePriority,
+				)
 				errs = append(errs, err)
 			}
 			errs = append(errs, p.relays[i].close()) // the routes go with the device
@@ -216,7 +247,7 @@ func (p *Provider) Close() error {
 	return errors.Join(errs...)
 }
 
-// Stats is what happened in each direction.
+// Stats are the counters of each direction.
 type Stats struct {
 	AToB, BToA DirectionStats
 }
@@ -227,9 +258,9 @@ type DirectionStats struct {
 	Dropped  uint64 // found the buffer full
 	Backlog  uint64 // bytes in the buffer now
 	Relayed  uint64 // by the relay
-	Lost     uint64 // on purpose
-	Overflow uint64 // more packets under way than the relay holds: the figures of such a run are not the network's
-	// How much later than its time the relay released a packet: its own jitter.
+	Lost     uint64 // as Config.Loss says
+	Overflow uint64 // more packets in flight than the relay holds: the figures of such a run are invalid
+	// By how much the relay released a packet too late: its own jitter.
 	LateP50, LateP99, LateP999, LateMax time.Duration
 }
 
@@ -243,7 +274,18 @@ func (p *Provider) Stats() (Stats, error) {
 		if !p.config.metered() {
 			continue
 		}
-		out, err := inside.Run(context.Background(), p.ns, "tc", "-s", "-j", "qdisc", "show", "dev", p.ifaces[1-i], "root")
+		out, err := inside.Run(
+			context.Background(),
+			p.ns,
+			"tc",
+			"-s",
+			"-j",
+			"qdisc",
+			"show",
+			"dev",
+			p.ifaces[1-i],
+			"root",
+		)
 		if err != nil {
 			return s, err
 		}
@@ -258,15 +300,15 @@ func (p *Provider) Stats() (Stats, error) {
 	return s, nil
 }
 
-// Queue is what stands before a wire, and what went past it: bytes of frames, packets.
+// Queue is the backlog before a wire, and what passed it: bytes of frames, packets.
 type Queue struct {
 	Sent    uint64 `json:"sent"`
 	Backlog uint64 `json:"backlog"`
 	Drops   uint64 `json:"drops"`
 }
 
-// Queues are the FIFOs before the wires, from A to B and back; nothing where the bottleneck is a meter: its queue is the kernel's. To ask
-// keeps no packet waiting.
+// Queues are the FIFOs before the wires, from A to B and back; nothing where the bottleneck is a meter: its
+// queue is the kernel's. Reading them delays no packet.
 func (p *Provider) Queues() []Queue {
 	if !p.config.Wire {
 		return nil
@@ -281,32 +323,35 @@ func (p *Provider) Serve(l net.Listener) {
 		if err != nil {
 			return
 		}
-		_ = json.NewEncoder(c).Encode(p.Queues()) // who asked may have gone
+		_ = json.NewEncoder(c).Encode(p.Queues()) // the client may have gone
 		c.Close()
 	}
 }
 
-// quiet is held while any provider's relays work; several providers may run in one process.
+// quiet guards what is shared by all providers of a process while their relays run.
 var quiet struct {
 	sync.Mutex
 	users, processors, percent int
 	limit                      int64
 }
 
-// room is what may be allocated while relays work until the collector runs: hours of answers to who reads the queues.
-const room = 256 << 20
+// heapGrowth is what may be allocated before the collector runs while relays work: hours of readings of the
+// queues.
+const heapGrowth = 256 << 20
 
 // quietRuntime keeps the runtime out of the relays' way until the returned function is called.
-//   - Processors to spare: a thread that comes back from waiting needs one, and would queue for it behind busy goroutines, real time or
-//     not: 100 ms late instead of 0.2 was seen. With some to spare it gets one at once, and the kernel decides who runs.
-//   - No collection: a real-time thread that comes back while the collector looks at its stack spins until that ends, and on a
-//     machine with one processor it never does: the kernel's bound on real-time threads ends it after a second (golang/go#76353).
+//   - Processors to spare: a thread that returns from waiting needs one, and would queue for it behind busy
+//     goroutines, real time or not: 100 ms late instead of 0.2 was seen. With some to spare it gets one at once,
+//     and the kernel decides who runs.
+//   - No collection: a real-time thread that returns while the collector scans its stack spins until that is
+//     over. On a machine with one processor it never is: the kernel's bound on real-time threads ends it after a
+//     second (golang/go#76353).
 func quietRuntime() (release func()) {
 	quiet.Lock()
 	defer quiet.Unlock()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	limit := debug.SetMemoryLimit(int64(m.Sys) + room)
+	limit := debug.SetMemoryLimit(int64(m.Sys) + heapGrowth)
 	if quiet.users++; quiet.users == 1 {
 		quiet.limit = limit
 		quiet.percent = debug.SetGCPercent(-1)
@@ -324,8 +369,8 @@ func quietRuntime() (release func()) {
 	}
 }
 
-// realTime puts the calling (locked) thread before all others. In a cpu control group without real-time share the kernel refuses; then it
-// is nice -20.
+// realTime gives the calling (locked) thread priority over all others. In a cgroup without a real-time share
+// the kernel refuses; then it gets nice -20.
 func realTime() error {
 	if fifo.RealTime() == nil {
 		return nil

@@ -158,14 +158,33 @@ func TestDelayAndLossAreWhatWasAskedFor(t *testing.T) {
 			s := aToB.Summary()
 			stats, err := p.Stats()
 			require.NoError(t, err)
-			t.Logf("delay min %v p50 %v p99 %v p99.9 %v max %v, PDV %v, jitter %v, loss %.4f, MOS %.2f; relay late p50 %v p99 %v p99.9 %v max %v",
-				s.Delay.Min(), s.Delay.Percentile(50), s.Delay.Percentile(99), s.Delay.Percentile(99.9), s.Delay.Max(), s.PDV, s.Jitter,
-				s.Loss, s.Voice.MOS, stats.AToB.LateP50, stats.AToB.LateP99, stats.AToB.LateP999, stats.AToB.LateMax)
+			t.Logf(
+				"delay min %v p50 %v p99 %v p99.9 %v max %v, PDV %v, jitter %v, loss %.4f, MOS %.2f; relay late p50 "+
+					"%v p99 %v p99.9 %v max %v",
+				s.Delay.Min(),
+				s.Delay.Percentile(50),
+				s.Delay.Percentile(99),
+				s.Delay.Percentile(99.9),
+				s.Delay.Max(),
+				s.PDV,
+				s.Jitter,
+				s.Loss,
+				s.Voice.MOS,
+				stats.AToB.LateP50,
+				stats.AToB.LateP99,
+				stats.AToB.LateP999,
+				stats.AToB.LateMax,
+			)
 			assert.Equal(t, 1, s.Streams)
 			assert.Equal(t, packets, s.Sent)
 			assert.GreaterOrEqual(t, s.Delay.Min(), 10*time.Millisecond)
 			assert.Less(t, s.Delay.Percentile(50), 11*time.Millisecond)
-			assert.Equal(t, uint64(s.Sent-s.Received), stats.AToB.Lost-warm.AToB.Lost, "all that was lost, the relay lost on purpose")
+			assert.Equal(
+				t,
+				uint64(s.Sent-s.Received),
+				stats.AToB.Lost-warm.AToB.Lost,
+				"the relay caused all of the loss",
+			)
 			assert.InDelta(t, 0.01, s.Loss, 0.006)
 			assert.Zero(t, stats.AToB.Overflow)
 			assert.Zero(t, s.Reordered)
@@ -241,8 +260,9 @@ func TestWithoutDelayAndLossTheKernelForwardsAlone(t *testing.T) {
 	assert.Zero(t, s)
 }
 
-// A flood of super-packets fills the buffer: single frames leave at the rate, and the last one waits for the whole buffer.
-func TestBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
+// A flood of super-packets fills the buffer: single frames leave at the rate, and the last one waits for the
+// whole buffer.
+func TestTimedBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
 	const rate, buffer = 20_000_000, 300_000
 	n, p := build(t, Config{RateBits: rate, BufferBytes: buffer})
 	listen(t, n.b, "203.0.113.2:16384")
@@ -320,16 +340,30 @@ func TestBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
 		}
 	}
 	got := float64(bytes) * 8 / last.Sub(first).Seconds()
-	t.Logf("delay p50 %v max %v, loss %.3f, BurstR %.2f, MOS %.2f; largest frame %d; rate %.3f Mbit/s", s.Delay.Percentile(50), s.Delay.Max(),
-		s.Loss, s.BurstR, s.Voice.MOS, largest, got/1e6)
+	t.Logf(
+		"delay p50 %v max %v, loss %.3f, BurstR %.2f, MOS %.2f; largest frame %d; rate %.3f Mbit/s",
+		s.Delay.Percentile(50),
+		s.Delay.Max(),
+		s.Loss,
+		s.BurstR,
+		s.Voice.MOS,
+		largest,
+		got/1e6,
+	)
 	assert.LessOrEqual(t, largest, 1514)
 	assert.InDelta(t, float64(120*time.Millisecond), float64(s.Delay.Percentile(50)), float64(15*time.Millisecond))
-	assert.Less(t, s.Delay.Percentile(99), 140*time.Millisecond, "nothing waits for more than the buffer and a busy machine's timers")
+	assert.Less(
+		t,
+		s.Delay.Percentile(99),
+		140*time.Millisecond,
+		"nothing waits for more than the buffer and a busy machine's timers",
+	)
 	assert.LessOrEqual(t, got, 1.02*rate)
 	assert.GreaterOrEqual(t, got, 0.9*rate, "less what a busy machine's pauses take")
 }
 
-// On a wire a packet is there when its last bit is, waits behind those before it, and is dropped where the FIFO has no room.
+// On a wire a packet is there when its last bit is, waits behind those before it, and is dropped where the
+// FIFO has no room.
 func TestWireIsBusyWithOnePacketAtATime(t *testing.T) {
 	r := &relay{bits: 1e6, limit: 3000}
 	for _, p := range []struct {
@@ -381,9 +415,13 @@ func TestWireSerializes(t *testing.T) {
 	assert.Eventually(t, full, 5*time.Second, 10*time.Millisecond)
 }
 
-// What the wire took is past it or before it, to the byte, and what found no room is counted. Nothing leaves so slow a wire meanwhile.
+// What the wire took is past it or before it, to the byte, and what found no room is counted. Nothing leaves
+// so slow a wire meanwhile.
 func TestQueuesSayWhatStandsBeforeTheWire(t *testing.T) {
-	n, p := build(t, Config{RateBits: 1000, BufferBytes: 5000, Wire: true}) // the pings that build sends take a second each
+	n, p := build(
+		t,
+		Config{RateBits: 1000, BufferBytes: 5000, Wire: true},
+	) // the pings that build sends take a second each
 	listen(t, n.b, "203.0.113.2:9")
 	conn := dial(t, n.a, "198.51.100.2:9", "203.0.113.2:9")
 	before := p.Queues()[0]

@@ -19,18 +19,19 @@ import (
 	"ringway/test/lab/inside"
 )
 
-// The walk of a packet through a relay, all on one locked thread:
+// The path of a packet through a relay, all on one locked thread:
 //
-//  1. run waits for a packet at the TUN, or for the time of the next release, or to be stopped
-//  2. take reads what is there, rolls the dice, and notes when it is to leave
-//  3. release writes back to the TUN what is due; the kernel then routes it on
+//  1. run waits for a packet at the TUN, for the time of the next release, or for the stop
+//  2. take reads what is there, draws the losses, and computes when each packet leaves
+//  3. release writes due packets back to the TUN; the kernel then routes them on
 //
-// The delay is the same for all, so what arrives first leaves first: a ring, and no timer wheel.
+// The delay is the same for all, so the first in is the first out: a ring buffer, no timer wheel.
 
-// slots bounds what is under way in one direction: at 1500 bytes a packet 10 ms of 19 Gbit/s or 2 s of 98 Mbit/s.
+// slots bounds the packets in flight in one direction: at 1500 bytes a packet 10 ms of 19 Gbit/s or 2 s of 98
+// Mbit/s.
 const slots = 16384
 
-// batch bounds how many packets are read before those that are due get their turn.
+// batch bounds how many packets are read before due packets are released.
 const batch = 32
 
 type relay struct {
@@ -49,7 +50,7 @@ type relay struct {
 	due        [slots]time.Duration
 	head, tail uint32 // taken from head, put at tail; both count on and wrap by themselves
 
-	// What Queues reads: nobody who asks may hold a lock that a packet waits for.
+	// What Queues reads, without a lock: no packet may wait for a reader.
 	taken, refused atomic.Uint64 // bytes that the wire took, of frames; packets that found the FIFO full
 	until          atomic.Int64  // when the wire is free, as free
 
@@ -78,7 +79,8 @@ func newRelay(ns, device string, mtu int, c Config, direction uint64) (*relay, e
 		if err != nil {
 			return err
 		}
-		// Without IFF_VNET_HDR the device offers no offloads: the kernel cuts every super-packet before it comes here.
+		// Without IFF_VNET_HDR the device offers no offloads: the kernel cuts every super-packet before it
+		// comes here.
 		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		if err := unix.IoctlIfreq(r.fd, unix.TUNSETIFF, ifr); err != nil {
 			return fmt.Errorf("make device %s: %w", device, err)
@@ -156,7 +158,7 @@ func (r *relay) loop() error {
 	}
 }
 
-// take reads what waits at the device.
+// take reads the packets that wait at the device.
 func (r *relay) take() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -174,7 +176,7 @@ func (r *relay) take() error {
 			return fmt.Errorf("read relay device: %w", errno)
 		}
 		if slot[0]>>4 == 6 && n > 24 && slot[24] == 0xff {
-			continue // the device's own multicast, nobody's packet
+			continue // the device's own multicast
 		}
 		if r.loss > 0 && r.dice.Float64() < r.loss {
 			r.lost++
@@ -205,7 +207,8 @@ func (r *relay) take() error {
 // ethernetHeader is what a packet has on the wire beyond layer 3, as TBF counts.
 const ethernetHeader = 14
 
-// serialize puts a frame on the wire behind those that wait and says when its last bit has left; false where the FIFO is full.
+// serialize puts a frame on the wire behind those that wait, and returns when its last bit has left; false if
+// the FIFO is full.
 func (r *relay) serialize(now time.Duration, frame int) (time.Duration, bool) {
 	begin := max(now, r.free)
 	if waiting := (begin - now).Seconds() * r.bits / 8; waiting+float64(frame) > r.limit {
@@ -215,7 +218,7 @@ func (r *relay) serialize(now time.Duration, frame int) (time.Duration, bool) {
 	return r.free, true
 }
 
-// release lets go what is due.
+// release writes the packets that are due.
 func (r *relay) release() error {
 	if r.head == r.tail {
 		return nil
@@ -234,7 +237,8 @@ func (r *relay) release() error {
 			if errno == unix.EINTR {
 				continue
 			}
-			// EIO: the device is down; EINVAL: no IP packet. Neither can be while the namespace is as Build left it.
+			// EIO: the device is down; EINVAL: not an IP packet. Neither happens in a namespace that Build
+			// set up.
 			if errno != 0 {
 				return fmt.Errorf("write relay device: %w", errno)
 			}
@@ -247,7 +251,7 @@ func (r *relay) release() error {
 	return nil
 }
 
-// queue is what stands before the wire.
+// queue is the backlog before the wire.
 func (r *relay) queue() Queue {
 	q := Queue{Sent: r.taken.Load(), Drops: r.refused.Load()}
 	if wait := time.Duration(r.until.Load()) - time.Since(r.start); wait > 0 {
@@ -265,8 +269,8 @@ func (r *relay) stats(d *DirectionStats) {
 	d.LateMax = r.lateness.Max()
 }
 
-// Reading and writing a TUN never blocks here, so the runtime need not be told (RawSyscall): it would hand this
-// thread's processor to another goroutine and make the packet wait to get it back.
+// Reading and writing a TUN never blocks here, so the runtime need not be told (RawSyscall): it would hand
+// this thread's processor to another goroutine and make the packet wait to get it back.
 func readFD(fd int, b []byte) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 	return int(n), errno

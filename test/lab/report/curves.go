@@ -32,8 +32,9 @@ type CurveKind string
 
 // The kinds.
 const (
-	ByPercentile CurveKind = "percentiles" // delay over the share of packets, each nine as wide as the other (as HdrHistogram plots)
-	Cumulative   CurveKind = "cdf"         // share of packets over the delay
+	// delay over the share of packets, each nine as wide as the other (as HdrHistogram plots)
+	ByPercentile CurveKind = "percentiles"
+	Cumulative   CurveKind = "cdf" // share of packets over the delay
 )
 
 // Curves is a picture of several distributions in one panel.
@@ -44,8 +45,16 @@ type Curves struct {
 	Curves []Curve
 }
 
-// Colours by place that the colour-blind tell apart too (Okabe, Ito); the first is Ringway's in every picture.
-var curveColours = []color.RGBA{ringwayColour, baselineColour, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79, 0xa7, 0xff}, {0x56, 0xb4, 0xe9, 0xff}, {0x33, 0x33, 0x33, 0xff}, {0xe6, 0x9f, 0x00, 0xff}}
+// Colours that colour-blind readers can distinguish (Okabe, Ito); the first is Ringway's in every picture.
+var curveColours = []color.RGBA{
+	ringwayColour,
+	baselineColour,
+	{0x00, 0x9e, 0x73, 0xff},
+	{0xcc, 0x79, 0xa7, 0xff},
+	{0x56, 0xb4, 0xe9, 0xff},
+	{0x33, 0x33, 0x33, 0xff},
+	{0xe6, 0x9f, 0x00, 0xff},
+}
 
 const (
 	curveWidth, curveHeight = 22 * vg.Centimeter, 12 * vg.Centimeter

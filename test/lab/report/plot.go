@@ -21,9 +21,11 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgimg"
 	"gonum.org/v1/plot/vg/vgsvg"
+
+	"ringway/quality/figures"
 )
 
-// Size of the picture, and what the eye needs to tell it apart.
+// Size of the picture.
 const (
 	plotWidth, plotHeight = 27 * vg.Centimeter, 12.5 * vg.Centimeter
 	plotDPI               = 150
@@ -31,7 +33,7 @@ const (
 	timeCells, delayCells = 420, 180             // finer than this, points hide each other: only one is drawn
 )
 
-// Colours that the colour-blind tell apart too (Okabe, Ito).
+// Colours that colour-blind readers can distinguish (Okabe, Ito).
 var (
 	ringwayColour  = color.RGBA{0x00, 0x72, 0xb2, 0xff}
 	baselineColour = color.RGBA{0xd5, 0x5e, 0x00, 0xff}
@@ -42,10 +44,10 @@ var (
 )
 
 // ErrPlotFormat: the file's name ends in neither .png nor .svg.
-var ErrPlotFormat = errors.New("a plot is a .png or a .svg")
+var ErrPlotFormat = errors.New("a plot must be a .png or a .svg file")
 
-// Plot draws delay by percentile (left) and delay over time with the packets lost (right), every path and direction
-// in both, and writes it to path as PNG or SVG by its extension.
+// Plot draws delay by percentile (left) and delay over time with the packets lost (right), every path and
+// direction in both, and writes it to path as PNG or SVG by its extension.
 func Plot(path string, r Report, series []Series) (err error) {
 	var canvas vg.CanvasSizer
 	var write func(io.Writer) error
@@ -126,7 +128,7 @@ func drawAll(c draw.Canvas, r Report, series []Series) error {
 			return err
 		}
 		line.LineStyle = draw.LineStyle{Color: colourOf(s.Path, r), Width: vg.Points(1.8)}
-		if s.Direction == BToA {
+		if s.Direction == figures.BToA {
 			line.Dashes = []vg.Length{vg.Points(5), vg.Points(3)}
 		}
 		byPercentile.Add(line)
@@ -175,7 +177,7 @@ func panel() *plot.Plot {
 	return p
 }
 
-// The legend stands beside the title: inside a panel it would hide packets.
+// The legend is beside the title: inside a panel it would hide packets.
 func legendStyle() plot.Legend {
 	l := plot.NewLegend()
 	l.TextStyle.Font, l.TextStyle.Color = sans(9.5, false), ink
@@ -192,7 +194,7 @@ func heading(c draw.Canvas, r Report) {
 	top.Y -= vg.Points(20)
 	c.FillText(style, top, scenarioLine(r.Scenario))
 	top.Y -= vg.Points(13)
-	c.FillText(style, top, MachineLine(r.Machine))
+	c.FillText(style, top, figures.MachineLine(r.Machine))
 }
 
 func colourOf(path string, r Report) color.RGBA {
@@ -208,15 +210,16 @@ func colourOf(path string, r Report) color.RGBA {
 
 func legend(s Series) string {
 	switch s.Direction {
-	case AToB:
+	case figures.AToB:
 		return title(s.Path) + ", A to B"
-	case BToA:
+	case figures.BToA:
 		return title(s.Path) + ", B to A"
 	}
 	return title(s.Path)
 }
 
-// extent gives the bounds of the delay axis, in microseconds on a grid of 1, 2, 5, and of the time axis in seconds.
+// extent gives the bounds of the delay axis, in microseconds on a grid of 1, 2, 5, and of the time axis in
+// seconds.
 func extent(series []Series) (low, high, end float64) {
 	low, high = math.Inf(1), 0
 	for _, s := range series {
@@ -283,7 +286,10 @@ func secondTicks(low, high float64) []plot.Tick {
 	step := roundUp((high - low) / 8)
 	var ticks []plot.Tick
 	for i := 0; float64(i)*step <= high; i++ {
-		ticks = append(ticks, plot.Tick{Value: float64(i) * step, Label: fmt.Sprintf("%g", math.Round(float64(i)*step*1000)/1000)})
+		ticks = append(
+			ticks,
+			plot.Tick{Value: float64(i) * step, Label: fmt.Sprintf("%g", math.Round(float64(i)*step*1000)/1000)},
+		)
 	}
 	return ticks
 }

@@ -12,17 +12,20 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+
+	"ringway/quality/figures"
 )
 
-// QueuePicture shows what each queue sends and holds over time: a column a path, and below it the figures of its queues.
+// QueuePicture shows what each queue sends and holds over time: a column for each path, with the figures of
+// its queues below.
 type QueuePicture struct {
 	Title     string
 	Below     []string // under the title: what was run, and where
-	Direction string   // AToB, BToA
+	Direction string   // figures.AToB, figures.BToA
 	Paths     []QueuePath
 }
 
-// QueuePath is a path's queues in one or more runs, which stand beside each other on the time axis.
+// QueuePath is a path's queues in one or more runs, beside each other on the time axis.
 type QueuePath struct {
 	Name  string
 	Link  uint64 // bit/s of the bottleneck, to be drawn as a line; 0: none
@@ -36,24 +39,32 @@ type QueuePart struct {
 	*Queues        // nil: nothing was read
 }
 
-// NewQueuePicture shows a lab's report. It is false where there is nothing to show.
+// NewQueuePicture shows a lab's report. It returns false if there is nothing to show.
 func NewQueuePicture(r Report) (QueuePicture, bool) {
-	p := QueuePicture{Title: "Where packets wait", Direction: AToB, Below: []string{scenarioLine(r.Scenario) + ". From A to B", MachineLine(r.Machine), WaitLegend}}
+	p := QueuePicture{
+		Title:     "Where packets wait",
+		Direction: figures.AToB,
+		Below:     []string{scenarioLine(r.Scenario) + ". From A to B", figures.MachineLine(r.Machine), WaitLegend},
+	}
 	for _, path := range r.Paths {
 		if path.Queues != nil {
-			p.Paths = append(p.Paths, QueuePath{Name: path.Name, Link: r.Scenario.WANBits, Parts: []QueuePart{{Queues: path.Queues}}})
+			p.Paths = append(
+				p.Paths,
+				QueuePath{Name: path.Name, Link: r.Scenario.WANBits, Parts: []QueuePart{{Queues: path.Queues}}},
+			)
 		}
 	}
 	return p, len(p.Paths) > 0
 }
 
-// WaitLegend says how bytes that wait become a time.
-const WaitLegend = "Waiting: the backlog at the class's guaranteed rate, before the tunnel and at the provider at the link's. Bars on top: packets dropped"
+// WaitLegend explains how a backlog is converted to a time.
+const WaitLegend = "Waiting: the backlog at the class's guaranteed rate, before the tunnel and at the " +
+	"provider at the link's. Bars on top: packets dropped"
 
 // Measures of the picture.
 const (
 	queueColumn  = 13.5 * vg.Centimeter
-	queueColumns = 2 // beside each other; more paths stand in the next row
+	queueColumns = 2 // beside each other; more paths go in the next row
 	queueHead    = 2.9 * vg.Centimeter
 	queueRates   = 4.3 * vg.Centimeter
 	queueWaits   = 5.1 * vg.Centimeter
@@ -61,17 +72,30 @@ const (
 	queueLeft    = 1.5 * vg.Centimeter
 )
 
-// queueStyles tell queues apart in colour, in grey by their dashes. What is drawn later lies on top: a thin line over a broad one.
+// queueStyles separate queues by colour, and in grey by their dashes. Later ones are drawn on top: a thin
+// line over a broad one.
 var queueStyles = []struct {
 	place, class string
 	line         draw.LineStyle
 }{
-	{AtFlows, "data", draw.LineStyle{Color: color.RGBA{0xe6, 0x9f, 0x00, 0xff}, Width: 2.2, Dashes: []vg.Length{12, 2.5, 2.5, 2.5}}},
+	{
+		AtFlows,
+		"data",
+		draw.LineStyle{Color: color.RGBA{0xe6, 0x9f, 0x00, 0xff}, Width: 2.2, Dashes: []vg.Length{12, 2.5, 2.5, 2.5}},
+	},
 	{AtEdge, "media", draw.LineStyle{Color: ringwayColour, Width: 3.2}},
 	{AtEdge, "", draw.LineStyle{Color: color.RGBA{0xcc, 0x79, 0xa7, 0xff}, Width: 2.2}},
 	{AtEdge, "data", draw.LineStyle{Color: baselineColour, Width: 1.6, Dashes: []vg.Length{7, 2.5}}},
-	{AtEdge, "signalling", draw.LineStyle{Color: color.RGBA{0x00, 0x9e, 0x73, 0xff}, Width: 1.8, Dashes: []vg.Length{1.8, 3.2}}},
-	{AtEdge, "background", draw.LineStyle{Color: color.RGBA{0xcc, 0x79, 0xa7, 0xff}, Width: 1.4, Dashes: []vg.Length{6, 2, 1.5, 2}}},
+	{
+		AtEdge,
+		"signalling",
+		draw.LineStyle{Color: color.RGBA{0x00, 0x9e, 0x73, 0xff}, Width: 1.8, Dashes: []vg.Length{1.8, 3.2}},
+	},
+	{
+		AtEdge,
+		"background",
+		draw.LineStyle{Color: color.RGBA{0xcc, 0x79, 0xa7, 0xff}, Width: 1.4, Dashes: []vg.Length{6, 2, 1.5, 2}},
+	},
 	{AtProvider, "", draw.LineStyle{Color: ink, Width: 1}},
 }
 
@@ -120,7 +144,10 @@ func (q QueuePicture) Write(w io.Writer, format string) error {
 		}
 		for i, d := range columns {
 			x, y := c.Min.X+vg.Length(i%queueColumns)*queueColumn, c.Max.Y-queueHead-vg.Length(i/queueColumns)*block
-			part := draw.Canvas{Canvas: c.Canvas, Rectangle: vg.Rectangle{Min: vg.Point{X: x, Y: y - block}, Max: vg.Point{X: x + queueColumn, Y: y}}}
+			part := draw.Canvas{
+				Canvas:    c.Canvas,
+				Rectangle: vg.Rectangle{Min: vg.Point{X: x, Y: y - block}, Max: vg.Point{X: x + queueColumn, Y: y}},
+			}
 			if err := d.draw(part, fast, wait); err != nil {
 				return err
 			}
@@ -186,7 +213,7 @@ func (q QueuePicture) columns() (out []queueColumnData) {
 	return out
 }
 
-// row finds the row of a series, or makes it.
+// row finds or creates the row of a series.
 func (d *queueColumnData) row(path string, s QueueSeries) *queueRow {
 	r := queueRow{name: s.Class, place: s.Place, local: s.Site == "local"}
 	r.style = slices.IndexFunc(queueStyles, func(q struct {
@@ -251,7 +278,8 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 		p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(secondTicksFrom), plot.TickerFunc(evenTicks)
 		for _, m := range d.marks {
 			if m.From > d.low {
-				if err := stroke(p, draw.LineStyle{Color: grey, Width: 0.7, Dashes: []vg.Length{2, 2}}, plotter.XYs{{X: m.From, Y: p.Y.Min}, {X: m.From, Y: p.Y.Max}}); err != nil {
+				if err := stroke(p, draw.LineStyle{Color: grey, Width: 0.7, Dashes: []vg.Length{2, 2}},
+					plotter.XYs{{X: m.From, Y: p.Y.Min}, {X: m.From, Y: p.Y.Max}}); err != nil {
 					return err
 				}
 			}
@@ -259,7 +287,8 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 	}
 	if d.Link > 0 {
 		link := float64(d.Link) / 1e6
-		if err := stroke(rates, draw.LineStyle{Color: grey, Width: 0.7}, plotter.XYs{{X: d.low, Y: link}, {X: d.high, Y: link}}); err != nil {
+		if err := stroke(rates, draw.LineStyle{Color: grey, Width: 0.7},
+			plotter.XYs{{X: d.low, Y: link}, {X: d.high, Y: link}}); err != nil {
 			return err
 		}
 	}
@@ -293,7 +322,7 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 	title := draw.TextStyle{Color: ink, Font: sans(11, true), Handler: plot.DefaultTextHandler}
 	small := draw.TextStyle{Color: grey, Font: sans(8, false), Handler: plot.DefaultTextHandler}
 	for i, p := range []*plot.Plot{rates, waits} {
-		// Both frames begin and end at the same place, whatever stands beside them.
+		// Both frames begin and end at the same place, whatever is beside them.
 		for range 3 {
 			area := p.DataCanvas(canvases[i])
 			canvases[i].Min.X += above.Min.X + queueLeft - area.Min.X
@@ -321,7 +350,11 @@ func (d queueColumnData) draw(c draw.Canvas, fast, wait float64) error {
 		if d.Link > 0 {
 			middle := small
 			middle.XAlign = draw.XCenter
-			c.FillText(middle, vg.Point{X: (area.Min.X + area.Max.X) / 2, Y: toY(float64(d.Link)/1e6) + vg.Points(2)}, "the link")
+			c.FillText(
+				middle,
+				vg.Point{X: (area.Min.X + area.Max.X) / 2, Y: toY(float64(d.Link)/1e6) + vg.Points(2)},
+				"the link",
+			)
 		}
 	}
 	d.table(c, canvases[1].Min.Y-vg.Points(8))
@@ -344,7 +377,12 @@ func (d queueColumnData) drops(c draw.Canvas, toX func(float64) vg.Length, top v
 
 // table names the lines and gives their figures.
 func (d queueColumnData) table(c draw.Canvas, y vg.Length) {
-	left, text := c.Min.X+vg.Points(12), draw.TextStyle{Color: ink, Font: sans(9, false), Handler: plot.DefaultTextHandler, YAlign: draw.YCenter}
+	left, text := c.Min.X+vg.Points(12), draw.TextStyle{
+		Color:   ink,
+		Font:    sans(9, false),
+		Handler: plot.DefaultTextHandler,
+		YAlign:  draw.YCenter,
+	}
 	number, head := text, text
 	number.XAlign = draw.XRight
 	head.Color, head.XAlign = grey, draw.XRight
@@ -360,7 +398,7 @@ func (d queueColumnData) table(c draw.Canvas, y vg.Length) {
 		slices.Sort(r.loaded)
 		cells := [3]string{"-", "-", "-"}
 		if n := len(r.loaded); n > 0 {
-			cells = [3]string{millis(r.loaded[n/2]), millis(r.loaded[n-1]), thousands(int(r.dropped))}
+			cells = [3]string{millis(r.loaded[n/2]), millis(r.loaded[n-1]), figures.Thousands(int(r.dropped))}
 		}
 		for i, cell := range cells {
 			c.FillText(number, vg.Point{X: right[i], Y: y}, cell)
@@ -411,7 +449,10 @@ func millis(ms float64) string {
 func secondTicksFrom(low, high float64) (ticks []plot.Tick) {
 	step := roundUp((high - low) / 8)
 	for i := math.Ceil(low/step - 1e-9); i*step <= high*(1+1e-9); i++ {
-		ticks = append(ticks, plot.Tick{Value: i * step, Label: fmt.Sprintf("%g", math.Round(i*step*1000)/1000+0)}) // and -0 is 0
+		ticks = append(
+			ticks,
+			plot.Tick{Value: i * step, Label: fmt.Sprintf("%g", math.Round(i*step*1000)/1000+0)},
+		) // and -0 is 0
 	}
 	return ticks
 }

@@ -11,12 +11,15 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"ringway/quality/figures"
 )
 
-// exampleQueues are those of three seconds: a flood stands before Ringway's tunnel, and in the provider's FIFO beside it.
+// exampleQueues are those of three seconds: a flood stands before Ringway's tunnel, and in the provider's
+// FIFO beside it.
 func exampleQueues() (ours, stock *Queues) {
 	of := func(place, class string, rate uint64, wait float64, dropped float64, q *Queues) {
-		s := QueueSeries{Direction: AToB, Place: place, Class: class, Rate: rate}
+		s := QueueSeries{Direction: figures.AToB, Place: place, Class: class, Rate: rate}
 		for range q.Seconds {
 			s.Backlog, s.Wait, s.Drops = append(s.Backlog, wait*2500), append(s.Wait, wait), append(s.Drops, dropped)
 			if place != AtFlows {
@@ -49,7 +52,8 @@ func TestQueuePicture(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, q.Write(&b, "svg"))
 	svg := b.String()
-	for _, want := range []string{"Where packets wait", "Ringway", "Baseline", "sent, Mbit/s", "waiting, ms", "time, s", "UDP bulk", "calls", "the link", "media", "data, before its tunnel",
+	for _, want := range []string{"Where packets wait", "Ringway", "Baseline", "sent, Mbit/s", "waiting, ms",
+		"time, s", "UDP bulk", "calls", "the link", "media", "data, before its tunnel",
 		"the provider", "160 ms", "119 ms", "packets dropped",
 		"10,000"} { // of ten readings from second 0 on
 		assert.Contains(t, svg, want)
@@ -67,11 +71,19 @@ func TestQueuePicture(t *testing.T) {
 	assert.ErrorIs(t, q.Save(filepath.Join(dir, "q.gif")), ErrPlotFormat)
 }
 
-// Runs stand beside each other, each under its name; what was measured without a load is in no figure below; nothing breaks a picture of nothing.
+// Runs are drawn side by side, each under its name; what was measured without a load is in no figure below;
+// nothing breaks a picture of nothing.
 func TestQueuePictureOfSeveralRuns(t *testing.T) {
 	ours, stock := exampleQueues()
-	q := QueuePicture{Direction: AToB, Paths: []QueuePath{
-		{Name: "ringway", Parts: []QueuePart{{Name: "voice alone", Quiet: true, Queues: stock}, {Name: "TCP", Queues: ours}, {Name: "gone"}}},
+	q := QueuePicture{Direction: figures.AToB, Paths: []QueuePath{
+		{
+			Name: "ringway",
+			Parts: []QueuePart{
+				{Name: "voice alone", Quiet: true, Queues: stock},
+				{Name: "TCP", Queues: ours},
+				{Name: "gone"},
+			},
+		},
 		{Name: "none"}, {Name: "kernel", Parts: []QueuePart{{Name: "TCP", Queues: &Queues{}}}}, {Name: "cake"},
 	}}
 	c := q.columns()[0]
@@ -97,7 +109,8 @@ func TestJSONOfQueues(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, string(plain), b.String())
 	assert.Contains(t, b.String(), `"backlog_ms": [30,30,`)
-	for _, name := range []string{"interval_s", "took_us", "missed", "phases", "from_s", "seconds", "series", "direction", "place", "class", "rate_bits_per_s", "ceiling_bits_per_s",
+	for _, name := range []string{"interval_s", "took_us", "missed", "phases", "from_s", "seconds", "series",
+		"direction", "place", "class", "rate_bits_per_s", "ceiling_bits_per_s",
 		"bits_per_s", "backlog_bytes", "backlog_ms", "drops_since_reading_before"} {
 		assert.Contains(t, b.String(), `"`+name+`"`)
 	}

@@ -18,19 +18,34 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/quality"
+	"ringway/quality/figures"
 )
 
 // example is a run with ten calls: Ringway steady, the baseline behind a full buffer that also loses.
 func example() (Report, []Series) {
 	dice := rand.New(rand.NewPCG(1, 2))
 	r := Report{
-		Machine:  Machine{CPU: "Example CPU", Cores: 2, Kernel: "6.18.0", Preemption: "dynamic", Virtual: true},
-		Scenario: Scenario{WAN: "20mbit", WANBits: 20e6, BufferBytes: 300000, Bulk: "udp", Calls: 10, Codec: quality.G711.Name, Seconds: 20},
+		Machine: figures.Machine{
+			CPU:        "Example CPU",
+			Cores:      2,
+			Kernel:     "6.18.0",
+			Preemption: "dynamic",
+			Virtual:    true,
+		},
+		Scenario: Scenario{
+			WAN:         "20mbit",
+			WANBits:     20e6,
+			BufferBytes: 300000,
+			Bulk:        "udp",
+			Calls:       10,
+			Codec:       quality.G711.Name,
+			Seconds:     20,
+		},
 	}
 	var series []Series
 	for _, path := range []string{"ringway", "baseline"} {
-		var directions []Direction
-		for _, name := range []string{AToB, BToA} {
+		var directions []figures.Direction
+		for _, name := range []string{figures.AToB, figures.BToA} {
 			var streams []quality.Stream[int]
 			for call := range 10 {
 				st := quality.Stream[int]{Key: call}
@@ -40,7 +55,7 @@ func example() (Report, []Series) {
 					p := quality.Packet{Seq: int64(i), Sent: sent}
 					if path == "ringway" {
 						delay = 180*time.Microsecond + time.Duration(dice.ExpFloat64()*float64(250*time.Microsecond))
-						if name == BToA {
+						if name == figures.BToA {
 							delay = delay * 11 / 10
 						}
 					} else {
@@ -53,15 +68,26 @@ func example() (Report, []Series) {
 				}
 				streams = append(streams, st)
 			}
-			directions = append(directions, NewDirection(name, quality.Summarize(streams, quality.G711), Found{}))
+			directions = append(
+				directions,
+				figures.NewDirection(name, quality.Summarize(streams, quality.G711), figures.Found{}),
+			)
 			series = append(series, NewSeries(path, name, 1e18, streams))
 		}
-		r.Paths = append(r.Paths, Path{Name: path, Voice: NewVoice(directions...), Calls: Calls{Placed: 10, Completed: 10}, Bulk: Bulk{MbitPerS: 17.2}})
+		r.Paths = append(
+			r.Paths,
+			Path{
+				Name:  path,
+				Voice: NewVoice(directions...),
+				Calls: Calls{Placed: 10, Completed: 10},
+				Bulk:  Bulk{MbitPerS: 17.2},
+			},
+		)
 	}
 	return r, series
 }
 
-// The names and places that were promised; more may stand beside them.
+// The names and places that were promised; more may be added.
 func TestJSONKeepsItsPromise(t *testing.T) {
 	r, _ := example()
 	b, err := json.Marshal(r)
@@ -100,8 +126,31 @@ func TestJSONKeepsItsPromise(t *testing.T) {
 }
 
 func TestNoFieldLooksBetterThanTheWorseDirection(t *testing.T) {
-	a := Direction{Name: AToB, Measure: Measure{Sent: 100, Received: 90, Loss: 0.1, Delay: Delay{P99: 5}, PDV: 3, MOS: 4, R: 80, WorstMOS: 2}}
-	b := Direction{Name: BToA, Measure: Measure{Sent: 200, Received: 200, Delay: Delay{P99: 7}, PDV: 2, MOS: 4.4, R: 93, WorstMOS: 4.4}}
+	a := figures.Direction{
+		Name: figures.AToB,
+		Measure: figures.Measure{
+			Sent:     100,
+			Received: 90,
+			Loss:     0.1,
+			Delay:    figures.Delay{P99: 5},
+			PDV:      3,
+			MOS:      4,
+			R:        80,
+			WorstMOS: 2,
+		},
+	}
+	b := figures.Direction{
+		Name: figures.BToA,
+		Measure: figures.Measure{
+			Sent:     200,
+			Received: 200,
+			Delay:    figures.Delay{P99: 7},
+			PDV:      2,
+			MOS:      4.4,
+			R:        93,
+			WorstMOS: 4.4,
+		},
+	}
 	for _, v := range []Voice{NewVoice(a, b), NewVoice(b, a)} {
 		assert.Equal(t, 100, v.Sent)
 		assert.Equal(t, 90, v.Received)
@@ -126,8 +175,13 @@ func TestTableSaysInWordsHowTheCallsWere(t *testing.T) {
 	}
 
 	r.Paths[1].Voice = NewVoice(
-		NewDirection(AToB, quality.Summarize([]quality.Stream[int]{}, quality.G711), Found{CaptureLost: 3}),
-		NewDirection(BToA, quality.Summarize([]quality.Stream[int]{}, quality.G711), Found{}))
+		figures.NewDirection(
+			figures.AToB,
+			quality.Summarize([]quality.Stream[int]{}, quality.G711),
+			figures.Found{CaptureLost: 3},
+		),
+		figures.NewDirection(figures.BToA, quality.Summarize([]quality.Stream[int]{}, quality.G711), figures.Found{}),
+	)
 	r.Paths[1].Calls = Calls{Placed: 10}
 	b.Reset()
 	require.NoError(t, Table(&b, r))
@@ -139,12 +193,12 @@ func TestTableSaysInWordsHowTheCallsWere(t *testing.T) {
 func TestPlotsAreWrittenAndBounded(t *testing.T) {
 	r, series := example()
 	dir := t.TempDir()
-	if keep := os.Getenv("RINGWAY_TEST_PLOTS"); keep != "" { // for people who want to look at them
+	if keep := os.Getenv("TEST_PLOTS"); keep != "" { // for people who want to look at them
 		dir = keep
 	}
 	few := slices.Clone(series) // a PNG's every point costs time under the race detector
 	for i := range few {
-		if os.Getenv("RINGWAY_TEST_PLOTS") == "" {
+		if os.Getenv("TEST_PLOTS") == "" {
 			few[i].Points = few[i].Points[:300]
 		}
 	}
@@ -164,21 +218,8 @@ func TestPlotsAreWrittenAndBounded(t *testing.T) {
 
 	assert.ErrorIs(t, Plot(filepath.Join(dir, "lab.gif"), r, series), ErrPlotFormat)
 	assert.NoError(t, Plot(filepath.Join(dir, "empty.png"), Report{}, nil))
-	assert.NoError(t, Plot(filepath.Join(dir, "lost.png"), r, []Series{{Path: "ringway", Points: []Point{{Lost: true}}}}))
-}
-
-func TestPreemptionModelIsNamed(t *testing.T) {
-	for _, c := range []struct{ version, debugfs, realtime, cmdline, want string }{
-		{"#1 SMP PREEMPT_DYNAMIC @0", "", "", "", "dynamic"},
-		{"#1 SMP PREEMPT_DYNAMIC Debian", "none voluntary (full)", "", "", "full"},
-		{"#1 SMP PREEMPT_DYNAMIC Debian", "", "", "quiet preempt=lazy", "lazy"},
-		{"#1 SMP PREEMPT_RT Debian", "", "1\n", "", "rt"},
-		{"#1 SMP PREEMPT Debian", "", "", "", "full"},
-		{"#1 SMP Debian", "", "", "", "none or voluntary"},
-	} {
-		assert.Equal(t, c.want, preemption(c.version, c.debugfs, c.realtime, c.cmdline), c.version)
-	}
-	m := ThisMachine()
-	assert.NotEmpty(t, m.Kernel)
-	assert.Positive(t, m.Cores)
+	assert.NoError(
+		t,
+		Plot(filepath.Join(dir, "lost.png"), r, []Series{{Path: "ringway", Points: []Point{{Lost: true}}}}),
+	)
 }

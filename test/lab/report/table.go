@@ -5,47 +5,37 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"ringway/quality/figures"
 )
 
-// Verdicts are by R, in the categories of ITU-T G.109.
-func satisfaction(r float64) string {
-	switch {
-	case r >= 90:
-		return "very good"
-	case r >= 80:
-		return "good"
-	case r >= 70:
-		return "fair"
-	case r >= 60:
-		return "poor"
-	case r >= 50:
-		return "bad"
-	}
-	return "unusable"
-}
-
-// row is one line of the table: what it is, and how to print it.
+// row is one line of the table.
 type row struct {
 	name string
 	cell func(Path) string
 }
 
 var rows = []row{
-	{"One-way delay, p50 (median)", func(p Path) string { return Duration(p.Voice.Delay.P50) }},
-	{"               p99", func(p Path) string { return Duration(p.Voice.Delay.P99) }},
-	{"               p99.9", func(p Path) string { return Duration(p.Voice.Delay.P999) }},
-	{"               worst packet", func(p Path) string { return Duration(p.Voice.Delay.Max) }},
-	{"Delay variation (RFC 8219)", func(p Path) string { return Duration(p.Voice.PDV) }},
-	{"Jitter (RFC 3550)", func(p Path) string { return Duration(p.Voice.Jitter) }},
+	{"One-way delay, p50 (median)", func(p Path) string { return figures.Duration(p.Voice.Delay.P50) }},
+	{"               p99", func(p Path) string { return figures.Duration(p.Voice.Delay.P99) }},
+	{"               p99.9", func(p Path) string { return figures.Duration(p.Voice.Delay.P999) }},
+	{"               worst packet", func(p Path) string { return figures.Duration(p.Voice.Delay.Max) }},
+	{"Delay variation (RFC 8219)", func(p Path) string { return figures.Duration(p.Voice.PDV) }},
+	{"Jitter (RFC 3550)", func(p Path) string { return figures.Duration(p.Voice.Jitter) }},
 	{"Voice packets lost", func(p Path) string {
-		return fmt.Sprintf("%s of %s (%s)", thousands(p.Voice.Sent-p.Voice.Received), thousands(p.Voice.Sent), percent(p.Voice.Loss))
+		return fmt.Sprintf(
+			"%s of %s (%s)",
+			figures.Thousands(p.Voice.Sent-p.Voice.Received),
+			figures.Thousands(p.Voice.Sent),
+			figures.Percent(p.Voice.Loss),
+		)
 	}},
-	{"Mouth to ear", func(p Path) string { return Duration(p.Voice.MouthToEar) }},
+	{"Mouth to ear", func(p Path) string { return figures.Duration(p.Voice.MouthToEar) }},
 	{"MOS, R (ITU-T G.107)", func(p Path) string {
-		return fmt.Sprintf("%.2f, %.0f: %s", p.Voice.MOS, p.Voice.R, satisfaction(p.Voice.R))
+		return fmt.Sprintf("%.2f, %.0f: %s", p.Voice.MOS, p.Voice.R, figures.Satisfaction(p.Voice.R))
 	}},
 	{"Worst call's MOS", func(p Path) string { return fmt.Sprintf("%.2f", p.Voice.WorstMOS) }},
-	{"Calls completed", func(p Path) string { return fmt.Sprintf("%d of %d", p.Calls.Completed, p.Calls.Placed) }},
+	{"Calls completed", func(p Path) string { return completed(p.Calls) }},
 	{"Bulk beside them", func(p Path) string {
 		if p.Bulk.MbitPerS == 0 {
 			return "none"
@@ -54,13 +44,17 @@ var rows = []row{
 	}},
 }
 
-// Table prints the report for people, at most 100 columns wide: what was run and where, one column a path, and a
-// verdict in plain words. Figures are the worse direction's.
+// Table prints the report as text, at most 100 columns wide: what was run and where, one column for each
+// path, and a verdict in a sentence. Figures are the worse direction's.
 func Table(w io.Writer, r Report) error {
 	var b strings.Builder
 	s, m := r.Scenario, r.Machine
 	fmt.Fprintf(&b, "%s\n", scenarioLine(s))
-	fmt.Fprintf(&b, "%s\n\n", MachineLine(m))
+	fmt.Fprintf(&b, "%s\n", figures.MachineLine(m))
+	if r.Ringway != nil {
+		fmt.Fprintf(&b, "%s\n", r.Ringway.Line())
+	}
+	b.WriteByte('\n')
 
 	width := 0
 	for _, x := range rows {
@@ -72,7 +66,8 @@ func Table(w io.Writer, r Report) error {
 		columns[i] = append(columns[i], title(p.Name))
 		for _, x := range rows {
 			cell := x.cell(p)
-			if p.Voice.Received == 0 && x.name != "Calls completed" && x.name != "Bulk beside them" && x.name != "Voice packets lost" {
+			if p.Voice.Received == 0 && x.name != "Calls completed" && x.name != "Bulk beside them" &&
+				x.name != "Voice packets lost" {
 				cell = "-"
 			}
 			columns[i] = append(columns[i], cell)
@@ -121,17 +116,17 @@ func scenarioLine(s Scenario) string {
 	}
 	wan := "an unlimited WAN"
 	if s.WANBits > 0 {
-		wan = fmt.Sprintf("a %s WAN (provider's buffer %s bytes)", s.WAN, thousands(s.BufferBytes))
+		wan = fmt.Sprintf("a %s WAN (provider's buffer %s bytes)", s.WAN, figures.Thousands(s.BufferBytes))
 	}
 	line := fmt.Sprintf("%s (%s) and %s over %s", calls, s.Codec, bulk, wan)
 	if names := map[string]string{"ipv4": "IPv4", "ipv6": "IPv6"}; s.Overlay == "ipv6" || s.Underlay == "ipv6" {
 		line += ", " + names[s.Overlay] + " in " + names[s.Underlay]
 	}
 	if s.DelayUS > 0 {
-		line += ", +" + Duration(s.DelayUS)
+		line += ", +" + figures.Duration(s.DelayUS)
 	}
 	if s.Loss > 0 {
-		line += ", " + percent(s.Loss) + " loss"
+		line += ", " + figures.Percent(s.Loss) + " loss"
 	}
 	if s.Seconds > 0 {
 		line += fmt.Sprintf(", %.0f s", s.Seconds)
@@ -139,16 +134,15 @@ func scenarioLine(s Scenario) string {
 	return line
 }
 
-// MachineLine is a machine in one line.
-func MachineLine(m Machine) string {
-	virtual := ""
-	if m.Virtual {
-		virtual = " (virtual machine)"
+// completed says how many calls went on to their end, and how many were refused.
+func completed(c Calls) string {
+	if c.Refused > 0 {
+		return fmt.Sprintf("%d of %d (%d refused)", c.Completed, c.Placed, c.Refused)
 	}
-	return fmt.Sprintf("%d × %s%s, Linux %s, preemption %s", m.Cores, m.CPU, virtual, m.Kernel, m.Preemption)
+	return fmt.Sprintf("%d of %d", c.Completed, c.Placed)
 }
 
-// verdict says in a sentence how the calls were.
+// verdict describes the calls in a sentence.
 func verdict(p Path) string {
 	v, c := p.Voice, p.Calls
 	if c.Placed == 0 {
@@ -158,50 +152,92 @@ func verdict(p Path) string {
 		return fmt.Sprintf("none of %s got through.", countCalls(c.Placed))
 	}
 	var ends string
-	if c.Completed < c.Placed {
-		ends = fmt.Sprintf("%d of %s did not complete; ", c.Placed-c.Completed, countCalls(c.Placed))
+	if c.Refused > 0 {
+		ends = fmt.Sprintf("%d of %s refused for want of room; ", c.Refused, countCalls(c.Placed))
+	}
+	if missing := c.Placed - c.Completed - c.Refused; missing > 0 {
+		ends += fmt.Sprintf("%d of %s did not complete; ", missing, countCalls(c.Placed))
 	}
 	lost := v.Sent - v.Received
 	switch {
 	case v.WorstR >= 80 && lost == 0:
 		return ends + fmt.Sprintf("%s clear, not one voice packet lost (MOS %.1f).", allCalls(c.Completed), v.MOS)
 	case v.WorstR >= 80:
-		return ends + fmt.Sprintf("%s clear (MOS %.1f), %s of voice lost.", allCalls(c.Completed), v.MOS, percent(v.Loss))
+		return ends + fmt.Sprintf(
+			"%s clear (MOS %.1f), %s of voice lost.",
+			allCalls(c.Completed),
+			v.MOS,
+			figures.Percent(v.Loss),
+		)
 	case v.R >= 80:
-		return ends + fmt.Sprintf("most calls clear (MOS %.1f), the worst was %s (MOS %.1f).", v.MOS, satisfaction(v.WorstR), v.WorstMOS)
+		return ends + fmt.Sprintf(
+			"most calls clear (MOS %.1f), the worst was %s (MOS %.1f).",
+			v.MOS,
+			figures.Satisfaction(v.WorstR),
+			v.WorstMOS,
+		)
 	}
 	var why []string
 	if v.Loss >= 0.001 {
-		why = append(why, percent(v.Loss)+" of voice lost")
+		why = append(why, figures.Percent(v.Loss)+" of voice lost")
 	}
 	if v.Late >= 0.001 {
-		why = append(why, percent(v.Late)+" too late to be played")
+		why = append(why, figures.Percent(v.Late)+" too late to be played")
 	}
 	if v.MouthToEar >= 150e3 {
-		why = append(why, Duration(v.MouthToEar)+" from mouth to ear")
+		why = append(why, figures.Duration(v.MouthToEar)+" from mouth to ear")
 	}
 	if len(why) == 0 {
-		why = append(why, "delay varies by "+Duration(v.PDV))
+		why = append(why, "delay varies by "+figures.Duration(v.PDV))
 	}
-	return ends + fmt.Sprintf("voice is %s (MOS %.1f): %s.", satisfaction(v.R), v.MOS, strings.Join(why, ", "))
+	return ends + fmt.Sprintf(
+		"voice is %s (MOS %.1f): %s.",
+		figures.Satisfaction(v.R),
+		v.MOS,
+		strings.Join(why, ", "),
+	)
 }
 
-// warnings name what makes the figures worth less than they look.
+// warnings name what makes the figures less reliable than they look.
 func warnings(r Report) []string {
 	var out []string
 	for _, p := range r.Paths {
 		v := p.Voice
 		if v.CaptureLost > 0 {
-			out = append(out, fmt.Sprintf("%s: the capture itself missed %d packets: its loss figures mean nothing.", title(p.Name), v.CaptureLost))
+			out = append(
+				out,
+				fmt.Sprintf(
+					"%s: the capture itself missed %d packets: its loss figures are invalid.",
+					title(p.Name),
+					v.CaptureLost,
+				),
+			)
 		}
 		if v.Unmatched > 0 {
-			out = append(out, fmt.Sprintf("%s: %d packets arrived whose sending was not seen.", title(p.Name), v.Unmatched))
+			out = append(
+				out,
+				fmt.Sprintf(
+					"%s: %d packets arrived that were not captured when they were sent.",
+					title(p.Name),
+					v.Unmatched,
+				),
+			)
 		}
 		if v.Negative > 0 {
-			out = append(out, fmt.Sprintf("%s: %d packets arrived before they were sent: the clock was set during the run.", title(p.Name), v.Negative))
+			out = append(
+				out,
+				fmt.Sprintf(
+					"%s: %d packets arrived before they were sent: the clock was set during the run.",
+					title(p.Name),
+					v.Negative,
+				),
+			)
 		}
 		if v.Sent > 0 && v.Sent < 1000 {
-			out = append(out, fmt.Sprintf("%s: with %d packets a direction, p99.9 is the worst packet.", title(p.Name), v.Sent))
+			out = append(
+				out,
+				fmt.Sprintf("%s: with %d packets a direction, p99.9 is the worst packet.", title(p.Name), v.Sent),
+			)
 		}
 	}
 	return out
@@ -229,41 +265,4 @@ func allCalls(n int) string {
 		return "both calls"
 	}
 	return fmt.Sprintf("all %d calls", n)
-}
-
-// Duration prints microseconds with three digits and the unit that suits them.
-func Duration(us float64) string {
-	switch {
-	case us < 1000:
-		return fmt.Sprintf("%.0f µs", us)
-	case us < 9995:
-		return fmt.Sprintf("%.2f ms", us/1e3)
-	case us < 99950:
-		return fmt.Sprintf("%.1f ms", us/1e3)
-	case us < 10e6:
-		return fmt.Sprintf("%.0f ms", us/1e3)
-	}
-	return fmt.Sprintf("%.1f s", us/1e6)
-}
-
-// percent never rounds a loss to none.
-func percent(share float64) string {
-	p := share * 100
-	switch {
-	case p == 0:
-		return "0 %"
-	case p < 0.01:
-		return "<0.01 %"
-	case p < 1:
-		return fmt.Sprintf("%.2f %%", p)
-	}
-	return fmt.Sprintf("%.1f %%", p)
-}
-
-func thousands(n int) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }

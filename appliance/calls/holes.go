@@ -1,0 +1,455 @@
+package calls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"ringway/firewall"
+	"ringway/firewall/nft"
+	"ringway/sip/dialog"
+	"ringway/sip/relay"
+)
+
+const (
+	// holeLife is how long a hole outlives the relay and the daemon; refreshEvery is how often it is given that
+	// life again while its call lives.
+	holeLife     = 60 * time.Second
+	refreshEvery = 20 * time.Second
+	// maxHolesOf bounds the holes of calls of one phone: eight media with 16 candidates each. maxHolesOfServer does
+	// for calls without a phone of this box, whichever address began them: nobody can take all holes.
+	maxHolesOf       = 256
+	maxHolesOfServer = 8192
+	// againAfter is how long a relay is not told again that a set has no room. It answers by telling the whole.
+	againAfter = 5 * time.Second
+	// refreshBatch is how many holes are refreshed at a time.
+	refreshBatch = 512
+	// lowestPort keeps services out of reach of what a session description asks for.
+	lowestPort = 1024
+)
+
+// Reasons why a flow gets no hole.
+const (
+	refusedPort    = "port"     // below 1024
+	refusedAddress = "address"  // of this box, or of no host
+	refusedNetwork = "network"  // in no network that the call reaches
+	refusedPhone   = "phone"    // the phone has too many
+	refusedFull    = "set_full" // the set has no room
+	refusedKernel  = "kernel"   // it could not be told
+	late           = "late"     // not refused: the kernel was told after the message went on
+)
+
+// Set is a dynamic set of the firewall, as nft.SetOwner is.
+type Set interface {
+	Add(ctx context.Context, life time.Duration, keys ...string) error
+	Delete(ctx context.Context, keys ...string) error
+	Clear(ctx context.Context) error
+}
+
+// world is which addresses are where.
+type world struct {
+	own       []netip.Prefix   // networks of this box's LANs
+	voice     []netip.Prefix   // those of phones
+	addresses []netip.Addr     // of this box
+	sites     [][]netip.Prefix // networks of each site
+	servers   []netip.Addr     // PBXs and trunks (sip.servers), wherever they are
+}
+
+// side is where an address is, seen from this box.
+type side int
+
+const (
+	nowhere side = iota
+	here
+	atSite
+	internet
+)
+
+func (w *world) side(a netip.Addr) side {
+	switch {
+	case !a.IsValid() || !a.IsGlobalUnicast() || slices.Contains(w.addresses, a):
+		return nowhere
+	case a.Zone() != "" || a.Is4In6(): // no network contains it, and an element for it would be another address's
+		return nowhere
+	case contains(w.own, a):
+		return here
+	case w.site(a) != nil:
+		return atSite
+	case a.IsPrivate():
+		return nowhere
+	}
+	return internet
+}
+
+// site is the networks of the site that an address is at.
+func (w *world) site(a netip.Addr) []netip.Prefix {
+	for _, s := range w.sites {
+		if contains(s, a) {
+			return s
+		}
+	}
+	return nil
+}
+
+func contains(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// mayBan reports whether the firewall may drop all signalling of an address: never that of this box, of its own
+// networks, where somebody may have to make an emergency call, of a site or of a server.
+func (h *holes) mayBan(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := &h.world
+	return a.IsValid() && a.IsGlobalUnicast() && !contains(w.own, a) && w.site(a) == nil &&
+		!slices.Contains(w.addresses, a) && !slices.Contains(w.servers, a)
+}
+
+// sources are the networks that a flow may come from. What comes from the receiver's own network does not cross this
+// box, and each interval costs the kernel more than all of a hole's other work.
+func (w *world) sources(f dialog.Flow) []netip.Prefix {
+	if f.From.IsValid() {
+		return []netip.Prefix{netip.PrefixFrom(f.From, f.From.BitLen())}
+	}
+	var all []netip.Prefix
+	switch w.side(f.Asked) {
+	case here:
+		all = w.own
+	case atSite:
+		all = w.site(f.Asked)
+	default:
+		all = []netip.Prefix{netip.PrefixFrom(f.Asked, f.Asked.BitLen())}
+	}
+	to := f.To.Addr()
+	return slices.DeleteFunc(slices.Clone(all), func(n netip.Prefix) bool {
+		return n.Addr().Is4() != to.Is4() || n.Contains(to) && !n.IsSingleIP()
+	})
+}
+
+// check says why a call between these hops may not have a flow; empty: it may.
+func (w *world) check(f dialog.Flow, hops []netip.Addr) string {
+	from := f.From
+	if !from.IsValid() {
+		from = f.Asked
+	}
+	var reached [internet + 1]bool
+	for _, h := range hops {
+		reached[w.side(h)] = true
+	}
+	switch x, y := w.side(from), w.side(f.To.Addr()); {
+	case f.To.Port() < lowestPort:
+		return refusedPort
+	case x == nowhere || y == nowhere || f.From.IsValid() && from.Is4() != f.To.Addr().Is4():
+		return refusedAddress
+	case !reached[x] || !reached[y]:
+		return refusedNetwork
+	}
+	return ""
+}
+
+// key is an element of a set of holes.
+type key struct{ set, element string }
+
+// hole is an element with how many flows need it.
+type hole struct {
+	flows int
+	phone netip.Addr // or server, that it is counted for
+}
+
+// holes opens and closes what calls need. Its table is the truth; the sets of the firewall follow.
+type holes struct {
+	sets func(name string) (Set, bool)
+
+	// order is held while a change goes to the sets, so that they have changes in the order in which the table
+	// had them. Before mu.
+	order sync.Mutex
+
+	mu      sync.Mutex // guards what follows
+	world   world
+	flows   map[dialog.Flow][]key
+	open    map[key]*hole
+	phones  map[netip.Addr]int
+	refused map[string]uint64
+	told    time.Time // the relay, that a set has no room
+}
+
+func newHoles(sets func(string) (Set, bool)) *holes {
+	return &holes{
+		sets: sets, flows: map[dialog.Flow][]key{}, open: map[key]*hole{}, phones: map[netip.Addr]int{},
+		refused: map[string]uint64{},
+	}
+}
+
+func (h *holes) follow(w world) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.world = w
+}
+
+// change takes what calls need; whole: they need nothing else. It returns once the kernel has what opens, or
+// ctx ends: what closes follows at once.
+func (h *holes) change(ctx context.Context, changes []relay.Change, whole bool) error {
+	h.order.Lock()
+	defer h.order.Unlock()
+	add, remove := h.plan(changes, whole)
+	var errs []error
+	for set, keys := range add {
+		errs = append(errs, h.add(ctx, set, keys))
+	}
+	for set, keys := range remove {
+		if s, ok := h.sets(set); ok {
+			_ = s.Delete(ended, keys...)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ended is a context that is over: a set's owner remembers a change and does not wait for the kernel.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+func (h *holes) add(ctx context.Context, set string, keys []string) error {
+	s, ok := h.sets(set)
+	if !ok {
+		return h.count(refusedKernel, len(keys), fmt.Errorf("open holes: there is no set %s", set))
+	}
+	refused, err := addEach(ctx, s, keys)
+	switch {
+	case len(refused) > 0:
+		h.forget(set, refused)
+		return h.count(refusedFull, len(refused), h.again(fmt.Errorf("open holes: %w", err)))
+	case err != nil: // it follows
+		return h.count(late, len(keys), nil)
+	}
+	return nil
+}
+
+// addEach adds the elements that a set takes. It takes all of one call or none, so those that it refuses are looked
+// for by halves: one that cannot be there must not cost other calls their media. Without any, err is nil or
+// nft.ErrPending.
+func addEach(ctx context.Context, s Set, keys []string) (refused []string, err error) {
+	err = s.Add(ctx, holeLife, keys...)
+	switch {
+	case err == nil, errors.Is(err, nft.ErrPending):
+		return nil, err
+	case len(keys) == 1:
+		return keys, err
+	}
+	half := len(keys) / 2
+	first, errFirst := addEach(ctx, s, keys[:half])
+	second, errSecond := addEach(ctx, s, keys[half:])
+	if errSecond == nil || len(first) > 0 {
+		errSecond = errFirst
+	}
+	return slices.Concat(first, second), errSecond
+}
+
+// again gives the error to the relay, unless it had one a moment ago: it tells the whole then, which is much work
+// for both.
+func (h *holes) again(err error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.told) < againAfter {
+		return nil
+	}
+	h.told = time.Now()
+	return err
+}
+
+// forget takes elements off the table that the set did not take: with them, no other one could be refreshed.
+func (h *holes) forget(set string, elements []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gone := map[key]bool{}
+	for _, e := range elements {
+		gone[key{set, e}] = true
+	}
+	for f, keys := range h.flows {
+		if slices.ContainsFunc(keys, func(k key) bool { return gone[k] }) {
+			h.closeFlow(f, map[key]bool{})
+		}
+	}
+}
+
+func (h *holes) count(reason string, n int, err error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.refused[reason] += uint64(n)
+	return err
+}
+
+// plan brings the table up to date, and says which elements are to be added to each set and removed from it.
+func (h *holes) plan(changes []relay.Change, whole bool) (add, remove map[string][]string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	added, removed := map[key]bool{}, map[key]bool{}
+	if whole {
+		h.keepOnly(changes, removed)
+	}
+	for _, c := range changes {
+		for _, f := range c.Open {
+			h.openFlow(f, c, whole, added)
+		}
+		for _, f := range c.Close {
+			h.closeFlow(f, removed)
+		}
+	}
+
+	add, remove = map[string][]string{}, map[string][]string{}
+	for k := range added {
+		if h.open[k] != nil {
+			add[k.set] = append(add[k.set], k.element)
+		}
+	}
+	for k := range removed {
+		if h.open[k] == nil {
+			remove[k.set] = append(remove[k.set], k.element)
+		}
+	}
+	return add, remove
+}
+
+// keepOnly closes what none of the changes opens, and what may no longer be open: the config may be another one.
+func (h *holes) keepOnly(changes []relay.Change, removed map[key]bool) {
+	needed := map[dialog.Flow]bool{}
+	for _, c := range changes {
+		hops := slices.Concat(c.Hops[:], c.Via)
+		for _, f := range c.Open {
+			needed[f] = needed[f] || h.world.check(f, hops) == ""
+		}
+	}
+	for f := range h.flows {
+		if !needed[f] {
+			h.closeFlow(f, removed)
+		}
+	}
+}
+
+func (h *holes) openFlow(f dialog.Flow, c relay.Change, again bool, added map[key]bool) {
+	if keys, there := h.flows[f]; there {
+		if again {
+			for _, k := range keys {
+				added[k] = true
+			}
+		}
+		return
+	}
+	if why := h.world.check(f, slices.Concat(c.Hops[:], c.Via)); why != "" {
+		h.refused[why]++
+		return
+	}
+	phone, most := h.countedFor(c.Hops, f)
+	var keys []key
+	for _, source := range h.world.sources(f) {
+		set, element := firewall.Hole(source, f.To)
+		keys = append(keys, key{set, element})
+	}
+	if h.phones[phone]+len(keys) > most {
+		h.refused[refusedPhone]++
+		return
+	}
+	for _, k := range keys {
+		if h.open[k] == nil {
+			h.open[k] = &hole{phone: phone}
+			h.phones[phone]++
+			added[k] = true
+		}
+		h.open[k].flows++
+	}
+	h.flows[f] = keys
+}
+
+// countedFor is the address that a flow's holes are counted for, and how many it may have: the phone of this box
+// that takes part, or else who began the call. A PBX among the phones has more calls than a phone has.
+func (h *holes) countedFor(hops [2]netip.Addr, f dialog.Flow) (a netip.Addr, most int) {
+	for _, a := range []netip.Addr{hops[0], hops[1], f.To.Addr(), f.From} {
+		if contains(h.world.voice, a) && !slices.Contains(h.world.servers, a) {
+			return a, maxHolesOf
+		}
+	}
+	return hops[0], maxHolesOfServer
+}
+
+func (h *holes) closeFlow(f dialog.Flow, removed map[key]bool) {
+	for _, k := range h.flows[f] {
+		x := h.open[k]
+		if x.flows--; x.flows > 0 {
+			continue
+		}
+		delete(h.open, k)
+		removed[k] = true
+		if h.phones[x.phone]--; h.phones[x.phone] == 0 {
+			delete(h.phones, x.phone)
+		}
+	}
+	delete(h.flows, f)
+}
+
+// refresh gives all holes their life again. It does not wait for the kernel, so that no change waits for it.
+func (h *holes) refresh() error {
+	h.order.Lock()
+	defer h.order.Unlock()
+	h.mu.Lock()
+	keys := map[string][]string{}
+	for k := range h.open {
+		keys[k.set] = append(keys[k.set], k.element)
+	}
+	h.mu.Unlock()
+	var errs []error
+	for set, list := range keys {
+		s, ok := h.sets(set)
+		if !ok {
+			continue
+		}
+		for part := range slices.Chunk(list, refreshBatch) {
+			if refused, err := addEach(ended, s, part); len(refused) > 0 {
+				h.forget(set, refused)
+				errs = append(errs, h.count(refusedFull, len(refused), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// seen are the flows of calls that one of these packets belongs to.
+func (h *holes) seen(packets func(yield func(from, to netip.AddrPort))) (flows []dialog.Flow) {
+	h.mu.Lock()
+	byTo := map[netip.AddrPort][]dialog.Flow{}
+	for f := range h.flows {
+		if !f.RTCP {
+			byTo[f.To] = append(byTo[f.To], f)
+		}
+	}
+	h.mu.Unlock()
+	found := map[dialog.Flow]bool{}
+	packets(func(from, to netip.AddrPort) {
+		for _, f := range byTo[to] {
+			if !f.From.IsValid() || f.From == from.Addr() {
+				found[f] = true
+			}
+		}
+	})
+	for f := range found {
+		flows = append(flows, f)
+	}
+	return flows
+}
+
+// state is how many flows and holes there are, and what was refused.
+func (h *holes) state() (flows, open int, refused map[string]uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	refused = map[string]uint64{}
+	for k, n := range h.refused {
+		refused[k] = n
+	}
+	return len(h.flows), len(h.open), refused
+}

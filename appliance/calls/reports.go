@@ -1,0 +1,221 @@
+package calls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"ringway/appliance/config"
+	"ringway/firewall"
+	"ringway/sip/ladder"
+	"ringway/sip/privacy"
+	"ringway/sip/record"
+	"ringway/sip/relay"
+)
+
+// expireEvery is how often records that are too old are removed.
+const expireEvery = time.Hour
+
+// useRecords has records of calls kept as the config wants it. The files stay while nothing reads signalling.
+func (c *Calls) useRecords(cfg config.Records) error {
+	limits := record.Defaults()
+	limits.Keep = cfg.Keep
+	policy, err := privacy.ParsePolicy(cfg.Privacy)
+	if err != nil {
+		return err
+	}
+	disk, err := record.OpenDir(c.o.RecordDir)
+	if err != nil {
+		return fmt.Errorf("open the records of calls: %w", err)
+	}
+	log, err := record.Open(disk, limits, policy)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.records, c.recordsOf = log, cfg
+	return nil
+}
+
+// hasRecords reports whether records were kept once: those that are too old are removed while none are written, too.
+func (c *Calls) hasRecords() bool {
+	_, err := os.Stat(c.o.RecordDir)
+	return err == nil
+}
+
+// recordLog is where records go; nil: nowhere yet.
+func (c *Calls) recordLog() *record.Log {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.records
+}
+
+// expireRecords removes what is too old.
+func (c *Calls) expireRecords() {
+	log := c.recordLog()
+	if log == nil {
+		return
+	}
+	if err := log.Expire(time.Now()); err != nil {
+		c.log.Warn("old records of calls are not removed", "error", err)
+	}
+}
+
+// takeReports writes the records of calls that have ended, says what was seen of abuse, and carries bans out.
+func (c *Calls) takeReports(reports []relay.Report, records []record.Record) {
+	if log := c.recordLog(); log != nil {
+		c.write(log, records)
+	}
+	for _, r := range reports {
+		if log, unsaid := c.countReport(r); log {
+			c.log.Warn("abuse of signalling", "source", r.Source, "kind", r.Kind, "level", r.Level, "action", r.Action,
+				"for", r.For, "what", r.Text[:min(len(r.Text), maxText)], "not_logged_before", unsaid)
+		}
+		if r.Action == "ban" && !r.InRelay && c.bansHold() && c.holes.mayBan(r.Source) {
+			c.ban(r.Source, r.For)
+		}
+	}
+}
+
+func (c *Calls) write(log *record.Log, records []record.Record) {
+	lost := 0
+	var last error
+	for _, r := range records {
+		if err := log.Append(time.Now(), r); err != nil {
+			lost, last = lost+1, err
+		}
+	}
+	if lost > 0 {
+		c.log.Warn("records of calls are lost", "records", lost, "error", last)
+	}
+}
+
+// What a stranger can cause, and what a process that was taken over can say, is bounded.
+const (
+	maxKinds   = 32  // that are counted apart
+	maxText    = 256 // bytes of a report in the log
+	maxPerTime = 60  // reports in the log in each quotaTime
+	quotaTime  = time.Minute
+)
+
+// quota counts what is logged.
+type quota struct {
+	began          time.Time
+	logged, unsaid int
+}
+
+// take reports whether one more may be logged, and how many were not since the last one.
+func (q *quota) take(now time.Time) (ok bool, unsaid int) {
+	if now.Sub(q.began) >= quotaTime {
+		q.began, q.logged = now, 0
+	}
+	if q.logged == maxPerTime {
+		q.unsaid++
+		return false, 0
+	}
+	unsaid, q.unsaid = q.unsaid, 0
+	q.logged++
+	return true, unsaid
+}
+
+// countReport counts a report, and says whether it is to be logged.
+func (c *Calls) countReport(r relay.Report) (log bool, unsaid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reported == nil {
+		c.reported = map[string]uint64{}
+	}
+	kind := r.Kind
+	if _, known := c.reported[kind]; !known && len(c.reported) >= maxKinds {
+		kind = "other"
+	}
+	c.reported[kind]++
+	return c.said.take(time.Now())
+}
+
+// bansHold reports whether sources may be banned.
+func (c *Calls) bansHold() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Mode == config.SIPEnforce && c.cfg.Abuse == relay.AbuseBlock
+}
+
+// liftBans has the firewall drop nothing of banned sources any more where sources are no longer to be banned.
+func (c *Calls) liftBans() {
+	if c.bansHold() {
+		return
+	}
+	for _, family := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		set, _ := firewall.Ban(family)
+		c.clear(set)
+	}
+}
+
+func (c *Calls) ban(source netip.Addr, d time.Duration) {
+	set, key := firewall.Ban(source)
+	s, ok := c.o.Sets(set)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), bypassPatience)
+	defer cancel()
+	if err := s.Add(ctx, d, key); err != nil {
+		c.log.Warn("a source is not banned by the firewall", "source", source, "error", err)
+	}
+}
+
+// Bans are the bans and throttles that are in force.
+func (c *Calls) Bans(ctx context.Context) ([]relay.Standing, error) { return c.relay.Bans(ctx) }
+
+// Unban lifts the bans of an address.
+func (c *Calls) Unban(ctx context.Context, source netip.Addr) error {
+	found, err := c.relay.Unban(ctx, source)
+	set, key := firewall.Ban(source)
+	if s, ok := c.o.Sets(set); ok {
+		err = errors.Join(err, s.Delete(ctx, key))
+	}
+	if err == nil && !found {
+		return fmt.Errorf("%s is not banned (ringway bans lists who is)", source)
+	}
+	return err
+}
+
+// Ladder is what is kept of a call's messages.
+func (c *Calls) Ladder(ctx context.Context, id string) (*ladder.View, error) {
+	v, err := c.relay.Ladder(ctx, id)
+	if err == nil && v == nil {
+		return nil, fmt.Errorf("no messages of call %s are kept (ringway calls lists the calls)", id)
+	}
+	return v, err
+}
+
+// Records are the records of calls that were under way at some time from from to to, and that a phone took part in,
+// if it is valid.
+func (c *Calls) Records(from, to time.Time, phone netip.Addr) ([]record.Record, error) {
+	log := c.recordLog()
+	if log == nil {
+		return nil, errors.New("no records of calls are kept (sip.mode: off)")
+	}
+	return log.Find(time.Now(), func(r *record.Record) bool {
+		return r.Overlaps(from, to) && (!phone.IsValid() || r.Of(phone))
+	})
+}
+
+// Forget removes what is kept of a number, in memory and in the records.
+func (c *Calls) Forget(ctx context.Context, number string, masked bool) (record.Forgotten, error) {
+	var err error
+	if c.relay.PID() != 0 { // without a process there is nothing in memory
+		err = c.relay.Forget(ctx, number)
+	}
+	var f record.Forgotten
+	if log := c.recordLog(); log != nil {
+		var failed error
+		f, failed = log.Forget(number, masked)
+		err = errors.Join(err, failed)
+	}
+	return f, err
+}

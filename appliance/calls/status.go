@@ -1,0 +1,183 @@
+package calls
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"ringway/appliance/config"
+	"ringway/appliance/exposition"
+	"ringway/appliance/status"
+	"ringway/sip/admission"
+	"ringway/sip/relay"
+)
+
+// Status is the section of the status about calls. Fields are added, never renamed.
+type Status struct {
+	Mode     string            `json:"mode"`    // off, observe or enforce
+	Reading  bool              `json:"reading"` // signalling is read now
+	PID      int               `json:"pid"`     // of the process that reads it
+	Restarts int               `json:"restarts"`
+	Flows    int               `json:"flows"`      // that calls need
+	Holes    int               `json:"holes"`      // elements of sets of the firewall
+	NotOpen  map[string]uint64 `json:"not_opened"` // flows without a hole, by reason
+	Places   int               `json:"places"`     // in voice budgets, that calls have
+	Abuse    map[string]uint64 `json:"abuse"`      // seen, by kind
+	NoPlace  map[string]uint64 `json:"no_place"`   // places that the engine refused, by reason
+	relay.Stats
+}
+
+// String is one line of the status.
+func (s Status) String() string {
+	switch {
+	case s.Mode == string(config.SIPOff):
+		return "Signalling: not read (sip.mode: off)"
+	case !s.Reading:
+		return fmt.Sprintf("Signalling: NOT READ (sip.mode: %s)", s.Mode)
+	}
+	return fmt.Sprintf("Signalling: read (sip.mode: %s); %d calls, %d holes; not read %s; refused %s",
+		s.Mode, s.Calls, s.Holes, words(s.Unread), words(s.Refused))
+}
+
+// words are the counters that are not zero, by name.
+func words(counts map[string]uint64) string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[name]; n > 0 {
+			out = append(out, fmt.Sprintf("%s %d", name, n))
+		}
+	}
+	return cmp.Or(strings.Join(out, ", "), "0")
+}
+
+// statusPatience is how long the status waits for the process.
+const statusPatience = 500 * time.Millisecond
+
+// Status says whether signalling is read, and what came of it.
+func (c *Calls) Status() fmt.Stringer {
+	c.mu.Lock()
+	s := Status{Mode: string(c.cfg.Mode), Stats: c.stats}
+	s.Abuse = maps.Clone(c.reported)
+	s.Reading = c.cfg.Mode != config.SIPOff && !c.silent && c.applied
+	c.mu.Unlock()
+	s.Flows, s.Holes, s.NotOpen = c.holes.state()
+	s.Places, s.NoPlace = c.places.state()
+	s.Restarts, s.PID = c.relay.Restarts(), c.relay.PID()
+	if !s.Reading {
+		return s
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), statusPatience)
+	defer cancel()
+	if stats, err := c.relay.Stats(ctx); err == nil {
+		s.Stats = stats
+		c.mu.Lock()
+		c.stats = stats
+		c.mu.Unlock()
+	}
+	return s
+}
+
+var (
+	families exposition.Families
+
+	calls    = families.Gauge("ringway_sip_calls", "Calls whose signalling is followed, by leg.")
+	flows    = families.Gauge("ringway_sip_media_flows", "Media flows that calls need now.")
+	open     = families.Gauge("ringway_sip_holes", "Elements in the sets of the firewall that let media pass.")
+	reading  = families.Gauge("ringway_sip_reading", "Whether signalling is read: 0 or 1.")
+	messages = families.Counter("ringway_sip_messages_total", "SIP messages that were read and sent on.")
+	unread   = families.Counter("ringway_sip_unread_total",
+		"SIP messages sent on without being read, by reason.", "reason")
+	refused = families.Counter("ringway_sip_refused_total", "SIP messages not sent on, by reason.", "reason")
+	notOpen = families.Counter("ringway_sip_flows_not_opened_total",
+		"Media flows without a hole, by reason.", "reason")
+	lateness = families.Counter("ringway_sip_late_flows_total",
+		"SIP messages sent on before their holes were open.")
+	beyond = families.Counter("ringway_sip_beyond_total", "Calls and flows that were too many to be followed.")
+	conns  = families.Gauge("ringway_sip_connections", "TCP connections that the relay carries.")
+	events = families.Counter("ringway_sip_transport_events_total",
+		"What befell datagrams and connections.", "event")
+	phones  = families.Gauge("ringway_sip_registrations", "Registrations of phones that are known.")
+	held    = families.Gauge("ringway_sip_places", "Places in voice budgets that calls have.")
+	noPlace = families.Counter("ringway_sip_places_refused_total", "Places that the engine refused, by reason.",
+		"reason")
+	limit = families.Gauge("ringway_sip_budget_bytes_per_second",
+		"Voice budget by which calls are admitted. Absent: no bound.", "site", "wan", "direction")
+	taken = families.Gauge("ringway_sip_budget_taken_bytes_per_second",
+		"How much of it calls have.", "site", "wan", "direction")
+	unknown = families.Gauge("ringway_sip_budget_other_bytes_per_second",
+		"How much of it flows have that no signalling explains.", "site", "wan", "direction")
+	flowsIn = families.Gauge("ringway_sip_budget_places", "Flows that calls have a place for.",
+		"site", "wan", "direction")
+	misuse   = families.Counter("ringway_sip_abuse_total", "Abuse of signalling that was reported, by kind.", "kind")
+	mirrored = families.Counter("ringway_sip_hep_messages_total", "Messages sent to the Homer server.")
+	lost     = families.Counter("ringway_sip_hep_lost_total", "Messages for the Homer server that could not be sent.")
+	restarts = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
+)
+
+// Families are the metrics of calls.
+func (c *Calls) Families() exposition.Families { return families }
+
+// Collect shows the section of the status about calls.
+func (c *Calls) Collect(st status.Status, to exposition.Sink) {
+	s, ok := status.Section[Status](st, Name)
+	if !ok || s.Mode == string(config.SIPOff) {
+		return
+	}
+	to.Put(calls, float64(s.Calls))
+	to.Put(flows, float64(s.Flows))
+	to.Put(open, float64(s.Holes))
+	to.Put(reading, map[bool]float64{true: 1}[s.Reading])
+	to.Put(messages, float64(s.Messages))
+	to.Put(lateness, float64(s.LateFlows))
+	to.Put(restarts, float64(s.Restarts))
+	to.Put(beyond, float64(s.Beyond))
+	to.Put(phones, float64(s.Phones))
+	to.Put(held, float64(s.Places))
+	to.Put(mirrored, float64(s.Mirrored))
+	to.Put(lost, float64(s.Unmirrored))
+	for name, n := range s.NoPlace {
+		to.Put(noPlace, float64(n), name)
+	}
+	for name, n := range s.Abuse {
+		to.Put(misuse, float64(n), name)
+	}
+	collectBudgets(s.Budgets, to)
+	to.Put(conns, float64(s.Connections))
+	for name, n := range s.Transport {
+		to.Put(events, float64(n), name)
+	}
+	for name, n := range s.Unread {
+		to.Put(unread, float64(n), name)
+	}
+	for name, n := range s.Refused {
+		to.Put(refused, float64(n), name)
+	}
+	for name, n := range s.NotOpen {
+		to.Put(notOpen, float64(n), name)
+	}
+}
+
+// collectBudgets shows the budgets by which calls are admitted.
+func collectBudgets(budgets []admission.Budget, to exposition.Sink) {
+	for _, b := range budgets {
+		direction := "out"
+		if b.Inbound {
+			direction = "in"
+		}
+		labels := []string{b.Site, b.Line, direction}
+		if b.Internet {
+			labels[0] = "internet"
+		}
+		if b.Limit > 0 {
+			to.Put(limit, float64(b.Limit)/8, labels...)
+		}
+		to.Put(taken, float64(b.Taken)/8, labels...)
+		to.Put(unknown, float64(b.Other)/8, labels...)
+		to.Put(flowsIn, float64(b.Places), labels...)
+	}
+}

@@ -1,0 +1,97 @@
+// Package compare observes the machine and compares it with what a config makes of it: for a reload, which
+// applies the difference, and for `ringway plan`, which prints it.
+package compare
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"ringway/appliance/config"
+	"ringway/appliance/journal"
+	"ringway/appliance/plan"
+	"ringway/appliance/wanted"
+	"ringway/firewall/nft"
+	"ringway/qos"
+	"ringway/qos/tc"
+	"ringway/routing"
+	"ringway/routing/rtnl"
+	"ringway/tunnel"
+)
+
+// Comparison is what a config makes of the machine, what the machine is like, and what leads from one to the
+// other. A reload applies it and `ringway plan` prints it: both come from Config.
+type Comparison struct {
+	Cfg      *config.Config
+	Facts    wanted.Facts
+	Wanted   wanted.State
+	Observed plan.Observed
+	plan.Difference
+}
+
+// Engines asks the engines what they would change for their devices.
+type Engines func(context.Context, []tunnel.Device) []plan.Tunnel
+
+// Config observes the machine and compares it with what cfg makes of it. It changes nothing but the journal's
+// idea of interfaces that are left alone: for a plan it is given a copy.
+func Config(
+	ctx context.Context,
+	cfg *config.Config,
+	f wanted.Facts,
+	j *journal.Journal,
+	engines Engines,
+) Comparison {
+	c := Comparison{Cfg: cfg, Facts: f}
+	var refuseErr error
+	c.Facts.Refused, refuseErr = j.ForeignQueues(cfg)
+	c.Wanted = wanted.From(cfg, c.Facts)
+
+	before := j.Before()
+	c.Observed = plan.Observed{
+		Firewall: plan.See(nft.Observe()),
+		Routing:  plan.See(rtnl.Observe(routing.Scope(c.Wanted.Routing, before.Last, before.Routing))),
+		Queues:   plan.See(tc.Observe(c.Wanted.Queues.Over(before.Queues).Interfaces())),
+		Tunnels:  engines(ctx, c.Wanted.Devices),
+	}
+	if refuseErr != nil {
+		c.Observed.Queues = plan.See(qos.State{}, refuseErr)
+	}
+	c.Difference = plan.Compare(c.Wanted, c.Observed, before)
+	return c
+}
+
+// Describe is c as a plan.
+func (c Comparison) Describe(o plan.Options) (plan.Plan, error) {
+	if o.All {
+		return plan.Whole(c.Cfg, c.Facts, c.Wanted, o), nil
+	}
+	return plan.Describe(c.Cfg, c.Facts, c.Wanted, c.Observed, c.Difference, o)
+}
+
+// ThroughWAN asks the kernel which interface leads to where a site is; "" where nobody knows.
+func ThroughWAN(
+	where func(tunnel.Class, tunnel.Site) (netip.AddrPort, uint64),
+) func(tunnel.Class, tunnel.Site) string {
+	return func(c tunnel.Class, s tunnel.Site) string {
+		at, _ := where(c, s)
+		if !at.IsValid() {
+			return ""
+		}
+		name, err := rtnl.Through(at.Addr(), uint32(wanted.OuterMark(c)))
+		if err != nil { // no route: no packet either
+			return ""
+		}
+		return name
+	}
+}
+
+// WANMTU reads the interfaces' own: a queue must not cut or refuse what its link takes.
+func WANMTU(cfg *config.Config) map[string]int {
+	out := map[string]int{}
+	for _, w := range cfg.WANs {
+		if i, err := net.InterfaceByName(w.Interface); err == nil {
+			out[w.Interface] = i.MTU
+		}
+	}
+	return out
+}

@@ -1,0 +1,53 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	"ringway/tunnel"
+)
+
+// reserver is an engine that keeps places in voice budgets.
+type reserver interface {
+	Reserve(ctx context.Context, wanted ...tunnel.Reservation) ([]tunnel.ReservationStatus, error)
+	Release(ctx context.Context, flows ...tunnel.Flow) error
+	Reservations(ctx context.Context) ([]tunnel.ReservationStatus, error)
+	PID() int
+}
+
+// Reserve keeps places in the voice budgets for flows, until they are released or the plane ends.
+func (h *Holder) Reserve(ctx context.Context, wanted ...tunnel.Reservation) ([]tunnel.ReservationStatus, error) {
+	e, last := h.current()
+	r, ok := e.(reserver)
+	if !ok {
+		return nil, fmt.Errorf("tunnel %s: the engine %s keeps no places", h.Class, last.Settings.Engine)
+	}
+	return r.Reserve(ctx, wanted...)
+}
+
+// Unreserve gives back the places of flows.
+func (h *Holder) Unreserve(ctx context.Context, flows ...tunnel.Flow) error {
+	e, _ := h.current()
+	if r, ok := e.(reserver); ok {
+		return r.Release(ctx, flows...)
+	}
+	return nil
+}
+
+// Reservations are the places that the plane keeps, whoever reserved them.
+func (h *Holder) Reservations(ctx context.Context) ([]tunnel.ReservationStatus, error) {
+	e, _ := h.current()
+	if r, ok := e.(reserver); ok {
+		return r.Reservations(ctx)
+	}
+	return nil, nil
+}
+
+// Keeper is the process that keeps places: another one than before has none. 0: none is there.
+func (h *Holder) Keeper() int {
+	e, last := h.current()
+	if r, ok := e.(reserver); ok && last.Settings.Engine == tunnel.EngineRealtime {
+		return r.PID()
+	}
+	return 0
+}

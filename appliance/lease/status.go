@@ -1,0 +1,62 @@
+package lease
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"ringway/appliance/exposition"
+	"ringway/appliance/status"
+)
+
+// Status is the section of the status: the WANs whose address comes from DHCP. Fields are added, never renamed.
+type Status []WAN
+
+// WAN is one WAN and its lease; without one, all but the interface is empty.
+type WAN struct {
+	Interface   string       `json:"interface"`
+	Address     netip.Prefix `json:"address,omitzero"`
+	Gateways    []netip.Addr `json:"gateways,omitempty"`
+	NameServers []netip.Addr `json:"name_servers,omitempty"`
+	Expiry      time.Time    `json:"expiry,omitzero"` // zero: the lease does not expire
+}
+
+// String is one line of the status, empty where no WAN uses DHCP.
+func (s Status) String() string {
+	if len(s) == 0 {
+		return ""
+	}
+
+	var wans []string
+	for _, w := range s {
+		text := w.Interface + " no lease"
+		if w.Address.IsValid() {
+			text = w.Interface + " " + w.Address.String()
+		}
+		if len(w.Gateways) > 0 {
+			text += " via " + w.Gateways[0].String()
+		}
+		wans = append(wans, text)
+	}
+	return "DHCP leases: " + strings.Join(wans, ", ")
+}
+
+var (
+	families exposition.Families
+
+	leaseHeld   = families.Gauge("ringway_dhcp_lease", "Whether a WAN that uses DHCP has a valid lease.", "wan")
+	leaseExpiry = families.Gauge("ringway_dhcp_lease_expiry_timestamp_seconds",
+		"When the WAN's lease expires unless it is renewed, Unix time; 0: never, or no lease.", "wan")
+)
+
+// Families are the metrics of leases.
+func (k *Keeper) Families() exposition.Families { return families }
+
+// Collect shows the leases in the status.
+func (k *Keeper) Collect(st status.Status, to exposition.Sink) {
+	s, _ := status.Section[Status](st, Name)
+	for _, w := range s {
+		to.Put(leaseHeld, exposition.Bool(w.Address.IsValid()), w.Interface)
+		to.Put(leaseExpiry, exposition.Time(w.Expiry), w.Interface)
+	}
+}

@@ -1,0 +1,69 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+
+	"ringway/appliance/config"
+	"ringway/qos"
+)
+
+// SignallingRemarks say what sip.mode: enforce closes, and what it leaves open.
+func SignallingRemarks(cfg *config.Config) (out []string) {
+	if cfg.SIP.Mode != config.SIPEnforce {
+		return nil
+	}
+	say := func(format string, args ...any) { out = append(out, "# "+fmt.Sprintf(format, args...)) }
+	say("sip.mode: enforce closes UDP from a port of 1024 and up to another one, between voice networks and sites, data " +
+		"networks and WANs, unless a call needs it")
+	say("open without a call, towards voice networks: %s", udpPorts(cfg, qos.Media, qos.Signalling))
+	say("open without a call, from voice networks: %s", udpPorts(cfg, qos.ClassNames...))
+	for _, a := range cfg.SIP.Allow {
+		say("open without a call: %s, %s", a.Network, words(a.Ports))
+	}
+	if cfg.SIP.Unread {
+		say("sip.unread: allow: what voice networks mark as media passes, with its answers")
+	} else {
+		say("sip.unread: deny: calls that cannot be read (SIP over TLS) have no media")
+	}
+	if cfg.SIP.Closed {
+		say("sip.on_failure: closed: without a process that reads signalling, no new call has media")
+	}
+	return out
+}
+
+// udpPorts are the UDP ports of classes, and those of SIP, from 1024 up.
+func udpPorts(cfg *config.Config, classes ...qos.ClassName) string {
+	var all []qos.PortMatch
+	add := func(ports []qos.PortMatch) {
+		for _, p := range ports {
+			if p.Protocol == qos.UDP && p.High >= 1024 {
+				all = append(all, p)
+			}
+		}
+	}
+	add(cfg.SIP.Ports)
+	for _, s := range cfg.SIP.Servers {
+		add(s.Ports)
+	}
+	for _, c := range classes {
+		add(cfg.Class(c).Ports)
+	}
+	return words(all)
+}
+
+// words are ports, each once.
+func words(all []qos.PortMatch) string {
+	var out []string
+	seen := map[qos.PortMatch]bool{}
+	for _, p := range all {
+		if !seen[p] {
+			seen[p] = true
+			out = append(out, p.String())
+		}
+	}
+	if len(out) == 0 {
+		return "nothing"
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,31 @@
+package plan
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/appliance/config"
+	"ringway/configs"
+)
+
+// The plan says what enforce would cut off before it does.
+func TestThePlanSaysWhatEnforceCloses(t *testing.T) {
+	remarks := func(change map[string]string) string {
+		data, err := configs.Variant("branch-berlin.yaml", change)
+		require.NoError(t, err)
+		cfg, err := config.Parse("box.yaml", data, config.WithoutKeyFiles())
+		require.NoError(t, err)
+		return strings.Join(SignallingRemarks(cfg), "\n")
+	}
+	assert.Empty(t, remarks(nil))
+	assert.Empty(t, remarks(map[string]string{"sip.mode": "observe"}))
+	text := remarks(map[string]string{"sip.mode": "enforce", "sip.unread": "deny"})
+	assert.Contains(t, text, "closes UDP from a port of 1024 and up")
+	assert.Contains(t, text, "towards voice networks: udp/5060")
+	assert.Contains(t, text, "calls that cannot be read (SIP over TLS) have no media")
+	text = remarks(map[string]string{"sip.mode": "enforce", "sip.unread": "allow"})
+	assert.Contains(t, text, "passes, with its answers")
+}

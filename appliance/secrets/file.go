@@ -1,0 +1,120 @@
+package secrets
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"ringway/tunnel"
+)
+
+// Files is where key files are read from.
+type Files interface {
+	Stat(path string) (fs.FileInfo, error)
+	ReadFile(path string) ([]byte, error)
+}
+
+// maxKeyFile bounds what is read of a key file: one line of 44 characters.
+const maxKeyFile = 4096
+
+// Below reads key files below a directory, as if it were /. The empty directory is / itself.
+func Below(root string) Files { return files{root} }
+
+type files struct{ root string }
+
+func (f files) Stat(path string) (fs.FileInfo, error) { return os.Stat(filepath.Join(f.root, path)) }
+
+func (f files) ReadFile(path string) ([]byte, error) {
+	file, err := os.Open(filepath.Join(f.root, path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // read only: nothing is lost
+	return io.ReadAll(io.LimitReader(file, maxKeyFile+1))
+}
+
+// FileError is a key file that cannot be used. It never holds any of the file's content.
+type FileError struct {
+	Path  string
+	what  string
+	cause error
+}
+
+func (e *FileError) Error() string { return e.Path + " " + e.what }
+func (e *FileError) Unwrap() error { return e.cause }
+
+// ReadPrivate reads a private key. Its error is a *FileError.
+func ReadPrivate(files Files, path string) (tunnel.PrivateKey, error) {
+	text, err := readLine(files, path)
+	if err != nil {
+		return tunnel.PrivateKey{}, err
+	}
+	k, err := tunnel.ParsePrivateKey(text)
+	if err != nil {
+		return tunnel.PrivateKey{}, &FileError{path, "holds no key: " + err.Error(), nil}
+	}
+	if k == (tunnel.PrivateKey{}) {
+		return k, &FileError{path, "holds no key: all zeros (make one with: ringway keygen)", nil}
+	}
+	return k, nil
+}
+
+// ReadPreshared reads a site's preshared key. Its error is a *FileError.
+func ReadPreshared(files Files, path string) (tunnel.PresharedKey, error) {
+	text, err := readLine(files, path)
+	if err != nil {
+		return tunnel.PresharedKey{}, err
+	}
+	k, err := tunnel.ParsePresharedKey(text)
+	if err != nil {
+		return tunnel.PresharedKey{}, &FileError{path, "holds no key: " + err.Error(), nil}
+	}
+	if k.IsZero() {
+		return k, &FileError{
+			path,
+			"holds no key: all zeros mean none (make one with: ringway keygen --preshared)",
+			nil,
+		}
+	}
+	return k, nil
+}
+
+// readLine reads the one line of a key file that only its owner may read.
+func readLine(files Files, path string) (string, error) {
+	fi, err := files.Stat(path)
+	if err != nil {
+		return "", &FileError{path, "cannot be read: " + reason(err).Error(), err}
+	}
+	if !fi.Mode().IsRegular() {
+		return "", &FileError{path, "is not a regular file", nil}
+	}
+	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
+		what := fmt.Sprintf(
+			"is accessible to users other than its owner: mode %04o (allowed: 0600; run: chmod 600 %s)",
+			mode,
+			path,
+		)
+		return "", &FileError{path, what, nil}
+	}
+
+	data, err := files.ReadFile(path)
+	if err != nil {
+		return "", &FileError{path, "cannot be read: " + reason(err).Error(), err}
+	}
+	if len(data) > maxKeyFile {
+		return "", &FileError{path, "holds no key: too long (a key is 44 characters, 32 bytes)", nil}
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// reason drops the operation and path that os puts before an error: FileError names the file already.
+func reason(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package wanted
+
+import (
+	"cmp"
+	"slices"
+
+	"ringway/appliance/config"
+	"ringway/firewall"
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+func firewallInput(cfg *config.Config, f Facts, queues qos.Input) firewall.Input {
+	in := firewall.Input{
+		Classes:       cfg.Classes,
+		LocalServices: served(cfg),
+		Reflector:     cfg.Control.Reflector,
+		Missing:       f.FirewallMissing,
+		Dynamic:       DynamicSets(cfg),
+		Signalling:    signalling(cfg),
+	}
+	for _, w := range cfg.WANs {
+		in.WANs = append(in.WANs, w.Interface)
+		if w.DHCP {
+			in.DHCP = append(in.DHCP, w.Interface)
+		}
+		if sent, received := w.InternetMTUs(); sent > 0 || received > 0 {
+			in.Slow = append(in.Slow, firewall.SlowWAN{Device: w.Interface, Sent: sent, Received: received})
+		}
+	}
+	lans := func(ls []routing.LAN) (out []firewall.LAN) {
+		for _, l := range ls {
+			out = append(out, firewall.LAN{Device: l.Device(), Networks: l.Networks()})
+		}
+		return out
+	}
+	in.Voice, in.Data = lans(cfg.Voice), lans(cfg.Data)
+	for _, c := range tunnel.Classes {
+		t := cfg.Tunnels[c]
+		in.Tunnels = append(
+			in.Tunnels,
+			firewall.Tunnel{Class: string(c), Device: t.Interface, ListenPort: t.ListenPort, MTU: int(t.MTU)},
+		)
+	}
+	in.Peers, in.PeerQueues = peers(cfg, f, queues), len(cfg.Sites) > 0
+	for _, p := range qos.Priorities(queues) {
+		in.Priorities = append(in.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
+	}
+	in.Downlink = downlink(cfg, queues)
+	for _, s := range cfg.Sites {
+		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, s.VoiceNetworks...)
+		in.SiteDataNetworks = append(in.SiteDataNetworks, s.DataNetworks...)
+		if s.Tunnels == tunnel.CarriedVoice || s.Tunnels == tunnel.CarriedData {
+			in.SingleSiteNetworks = append(in.SingleSiteNetworks, s.Networks()...)
+		}
+	}
+	return in
+}
+
+// downlink says which queue what comes in takes on the LANs that have one.
+func downlink(cfg *config.Config, queues qos.Input) (d firewall.Downlink) {
+	for _, q := range qos.Downlinks(queues) {
+		d.WANs = append(d.WANs, firewall.WANQueue{WAN: q.WAN, ClassID: q.ClassID})
+	}
+	if len(d.WANs) == 0 {
+		return d
+	}
+	d.CallsID = qos.CallsID
+	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
+		if slices.Contains(queues.LANs, l.Interface) {
+			d.LANs = append(d.LANs, l.Device())
+		}
+	}
+	return d
+}
+
+// served is what the box serves to data networks: the config's services, and metrics where they are not for
+// the box alone.
+func served(cfg *config.Config) []qos.PortMatch {
+	out := slices.Clone(cfg.Control.Services)
+	for _, a := range cfg.Control.Metrics {
+		if !a.Addr().IsLoopback() {
+			out = append(out, qos.PortMatch{Protocol: qos.TCP, Low: a.Port(), High: a.Port()})
+		}
+	}
+	return out
+}
+
+// peers says which queue the ciphertext to each site takes, by where the site is now. Where two are said to
+// be in one place, as after a NAT gave a port to another, it is the one heard there last.
+func peers(cfg *config.Config, f Facts, queues qos.Input) []firewall.Peer {
+	if f.Heard == nil {
+		return nil
+	}
+	id := map[string]map[qos.ClassName]uint32{}
+	for _, p := range qos.SitePriorities(queues) {
+		if id[p.Site] == nil {
+			id[p.Site] = map[qos.ClassName]uint32{}
+		}
+		id[p.Site][p.Class] = p.ClassID
+	}
+	type heard struct {
+		firewall.Peer
+		when uint64
+	}
+	var all []heard
+	for _, s := range cfg.Sites {
+		for _, c := range tunnel.Classes {
+			at, when := f.Heard(c, s.Site)
+			if !s.Has(c) || !at.IsValid() || id[s.Name] == nil {
+				continue
+			}
+			for _, n := range innerClasses(c) {
+				all = append(all, heard{firewall.Peer{Endpoint: at, Class: n, ClassID: id[s.Name][n]}, when})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b heard) int { return cmp.Compare(b.when, a.when) })
+	out := make([]firewall.Peer, len(all))
+	for i, h := range all {
+		out[i] = h.Peer
+	}
+	return out
+}

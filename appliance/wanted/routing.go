@@ -1,0 +1,65 @@
+package wanted
+
+import (
+	"slices"
+
+	"ringway/appliance/config"
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device) routing.Input {
+	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.Leases,
+		VoiceSource: routing.FirstAddresses(cfg.Voice), DataSource: routing.FirstAddresses(cfg.Data),
+		Marks: routing.Marks{
+			OuterValues: []uint32{
+				uint32(qos.MarkOuterVoice),
+				uint32(qos.MarkOuterData),
+			}, OuterMask: uint32(qos.MarkOuterMask),
+			VoiceValues: []uint32{
+				uint32(qos.MarkInner | qos.ClassMark(qos.Media)),
+				uint32(qos.MarkInner | qos.ClassMark(qos.Signalling)),
+			},
+			DataValues: []uint32{
+				uint32(qos.MarkInner | qos.ClassMark(qos.Data)),
+				uint32(qos.MarkInner | qos.ClassMark(qos.Background)),
+			},
+			ClassMask: uint32(qos.MarkInner | qos.MarkClassMask),
+		}}
+	if cfg.SIP.Mode != config.SIPOff {
+		in.Marks.Relayed, in.Marks.RelayedMask = uint32(qos.MarkRelayed), uint32(qos.MarkRelayed)
+	}
+	if cfg.Machine.Tune {
+		in.SoftirqBudget = SoftirqBudget
+	}
+	for _, w := range cfg.WANs {
+		in.WANs = append(in.WANs, w.Upstream)
+	}
+	name := map[tunnel.Class]string{}
+	for _, d := range devs {
+		name[d.Class] = d.Settings.Interface
+		in.Tunnels = append(
+			in.Tunnels,
+			routing.TunnelDevice{
+				Class:      string(d.Class),
+				Name:       d.Settings.Interface,
+				MTU:        int(d.Settings.MTU),
+				TxQueueLen: d.Bounds.TxQueueLen,
+				GSOMax:     d.Bounds.DeviceGSO,
+			},
+		)
+	}
+	siteMTU := cfg.SiteMTUs()
+	for _, s := range cfg.Sites {
+		in.Sites = append(in.Sites, routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(), DataMTU: siteMTU[s.Name],
+			VoiceDevice: name[s.Via(tunnel.Voice)], DataDevice: name[s.Via(tunnel.Data)]})
+	}
+	return in
+}
+
+// SoftirqBudget is how many packets the kernel takes from its network cards before a thread that waits may
+// run, while Ringway does (machine.tune). The kernel's 300 are a millisecond and more in which no forwarding
+// thread of calls gets the core that took them, where the kernel is not preemptible; fewer cost a busy box
+// some throughput.
+const SoftirqBudget = 16

@@ -1,0 +1,59 @@
+// Package wanted computes what one config makes of the machine: it turns the config, and what the daemon
+// knows of the machine and of its peers, into the state of tunnels, queues, firewall and routing. It is pure.
+package wanted
+
+import (
+	"net/netip"
+
+	"ringway/appliance/config"
+	"ringway/appliance/secrets"
+	"ringway/firewall"
+	"ringway/qos"
+	"ringway/routing"
+	"ringway/tunnel"
+)
+
+// State is everything that the kernel and the engines are told, so that it can be printed before it is done.
+type State struct {
+	Routing    routing.State
+	Firewall   firewall.State
+	Queues     qos.State
+	QueueInput qos.Input       // what Queues was computed from
+	Devices    []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
+}
+
+// Facts is what the wanted state depends on besides the config.
+type Facts struct {
+	Leases          map[string]routing.Lease // by WAN interface
+	Queues          qos.Features
+	FirewallMissing []firewall.Feature
+	KernelWireGuard bool
+	WANMTU          map[string]int // of each WAN's interface as it is; absent: 1500
+	Keys            secrets.Keys
+	Refused         map[string]string // interfaces whose queue somebody else made: what it is
+
+	// Endpoint is what an engine is to be told of a site; zero: not known.
+	Endpoint func(tunnel.Class, tunnel.Site) (at netip.AddrPort, revision int)
+	// Heard is where a site is now, the later the higher; zero: not known.
+	Heard func(tunnel.Class, tunnel.Site) (at netip.AddrPort, when uint64)
+	// Through is the WAN's interface that a site's ciphertext leaves by; "": not known.
+	Through func(tunnel.Class, tunnel.Site) string
+}
+
+// From computes the wanted state. It is the only place where the domains' plans meet.
+func From(cfg *config.Config, f Facts) State {
+	queues := queueInput(cfg, f)
+	devices := devices(cfg, f, queues)
+	return State{
+		Routing:    routing.Want(routingInput(cfg, f, devices)),
+		Firewall:   firewall.Want(firewallInput(cfg, f, queues)),
+		Queues:     qos.Want(queues),
+		QueueInput: queues,
+		Devices:    devices,
+	}
+}
+
+// Firewall is the part of From that changes when a site roams.
+func Firewall(cfg *config.Config, f Facts) firewall.State {
+	return firewall.Want(firewallInput(cfg, f, queueInput(cfg, f)))
+}

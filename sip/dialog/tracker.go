@@ -1,0 +1,628 @@
+package dialog
+
+import (
+	"container/heap"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ringway/sip/message"
+	"ringway/sip/sdp"
+)
+
+// Bounds of ours.
+const (
+	maxDialogs  = 16  // of one leg: forks
+	maxBranches = 16  // of one leg
+	maxFlows    = 256 // of one leg
+)
+
+// Tracker follows all legs. It is not for several goroutines at once.
+type Tracker struct {
+	// Idle is how long a leg without a session timer stays when nothing of it is seen.
+	Idle time.Duration
+	// MaxLegs bounds the legs. What is beyond passes without being followed.
+	MaxLegs int
+
+	calls  map[string][]*Leg // by Call-ID
+	legs   int
+	flows  map[Flow][]*Leg // that need each
+	timers timers
+	beyond uint64
+}
+
+// New makes a Tracker without legs.
+func New(maxLegs int) *Tracker {
+	return &Tracker{Idle: DefaultIdle, MaxLegs: maxLegs, calls: map[string][]*Leg{}, flows: map[Flow][]*Leg{}}
+}
+
+// Drop says why a message must not go on.
+type Drop string
+
+// ForeignHop is a request within a dialog from an address that no message of the call has come from or gone
+// to: a forged BYE ends a call otherwise.
+const ForeignHop Drop = "foreign_hop"
+
+// Step is what a message, or time, changed.
+type Step struct {
+	Leg    *Leg    // that the message belongs to; nil: none that is followed
+	Dialog *Dialog // nil: none yet
+	Others []*Leg  // whose streams may have changed as well: the message belongs to several, or time passed
+	Drop   Drop    // empty: the message may go on
+
+	// Offered: the message brings an offer, so that Refuse makes sense.
+	Offered bool
+	// Ended are the legs of which nothing is left.
+	Ended []*Leg
+	// Opened and Closed are flows that the first leg came to need, and the last one no longer needs.
+	Opened, Closed []Flow
+	// Shared are flows that a leg came to need and another one needs already. Whether a flow may be opened depends
+	// on the hops, so that those of this leg may allow what those of the other did not.
+	Shared []Flow
+
+	offers []member // that it brings, with who made them, by leg
+}
+
+// turnTo makes l the leg of the step.
+func (st *Step) turnTo(l *Leg) {
+	if st.Leg != nil && st.Leg != l {
+		st.Others = append(st.Others, st.Leg)
+	}
+	st.Leg = l
+}
+
+// offer takes down that the message made an offer in a dialog, unless it was an answer.
+func (st *Step) offer(l *Leg, d *Dialog, by side) {
+	if d.pending[by] != nil {
+		st.Offered = true
+		st.offers = append(st.offers, member{l, d, by})
+	}
+}
+
+// Hops are those of all legs of a leg's call: where a proxy passes the call on, those beyond it as well.
+func (t *Tracker) Hops(l *Leg) (all []netip.Addr) {
+	for _, x := range t.calls[l.CallID] {
+		for _, h := range x.Hops {
+			if !slices.Contains(all, h) {
+				all = append(all, h)
+			}
+		}
+	}
+	return all
+}
+
+// Len is how many legs there are; Beyond, how many more there were to follow.
+func (t *Tracker) Len() int       { return t.legs }
+func (t *Tracker) Beyond() uint64 { return t.beyond }
+
+// Message follows one message that goes from one hop to another. s is its session description; nil if it
+// has none.
+func (t *Tracker) Message(now time.Time, from, to netip.Addr, m *message.Message, s *sdp.Description) (st Step) {
+	x := seen{Message: m, sdp: s, from: from, to: to, now: now}
+	x.fromTag, x.toTag = tagOf(m, message.From), tagOf(m, message.To)
+	switch {
+	case !m.Request:
+		t.response(&st, &x)
+	case m.Method == message.INVITE && len(x.toTag) == 0:
+		t.invite(&st, &x)
+	case m.Method == message.CANCEL:
+		t.cancel(&st, &x)
+	default:
+		t.inDialog(&st, &x)
+	}
+	return st
+}
+
+// seen is one message with what was read of it.
+type seen struct {
+	*message.Message
+	sdp            *sdp.Description
+	from, to       netip.Addr
+	fromTag, toTag []byte
+	now            time.Time
+}
+
+func tagOf(m *message.Message, k message.Kind) []byte {
+	a, _ := message.ParseAddress(m.Header(k))
+	return a.Tag()
+}
+
+func branchOf(m *message.Message) []byte {
+	v, _ := message.ParseVia(m.Header(message.Via))
+	return v.Branch()
+}
+
+// invite takes an INVITE that starts a dialog.
+func (t *Tracker) invite(st *Step, x *seen) {
+	l := t.leg(x.CallID(), x.fromTag, x.from, x.to)
+	if l == nil {
+		if l = t.add(x, x.fromTag, x.from, x.to); l == nil {
+			return
+		}
+	}
+	st.Leg = l
+	if x.CSeq < l.cseq || l.accepted {
+		return // an older one comes again
+	}
+	st.Offered = x.sdp != nil
+	if x.CSeq > l.cseq { // again, with credentials or elsewhere
+		l.cseq, l.branches, l.cancelled = x.CSeq, nil, false
+		l.responded, l.dialogs = false, nil
+	}
+	if id := branchOf(x.Message); l.branch(id) == nil && len(l.branches) < maxBranches {
+		l.branches = append(l.branches, branch{id: string(id)})
+	}
+	l.offer = nil
+	if x.sdp != nil {
+		l.offer = partiesOf(x.sdp, nil)
+	}
+	t.settle(st, l, x.now)
+}
+
+func (l *Leg) branch(id []byte) *branch {
+	for i := range l.branches {
+		if l.branches[i].id == string(id) {
+			return &l.branches[i]
+		}
+	}
+	return nil
+}
+
+func (t *Tracker) cancel(st *Step, x *seen) {
+	if l := t.leg(x.CallID(), x.fromTag, x.from, x.to); l != nil {
+		st.Leg, l.cancelled = l, true
+		t.settle(st, l, x.now)
+		return
+	}
+	if t.foreign(x) {
+		st.Drop = ForeignHop
+	}
+}
+
+// foreign reports whether a request belongs to a call that is followed, and its sender does not.
+func (t *Tracker) foreign(x *seen) bool {
+	all := t.calls[string(x.CallID())]
+	return len(all) > 0 && !slices.ContainsFunc(all, func(l *Leg) bool {
+		return l.Hops[caller] == x.from || l.Hops[callee] == x.from
+	})
+}
+
+// inDialog takes all other requests.
+func (t *Tracker) inDialog(st *Step, x *seen) {
+	found := t.within(x.CallID(), x.fromTag, x.toTag, x.from, x.to)
+	if found == nil && t.foreign(x) {
+		switch x.Method {
+		case message.BYE, message.INVITE, message.UPDATE:
+			st.Drop = ForeignHop
+		}
+		return
+	}
+	if found == nil {
+		if x.Method != message.INVITE {
+			return
+		}
+		// A call that was there before we were, or goes another way from now on.
+		l := t.add(x, x.fromTag, x.from, x.to)
+		if l == nil {
+			return
+		}
+		l.accepted, l.responded = true, true
+		found = []member{{l, l.addDialog(x.toTag, Confirmed, x.now), caller}}
+	}
+
+	for _, f := range found {
+		l, d := f.leg, f.dialog
+		st.turnTo(l)
+		st.Dialog = d
+		if d.State == Ended {
+			continue // of a fork; others of the leg live
+		}
+		l.seen, d.seen = x.now, x.now
+		switch x.Method {
+		case message.BYE:
+			if d.State != Ending {
+				d.before, d.State, d.deadline, d.atEnd = d.State, Ending, x.now.Add(timerB), ByeUnanswered
+			}
+		case message.ACK:
+			if d.State == Accepted {
+				d.State, d.deadline = Confirmed, time.Time{}
+			}
+			d.previous = nil
+		}
+		switch x.Method {
+		case message.INVITE, message.UPDATE, message.PRACK, message.ACK:
+			if x.sdp != nil {
+				d.describe(l, f.sender, x.Message, x.sdp, x.now)
+				st.offer(l, d, f.sender)
+			}
+		}
+		if x.Method == message.ACK {
+			d.withdraw(transactionOf(x.Message, f.sender)) // what is not answered by now never is
+		}
+		t.settle(st, l, x.now)
+	}
+}
+
+// response takes a response. Its From and To are those of the request that it answers.
+func (t *Tracker) response(st *Step, x *seen) {
+	if x.Method == message.INVITE {
+		l := t.leg(x.CallID(), x.fromTag, x.to, x.from)
+		if l != nil && l.cseq == x.CSeq && len(l.branches) > 0 { // no branches: its first INVITE was not seen
+			t.toInvite(st, l, x)
+			return
+		}
+	}
+	for _, f := range t.within(x.CallID(), x.fromTag, x.toTag, x.to, x.from) {
+		l, d := f.leg, f.dialog
+		st.turnTo(l)
+		st.Dialog = d
+		l.seen, d.seen = x.now, x.now
+		switch x.Method {
+		case message.BYE:
+			d.byeAnswered(x.Status)
+		case message.INVITE, message.UPDATE, message.PRACK:
+			t.toExchange(st, l, d, f.sender.other(), x)
+		}
+		t.settle(st, l, x.now)
+	}
+}
+
+func (d *Dialog) byeAnswered(status int) {
+	switch {
+	case d.State != Ending:
+	case status >= 200 && status < 300, status == 481, status == 408:
+		d.end(ByBye)
+	case status == 401, status == 407:
+		d.State, d.deadline = d.before, time.Time{}
+	}
+}
+
+// toInvite takes a response to the INVITE that started a leg.
+func (t *Tracker) toInvite(st *Step, l *Leg, x *seen) {
+	st.Leg = l
+	l.seen, l.responded = x.now, true
+	switch {
+	case x.Status >= 300:
+		l.failed(branchOf(x.Message), x.Status)
+	case len(x.toTag) > 0:
+		d := l.dialog(x.toTag)
+		if d == nil {
+			if d = l.addDialog(x.toTag, Early, x.now); d == nil {
+				return
+			}
+		}
+		st.Dialog, d.seen = d, x.now
+		if d.State == Ended {
+			return
+		}
+		if x.sdp != nil && d.State <= Accepted { // later, it is a retransmission, and may no longer hold
+			d.describe(l, callee, x.Message, x.sdp, x.now)
+			st.offer(l, d, callee)
+		}
+		if x.Status >= 200 {
+			l.accept(d, x)
+		}
+	}
+	t.settle(st, l, x.now)
+}
+
+// failed ends the leg when all its branches have failed.
+func (l *Leg) failed(id []byte, status int) {
+	if l.accepted {
+		return
+	}
+	if b := l.branch(id); b != nil {
+		b.failed = true
+	}
+	if slices.ContainsFunc(l.branches, func(b branch) bool { return !b.failed }) {
+		return
+	}
+	l.status = status
+	switch {
+	case status == 487 && l.cancelled:
+		l.ended = Cancelled
+	case status < 400:
+		l.ended = Redirected
+	default:
+		l.ended = Rejected
+	}
+}
+
+// accept takes a 2xx to the INVITE.
+func (l *Leg) accept(d *Dialog, x *seen) {
+	l.accepted = true
+	d.timer(x)
+	if d.State != Early {
+		return // it comes again, since the ACK was lost
+	}
+	d.State, d.deadline, d.atEnd = Accepted, x.now.Add(timerB), Unacknowledged
+	for _, other := range l.dialogs {
+		if other != d && other.State == Early {
+			other.deadline, other.atEnd = x.now.Add(forkGrace), OtherBranch
+		}
+	}
+}
+
+// timer takes the session timer of a 2xx to an INVITE or UPDATE (RFC 4028, section 7.2).
+func (d *Dialog) timer(x *seen) {
+	d.session, d.expires = 0, time.Time{}
+	if seconds, ok := message.Seconds(x.Header(message.SessionExpires)); ok && seconds > 0 {
+		d.session = time.Duration(seconds) * time.Second
+		d.expires = x.now.Add(d.session + sessionGrace)
+	}
+}
+
+// toExchange takes a response to a request within a dialog that may offer or answer. by is who responds.
+func (t *Tracker) toExchange(st *Step, l *Leg, d *Dialog, by side, x *seen) {
+	switch {
+	case x.Status == 481 || x.Status == 408 && x.Method == message.INVITE: // RFC 3261, section 12.2.1.2
+		d.end(Lost)
+	case x.Status >= 300:
+		d.withdraw(transactionOf(x.Message, by))
+	default:
+		if x.sdp != nil && d.State != Ended {
+			d.describe(l, by, x.Message, x.sdp, x.now)
+			st.offer(l, d, by)
+		}
+		if x.Status < 200 {
+			return
+		}
+		if x.Method != message.INVITE {
+			d.withdraw(transactionOf(x.Message, by))
+		}
+		if x.Method != message.PRACK {
+			d.timer(x)
+		}
+	}
+}
+
+// Refuse takes back what the message of a step offered: it does not go on, and this box answers it.
+func (t *Tracker) Refuse(now time.Time, st Step) (undone Step) {
+	if l := st.Leg; len(st.offers) == 0 && l != nil && l.ended == "" && !l.accepted {
+		l.ended = Refused
+		t.settle(&undone, l, now)
+	}
+	for _, o := range st.offers {
+		if o.leg.ended == "" {
+			o.dialog.pending[o.sender] = nil
+			t.settle(&undone, o.leg, now)
+		}
+	}
+	return undone
+}
+
+// Media says that media of a flow was seen, so that its legs are not idle.
+func (t *Tracker) Media(now time.Time, flow Flow) {
+	for _, l := range t.flows[flow] {
+		l.seen = now
+		for _, d := range l.dialogs {
+			d.seen = now
+		}
+	}
+}
+
+// Next is when Expire has something to do; zero: never.
+func (t *Tracker) Next() time.Time {
+	if len(t.timers) == 0 {
+		return time.Time{}
+	}
+	return t.timers[0].due
+}
+
+// Expire ends what has expired.
+func (t *Tracker) Expire(now time.Time) (st Step) {
+	for len(t.timers) > 0 && !t.timers[0].due.After(now) {
+		l := t.timers[0]
+		t.expire(l, now)
+		t.settle(&st, l, now)
+		st.Others = append(st.Others, l)
+	}
+	return st
+}
+
+func (t *Tracker) expire(l *Leg, now time.Time) {
+	if !l.responded && !l.seen.Add(timerB).After(now) {
+		l.ended = Unanswered
+	}
+	if l.responded && !l.accepted && !l.seen.Add(t.Idle).After(now) {
+		l.ended = Idle
+	}
+	for _, d := range l.dialogs {
+		if d.previous != nil && !d.until.After(now) {
+			d.previous = nil
+		}
+		switch {
+		case d.State == Ended:
+		case !d.deadline.IsZero() && !d.deadline.After(now):
+			d.end(d.atEnd)
+		case !d.expires.IsZero() && !d.expires.After(now):
+			d.end(Expired)
+		case t.idles(d) && !d.seen.Add(t.Idle).After(now):
+			d.end(Idle)
+		}
+	}
+}
+
+// idles reports whether a dialog ends when nothing of it is seen: not while it is on hold, and not if a
+// session timer says when.
+func (t *Tracker) idles(d *Dialog) bool { return !d.held && d.expires.IsZero() }
+
+// settle carries out what a leg has come to: the flows that it needs, its end, its next deadline.
+func (t *Tracker) settle(st *Step, l *Leg, now time.Time) {
+	lives := func(d *Dialog) bool { return d.State != Ended }
+	if l.ended == "" && l.accepted && !slices.ContainsFunc(l.dialogs, lives) {
+		l.ended = l.dialogs[len(l.dialogs)-1].Why
+		for _, d := range l.dialogs {
+			if d.Why != OtherBranch {
+				l.ended = d.Why
+			}
+		}
+	}
+	t.refer(st, l, l.wanted())
+	if l.ended != "" {
+		st.Ended = append(st.Ended, l)
+		t.remove(l)
+		return
+	}
+	l.due = t.nextDue(l, now)
+	heap.Fix(&t.timers, l.at)
+}
+
+func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
+	due := now.Add(24 * time.Hour) // to look again, at the latest
+	sooner := func(x time.Time) {
+		if !x.IsZero() && x.Before(due) {
+			due = x
+		}
+	}
+	switch {
+	case !l.responded:
+		sooner(l.seen.Add(timerB))
+	case !l.accepted:
+		sooner(l.seen.Add(t.Idle))
+	}
+	for _, d := range l.dialogs {
+		if d.State == Ended {
+			continue
+		}
+		sooner(d.deadline)
+		sooner(d.expires)
+		if d.previous != nil {
+			sooner(d.until)
+		}
+		if t.idles(d) {
+			sooner(d.seen.Add(t.Idle))
+		}
+	}
+	return due
+}
+
+// refer has a leg need these flows and no others.
+func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
+	slices.SortFunc(flows, compare)
+	flows = slices.Compact(flows)
+	if len(flows) > maxFlows {
+		t.beyond += uint64(len(flows) - maxFlows)
+		flows = flows[:maxFlows]
+	}
+	for _, f := range flows {
+		if _, has := slices.BinarySearchFunc(l.flows, f, compare); !has {
+			if t.flows[f] = append(t.flows[f], l); len(t.flows[f]) == 1 {
+				st.Opened = append(st.Opened, f)
+			} else {
+				st.Shared = append(st.Shared, f)
+			}
+		}
+	}
+	for _, f := range l.flows {
+		if _, has := slices.BinarySearchFunc(flows, f, compare); !has {
+			t.flows[f] = slices.DeleteFunc(t.flows[f], func(x *Leg) bool { return x == l })
+			if len(t.flows[f]) == 0 {
+				delete(t.flows, f)
+				st.Closed = append(st.Closed, f)
+			}
+		}
+	}
+	l.flows = flows
+}
+
+func (l *Leg) addDialog(tag []byte, state State, now time.Time) *Dialog {
+	if len(l.dialogs) == maxDialogs {
+		return nil
+	}
+	d := &Dialog{Tag: string(tag), State: state, seen: now}
+	l.dialogs = append(l.dialogs, d)
+	return d
+}
+
+// leg finds the leg of an INVITE that one hop sends to another.
+func (t *Tracker) leg(callID, tag []byte, from, to netip.Addr) *Leg {
+	for _, l := range t.calls[string(callID)] {
+		if l.Tag == string(tag) && l.Hops == [2]netip.Addr{from, to} {
+			return l
+		}
+	}
+	return nil
+}
+
+// member is a dialog of a leg, and which end of it sent the request in question.
+type member struct {
+	leg    *Leg
+	dialog *Dialog
+	sender side
+}
+
+// within finds the dialogs with two tags of which a hop sends a request to another: on that leg, or, where
+// requests within the dialog go another way than the INVITE did, on all its legs, if the sender is a hop of
+// one.
+func (t *Tracker) within(callID, fromTag, toTag []byte, from, to netip.Addr) (related []member) {
+	known := false
+	for _, l := range t.calls[string(callID)] {
+		x := member{leg: l, sender: caller}
+		if l.Tag == string(fromTag) {
+			x.dialog = l.dialog(toTag)
+		}
+		if x.dialog == nil && l.Tag == string(toTag) {
+			x.dialog, x.sender = l.dialog(fromTag), callee
+		}
+		if x.dialog == nil {
+			continue
+		}
+		if l.Hops[x.sender] == from && l.Hops[x.sender.other()] == to {
+			return []member{x}
+		}
+		known = known || l.Hops[caller] == from || l.Hops[callee] == from
+		related = append(related, x)
+	}
+	if !known {
+		return nil
+	}
+	return related
+}
+
+func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
+	if t.legs >= t.MaxLegs {
+		t.beyond++
+		return nil
+	}
+	id := string(x.CallID())
+	l := &Leg{
+		CallID: id, Hops: [2]netip.Addr{from, to}, Tag: string(tag),
+		cseq: x.CSeq, began: x.now, seen: x.now, due: x.now,
+	}
+	t.calls[id] = append(t.calls[id], l)
+	t.legs++
+	heap.Push(&t.timers, l)
+	return l
+}
+
+func (t *Tracker) remove(l *Leg) {
+	heap.Remove(&t.timers, l.at)
+	t.legs--
+	rest := slices.DeleteFunc(t.calls[l.CallID], func(x *Leg) bool { return x == l })
+	if len(rest) == 0 {
+		delete(t.calls, l.CallID)
+		return
+	}
+	t.calls[l.CallID] = rest
+}
+
+// timers are legs by due, the next one first.
+type timers []*Leg
+
+func (t timers) Len() int           { return len(t) }
+func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
+func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i]; t[i].at, t[j].at = i, j }
+
+func (t *timers) Push(x any) {
+	l := x.(*Leg)
+	l.at = len(*t)
+	*t = append(*t, l)
+}
+
+func (t *timers) Pop() any {
+	old := *t
+	l := old[len(old)-1]
+	*t = old[:len(old)-1]
+	return l
+}

@@ -1,0 +1,460 @@
+package relay
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ringway/sip/admission"
+	"ringway/sip/body"
+	"ringway/sip/call"
+	"ringway/sip/dialog"
+	"ringway/sip/ladder"
+	"ringway/sip/message"
+	"ringway/sip/privacy"
+	"ringway/sip/record"
+	"ringway/sip/refusal"
+	"ringway/sip/sdp"
+	"ringway/sip/transparent"
+)
+
+// Bounds of ours.
+const (
+	maxLegs  = 16384
+	maxEnded = 512 // calls that ended and are still shown
+	maxName  = 64  // bytes of a party's name that are kept
+)
+
+// core follows the calls whose messages pass.
+type core struct {
+	now   func() time.Time
+	asker *asker
+
+	unread, refused counters
+	messages, late  atomic.Uint64
+
+	mirrored, unmirrored atomic.Uint64 // messages to a Homer server
+
+	mu      sync.Mutex // guards what follows
+	tracker *dialog.Tracker
+	policy  policy
+	sdp     sdp.Description
+	known   map[*dialog.Leg]*call.Call
+	dirty   map[*dialog.Leg]bool // not in the journal as they are; false: they have ended
+	reports []Report             // for the daemon
+	records []record.Record      // likewise
+
+	ladder   *ladder.Ring
+	redactor privacy.Redactor
+	homer    *homer // nil: nothing is sent to one
+	homerIs  Homer
+
+	ended []call.Call // a ring, the oldest at first once it is full
+	first int
+	woken chan struct{} // a leg may expire sooner than was known
+}
+
+func newCore(now func() time.Time) *core {
+	return &core{
+		now: now, tracker: dialog.New(maxLegs), known: map[*dialog.Leg]*call.Call{}, dirty: map[*dialog.Leg]bool{},
+		woken: make(chan struct{}, 1), policy: newPolicy(), ladder: ladder.New(ladder.Defaults()),
+	}
+}
+
+// counters are counters by name.
+type counters struct {
+	mu sync.Mutex
+	n  map[string]uint64
+}
+
+func (c *counters) add(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]uint64{}
+	}
+	c.n[name]++
+}
+
+func (c *counters) all() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.n)
+}
+
+// handle decides about one message. It is called by the goroutine that read it.
+func (c *core) handle(m *transparent.Message) transparent.Action {
+	action, done := c.judge(m)
+	if done != nil && !c.asker.wait(done) {
+		c.late.Add(1)
+	}
+	return action
+}
+
+// judge takes a message into account. done is closed when the daemon has what its call needs from now on; nil:
+// nothing new.
+func (c *core) judge(m *transparent.Message) (action transparent.Action, done <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, verdict := c.now(), m.Reason.Verdict()
+	emergency := verdict == message.Read && m.SIP.Method == message.INVITE && c.policy.emergency.Call(m.SIP)
+	if action, stop := c.watch(now, m, emergency); stop {
+		return action, nil
+	}
+	switch verdict {
+	case message.Refused:
+		if !c.policy.settings.Enforce { // a datagram goes on; a stream ends, for nobody knows its next message
+			c.unread.add(m.Reason.String())
+			return action, nil
+		}
+		c.refused.add(m.Reason.String())
+		return transparent.Action{Drop: true, Close: true}, nil
+	case message.Unread:
+		c.unread.add(m.Reason.String())
+		return action, nil
+	}
+	c.messages.Add(1)
+	return c.follow(now, m, emergency)
+}
+
+// follow takes a message that was read into account.
+func (c *core) follow(
+	now time.Time, m *transparent.Message, emergency bool,
+) (action transparent.Action, done <-chan struct{}) {
+	if m.SIP.Method == message.REGISTER {
+		c.register(now, m)
+		return action, nil
+	}
+	if refusal.IsAcknowledged(c.policy.secret, m.SIP) {
+		return transparent.Action{Drop: true}, nil // the called party has not seen the INVITE
+	}
+	if reply := c.policy.refusals.again(now, m); reply != nil {
+		return transparent.Action{Drop: true, Reply: reply}, nil
+	}
+
+	var description *sdp.Description
+	text, found := body.Description(m.SIP)
+	switch {
+	case found == body.Unreadable:
+		c.unread.add("body")
+	case found == body.Plain && c.sdp.Read(text):
+		description = &c.sdp
+	}
+
+	before := c.tracker.Next()
+	st := c.tracker.Message(now, m.From.Addr(), m.To.Addr(), m.SIP, description)
+	if st.Drop != "" && c.policy.settings.Enforce {
+		c.refused.add(string(st.Drop))
+		return transparent.Action{Drop: true}, nil
+	}
+	c.note(now, &st, m, emergency, description)
+	var change Change
+	refused := c.admit(now, &st, m, emergency, &change)
+	done = c.settle(&st, change)
+	if next := c.tracker.Next(); next.Before(before) || before.IsZero() && !next.IsZero() {
+		c.wakeUp()
+	}
+	switch {
+	case refused != nil:
+		c.policy.refusals.remember(now, m, refused)
+		return transparent.Action{Drop: true, Reply: refused}, nil
+	case len(st.Opened)+len(st.Shared) == 0: // what closes need not be waited for
+		done = nil
+	}
+	return action, done
+}
+
+func (c *core) wakeUp() {
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
+}
+
+// note keeps what people want to know of a call.
+func (c *core) note(
+	now time.Time, st *dialog.Step, m *transparent.Message, emergency bool, d *sdp.Description,
+) {
+	if st.Leg == nil {
+		return
+	}
+	x := c.known[st.Leg]
+	if x == nil {
+		x = &call.Call{
+			ID: shortID(st.Leg), CallID: st.Leg.CallID, Began: st.Leg.Began(),
+			From: c.party(m.SIP, message.From), To: c.party(m.SIP, message.To),
+			Hops: [2]string{st.Leg.Hops[0].String(), st.Leg.Hops[1].String()},
+		}
+		c.known[st.Leg] = x
+	}
+	if x.Answered.IsZero() && !m.SIP.Request && m.SIP.Method == message.INVITE && m.SIP.Status/100 == 2 {
+		x.Answered = now
+	}
+	x.Emergency = x.Emergency || emergency
+	c.draw(now, st.Leg.CallID, m)
+	if d != nil {
+		x.Codecs = codecs(d)
+	}
+}
+
+// settle tells the daemon what changed, and takes ended legs off.
+func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
+	change.Open, change.Close = slices.Concat(st.Opened, st.Shared), st.Closed
+	if st.Leg != nil {
+		change.Hops, change.Via = st.Leg.Hops, c.tracker.Hops(st.Leg)
+		if c.policy.muted[st.Leg] {
+			change.Open = nil
+		}
+	}
+	if len(change.Open)+len(change.Close)+len(change.Places) > 0 {
+		done = c.asker.tell(change)
+	}
+	if st.Leg != nil {
+		c.dirty[st.Leg] = true
+		if x := c.known[st.Leg]; x != nil {
+			x.Holes = max(x.Holes, st.Leg.Needs())
+		}
+	}
+	for _, l := range st.Others {
+		c.dirty[l] = true
+	}
+	for _, l := range st.Ended {
+		c.dirty[l] = false
+		delete(c.policy.muted, l)
+		x := c.known[l]
+		delete(c.known, l)
+		if x == nil {
+			continue
+		}
+		x.State, x.Ended, x.Why, x.Status = dialog.Ended.String(), c.now(), string(l.Why()), l.Status()
+		c.record(l, x)
+		if len(c.ended) < maxEnded {
+			c.ended = append(c.ended, *x)
+			continue
+		}
+		c.ended[c.first] = *x
+		c.first = (c.first + 1) % maxEnded
+	}
+	return done
+}
+
+// expire ends what time ends, until ctx does.
+func (c *core) expire(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.woken:
+		case <-timer.C:
+		}
+		c.mu.Lock()
+		now := c.now()
+		st := c.tracker.Expire(now)
+		var change Change
+		c.carryOut(&change, c.policy.ledger.Follow(now, st, admission.Info{}))
+		c.settle(&st, change)
+		for _, l := range st.Ended {
+			if c.policy.watch != nil {
+				c.policy.watch.Ended(now, l.CallID)
+			}
+		}
+		c.policy.phones.Expire(now)
+		c.policy.refusals.expire(now)
+		if c.policy.watch != nil {
+			c.report(c.policy.watch.Expire(now))
+		}
+		next := c.tracker.Next()
+		c.mu.Unlock()
+		wait := watchEvery
+		if !next.IsZero() {
+			wait = min(max(next.Sub(now), time.Millisecond), watchEvery)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// load takes the calls over that an earlier process has left in the journal.
+func (c *core) load(legs []line) (failed error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range legs {
+		st, err := c.tracker.Load(c.now(), l.Leg)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		if l.Call != nil {
+			c.known[st.Leg] = l.Call
+		}
+		var change Change
+		c.carryOut(&change, c.policy.ledger.Settle(st.Leg.Began(), admission.Update{
+			Leg: st.Leg, Streams: st.Leg.Streams(), Emergency: l.Call != nil && l.Call.Emergency,
+		}))
+		c.settle(&st, change)
+	}
+	return failed
+}
+
+// keep writes to the journal what has changed, until ctx ends. It holds the lock for one leg at a time.
+func (c *core) keep(ctx context.Context, j *journal, failed func(error)) {
+	tick := time.NewTicker(journalEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		j.mu.Lock()
+		err := c.keepOnce(j)
+		j.mu.Unlock()
+		tick.Reset(journalEvery)
+		if err != nil {
+			failed(err)
+			tick.Reset(journalAgain)
+		}
+	}
+}
+
+func (c *core) keepOnce(j *journal) error {
+	if j.handedOver {
+		return nil
+	}
+	c.mu.Lock()
+	dirty := c.dirty
+	c.dirty = map[*dialog.Leg]bool{}
+	c.mu.Unlock()
+	if j.bloated() {
+		if err := j.clear(); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.tracker.Legs(func(l *dialog.Leg) { dirty[l] = true })
+		c.mu.Unlock()
+	}
+	var lines []byte
+	for l, lives := range dirty {
+		b, err := c.lineOf(j, l, lives)
+		if err != nil {
+			return err
+		}
+		lines = append(lines, b...)
+	}
+	return j.write(lines)
+}
+
+func (c *core) lineOf(j *journal, l *dialog.Leg, lives bool) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !lives || l.Why() != "" {
+		return j.forget(l), nil
+	}
+	return j.encode(l, c.known[l])
+}
+
+// media says that media of these flows was seen.
+func (c *core) media(flows []dialog.Flow) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	for _, f := range flows {
+		c.tracker.Media(now, f)
+	}
+}
+
+// flows are all that calls need now, by leg.
+func (c *core) flows() (all []Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if places := c.places(); len(places) > 0 {
+		all = append(all, Change{Places: places})
+	}
+	c.tracker.Legs(func(l *dialog.Leg) {
+		if flows := l.Flows(); len(flows) > 0 && !c.policy.muted[l] {
+			all = append(all, Change{Hops: l.Hops, Via: c.tracker.Hops(l), Open: flows})
+		}
+	})
+	return all
+}
+
+// calls are the calls that are followed, the oldest first, and after them those that ended, the latest last.
+func (c *core) calls() []call.Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]call.Call, 0, len(c.known)+len(c.ended))
+	for l, known := range c.known {
+		x := *known
+		x.State, x.Flows = l.State().String(), []call.Flow{}
+		if l.Held() {
+			x.State = "on hold"
+		}
+		for _, f := range l.Flows() {
+			from := f.From
+			if !from.IsValid() {
+				from = f.Asked
+			}
+			x.Flows = append(x.Flows, call.Flow{From: from.String(), To: f.To.String(), RTCP: f.RTCP})
+		}
+		all = append(all, x)
+	}
+	slices.SortFunc(all, func(a, b call.Call) int { return a.Began.Compare(b.Began) })
+	all = append(all, c.ended[c.first:]...)
+	return append(all, c.ended[:c.first]...)
+}
+
+func (c *core) stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Stats{
+		Calls: c.tracker.Len(), Messages: c.messages.Load(), Unread: c.unread.all(), Refused: c.refused.all(),
+		LateFlows: c.late.Load(), Beyond: c.tracker.Beyond() + c.policy.ledger.Beyond(),
+		Mirrored: c.mirrored.Load(), Unmirrored: c.unmirrored.Load(),
+		Phones: c.policy.phones.Len(), Budgets: c.policy.ledger.Budgets(),
+	}
+}
+
+// shortID names a leg: eight hexadecimal digits that a person can type.
+func shortID(l *dialog.Leg) string {
+	h := fnv.New32a()
+	for _, part := range []string{l.CallID, l.Tag, l.Hops[0].String(), l.Hops[1].String()} {
+		_, _ = h.Write([]byte(part))
+		_, _ = h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// watchEvery is how often it is looked what has waited too long for an answer.
+const watchEvery = 2 * time.Second
+
+// party is the user of an address as the policy shows it, or its host where it has none.
+func (c *core) party(m *message.Message, k message.Kind) string {
+	a, _ := message.ParseAddress(m.Header(k))
+	uri, ok := message.ParseURI(a.URI)
+	name := uri.User
+	switch {
+	case !ok:
+		return ""
+	case len(name) == 0:
+		return string(uri.Host[:min(len(uri.Host), maxName)])
+	}
+	return privacy.Number(c.redactor.Policy, string(name[:min(len(name), maxName)]))
+}
+
+// codecs are the names of the formats that a description puts first, one for each medium.
+func codecs(d *sdp.Description) (names []string) {
+	for i := range d.Media {
+		m := &d.Media[i]
+		if m.Port != 0 && len(m.Formats) > 0 {
+			names = append(names, string(m.Formats[0].Name))
+		}
+	}
+	return names
+}

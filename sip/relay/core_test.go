@@ -1,0 +1,206 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/process"
+	"ringway/sip/dialog"
+	"ringway/sip/message"
+	"ringway/sip/transparent"
+)
+
+const (
+	phone = "10.1.10.9:5060"
+	pbx   = "10.2.20.5:5060"
+)
+
+// world is a core with a daemon that the test plays.
+type world struct {
+	*core
+	t     *testing.T
+	asked chan flowsRequest
+	reply chan error
+	told  chan struct{} // one for each answer that the core has
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{core: newCore(time.Now), t: t, asked: make(chan flowsRequest), reply: make(chan error),
+		told: make(chan struct{}, 100)}
+	w.core.asker = newAsker(func(ctx context.Context, r process.Request) error {
+		select {
+		case w.asked <- r.Body.(flowsRequest):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		select {
+		case err := <-w.reply:
+			w.told <- struct{}{}
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, w.core.flows)
+	require.NoError(t, w.use(Settings{Privacy: "show"}))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { w.core.asker.run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return w
+}
+
+// pass shows the core a message on its way from one address to another.
+func (w *world) pass(from, to, text string) transparent.Action {
+	w.t.Helper()
+	m := transparent.Message{
+		From: netip.MustParseAddrPort(from), To: netip.MustParseAddrPort(to), Raw: []byte(text), SIP: new(message.Message),
+	}
+	m.Reason = m.SIP.Scan(m.Raw)
+	return w.handle(&m)
+}
+
+// answer plays the daemon for one request, while f runs.
+func (w *world) answer(f func(), err error) (r flowsRequest) {
+	w.t.Helper()
+	done := make(chan struct{})
+	go func() { f(); close(done) }()
+	select {
+	case r = <-w.asked:
+		w.reply <- err
+	case <-done:
+		w.t.Fatal("the daemon was not asked")
+	}
+	<-done
+	return r
+}
+
+// closed plays the daemon for a request that only closes.
+func (w *world) closed() []dialog.Flow {
+	w.t.Helper()
+	r := <-w.asked
+	w.reply <- nil
+	require.Len(w.t, r.Changes, 1)
+	assert.Empty(w.t, r.Changes[0].Open)
+	return r.Changes[0].Close
+}
+
+// text is a message of a call with its lines ended as they have to be.
+func text(start, extra, body string) string {
+	lines := []string{
+		start, "Via: SIP/2.0/UDP 10.1.10.9:5060;branch=z9hG4bK1", "From: \"Ann\" <sip:ann@10.1.10.9>;tag=a",
+		"To: <sip:bob@10.2.20.5>" + extra, "Call-ID: one@10.1.10.9", "CSeq: 1 INVITE",
+	}
+	if body != "" {
+		lines = append(lines, "Content-Type: application/sdp")
+	}
+	head := strings.Join(append(lines, fmt.Sprintf("Content-Length: %d", len(body)), "", ""), "\r\n")
+	return head + body
+}
+
+func description(address string, port int) string {
+	return strings.Join([]string{
+		"v=0", "o=- 1 1 IN IP4 " + address, "s=-", "c=IN IP4 " + address, "t=0 0",
+		fmt.Sprintf("m=audio %d RTP/AVP 8 0", port), "",
+	}, "\r\n")
+}
+
+var (
+	invite = text("INVITE sip:bob@10.2.20.5 SIP/2.0", "", description("10.1.10.9", 4000))
+	okay   = text("SIP/2.0 200 OK", ";tag=b", description("10.2.20.5", 6000))
+)
+
+// The INVITE goes on when the daemon has opened what its offer needs, and the answer likewise.
+func TestACallOpensItsFlowsBeforeItsMessagesGoOn(t *testing.T) {
+	w := newWorld(t)
+	r := w.answer(func() { assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, invite)) }, nil)
+	require.Len(t, r.Changes, 1)
+	assert.Equal(t, [2]netip.Addr{netip.MustParseAddr("10.1.10.9"), netip.MustParseAddr("10.2.20.5")}, r.Changes[0].Hops)
+	assert.Equal(t, []dialog.Flow{
+		{Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("10.1.10.9:4000")},
+		{Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("10.1.10.9:4001"), RTCP: true},
+	}, r.Changes[0].Open)
+
+	r = w.answer(func() { assert.Equal(t, transparent.Action{}, w.pass(pbx, phone, okay)) }, nil)
+	assert.Len(t, r.Changes[0].Open, 4, "RTP and RTCP, both ways")
+	assert.Len(t, r.Changes[0].Close, 2)
+	assert.Zero(t, w.late.Load())
+
+	calls := w.calls()
+	require.Len(t, calls, 1)
+	assert.Equal(t, []string{"ann", "bob", "accepted"}, []string{calls[0].From, calls[0].To, calls[0].State})
+	assert.Equal(t, []string{"PCMA"}, calls[0].Codecs)
+	assert.Len(t, calls[0].Flows, 4)
+	assert.False(t, calls[0].Answered.IsZero())
+}
+
+// A daemon that is slow costs the first message a moment, and no other one any; what failed is told as a whole.
+func TestASlowDaemonHoldsNothingUp(t *testing.T) {
+	w := newWorld(t)
+	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, invite), "nobody answers")
+	assert.EqualValues(t, 1, w.late.Load())
+	began := time.Now()
+	for range 20 {
+		w.pass(pbx, phone, okay)
+	}
+	assert.Less(t, time.Since(began), 20*patience)
+
+	<-w.asked
+	w.reply <- errors.New("the daemon is busy")
+	r := <-w.asked
+	w.reply <- nil
+	assert.True(t, r.Whole)
+	require.Len(t, r.Changes, 1)
+	assert.Len(t, r.Changes[0].Open, 4, "all that the call needs by now")
+}
+
+func TestWhatDoesNotGoOn(t *testing.T) {
+	w := newWorld(t)
+	twice := strings.Replace(invite, "Content-Length:", "Content-Length: 0\r\nContent-Length:", 1)
+	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, twice), "observe refuses nothing")
+	assert.EqualValues(t, 1, w.unread.all()["repeated_content_length"])
+	require.NoError(t, w.use(Settings{Privacy: "show", Enforce: true}))
+	assert.Equal(t, transparent.Action{Drop: true, Close: true}, w.pass(phone, pbx, twice))
+	assert.EqualValues(t, 1, w.refused.all()["repeated_content_length"])
+	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, "\r\n\r\n"))
+	require.NoError(t, w.use(Settings{Privacy: "show"}))
+	assert.EqualValues(t, 1, w.unread.all()["keep_alive"])
+
+	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+	w.answer(func() { w.pass(pbx, phone, okay) }, nil)
+	assert.Equal(t, transparent.Action{}, w.pass("10.1.10.66:5060", pbx, bye), "observe refuses nothing")
+	require.NoError(t, w.use(Settings{Privacy: "show", Enforce: true}))
+	assert.Equal(t, transparent.Action{Drop: true}, w.pass("10.1.10.66:5060", pbx, bye), "from somebody else")
+	assert.EqualValues(t, 1, w.refused.all()["foreign_hop"])
+
+	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, bye))
+	w.pass(pbx, phone, ended)
+	assert.Len(t, w.closed(), 4)
+	calls := w.calls()
+	require.Len(t, calls, 1)
+	assert.Equal(t, "bye", calls[0].Why)
+	assert.False(t, calls[0].Live())
+}
+
+// What crosses the control socket reads as what was written.
+func TestChangesSurviveTheirEncoding(t *testing.T) {
+	want := flowsRequest{Whole: true, Changes: []Change{{
+		Hops: [2]netip.Addr{netip.MustParseAddr("10.1.10.9"), netip.MustParseAddr("2001:db8::1")},
+		Open: []dialog.Flow{{
+			Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("[2001:db8::2]:4000"), RTCP: true,
+		}},
+	}}}
+	b, err := json.Marshal(want)
+	require.NoError(t, err)
+	var got flowsRequest
+	require.NoError(t, json.Unmarshal(b, &got))
+	assert.Equal(t, want, got)
+}

@@ -1,0 +1,175 @@
+package relay
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ringway/process"
+	"ringway/sip/call"
+	"ringway/sip/dialog"
+	"ringway/sip/ladder"
+	"ringway/sip/privacy"
+	"ringway/sip/record"
+	"ringway/sip/transparent"
+)
+
+// maxRecords bounds the records that wait for the daemon.
+const maxRecords = 4096
+
+// draw keeps a message of a call for its ladder, without what must not be kept.
+func (c *core) draw(now time.Time, callID string, m *transparent.Message) {
+	c.mirror(now, callID, m)
+	c.ladder.Add(callID, ladder.Message{
+		At: now, From: m.From, To: m.To, Transport: transportNames[m.Transport], Text: c.redactor.Redact(m.SIP, m.Reason),
+	})
+}
+
+var transportNames = map[transparent.Transport]string{transparent.UDP: "UDP", transparent.TCP: "TCP"}
+
+// view is the ladder of a call; ok is false if nothing is kept of it. id is a leg's, or a Call-ID.
+func (c *core) view(id string) (v ladder.View, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	callID := id
+	for _, x := range c.known {
+		if x.ID == id {
+			callID = x.CallID
+		}
+	}
+	for i := range c.ended {
+		if c.ended[i].ID == id {
+			callID = c.ended[i].CallID
+		}
+	}
+	kept, ok := c.ladder.Call(callID)
+	if !ok {
+		return v, false
+	}
+	return kept.View(), true
+}
+
+// forget removes what is kept in memory of a number.
+func (c *core) forget(number string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	masked := privacy.Number(privacy.Mask, number)
+	is := func(x *call.Call) bool {
+		for _, n := range []string{x.From, x.To} {
+			if n == number || n == masked {
+				return true
+			}
+		}
+		return false
+	}
+	var rest []call.Call
+	for _, x := range slices.Concat(c.ended[c.first:], c.ended[:c.first]) { // the oldest first
+		if is(&x) {
+			c.ladder.Forget(x.CallID)
+			continue
+		}
+		rest = append(rest, x)
+	}
+	c.ended, c.first = rest, 0
+}
+
+// hideNumbers masks what was kept while numbers were shown. Messages have them in many places: those go.
+func (c *core) hideNumbers() {
+	c.ladder = ladder.New(ladder.Defaults())
+	hide := func(x *call.Call) {
+		x.From, x.To = privacy.Number(privacy.Mask, x.From), privacy.Number(privacy.Mask, x.To)
+	}
+	for l, x := range c.known {
+		hide(x)
+		c.dirty[l] = true
+	}
+	for i := range c.ended {
+		hide(&c.ended[i])
+	}
+}
+
+// record queues the record of a call that has ended.
+func (c *core) record(l *dialog.Leg, x *call.Call) {
+	if len(c.records) == maxRecords {
+		return // it is counted where they are written: nothing takes them
+	}
+	s := &c.policy.settings
+	r := record.Record{
+		ID: x.ID, CallID: x.CallID, Began: x.Began, Answered: x.Answered, Ended: x.Ended,
+		Caller: record.Party{Number: x.From}, Callee: record.Party{Number: x.To},
+		Emergency: x.Emergency,
+		Why:       x.Why, Status: x.Status, Hops: l.Hops[:], Holes: x.Holes,
+	}
+	if len(x.Codecs) > 0 {
+		r.Codec = x.Codecs[0]
+	}
+	r.Direction, r.Site = s.direction(l.Hops)
+	if s.isPhone(l.Hops[0]) {
+		r.Caller.Address = l.Hops[0]
+	}
+	if s.isPhone(l.Hops[1]) {
+		r.Callee.Address = l.Hops[1]
+	}
+	c.records = append(c.records, r)
+}
+
+// direction is that of a leg between two hops, and the site of the far one.
+func (s *Settings) direction(hops [2]netip.Addr) (d record.Direction, site string) {
+	here := [2]bool{holds(s.Own, hops[0]), holds(s.Own, hops[1])}
+	for i, a := range hops {
+		for _, x := range s.Budgets.Sites {
+			if !here[i] && holds(x.Networks, a) {
+				site = x.Name
+			}
+		}
+	}
+	switch here {
+	case [2]bool{true, true}:
+		return record.Internal, ""
+	case [2]bool{true, false}:
+		return record.Outbound, site
+	case [2]bool{false, true}:
+		return record.Inbound, site
+	}
+	return record.Transit, site
+}
+
+// handOver gives the daemon reports and records, until ctx ends. What it does not take is tried again.
+func (c *core) handOver(ctx context.Context, send func(context.Context, process.Request) error) {
+	tick := time.NewTicker(journalEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		c.mu.Lock()
+		reports := slices.Clone(c.reports)
+		records := c.records[:min(len(c.records), maxRecordsAtOnce)]
+		c.mu.Unlock()
+		if len(reports)+len(records) == 0 {
+			continue
+		}
+		r := reportsRequest{Reports: reports, Records: records}
+		if send(ctx, process.Request{Type: typeReports, Body: r, Within: handOverLimit}) != nil {
+			continue
+		}
+		c.mu.Lock()
+		c.records = c.records[len(records):]
+		c.reports = c.reports[min(len(reports), len(c.reports)):]
+		c.mu.Unlock()
+	}
+}
+
+// handOverLimit is long: what the daemon takes and does not answer in time is written twice.
+const handOverLimit = 10 * time.Second
+
+// maxRecordsAtOnce is how many records one request has: a message is bounded.
+const maxRecordsAtOnce = 512
+
+type reportsRequest struct {
+	Reports []Report        `json:"reports,omitempty"`
+	Records []record.Record `json:"records,omitempty"`
+}

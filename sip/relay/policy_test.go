@@ -1,0 +1,122 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/qos"
+	"ringway/sip/admission"
+	"ringway/sip/message"
+)
+
+// narrow are the settings of a box whose line to the far site carries one call of G.711.
+func narrow(mode func(*Settings)) Settings {
+	net := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	s := Settings{
+		Site: "berlin", Enforce: true, Admit: true, Privacy: "show", Abuse: AbuseBlock,
+		Own: net("10.1.0.0/16"), Phones: net("10.1.10.0/24"), Inside: net("10.2.0.0/16"),
+		Budgets: admission.Plan{
+			Own:   net("10.1.0.0/16"),
+			Lines: []admission.PlanLine{{Name: "wan0", Line: qos.Line{Uplink: qos.Mbit}}},
+			Sites: []admission.PlanSite{{
+				Name: "munich", Networks: net("10.2.0.0/16"), Ringway: true, Rate: 150 * qos.Kbit, MTU: 1420,
+			}},
+		},
+	}
+	mode(&s)
+	return s
+}
+
+// ring is an INVITE of another call, to a number.
+func ring(call, number string) string {
+	s := strings.ReplaceAll(invite, "one@10.1.10.9", call)
+	s = strings.Replace(s, "branch=z9hG4bK1", "branch=z9hG4bK"+call, 1)
+	s = strings.Replace(s, "INVITE sip:bob@", "INVITE sip:"+number+"@", 1)
+	return strings.ReplaceAll(s, "audio 4000", fmt.Sprintf("audio %d", 4000+2*len(call)))
+}
+
+// A call that does not fit is answered here, to a phone as a phone understands it, again and again alike; its ACK
+// ends here. Nothing of it is left.
+func TestACallThatDoesNotFitIsAnswered(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.use(narrow(func(*Settings) {})))
+	w.answer(func() { assert.False(t, w.pass(phone, pbx, invite).Drop) }, nil)
+
+	second := ring("second", "bob")
+	a := w.pass(phone, pbx, second)
+	require.True(t, a.Drop)
+	var reply message.Message
+	require.Equal(t, message.None, reply.Scan(a.Reply))
+	assert.Equal(t, 488, reply.Status)
+	assert.Contains(t, string(a.Reply), `Warning: 370 berlin "Insufficient bandwidth"`)
+	assert.Len(t, w.calls(), 2)
+
+	to := string(reply.Header(message.To))
+	ack := strings.Replace(second, "INVITE sip:", "ACK sip:", 1)
+	ack = strings.Replace(ack, "To: <sip:bob@10.2.20.5>", "To: "+to, 1)
+	ack = strings.Replace(ack, "1 INVITE", "1 ACK", 1)
+	assert.True(t, w.pass(phone, pbx, ack).Drop, "the called party has not seen the INVITE")
+	again := w.pass(phone, pbx, second)
+	assert.Equal(t, a.Reply, again.Reply, "it comes again")
+
+	far := w.pass(pbx, phone, strings.ReplaceAll(ring("third-call", "ann"), "IN IP4 10.1.10.9", "IN IP4 10.2.20.5"))
+	require.Equal(t, message.None, reply.Scan(far.Reply))
+	assert.Equal(t, 503, reply.Status, "to a PBX, which tries another way")
+	assert.NotContains(t, string(far.Reply), "Retry-After")
+}
+
+// An emergency call passes, and the call that was there loses its media until there is room again.
+func TestAnEmergencyCallPasses(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.use(narrow(func(*Settings) {})))
+	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+	w.answer(func() { w.pass(pbx, phone, okay) }, nil)
+	w.answer(func() { assert.False(t, w.pass(phone, pbx, ring("help", "112")).Drop) }, nil)
+	assert.Len(t, w.policy.muted, 1)
+	assert.False(t, w.pass(phone, pbx, bye).Drop, "signalling goes on")
+}
+
+// What the config allows, the process takes.
+func TestTheLargestLimitsAreTaken(t *testing.T) {
+	require.NoError(t, newWorld(t).use(Settings{PhoneLimit: 100_000, ServerLimit: 100_000}))
+}
+
+// Where calls are not admitted, an emergency call takes nobody's media away.
+func TestWithoutAdmissionNobodyIsMuted(t *testing.T) {
+	for _, mode := range []func(*Settings){
+		func(s *Settings) { s.Admit = false }, func(s *Settings) { s.Enforce = false },
+	} {
+		w := newWorld(t)
+		require.NoError(t, w.use(narrow(mode)))
+		w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+		w.answer(func() { w.pass(pbx, phone, okay) }, nil)
+		r := w.answer(func() { assert.False(t, w.pass(phone, pbx, ring("help", "112")).Drop) }, nil)
+		assert.Empty(t, w.policy.muted)
+		assert.Empty(t, r.Changes[0].Close)
+	}
+
+	w := newWorld(t) // and whoever was muted is no longer
+	require.NoError(t, w.use(narrow(func(*Settings) {})))
+	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+	w.answer(func() { w.pass(phone, pbx, ring("help", "112")) }, nil)
+	require.Len(t, w.policy.muted, 1)
+	require.NoError(t, w.use(narrow(func(s *Settings) { s.Enforce = false })))
+	flows := 0
+	for _, c := range w.flows() {
+		flows += len(c.Open)
+	}
+	assert.Equal(t, 4, flows)
+}
+
+// Observe refuses nothing, whatever it is.
+func TestObserveRefusesNothing(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.use(narrow(func(s *Settings) { s.Enforce = false })))
+	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+	w.answer(func() { assert.False(t, w.pass(phone, pbx, ring("second", "bob")).Drop) }, nil)
+}

@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/sip/registrar"
+	"ringway/test/lab"
+)
+
+// Phones of both branches register with a Kamailio in munich's data network, over UDP and over TCP, and call each
+// other through it, in both directions. munich's box sees each call twice, berlin's once; the media goes straight
+// from phone to phone.
+//
+//	phone-a --- edge-a --- edge-b --- phone-b
+//	                         |
+//	                       pc-b: Kamailio
+func TestKamailio(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	startKamailio(t, l.Host(lab.PCB))
+	for _, transport := range []string{"udp", "tcp"} {
+		t.Run(transport, func(t *testing.T) {
+			account := func(user string) string {
+				return "<sip:" + user + "@10.2.20.10;transport=" + transport + ">;regint=600;answermode=auto"
+			}
+			a := startBaresip(t, l.Host(lab.PhoneA), account("anna-"+transport), 440)
+			b := startBaresip(t, l.Host(lab.PhoneB), account("ben-"+transport), 1000)
+			both := []string{"anna-" + transport + "@10.2.20.10", "ben-" + transport + "@10.2.20.10"}
+			assert.EventuallyWithT(t, func(c *assert.CollectT) {
+				assert.Equal(c, both[:1], registered(t, l.Edge("a"), transport), "what crosses berlin's box")
+				assert.Equal(c, both, registered(t, l.Edge("b"), transport), "what crosses munich's")
+			}, 10*time.Second, 50*time.Millisecond)
+
+			for _, from := range []struct {
+				caller, callee *baresip
+				name, to       string
+				plays, hears   float64
+			}{{a, b, "anna-", "ben-", 440, 1000}, {b, a, "ben-", "anna-", 1000, 440}} {
+				ears := hearing(t, l)
+				from.caller.do("dial", "sip:"+from.to+transport+"@10.2.20.10;transport="+transport)
+				from.caller.wait("CALL_ESTABLISHED")
+				ears.until(25)
+				for side, legs := range map[string]int{"a": 1, "b": 2} {
+					list := callsOf(t, l.Edge(side))
+					assert.Len(t, list, legs, "edge-%s", side)
+					for _, x := range list {
+						assert.Equal(t, []string{from.name + transport, from.to + transport},
+							[]string{x.From, x.To}, "edge-%s", side)
+						assert.Contains(t, x.Hops, "10.2.20.10", "through Kamailio")
+					}
+					assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+				}
+				from.caller.do("hangup", "")
+				from.caller.wait("CALL_CLOSED")
+				from.callee.wait("CALL_CLOSED")
+				noHoles(t, l)
+				ears.unharmed()
+				from.caller.hears(from.hears)
+				from.callee.hears(from.plays)
+			}
+			for _, side := range []string{"a", "b"} {
+				st := callsStatus(t, l.Edge(side))
+				assert.Empty(t, st.NotOpen, "edge-%s", side)
+				assert.Empty(t, st.Refused, "edge-%s", side)
+			}
+		})
+	}
+}
+
+// registered are the addresses of record that `ringway phones` shows with Kamailio.
+func registered(t *testing.T, e *lab.Edge, transport string) (all []string) {
+	t.Helper()
+	out, err := e.Ringway(within(t, 5*time.Second), "phones", "--json")
+	require.NoError(t, err)
+	var list []registrar.Binding
+	require.NoError(t, json.Unmarshal([]byte(out), &list), out)
+	for _, b := range list {
+		if string(b.Transport) == transport {
+			assert.Equal(t, "10.2.20.10:5060", b.PBX.String())
+			assert.InDelta(t, 600, time.Until(b.Expires).Seconds(), 20)
+			all = append(all, b.AOR)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// kamailioConfig is a registrar and proxy that stays in the way of each call.
+const kamailioConfig = `debug=2
+log_stderror=yes
+children=1
+tcp_children=1
+auto_aliases=no
+listen=udp:10.2.20.10:5060
+listen=tcp:10.2.20.10:5060
+loadmodule "sl.so"
+loadmodule "tm.so"
+loadmodule "rr.so"
+loadmodule "pv.so"
+loadmodule "siputils.so"
+loadmodule "textops.so"
+loadmodule "usrloc.so"
+loadmodule "registrar.so"
+request_route {
+	if (is_method("REGISTER")) {
+		save("location");
+		exit;
+	}
+	if (has_totag()) {
+		if (loose_route() || is_method("ACK") && t_check_trans()) t_relay();
+		exit;
+	}
+	if (is_method("CANCEL")) {
+		if (t_check_trans()) t_relay();
+		exit;
+	}
+	record_route();
+	if (!lookup("location")) {
+		sl_send_reply("404", "Not Found");
+		exit;
+	}
+	t_relay();
+}
+`
+
+// startKamailio starts one; it ends with the lab.
+func startKamailio(t *testing.T, h *lab.Host) {
+	t.Helper()
+	const path = lab.MachineDir + "/kamailio.cfg"
+	require.NoError(t, os.WriteFile(h.Path(path), []byte(kamailioConfig), 0o644))
+	p, err := h.Spawn("kamailio", h.Command("kamailio", "-DD", "-E", "-m", "16", "-M", "4", "-f", path))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("Kamailio said:\n%s", p.LastWords())
+		}
+	})
+	require.NoError(t, h.WaitTCP(within(t, 10*time.Second), 5060), p.LastWords())
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs every test once and writes what `go test -json` says to standard output, for gotestsum (make test).
+#
+# A test that measures time has a name that begins with TestTimed. Such tests run last and alone: no other package
+# beside them, and no other test. All others run before, SIDE packages side by side, where no benchmark keeps the cores
+# awake. TestLong… takes so long that it does not run here: make test-long. There are no other marks.
+#
+# A skipped test has to be in test/skips.txt.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+go=${GO:-go}
+events=$(mktemp)
+trap 'rm -f "$events"' EXIT
+
+# timed lists the packages that have a test with the mark.
+timed() {
+  grep -rl --include='*_test.go' '^func TestTimed' . | xargs -r dirname | sort -u
+}
+
+failed=0
+BENCH_AWAKE=no "$go" test -json -count=1 -timeout 6m -p "${SIDE:-2}" -skip '^Test(Timed|Long)' ./... |
+  tee "$events" || failed=1
+mapfile -t packages < <(timed)
+"$go" test -json -count=1 -timeout 4m -p 1 -run '^TestTimed' "${packages[@]}" | tee -a "$events" || failed=1
+test/skips.sh "$events" >&2 || failed=1
+exit $failed
