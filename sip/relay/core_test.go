@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -24,7 +25,8 @@ const (
 	pbx   = "10.2.20.5:5060"
 )
 
-// world is a core with a daemon that the test plays.
+// world is a core with a daemon that the test plays. Its tests run in a bubble of testing/synctest: a message waits a
+// few milliseconds for the daemon's answer, and a busy machine must not take them from the test.
 type world struct {
 	*core
 	t     *testing.T
@@ -120,6 +122,10 @@ var (
 
 // The INVITE goes on when the daemon has opened what its offer needs, and the answer likewise.
 func TestACallOpensItsFlowsBeforeItsMessagesGoOn(t *testing.T) {
+	synctest.Test(t, testACallOpensItsFlowsBeforeItsMessagesGoOn)
+}
+
+func testACallOpensItsFlowsBeforeItsMessagesGoOn(t *testing.T) {
 	w := newWorld(t)
 	r := w.answer(func() { assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, invite)) }, nil)
 	require.Len(t, r.Changes, 1)
@@ -143,7 +149,9 @@ func TestACallOpensItsFlowsBeforeItsMessagesGoOn(t *testing.T) {
 }
 
 // A daemon that is slow costs the first message a moment, and no other one any; what failed is told as a whole.
-func TestASlowDaemonHoldsNothingUp(t *testing.T) {
+func TestASlowDaemonHoldsNothingUp(t *testing.T) { synctest.Test(t, testASlowDaemonHoldsNothingUp) }
+
+func testASlowDaemonHoldsNothingUp(t *testing.T) {
 	w := newWorld(t)
 	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, invite), "nobody answers")
 	assert.EqualValues(t, 1, w.late.Load())
@@ -162,7 +170,9 @@ func TestASlowDaemonHoldsNothingUp(t *testing.T) {
 	assert.Len(t, r.Changes[0].Open, 4, "all that the call needs by now")
 }
 
-func TestWhatDoesNotGoOn(t *testing.T) {
+func TestWhatDoesNotGoOn(t *testing.T) { synctest.Test(t, testWhatDoesNotGoOn) }
+
+func testWhatDoesNotGoOn(t *testing.T) {
 	w := newWorld(t)
 	twice := strings.Replace(invite, "Content-Length:", "Content-Length: 0\r\nContent-Length:", 1)
 	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, twice), "observe refuses nothing")

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -35,7 +36,9 @@ var (
 )
 
 // The next process follows the calls of the one before: their flows are open, and their BYE ends them.
-func TestTheNextProcessKnowsTheCalls(t *testing.T) {
+func TestTheNextProcessKnowsTheCalls(t *testing.T) { synctest.Test(t, testTheNextProcessKnowsTheCalls) }
+
+func testTheNextProcessKnowsTheCalls(t *testing.T) {
 	j, path := journalFile(t)
 	before := talking(t)
 	require.NoError(t, before.keepOnce(j))
@@ -68,6 +71,10 @@ func TestTheNextProcessKnowsTheCalls(t *testing.T) {
 
 // A journal that could not be written is written again, and one that another process writes is left alone.
 func TestAJournalThatFailsIsWrittenAgain(t *testing.T) {
+	synctest.Test(t, testAJournalThatFailsIsWrittenAgain)
+}
+
+func testAJournalThatFailsIsWrittenAgain(t *testing.T) {
 	j, path := journalFile(t)
 	w := talking(t)
 	fd := j.fd
@@ -92,7 +99,9 @@ func TestAJournalThatFailsIsWrittenAgain(t *testing.T) {
 }
 
 // Numbers that were kept while they were shown are masked once they no longer are.
-func TestNumbersAreHidden(t *testing.T) {
+func TestNumbersAreHidden(t *testing.T) { synctest.Test(t, testNumbersAreHidden) }
+
+func testNumbersAreHidden(t *testing.T) {
 	w := talking(t)
 	_, kept := w.view("one@10.1.10.9")
 	require.True(t, kept)
@@ -105,7 +114,9 @@ func TestNumbersAreHidden(t *testing.T) {
 }
 
 // A call that has ended is not in the journal, and a journal of calls that have ended becomes short.
-func TestTheJournalStaysShort(t *testing.T) {
+func TestTheJournalStaysShort(t *testing.T) { synctest.Test(t, testTheJournalStaysShort) }
+
+func testTheJournalStaysShort(t *testing.T) {
 	j, path := journalFile(t)
 	w := talking(t)
 	require.NoError(t, w.keepOnce(j))

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -43,6 +44,10 @@ func ring(call, number string) string {
 // A call that does not fit is answered here, to a phone as a phone understands it, again and again alike; its ACK
 // ends here. Nothing of it is left.
 func TestACallThatDoesNotFitIsAnswered(t *testing.T) {
+	synctest.Test(t, testACallThatDoesNotFitIsAnswered)
+}
+
+func testACallThatDoesNotFitIsAnswered(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.use(narrow(func(*Settings) {})))
 	w.answer(func() { assert.False(t, w.pass(phone, pbx, invite).Drop) }, nil)
@@ -71,7 +76,9 @@ func TestACallThatDoesNotFitIsAnswered(t *testing.T) {
 }
 
 // An emergency call passes, and the call that was there loses its media until there is room again.
-func TestAnEmergencyCallPasses(t *testing.T) {
+func TestAnEmergencyCallPasses(t *testing.T) { synctest.Test(t, testAnEmergencyCallPasses) }
+
+func testAnEmergencyCallPasses(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.use(narrow(func(*Settings) {})))
 	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
@@ -82,12 +89,18 @@ func TestAnEmergencyCallPasses(t *testing.T) {
 }
 
 // What the config allows, the process takes.
-func TestTheLargestLimitsAreTaken(t *testing.T) {
+func TestTheLargestLimitsAreTaken(t *testing.T) { synctest.Test(t, testTheLargestLimitsAreTaken) }
+
+func testTheLargestLimitsAreTaken(t *testing.T) {
 	require.NoError(t, newWorld(t).use(Settings{PhoneLimit: 100_000, ServerLimit: 100_000}))
 }
 
 // Where calls are not admitted, an emergency call takes nobody's media away.
 func TestWithoutAdmissionNobodyIsMuted(t *testing.T) {
+	synctest.Test(t, testWithoutAdmissionNobodyIsMuted)
+}
+
+func testWithoutAdmissionNobodyIsMuted(t *testing.T) {
 	for _, mode := range []func(*Settings){
 		func(s *Settings) { s.Admit = false }, func(s *Settings) { s.Enforce = false },
 	} {
@@ -114,7 +127,9 @@ func TestWithoutAdmissionNobodyIsMuted(t *testing.T) {
 }
 
 // Observe refuses nothing, whatever it is.
-func TestObserveRefusesNothing(t *testing.T) {
+func TestObserveRefusesNothing(t *testing.T) { synctest.Test(t, testObserveRefusesNothing) }
+
+func testObserveRefusesNothing(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.use(narrow(func(s *Settings) { s.Enforce = false })))
 	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
