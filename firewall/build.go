@@ -27,6 +27,24 @@ func (f family) ip() string {
 	return "ip6"
 }
 
+// bits is the length of an address.
+func (f family) bits() int {
+	if f == ipv4 {
+		return 32
+	}
+	return 128
+}
+
+// mask is the netmask of networks of a length.
+func (f family) mask(bits int) netip.Addr {
+	b := make([]byte, f.bits()/8)
+	for i := range bits {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
 // suffix ends the names of sets that hold addresses of f.
 func (f family) suffix() string {
 	if f == ipv4 {

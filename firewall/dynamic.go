@@ -3,7 +3,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
-	"strings"
+	"slices"
 	"time"
 )
 
@@ -16,8 +16,11 @@ type DynamicSet struct {
 	Owner string // the component that changes it, for status and error texts
 	Use   Use
 
-	Type     string // of the key in nft's words: ipv4_addr . ipv4_addr . inet_service
-	Interval bool   // parts of a key may be networks and ranges; concatenated types only, and slow to change
+	Type string // of the key in nft's words: ipv4_addr . ipv4_addr . inet_service
+
+	// SourceBits is how many bits of the source address the key of a hole has; 0: all of them. A set of ranges would
+	// hold networks of any length, but the kernel makes such a set anew for every transaction that changes it.
+	SourceBits int
 
 	MaxElements int
 	MaxLife     time.Duration // longest life of an element, in whole seconds
@@ -58,9 +61,9 @@ func (d DynamicSet) Check() error {
 		return fmt.Errorf(
 			"dynamic set %s: a longest life of %s (allowed: 1s to 168h, whole seconds)", d.Name, d.MaxLife,
 		)
-	case d.Interval && !strings.Contains(d.Type, " . "):
-		return fmt.Errorf("dynamic set %s: ranges need a concatenated key, not %s: mask the address in the rule instead",
-			d.Name, d.Type)
+	case d.SourceBits < 0 || d.SourceBits > d.family().bits():
+		return fmt.Errorf("dynamic set %s: a key with %d bits of the source address (allowed: 0 to %d)",
+			d.Name, d.SourceBits, d.family().bits())
 	}
 	return nil
 }
@@ -71,23 +74,18 @@ func (d DynamicSet) Check() error {
 // collected, up to a second later, and would refuse one that the owner has room for.
 func (d DynamicSet) Declaration() Set {
 	return Set{
-		Name: d.Name, Type: d.Type, Interval: d.Interval, Owned: true,
+		Name: d.Name, Type: d.Type, Owned: true,
 		Size: 2 * uint32(d.MaxElements), Timeout: uint32(d.MaxLife / time.Second),
 	}
 }
 
-// Names of the sets of holes, without the suffix of their family.
-const (
-	holes        = "media"     // source address . destination address . destination port
-	networkHoles = "media_net" // source network . destination address . destination ports
-)
+// holes begins the names of the sets of holes: source address . destination address . destination port.
+const holes = "media"
 
-// HoleSets are the sets of holes that owner opens for calls, in both families: at most max of one address to
-// another one's port, and maxNetwork of a network to an address, for as long as only the offer is known.
-//
-// They are apart because the kernel keeps them differently: changing one of 1,000 elements takes about 10
-// microseconds without ranges, and 180 with.
-func HoleSets(owner string, max, maxNetwork int, maxLife time.Duration) []DynamicSet {
+// HoleSets are the sets of holes that owner opens for calls: for each family one of holes for one address, of at most
+// max elements, and one for each length of the networks, of at most maxNetwork elements, of holes for a whole network,
+// for as long as only the offer is known.
+func HoleSets(owner string, max, maxNetwork int, maxLife time.Duration, networks []netip.Prefix) []DynamicSet {
 	var sets []DynamicSet
 	for _, f := range families {
 		exact := DynamicSet{
@@ -95,27 +93,36 @@ func HoleSets(owner string, max, maxNetwork int, maxLife time.Duration) []Dynami
 			Type:        fmt.Sprintf("ipv%[1]s_addr . ipv%[1]s_addr . inet_service", f.suffix()),
 			MaxElements: max, MaxLife: maxLife,
 		}
-		network := exact
-		network.Name, network.Interval, network.MaxElements = networkHoles+f.suffix(), true, maxNetwork
-		sets = append(sets, exact, network)
+		sets = append(sets, exact)
+		for _, bits := range lengths(f, networks) {
+			network := exact
+			network.Name, network.SourceBits, network.MaxElements = holeSet(f, bits), bits, maxNetwork
+			sets = append(sets, network)
+		}
 	}
 	return sets
 }
 
-// Hole is the set, and the key there, of a hole from source to an address and port. source is masked.
-func Hole(source netip.Prefix, to netip.AddrPort) (set, key string) {
-	f := ipv4
-	if to.Addr().Unmap().Is6() {
-		f = ipv6
+// lengths are those of the networks of a family that are more than an address, the longest first.
+func lengths(f family, networks []netip.Prefix) (bits []int) {
+	for _, n := range networks {
+		if familyOf(n.Addr()) == f && !n.IsSingleIP() && n.Bits() > 0 && !slices.Contains(bits, n.Bits()) {
+			bits = append(bits, n.Bits())
+		}
 	}
-	name := networkHoles
-	if source.IsSingleIP() {
-		name = holes
-	}
-	return name + f.suffix(), fmt.Sprintf(
-		"%s . %s . %d", PrefixText(source.Masked()), to.Addr().Unmap(), to.Port(),
-	)
+	slices.SortFunc(bits, func(a, b int) int { return b - a })
+	return bits
 }
+
+func holeSet(f family, sourceBits int) string {
+	if sourceBits == 0 || sourceBits == f.bits() {
+		return holes + f.suffix()
+	}
+	return fmt.Sprintf("%s%s_%d", holes, f.suffix(), sourceBits)
+}
+
+// HoleSet is the name of the set of holes for a source of as many addresses as this one.
+func HoleSet(source netip.Prefix) string { return holeSet(familyOf(source.Addr()), source.Bits()) }
 
 // holes are the rules that let packets through the holes, and those that block what has none where that is enforced.
 // They stand before `ct state established`: an element that is gone then closes its hole for every packet that starts
@@ -137,7 +144,7 @@ func (p *plan) holes() []Rule {
 func (p *plan) atHoles(do statement) []Rule {
 	var rules []Rule
 	for _, d := range p.used(UseHole) {
-		rules = append(rules, rule(holeIn(d.family(), d.Name), do))
+		rules = append(rules, rule(holeIn(d), do))
 	}
 	return rules
 }
@@ -155,17 +162,25 @@ func (p *plan) mediaByHole() []Rule {
 	return p.atHoles(goTo("set_media_by_hole"))
 }
 
-func holeIn(f family, set string) statement {
+func holeIn(d DynamicSet) statement {
 	return func(l *line) {
+		f := d.family()
 		l.isFamily(f)
 		l.isL4(protoUDP)
-		l.say("%[1]s saddr . %[1]s daddr . udp dport @%[2]s", f.ip(), set)
 
 		// Registers of 32 bits are numbered from 8, those of 128 from 1: 2 is 12, 3 is 16.
 		dest, dport := uint32(9), uint32(10)
 		if f == ipv6 {
 			dest, dport = 2, 3
 		}
-		l.add(addrLoad(f, "saddr", 1), addrLoad(f, "daddr", dest), portLoad("dport", dport), in(set, false))
+		l.add(addrLoad(f, "saddr", 1))
+		mask := ""
+		if d.SourceBits > 0 && d.SourceBits < f.bits() {
+			m := f.mask(d.SourceBits)
+			mask = " & " + m.String()
+			l.add(and(m.AsSlice(), make([]byte, f.bits()/8)))
+		}
+		l.say("%[1]s saddr%[2]s . %[1]s daddr . udp dport @%[3]s", f.ip(), mask, d.Name)
+		l.add(addrLoad(f, "daddr", dest), portLoad("dport", dport), in(d.Name, false))
 	}
 }

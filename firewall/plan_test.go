@@ -303,17 +303,18 @@ func TestNamesOfDevices(t *testing.T) {
 // conntrack is asked.
 func TestHoles(t *testing.T) {
 	in := branch()
-	in.Dynamic = append(HoleSets("calls", 512, 64, 2*time.Minute),
+	in.Dynamic = append(HoleSets("calls", 512, 64, 2*time.Minute, in.SiteDataNetworks),
 		DynamicSet{Name: "banned4", Owner: "abuse", Type: "ipv4_addr", MaxElements: 100, MaxLife: time.Hour})
 	text := strings.Join(Want(in).Text(), "\n")
 	for _, line := range []string{
 		"	set media4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; timeout 120s; size 1024; }",
-		"	set media_net6 { type ipv6_addr . ipv6_addr . inet_service; flags interval,timeout; timeout 120s; size 128; }",
+		"	set media6_64 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; timeout 120s; size 128; }",
 		"	set banned4 { type ipv4_addr; flags timeout; timeout 3600s; size 200; }",
 		"		meta l4proto udp jump holes\n		ct state established,related accept",
 		"	chain holes {\n		ip saddr . ip daddr . udp dport @media4 accept\n" +
-			"		ip saddr . ip daddr . udp dport @media_net4 accept\n" +
-			"		ip6 saddr . ip6 daddr . udp dport @media6 accept\n		ip6 saddr . ip6 daddr . udp dport @media_net6 accept\n	}",
+			"		ip saddr & 255.255.255.0 . ip daddr . udp dport @media4_24 accept\n" +
+			"		ip6 saddr . ip6 daddr . udp dport @media6 accept\n" +
+			"		ip6 saddr & ffff:ffff:ffff:ffff:: . ip6 daddr . udp dport @media6_64 accept\n	}",
 	} {
 		assert.Contains(t, text, line)
 	}
@@ -327,17 +328,18 @@ func TestHoles(t *testing.T) {
 	assert.NotEqual(t, DeleteTable, Diff(Want(in), Want(branch()))[0].Op, "one that comes does not")
 }
 
-func TestHoleKeys(t *testing.T) {
-	for _, c := range []struct{ source, to, set, key string }{
-		{"10.2.20.2/32", "10.1.10.2:5004", "media4", "10.2.20.2 . 10.1.10.2 . 5004"},
-		{"10.2.20.2/24", "10.1.10.2:5004", "media_net4", "10.2.20.0/24 . 10.1.10.2 . 5004"},
-		{"2001:db8::1/128", "[2001:db8:1::2]:5004", "media6", "2001:db8::1 . 2001:db8:1::2 . 5004"},
-		{"2001:db8::/48", "[2001:db8:1::2]:5004", "media_net6", "2001:db8::/48 . 2001:db8:1::2 . 5004"},
-		{"10.2.20.2/32", "[::ffff:10.1.10.2]:5004", "media4", "10.2.20.2 . 10.1.10.2 . 5004"},
+func TestHoleSets(t *testing.T) {
+	networks := prefixes("10.2.20.0/24", "10.2.30.0/24", "10.4.0.0/16", "10.5.0.1/32", "0.0.0.0/0", "2001:db8::/48")
+	var names []string
+	for _, d := range HoleSets("calls", 512, 64, time.Minute, networks) {
+		require.NoError(t, d.Check())
+		names = append(names, d.Name)
+	}
+	assert.Equal(t, []string{"media4", "media4_24", "media4_16", "media6", "media6_48"}, names)
+	for source, want := range map[string]string{
+		"10.2.20.2/32": "media4", "10.2.20.0/24": "media4_24", "2001:db8::1/128": "media6", "2001:db8::/48": "media6_48",
 	} {
-		set, key := Hole(netip.MustParsePrefix(c.source), netip.MustParseAddrPort(c.to))
-		assert.Equal(t, c.set, set)
-		assert.Equal(t, c.key, key)
+		assert.Equal(t, want, HoleSet(netip.MustParsePrefix(source)))
 	}
 }
 
@@ -354,9 +356,8 @@ func TestDynamicSetCheck(t *testing.T) {
 		"dynamic set s: a longest life of 1.5s (allowed: 1s to 168h, whole seconds)": func(d *DynamicSet) {
 			d.MaxLife = 1500 * time.Millisecond
 		},
-		"dynamic set s: ranges need a concatenated key, not ipv4_addr: " +
-			"mask the address in the rule instead": func(d *DynamicSet) {
-			d.Type, d.Interval = "ipv4_addr", true
+		"dynamic set s: a key with 33 bits of the source address (allowed: 0 to 32)": func(d *DynamicSet) {
+			d.SourceBits = 33
 		},
 	} {
 		bad := good

@@ -48,6 +48,9 @@ type Set interface {
 	Add(ctx context.Context, life time.Duration, keys ...string) error
 	Delete(ctx context.Context, keys ...string) error
 	Clear(ctx context.Context) error
+
+	AddKeys(ctx context.Context, life time.Duration, keys []nft.Key) error
+	DropKeys(keys []nft.Key)
 }
 
 // world is which addresses are where.
@@ -111,7 +114,7 @@ func (h *holes) mayBan(a netip.Addr) bool {
 }
 
 // sources are the networks that a flow may come from. What comes from the receiver's own network does not cross this
-// box, and each interval costs the kernel more than all of a hole's other work.
+// box.
 func (w *world) sources(f dialog.Flow) []netip.Prefix {
 	if f.From.IsValid() {
 		return []netip.Prefix{netip.PrefixFrom(f.From, f.From.BitLen())}
@@ -153,7 +156,10 @@ func (w *world) check(f dialog.Flow, hops []netip.Addr) string {
 }
 
 // key is an element of a set of holes.
-type key struct{ set, element string }
+type key struct {
+	set     string
+	element nft.Key
+}
 
 // hole is an element with how many flows need it.
 type hole struct {
@@ -197,14 +203,14 @@ func (h *holes) change(ctx context.Context, changes []relay.Change, whole bool) 
 	h.order.Lock()
 	defer h.order.Unlock()
 	add, remove := h.plan(changes, whole)
+	for set, keys := range remove { // first: it goes with what is added, in one transaction
+		if s, ok := h.sets(set); ok {
+			s.DropKeys(keys)
+		}
+	}
 	var errs []error
 	for set, keys := range add {
 		errs = append(errs, h.add(ctx, set, keys))
-	}
-	for set, keys := range remove {
-		if s, ok := h.sets(set); ok {
-			_ = s.Delete(ended, keys...)
-		}
 	}
 	return errors.Join(errs...)
 }
@@ -216,7 +222,7 @@ var ended = func() context.Context {
 	return ctx
 }()
 
-func (h *holes) add(ctx context.Context, set string, keys []string) error {
+func (h *holes) add(ctx context.Context, set string, keys []nft.Key) error {
 	s, ok := h.sets(set)
 	if !ok {
 		return h.count(refusedKernel, len(keys), fmt.Errorf("open holes: there is no set %s", set))
@@ -235,8 +241,8 @@ func (h *holes) add(ctx context.Context, set string, keys []string) error {
 // addEach adds the elements that a set takes. It takes all of one call or none, so those that it refuses are looked
 // for by halves: one that cannot be there must not cost other calls their media. Without any, err is nil or
 // nft.ErrPending.
-func addEach(ctx context.Context, s Set, keys []string) (refused []string, err error) {
-	err = s.Add(ctx, holeLife, keys...)
+func addEach(ctx context.Context, s Set, keys []nft.Key) (refused []nft.Key, err error) {
+	err = s.AddKeys(ctx, holeLife, keys)
 	switch {
 	case err == nil, errors.Is(err, nft.ErrPending):
 		return nil, err
@@ -265,7 +271,7 @@ func (h *holes) again(err error) error {
 }
 
 // forget takes elements off the table that the set did not take: with them, no other one could be refreshed.
-func (h *holes) forget(set string, elements []string) {
+func (h *holes) forget(set string, elements []nft.Key) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	gone := map[key]bool{}
@@ -287,7 +293,7 @@ func (h *holes) count(reason string, n int, err error) error {
 }
 
 // plan brings the table up to date, and says which elements are to be added to each set and removed from it.
-func (h *holes) plan(changes []relay.Change, whole bool) (add, remove map[string][]string) {
+func (h *holes) plan(changes []relay.Change, whole bool) (add, remove map[string][]nft.Key) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	added, removed := map[key]bool{}, map[key]bool{}
@@ -303,7 +309,7 @@ func (h *holes) plan(changes []relay.Change, whole bool) (add, remove map[string
 		}
 	}
 
-	add, remove = map[string][]string{}, map[string][]string{}
+	add, remove = map[string][]nft.Key{}, map[string][]nft.Key{}
 	for k := range added {
 		if h.open[k] != nil {
 			add[k.set] = append(add[k.set], k.element)
@@ -349,8 +355,7 @@ func (h *holes) openFlow(f dialog.Flow, c relay.Change, again bool, added map[ke
 	phone, most := h.countedFor(c.Hops, f)
 	var keys []key
 	for _, source := range h.world.sources(f) {
-		set, element := firewall.Hole(source, f.To)
-		keys = append(keys, key{set, element})
+		keys = append(keys, key{firewall.HoleSet(source), nft.HoleKey(source, f.To)})
 	}
 	if h.phones[phone]+len(keys) > most {
 		h.refused[refusedPhone]++
@@ -398,7 +403,7 @@ func (h *holes) refresh() error {
 	h.order.Lock()
 	defer h.order.Unlock()
 	h.mu.Lock()
-	keys := map[string][]string{}
+	keys := map[string][]nft.Key{}
 	for k := range h.open {
 		keys[k.set] = append(keys[k.set], k.element)
 	}

@@ -14,12 +14,15 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/firewall"
+	"ringway/firewall/nft"
 	"ringway/sip/dialog"
 	"ringway/sip/relay"
 )
 
 // fakeSet is a set of the firewall.
 type fakeSet struct {
+	typ      string
 	mu       sync.Mutex
 	elements map[string]time.Duration
 	full     bool
@@ -47,6 +50,19 @@ func (s *fakeSet) Delete(_ context.Context, keys ...string) error {
 	return nil
 }
 
+func (s *fakeSet) AddKeys(ctx context.Context, life time.Duration, keys []nft.Key) error {
+	return s.Add(ctx, life, s.text(keys)...)
+}
+
+func (s *fakeSet) DropKeys(keys []nft.Key) { _ = s.Delete(context.Background(), s.text(keys)...) }
+
+func (s *fakeSet) text(keys []nft.Key) (words []string) {
+	for _, k := range keys {
+		words = append(words, k.Text(s.typ))
+	}
+	return words
+}
+
 func (s *fakeSet) Clear(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,8 +84,9 @@ type branch struct {
 
 func newBranch() *branch {
 	b := &branch{sets: map[string]*fakeSet{}}
-	for _, name := range []string{"media4", "media6", "media_net4", "media_net6"} {
-		b.sets[name] = &fakeSet{elements: map[string]time.Duration{}}
+	networks := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("2001:db8::/64")}
+	for _, d := range firewall.HoleSets("calls", 1, 1, time.Minute, networks) {
+		b.sets[d.Name] = &fakeSet{typ: d.Type, elements: map[string]time.Duration{}}
 	}
 	b.holes = newHoles(func(name string) (Set, bool) { s, ok := b.sets[name]; return s, ok })
 	net := netip.MustParsePrefix
@@ -104,14 +121,14 @@ func TestHolesFollowACall(t *testing.T) {
 	b := newBranch()
 	offer := asked("10.2.20.5", "10.1.10.9:4000")
 	require.NoError(t, b.change(t.Context(), []relay.Change{{Hops: phoneAndPBX, Open: []dialog.Flow{offer}}}, false))
-	assert.Equal(t, []string{"10.2.10.0/24 . 10.1.10.9 . 4000", "10.2.20.0/24 . 10.1.10.9 . 4000"},
-		b.sets["media_net4"].keys(), "from any network of the site that was asked")
+	assert.Equal(t, []string{"10.2.10.0 . 10.1.10.9 . 4000", "10.2.20.0 . 10.1.10.9 . 4000"},
+		b.sets["media4_24"].keys(), "from any network of the site that was asked")
 
 	in, out := flow("10.3.10.7", "10.1.10.9:4000"), flow("10.1.10.9", "10.3.10.7:6000")
 	require.NoError(t, b.change(t.Context(), []relay.Change{
 		{Hops: phoneAndPBX, Open: []dialog.Flow{in, out}, Close: []dialog.Flow{offer}},
 	}, false))
-	assert.Empty(t, b.sets["media_net4"].keys())
+	assert.Empty(t, b.sets["media4_24"].keys())
 	assert.Equal(t, []string{"10.1.10.9 . 10.3.10.7 . 6000", "10.3.10.7 . 10.1.10.9 . 4000"},
 		b.sets["media4"].keys(), "media of a third site, whose PBX is elsewhere")
 
@@ -130,9 +147,9 @@ func TestNoHoleInsideOneNetwork(t *testing.T) {
 	offer := asked("10.1.20.5", "10.1.10.9:4000")
 	change := relay.Change{Hops: hops("10.1.10.9", "10.1.20.5"), Open: []dialog.Flow{offer}}
 	require.NoError(t, b.change(t.Context(), []relay.Change{change}, false))
-	assert.Equal(t, []string{"10.1.20.0/24 . 10.1.10.9 . 4000"}, b.sets["media_net4"].keys())
+	assert.Equal(t, []string{"10.1.20.0 . 10.1.10.9 . 4000"}, b.sets["media4_24"].keys())
 	require.NoError(t, b.change(t.Context(), []relay.Change{{Hops: change.Hops, Close: change.Open}}, false))
-	assert.Empty(t, b.sets["media_net4"].keys())
+	assert.Empty(t, b.sets["media4_24"].keys())
 }
 
 // RTP and RTCP on one port, or one medium in two dialogs, are one hole, which closes with the last of them.

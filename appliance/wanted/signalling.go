@@ -1,6 +1,7 @@
 package wanted
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -31,12 +32,23 @@ func DynamicSets(cfg *config.Config) []firewall.DynamicSet {
 			Bans: maxBans, BanLife: 24 * time.Hour,
 			Bypasses: maxBypasses, BypassLife: time.Minute,
 		}),
-		firewall.HoleSets(callsOwner, maxHoles, maxNetworkHoles, maxHoleLife),
+		firewall.HoleSets(callsOwner, maxHoles, maxNetworkHoles, maxHoleLife, networks(cfg)),
 	)
 	if cfg.SIP.Mode == config.SIPEnforce && !cfg.SIP.Closed {
 		sets = append(sets, firewall.EnforcedSet(callsOwner, maxDevices, time.Minute))
 	}
 	return sets
+}
+
+// networks are those that media may come from: of the box's own LANs and of the sites.
+func networks(cfg *config.Config) (all []netip.Prefix) {
+	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
+		all = append(all, l.Networks()...)
+	}
+	for _, x := range cfg.Sites {
+		all = append(all, x.Networks()...)
+	}
+	return all
 }
 
 // SignallingDevices are the devices on which signalling is taken.

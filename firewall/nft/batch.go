@@ -6,30 +6,28 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// What the library has no name for (linux/netfilter/nf_tables.h).
-const (
-	// NFT_MSG_DESTROYSETELEM, Linux 6.3: as DELSETELEM, but tolerates a missing element
-	msgDestroySetElem = 30
-	attrElemKeyEnd    = 10 // NFTA_SET_ELEM_KEY_END
-)
+// NFT_MSG_DESTROYSETELEM, Linux 6.3: as DELSETELEM, but tolerates a missing element (linux/netfilter/nf_tables.h).
+// The library has no name for it.
+const msgDestroySetElem = 30
 
 // elementSocket sends transactions that change elements of sets and nothing else. google/nftables serves
 // for the rest; here it lacks the remaining life of an element and NFT_MSG_DESTROYSETELEM, and it waits on
 // Go's poller for answers that are there when sendto returns: nf_tables handles a batch in the sender's
 // context.
 type elementSocket struct {
-	fd  int
-	seq uint32
-	in  []byte
+	fd   int
+	port uint32 // by which the kernel knows the socket: what it tells of these transactions bears it
+	seq  uint32
+	in   []byte
+	out  []byte // used again
 }
 
 // rawElement is one element in the kernel's bytes.
 type rawElement struct {
-	rawKey
+	Key
 	timeout time.Duration // 0: the set's default
 	remains time.Duration // life that is left; 0: all of timeout
 	known   bool          // the kernel has the element already, with another life
@@ -59,6 +57,10 @@ func openElementSocket() (*elementSocket, error) {
 		s.close()
 		return nil, fmt.Errorf("set up nf_tables netlink socket: %w", err)
 	}
+	name, err := unix.Getsockname(fd)
+	if own, ok := name.(*unix.SockaddrNetlink); err == nil && ok {
+		s.port = own.Pid
+	}
 	return s, nil
 }
 
@@ -67,89 +69,102 @@ func (s *elementSocket) close() { _ = unix.Close(s.fd) }
 // commit sends the messages as one transaction on table. The kernel takes all of them or none; the error is the
 // first message's that it refused.
 func (s *elementSocket) commit(table string, messages ...elementMessage) error {
-	out, last, err := s.marshal(table, messages)
-	if err != nil {
-		return err
-	}
-	if err := unix.Sendto(s.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	last := s.marshal(table, messages)
+	if err := unix.Sendto(s.fd, s.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send to nf_tables: %w", err)
 	}
 	return s.answers(last)
 }
 
-// marshal gives the bytes of a transaction, and the sequence number of its last message.
-func (s *elementSocket) marshal(table string, messages []elementMessage) ([]byte, uint32, error) {
-	out := make([]byte, 0, 4096)
-	out = s.header(out, unix.NFNL_MSG_BATCH_BEGIN, 0, batchHeader)
-
-	for _, m := range messages {
-		data, err := m.attributes(table)
-		if err != nil {
-			return nil, 0, fmt.Errorf("encode elements of set %s: %w", m.set, err)
-		}
-		flags := uint16(unix.NLM_F_ACK)
+// marshal puts the bytes of a transaction into s.out, and gives the sequence number of its last message, which alone
+// asks for an answer: the kernel also answers those that it refuses.
+func (s *elementSocket) marshal(table string, messages []elementMessage) (last uint32) {
+	s.out = s.out[:0]
+	s.message(unix.NFNL_MSG_BATCH_BEGIN, 0, func() { s.out = append(s.out, batchHeader...) })
+	for i, m := range messages {
+		var flags uint16
 		if m.kind == unix.NFT_MSG_NEWSETELEM {
 			flags |= unix.NLM_F_CREATE
 		}
-		out = s.header(out, unix.NFNL_SUBSYS_NFTABLES<<8|m.kind, flags, data)
+		if i == len(messages)-1 {
+			flags |= unix.NLM_F_ACK
+		}
+		s.message(unix.NFNL_SUBSYS_NFTABLES<<8|m.kind, flags, func() {
+			s.out = append(s.out, unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0)
+			s.out = m.attributes(s.out, table)
+		})
 	}
-
-	last := s.seq
-	out = s.header(out, unix.NFNL_MSG_BATCH_END, 0, batchHeader)
-	return out, last, nil
+	last = s.seq
+	s.message(unix.NFNL_MSG_BATCH_END, 0, func() { s.out = append(s.out, batchHeader...) })
+	return last
 }
 
 // batchHeader is struct nfgenmsg of the messages around a transaction: they name the subsystem.
 var batchHeader = []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
 
-func (s *elementSocket) header(out []byte, kind, flags uint16, data []byte) []byte {
+// message appends a message whose data body appends.
+func (s *elementSocket) message(kind, flags uint16, body func()) {
 	s.seq++
-	out = binary.NativeEndian.AppendUint32(out, uint32(unix.NLMSG_HDRLEN+len(data)))
-	out = binary.NativeEndian.AppendUint16(out, kind)
-	out = binary.NativeEndian.AppendUint16(out, flags|unix.NLM_F_REQUEST)
-	out = binary.NativeEndian.AppendUint32(out, s.seq)
-	out = binary.NativeEndian.AppendUint32(out, 0) // port: the kernel's
-	out = append(out, data...)
-	return append(out, make([]byte, -len(data)&3)...)
+	begin := len(s.out)
+	s.out = binary.NativeEndian.AppendUint32(s.out, 0) // its length, below
+	s.out = binary.NativeEndian.AppendUint16(s.out, kind)
+	s.out = binary.NativeEndian.AppendUint16(s.out, flags|unix.NLM_F_REQUEST)
+	s.out = binary.NativeEndian.AppendUint32(s.out, s.seq)
+	s.out = binary.NativeEndian.AppendUint32(s.out, 0) // port: the kernel's
+	body()
+	binary.NativeEndian.PutUint32(s.out[begin:], uint32(len(s.out)-begin))
+	s.out = pad(s.out)
 }
 
-func (m elementMessage) attributes(table string) ([]byte, error) {
-	ae := netlink.NewAttributeEncoder()
-	ae.ByteOrder = binary.BigEndian
-	ae.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	ae.String(unix.NFTA_SET_ELEM_LIST_SET, m.set)
-
-	ae.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(ae *netlink.AttributeEncoder) error {
-		for _, e := range m.elements {
-			ae.Nested(unix.NFTA_LIST_ELEM, e.attributes)
+func (m elementMessage) attributes(out []byte, table string) []byte {
+	out = attribute(out, unix.NFTA_SET_ELEM_LIST_TABLE, table, "\x00")
+	out = attribute(out, unix.NFTA_SET_ELEM_LIST_SET, m.set, "\x00")
+	return nested(out, unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(out []byte) []byte {
+		for i := range m.elements {
+			out = nested(out, unix.NFTA_LIST_ELEM, m.elements[i].attributes)
 		}
-		return nil
+		return out
 	})
-
-	attrs, err := ae.Encode()
-	return append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, attrs...), err
 }
 
-func (e rawElement) attributes(ae *netlink.AttributeEncoder) error {
-	value := func(typ uint16, b string) {
-		ae.Nested(typ, func(ae *netlink.AttributeEncoder) error {
-			ae.Bytes(unix.NFTA_DATA_VALUE, []byte(b))
-			return nil
-		})
-	}
-	value(unix.NFTA_SET_ELEM_KEY, e.key)
-	if e.end != "" {
-		value(attrElemKeyEnd, e.end)
+func (e *rawElement) attributes(out []byte) []byte {
+	out = nested(out, unix.NFTA_SET_ELEM_KEY, func(out []byte) []byte {
+		return attribute(out, unix.NFTA_DATA_VALUE, string(e.Key), "")
+	})
+	milliseconds := func(out []byte, kind uint16, d time.Duration) []byte {
+		var b [8]byte
+		binary.BigEndian.PutUint64(b[:], uint64(max(d.Milliseconds(), 1)))
+		return attribute(out, kind, string(b[:]), "")
 	}
 	if e.timeout > 0 {
-		ae.Uint64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(e.timeout.Milliseconds()))
+		out = milliseconds(out, unix.NFTA_SET_ELEM_TIMEOUT, e.timeout)
 	}
 	if e.remains > 0 {
 		// Without it a kernel that has the element, with this timeout, changes nothing.
-		ae.Uint64(unix.NFTA_SET_ELEM_EXPIRATION, uint64(max(e.remains.Milliseconds(), 1)))
+		out = milliseconds(out, unix.NFTA_SET_ELEM_EXPIRATION, e.remains)
 	}
-	return nil
+	return out
 }
+
+// attribute appends a netlink attribute.
+func attribute(out []byte, kind uint16, value, end string) []byte {
+	out = binary.NativeEndian.AppendUint16(out, uint16(unix.NLA_HDRLEN+len(value)+len(end)))
+	out = binary.NativeEndian.AppendUint16(out, kind)
+	return pad(append(append(out, value...), end...))
+}
+
+// nested appends an attribute that consists of those that body appends.
+func nested(out []byte, kind uint16, body func([]byte) []byte) []byte {
+	begin := len(out)
+	out = binary.NativeEndian.AppendUint16(out, 0) // its length, below
+	out = binary.NativeEndian.AppendUint16(out, kind|unix.NLA_F_NESTED)
+	out = body(out)
+	binary.NativeEndian.PutUint16(out[begin:], uint16(len(out)-begin))
+	return out
+}
+
+// pad fills up to a multiple of four bytes. What out begins with has such a length.
+func pad(out []byte) []byte { return append(out, "\x00\x00\x00"[:-len(out)&3]...) }
 
 // answers reads what the kernel said to a transaction, up to the answer to message last. All of it is in the
 // socket's buffer when sendto has returned, so nothing is waited for.

@@ -39,7 +39,6 @@ func encodeSet(t *nftables.Table, s firewall.Set) (*nftables.Set, error) {
 	out.KeyType = parts[0]
 	if len(parts) > 1 {
 		out.KeyType = nftables.MustConcatSetType(parts...)
-		out.Concatenation = s.Interval // the flag is for ranges alone
 	}
 	// Only what nft prints depends on it: names are in host order, the rest as on the wire.
 	out.KeyByteOrder = binaryutil.BigEndian
@@ -62,11 +61,11 @@ func encodeElements(s firewall.Set) ([]nftables.SetElement, error) {
 	}
 	var out []nftables.SetElement
 	for _, e := range s.Elements {
-		k, err := encodeKey(s.Type, false, e.Key)
+		k, err := encodeKey(s.Type, e.Key)
 		if err != nil {
 			return nil, err
 		}
-		el := nftables.SetElement{Key: []byte(k.key)}
+		el := nftables.SetElement{Key: []byte(k)}
 		if s.Data != "" {
 			if el.Val, err = value(s.Data, e.Value); err != nil {
 				return nil, err
@@ -79,51 +78,59 @@ func encodeElements(s firewall.Set) ([]nftables.SetElement, error) {
 
 // encodeKey gives an element's key in the kernel's bytes. Parts of a concatenation fill whole registers of
 // 32 bits.
-func encodeKey(typ string, interval bool, text string) (rawKey, error) {
+func encodeKey(typ, text string) (Key, error) {
 	kinds, words := strings.Split(typ, " . "), strings.Split(text, " . ")
 	if len(kinds) != len(words) {
-		return rawKey{}, fmt.Errorf("%q is not of type %s", text, typ)
+		return "", fmt.Errorf("%q is not of type %s", text, typ)
 	}
-	var first, last []byte
+	var key []byte
 	for i, kind := range kinds {
-		low, high, err := keyPart(kind, interval, words[i])
+		part, err := value(kind, words[i])
 		if err != nil {
-			return rawKey{}, err
+			return "", err
 		}
-		pad := 0
+		key = append(key, part...)
 		if len(kinds) > 1 {
-			pad = -len(low) & 3
+			key = append(key, make([]byte, -len(part)&3)...)
 		}
-		first = append(append(first, low...), make([]byte, pad)...)
-		last = append(append(last, high...), make([]byte, pad)...)
 	}
-
-	k := rawKey{key: string(first)}
-	if interval {
-		k.end = string(last)
-	}
-	return k, nil
+	return Key(key), nil
 }
 
-func keyPart(kind string, ranges bool, word string) (low, high []byte, err error) {
-	if ranges {
-		low, high, err = interval(kind, word)
-		if err == nil && bytes.Compare(low, high) > 0 {
-			err = fmt.Errorf("%q ends before it begins", word)
+// decodeKey is encodeKey's inverse; false: the key is not of that type.
+func decodeKey(typ string, key []byte) (text string, ok bool) {
+	kinds := strings.Split(typ, " . ")
+	var words []string
+	for _, kind := range kinds {
+		n := width(kind)
+		padded := n
+		if len(kinds) > 1 {
+			padded = (n + 3) &^ 3
 		}
-		return low, high, err
+		if n == 0 || len(key) < padded {
+			return "", false
+		}
+		words = append(words, word(kind, key[:n]))
+		key = key[padded:]
 	}
-	low, err = value(kind, word)
-	return low, low, err
+	return strings.Join(words, " . "), true
 }
 
-// keyWidths are the bytes that the parts of a concatenated key take.
-func keyWidths(typ string) []int {
-	var widths []int
-	for kind := range strings.SplitSeq(typ, " . ") {
-		widths = append(widths, (width(kind)+3)&^3)
+// Text is the key of an element of a set of this type, in nft's words.
+func (k Key) Text(typ string) string {
+	if text, ok := decodeKey(typ, []byte(k)); ok {
+		return text
 	}
-	return widths
+	return fmt.Sprintf("0x%x", string(k))
+}
+
+// HoleKey is the key of a hole from a source to an address and port, in the set that firewall.HoleSet names.
+func HoleKey(source netip.Prefix, to netip.AddrPort) Key {
+	key := make([]byte, 0, 36) // two addresses of IPv6, and a port in a register of its own
+	key = append(key, source.Masked().Addr().Unmap().AsSlice()...)
+	key = append(key, to.Addr().Unmap().AsSlice()...)
+	key = binary.BigEndian.AppendUint16(key, to.Port())
+	return Key(append(key, 0, 0))
 }
 
 // encodeIntervals makes of every range its first value and an end, the first value that is not in
@@ -271,24 +278,12 @@ func decodeElements(s firewall.Set, elems []nftables.SetElement) ([]firewall.Ele
 		return decodeIntervals(s.Type, elems), nil
 	}
 	var out []firewall.Element
-	kinds := strings.Split(s.Type, " . ")
 	for _, el := range elems {
-		var words []string
-		rest := el.Key
-		for _, kind := range kinds {
-			n := width(kind)
-			padded := n
-			if len(kinds) > 1 {
-				padded = (n + 3) / 4 * 4
-			}
-			if n == 0 || len(rest) < padded {
-				// a stranger's set: shown, never equal
-				return []firewall.Element{{Key: fmt.Sprintf("0x%x", el.Key)}}, nil
-			}
-			words = append(words, word(kind, rest[:n]))
-			rest = rest[padded:]
+		key, ok := decodeKey(s.Type, el.Key)
+		if !ok { // a stranger's set: shown, never equal
+			return []firewall.Element{{Key: fmt.Sprintf("0x%x", el.Key)}}, nil
 		}
-		e := firewall.Element{Key: strings.Join(words, " . ")}
+		e := firewall.Element{Key: key}
 		if s.Data != "" {
 			e.Value = word(s.Data, el.Val)
 		}

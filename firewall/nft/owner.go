@@ -29,76 +29,53 @@ var (
 )
 
 // SetOwner changes the elements of one dynamic set. Its table of elements, each with its deadline, is the
-// truth; a worker updates the kernel's copy, in as few transactions as possible, so that a caller can stop
-// waiting while the kernel is busy with a large ruleset. It never reads the ruleset.
+// truth; the kernel's copy follows, in as few transactions as possible (committer). It never reads the ruleset.
 //
 // When the set is created again, Ruleset.Apply puts the elements into the same transaction.
 //
-// Its methods are safe for concurrent use. Lock order: Ruleset.commit, then mu.
+// Its methods are safe for concurrent use. Lock order: committer, then mu.
 type SetOwner struct {
 	set      firewall.DynamicSet
 	features ElementFeatures
-	socket   *elementSocket
-	commit   *sync.Mutex // Ruleset.commit
-	wake     chan struct{}
-	stop     chan struct{}
-	stopped  sync.WaitGroup
+	commit   *committer
 
 	mu       sync.Mutex
 	elements *liveSet
 	next     *round // takes the changes that come now
+	awaited  bool   // somebody may wait for next
 	counters SetCounters
 	fullAt   time.Time
 	lastErr  string
 }
 
-// round is one update of the kernel by the worker; done is closed after it.
+// round is one update of the kernel; done is closed after it.
 type round struct {
 	done    chan struct{}
-	refused map[rawKey]error // elements that the kernel did not take
-	pending error            // why the kernel has none of the changes
+	refused map[Key]error // elements that the kernel did not take
+	pending error         // why the kernel has none of the changes
 }
 
 func newRound() *round { return &round{done: make(chan struct{})} }
 
-// retryAfter is the pause before the worker retries changes that failed for want of memory.
-const retryAfter = 100 * time.Millisecond
-
 // batchElements bounds a transaction; 1,024 elements of a set for IPv6 take 130 KiB.
 const batchElements = 1024
 
-func newSetOwner(d firewall.DynamicSet, f ElementFeatures, commit *sync.Mutex) (*SetOwner, error) {
+func newSetOwner(d firewall.DynamicSet, f ElementFeatures, commit *committer) (*SetOwner, error) {
 	if err := d.Check(); err != nil {
 		return nil, err
 	}
 	if _, err := encodeSet(table(), d.Declaration()); err != nil {
 		return nil, fmt.Errorf("dynamic set %s: %w", d.Name, err)
 	}
-
-	socket, err := openElementSocket()
-	if err != nil {
-		return nil, fmt.Errorf("dynamic set %s: %w", d.Name, err)
-	}
-	var widths []int
-	if d.Interval {
-		widths = keyWidths(d.Type)
-	}
 	return &SetOwner{
-		set: d, features: f, socket: socket, commit: commit,
-		wake: make(chan struct{}, 1), stop: make(chan struct{}),
-		elements: newLiveSet(d.MaxElements, widths), next: newRound(),
+		set: d, features: f, commit: commit, elements: newLiveSet(d.MaxElements), next: newRound(),
 	}, nil
 }
 
-func (o *SetOwner) start() {
-	o.stopped.Go(o.work)
-}
-
+// close lets go who waits. The owner is no longer among those of the committer.
 func (o *SetOwner) close() {
-	close(o.stop)
-	o.stopped.Wait()
-	o.socket.close()
-
+	o.commit.Lock()
+	defer o.commit.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.next.pending = errClosed
@@ -107,63 +84,84 @@ func (o *SetOwner) close() {
 
 var errClosed = errors.New("the set's owner was closed")
 
-// Add puts the elements with these keys into the set for life, or gives those that are there that life from
-// now on. All of them are added or, with ErrFull or ErrRefused, none. It waits for the kernel until ctx
+// Add puts the elements with these keys, in nft's words, into the set for life, or gives those that are there that
+// life from now on. All of them are added or, with ErrFull or ErrRefused, none. It waits for the kernel until ctx
 // ends: then the elements follow, and the error is ErrPending.
 func (o *SetOwner) Add(ctx context.Context, life time.Duration, keys ...string) error {
-	raw, err := o.encode(life, keys)
+	raw, err := o.encode(keys)
 	if err != nil {
 		return o.count(err, &o.counters.RefusedInvalid, len(keys))
 	}
-
-	r, err := o.add(life, raw, time.Now())
+	r, err := o.add(life, raw)
 	if err != nil {
-		return fmt.Errorf("add %s to set %s of %s: %w", strings.Join(keys, ", "), o.set.Name, o.set.Owner, err)
+		return err
 	}
-	return o.wait(ctx, "add", r, raw, keys)
+	o.commit.kick()
+	return o.wait(ctx, "add", r, raw)
 }
 
-func (o *SetOwner) add(life time.Duration, keys []rawKey, now time.Time) (*round, error) {
+// AddKeys is Add for keys in the kernel's bytes. It has the kernel told in the calling goroutine if it can, also of
+// what was changed in other sets: then it waits longer than ctx allows, as long as the kernel is busy.
+func (o *SetOwner) AddKeys(ctx context.Context, life time.Duration, keys []Key) error {
+	r, err := o.add(life, keys)
+	if err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		o.commit.updateNow()
+	} else {
+		o.commit.kick()
+	}
+	return o.wait(ctx, "add", r, keys)
+}
+
+func (o *SetOwner) add(life time.Duration, keys []Key) (*round, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	refuse := func(counter *uint64, why error) (*round, error) {
+		*counter += uint64(len(keys))
+		return nil, fmt.Errorf("add %s to set %s of %s: %w", o.text(keys), o.set.Name, o.set.Owner, why)
+	}
+	if life < time.Millisecond || life > o.set.MaxLife {
+		return refuse(&o.counters.RefusedInvalid,
+			fmt.Errorf("%w: a life of %s (allowed: 1ms to %s)", ErrRefused, life, o.set.MaxLife))
+	}
 
-	n := uint64(len(keys))
+	now := time.Now()
 	fresh, ok := o.elements.fits(keys, now)
 	switch {
 	case !ok:
-		o.counters.RefusedFull += n
 		o.fullAt = now
-		return nil, fmt.Errorf("%w (%d elements)", ErrFull, o.set.MaxElements)
+		return refuse(&o.counters.RefusedFull, fmt.Errorf("%w (%d elements)", ErrFull, o.set.MaxElements))
 	case o.elements.backlog():
-		o.counters.RefusedBacklog += n
 		o.fullAt = now
-		return nil, fmt.Errorf("%w: %d changes wait for the kernel", ErrFull, len(o.elements.changed))
+		return refuse(&o.counters.RefusedBacklog,
+			fmt.Errorf("%w: %d changes wait for the kernel", ErrFull, len(o.elements.changed)))
 	}
-	for _, k := range keys {
-		if o.elements.overlap(k, now) {
-			o.counters.RefusedOverlap += n
-			return nil, fmt.Errorf("%w: it overlaps another element", ErrRefused)
-		}
-	}
-
 	for _, k := range keys {
 		o.elements.put(k, life, now)
 	}
 	o.counters.Added += uint64(fresh)
-	o.counters.Refreshed += n - uint64(fresh)
-	return o.wakeLocked(), nil
+	o.counters.Refreshed += uint64(len(keys) - fresh)
+	o.awaited = true
+	return o.next, nil
 }
 
 // Refresh gives the elements that are in the set life from now on. Those that are not, because they expired
 // or were deleted, stay out; then the error is ErrExpired. Else as Add.
 func (o *SetOwner) Refresh(ctx context.Context, life time.Duration, keys ...string) error {
-	raw, err := o.encode(life, keys)
+	raw, err := o.encode(keys)
+	if err == nil && (life < time.Millisecond || life > o.set.MaxLife) {
+		err = fmt.Errorf("%w: a life of %s in set %s of %s (allowed: 1ms to %s)", ErrRefused, life, o.set.Name,
+			o.set.Owner, o.set.MaxLife)
+	}
 	if err != nil {
 		return o.count(err, &o.counters.RefusedInvalid, len(keys))
 	}
 
 	r, there, gone := o.refresh(life, raw, keys)
-	err = o.wait(ctx, "refresh", r, there, keys)
+	o.commit.kick()
+	err = o.wait(ctx, "refresh", r, there)
 	if gone != nil {
 		expired := fmt.Errorf("refresh %s in set %s of %s: %w",
 			strings.Join(gone, ", "), o.set.Name, o.set.Owner, ErrExpired)
@@ -173,7 +171,7 @@ func (o *SetOwner) Refresh(ctx context.Context, life time.Duration, keys ...stri
 }
 
 // refresh gives the elements that are in the set another life. gone are the keys of the others.
-func (o *SetOwner) refresh(life time.Duration, raw []rawKey, keys []string) (r *round, there []rawKey, gone []string) {
+func (o *SetOwner) refresh(life time.Duration, raw []Key, keys []string) (r *round, there []Key, gone []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 
@@ -188,25 +186,36 @@ func (o *SetOwner) refresh(life time.Duration, raw []rawKey, keys []string) (r *
 	}
 	o.counters.Refreshed += uint64(len(there))
 	o.counters.RefusedExpired += uint64(len(gone))
-	return o.wakeLocked(), there, gone
+	o.awaited = true
+	return o.next, there, gone
 }
 
 // Delete removes the elements with these keys. Those that are not in the set are ignored. It waits as Add does.
 func (o *SetOwner) Delete(ctx context.Context, keys ...string) error {
-	raw, err := o.encode(o.set.MaxLife, keys)
+	raw, err := o.encode(keys)
 	if err != nil {
 		return o.count(err, &o.counters.RefusedInvalid, len(keys))
 	}
-	return o.wait(ctx, "delete", o.remove(slices.Values(raw)), nil, keys)
+	r := o.remove(slices.Values(raw))
+	o.commit.kick()
+	return o.wait(ctx, "delete", r, raw)
+}
+
+// DropKeys removes the elements with these keys, in the kernel's bytes, and does not wait for the kernel.
+func (o *SetOwner) DropKeys(keys []Key) {
+	o.remove(slices.Values(keys))
+	o.commit.kick()
 }
 
 // Clear removes all elements. It waits as Add does.
 func (o *SetOwner) Clear(ctx context.Context) error {
-	return o.wait(ctx, "clear", o.remove(maps.Keys(o.elements.elements)), nil, nil)
+	r := o.remove(maps.Keys(o.elements.elements))
+	o.commit.kick()
+	return o.wait(ctx, "clear", r, nil)
 }
 
 // remove deletes elements. It iterates over keys under the lock.
-func (o *SetOwner) remove(keys iter.Seq[rawKey]) *round {
+func (o *SetOwner) remove(keys iter.Seq[Key]) *round {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 
@@ -216,25 +225,29 @@ func (o *SetOwner) remove(keys iter.Seq[rawKey]) *round {
 			o.counters.Deleted++
 		}
 	}
-	return o.wakeLocked()
+	o.awaited = true
+	return o.next
 }
 
 // encode turns keys into the kernel's bytes.
-func (o *SetOwner) encode(life time.Duration, keys []string) ([]rawKey, error) {
-	if life < time.Millisecond || life > o.set.MaxLife {
-		return nil, fmt.Errorf(
-			"%w: a life of %s in set %s of %s (allowed: 1ms to %s)", ErrRefused, life, o.set.Name, o.set.Owner,
-			o.set.MaxLife,
-		)
-	}
-	raw := make([]rawKey, len(keys))
+func (o *SetOwner) encode(keys []string) ([]Key, error) {
+	raw := make([]Key, len(keys))
 	for i, k := range keys {
 		var err error
-		if raw[i], err = encodeKey(o.set.Type, o.set.Interval, k); err != nil {
+		if raw[i], err = encodeKey(o.set.Type, k); err != nil {
 			return nil, fmt.Errorf("%w: element of set %s of %s: %w", ErrRefused, o.set.Name, o.set.Owner, err)
 		}
 	}
 	return raw, nil
+}
+
+// text is keys in nft's words.
+func (o *SetOwner) text(keys []Key) string {
+	words := make([]string, len(keys))
+	for i, k := range keys {
+		words[i] = k.Text(o.set.Type)
+	}
+	return strings.Join(words, ", ")
 }
 
 func (o *SetOwner) count(err error, counter *uint64, n int) error {
@@ -244,32 +257,28 @@ func (o *SetOwner) count(err error, counter *uint64, n int) error {
 	return err
 }
 
-// wakeLocked wakes the worker, and gives the round that the change is part of.
-func (o *SetOwner) wakeLocked() *round {
-	select {
-	case o.wake <- struct{}{}:
-	default: // it is awake
-	}
-	return o.next
-}
-
 // wait returns when the kernel has the changes of round r, or ctx ends.
-func (o *SetOwner) wait(ctx context.Context, verb string, r *round, raw []rawKey, keys []string) error {
+func (o *SetOwner) wait(ctx context.Context, verb string, r *round, keys []Key) error {
 	what := func(err error) error {
-		return fmt.Errorf(
-			"%s %s in set %s of %s: %w", verb, strings.Join(keys, ", "), o.set.Name, o.set.Owner, err,
-		)
+		return fmt.Errorf("%s %s in set %s of %s: %w", verb, o.text(keys), o.set.Name, o.set.Owner, err)
 	}
 	select {
 	case <-r.done:
-	case <-ctx.Done():
-		return o.count(what(ErrPending), &o.counters.Late, 1)
+	default:
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return o.count(what(ErrPending), &o.counters.Late, 1)
+		}
 	}
 
 	if r.pending != nil {
 		return what(fmt.Errorf("%w: %w", ErrPending, r.pending))
 	}
-	for _, k := range raw {
+	if verb == "delete" || len(r.refused) == 0 {
+		return nil
+	}
+	for _, k := range keys {
 		if err := r.refused[k]; err != nil {
 			return what(fmt.Errorf("%w: %w", ErrRefused, err))
 		}
@@ -277,94 +286,65 @@ func (o *SetOwner) wait(ctx context.Context, verb string, r *round, raw []rawKey
 	return nil
 }
 
-// work brings the kernel up to date whenever something was changed, until close.
-func (o *SetOwner) work() {
-	retry := time.NewTimer(0)
-	defer retry.Stop()
-	for {
-		select {
-		case <-o.stop:
-			return
-		case <-o.wake:
-		case <-retry.C:
-		}
-		if again := o.update(); again {
-			retry.Reset(retryAfter)
-		}
-	}
-}
-
-// update tells the kernel what has changed. It returns true if something has to be tried again.
-func (o *SetOwner) update() (again bool) {
-	o.commit.Lock() // no table is replaced between what is remembered and what is sent
-	defer o.commit.Unlock()
-
-	keys, r, add, remove := o.begin()
-	if len(keys) == 0 {
-		close(r.done)
-		return false
-	}
-	failed, err := o.send(add, remove)
-	return o.end(keys, r, add, failed, err)
-}
-
-// begin takes the changes that the kernel was not told of.
-func (o *SetOwner) begin() (keys map[rawKey]struct{}, r *round, add []rawElement, remove []rawKey) {
+// begin takes the changes that the kernel was not told of; false: nobody changed anything since.
+func (o *SetOwner) begin() (p part, changed bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if !o.awaited && len(o.elements.changed) == 0 {
+		return p, false
+	}
 
 	now := time.Now()
 	o.elements.expire(now)
-	r, o.next = o.next, newRound()
-	keys = o.elements.take()
-	for k := range keys {
+	p = part{owner: o, round: o.next, keys: o.elements.take()}
+	o.next, o.awaited = newRound(), false
+	for k := range p.keys {
 		e := o.elements.live(k, now)
 		if e == nil {
-			remove = append(remove, k)
+			p.remove = append(p.remove, rawElement{Key: k})
 			continue
 		}
-		add = append(add, e.raw(k, now))
+		p.add = append(p.add, e.raw(k, now))
 	}
-	return keys, r, add, remove
+	return p, true
 }
 
-func (e *liveElement) raw(k rawKey, now time.Time) rawElement {
+func (e *liveElement) raw(k Key, now time.Time) rawElement {
 	return rawElement{
-		rawKey: k, timeout: e.life, remains: max(e.deadline.Sub(now), time.Millisecond),
+		Key: k, timeout: e.life, remains: max(e.deadline.Sub(now), time.Millisecond),
 		known: now.Before(e.installed),
 	}
 }
 
-// end notes what became of the changes that begin took, and lets those who wait for them go on.
-func (o *SetOwner) end(
-	keys map[rawKey]struct{}, r *round, added []rawElement, failed map[rawKey]error, err error,
-) (again bool) {
+// finish notes what became of the changes that begin took, and lets those who wait for them go on. It returns true if
+// they have to be tried again.
+func (o *SetOwner) finish(p part, failed map[Key]error, err error) (again bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	defer close(r.done)
+	defer close(p.round.done)
 
 	now := time.Now()
 	if err != nil {
 		o.lastErr = err.Error()
-		r.pending = err
+		p.round.pending = err
 		if errors.Is(err, errNoSet) {
 			o.counters.NoTable++ // the elements go in with the table
 			return false
 		}
 		o.counters.Retried++
-		o.elements.giveBack(keys)
+		o.elements.giveBack(p.keys)
 		return true
 	}
 
-	r.refused = failed
-	for _, a := range added {
-		e := o.elements.elements[a.rawKey]
+	p.round.refused = failed
+	for _, a := range p.add {
+		e := o.elements.elements[a.Key]
 		switch {
-		case failed[a.rawKey] != nil:
+		case failed[a.Key] != nil:
 			o.counters.RefusedKernel++
-			o.lastErr = failed[a.rawKey].Error()
-			if _, changed := o.elements.changed[a.rawKey]; !changed {
-				delete(o.elements.elements, a.rawKey)
+			o.lastErr = failed[a.Key].Error()
+			if _, changed := o.elements.changed[a.Key]; !changed {
+				delete(o.elements.elements, a.Key)
 			}
 		case e != nil:
 			e.installed = now.Add(a.remains)
@@ -389,12 +369,7 @@ func refusedByKernel(err error) bool {
 }
 
 // send changes the kernel's copy. failed are the elements that it refused; err is why it took none.
-func (o *SetOwner) send(add []rawElement, remove []rawKey) (failed map[rawKey]error, err error) {
-	gone := make([]rawElement, len(remove))
-	for i, k := range remove {
-		gone[i].rawKey = k
-	}
-
+func (o *SetOwner) send(add, gone []rawElement) (failed map[Key]error, err error) {
 	if !o.features.Destroy {
 		if err := o.deleteEach(gone); err != nil {
 			return nil, err
@@ -418,7 +393,7 @@ func (o *SetOwner) send(add []rawElement, remove []rawKey) (failed map[rawKey]er
 
 // sendAll removes and adds in transactions of batchElements. One that the kernel refuses is sent again
 // element by element, so that one bad element does not take the others with it.
-func (o *SetOwner) sendAll(add, gone []rawElement) (failed map[rawKey]error, err error) {
+func (o *SetOwner) sendAll(add, gone []rawElement) (failed map[Key]error, err error) {
 	for len(add) > 0 || len(gone) > 0 {
 		g := gone[:min(len(gone), batchElements)]
 		a := add[:min(len(add), batchElements-len(g))]
@@ -442,9 +417,9 @@ func (o *SetOwner) sendAll(add, gone []rawElement) (failed map[rawKey]error, err
 			case err == nil:
 			case refusedByKernel(err):
 				if failed == nil {
-					failed = map[rawKey]error{}
+					failed = map[Key]error{}
 				}
-				failed[e.rawKey] = err
+				failed[e.Key] = err
 			default:
 				return nil, err
 			}
@@ -489,7 +464,7 @@ func (o *SetOwner) transact(messages ...elementMessage) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	err := o.socket.commit(firewall.Table, messages...)
+	err := o.commit.socket.commit(firewall.Table, messages...)
 	if errors.Is(err, unix.ENOENT) {
 		return errNoSet
 	}

@@ -15,7 +15,6 @@ type SetCounters struct {
 	RefusedFull    uint64 `json:"refused_full"`    // the set had as many as it may
 	RefusedBacklog uint64 `json:"refused_backlog"` // too many changes waited for the kernel
 	RefusedInvalid uint64 `json:"refused_invalid"` // a key or life that the set cannot have
-	RefusedOverlap uint64 `json:"refused_overlap"` // a range that overlaps another
 	RefusedExpired uint64 `json:"refused_expired"` // refreshed after its end
 	RefusedKernel  uint64 `json:"refused_kernel"`
 

@@ -150,7 +150,7 @@ func ProbeElements() (ElementFeatures, error) {
 		_ = c.Flush()
 	}()
 
-	e := rawElement{rawKey: rawKey{key: "\x7f\x00\x00\x01"}, timeout: time.Hour, remains: time.Minute}
+	e := rawElement{Key: "\x7f\x00\x00\x01", timeout: time.Hour, remains: time.Minute}
 	for range 2 { // the second time it is there
 		if err := s.commit(
 			t.Name, elementMessage{unix.NFT_MSG_NEWSETELEM, set.Name, []rawElement{e}},
@@ -165,7 +165,7 @@ func ProbeElements() (ElementFeatures, error) {
 	}
 	f.Refresh = len(there) == 1 && there[0].Expires > time.Hour/2
 
-	e.key = "\x7f\x00\x00\x02" // not there
+	e.Key = "\x7f\x00\x00\x02" // not there
 	f.Destroy = s.commit(t.Name, elementMessage{msgDestroySetElem, set.Name, []rawElement{e}}) == nil
 	return f, nil
 }

@@ -46,7 +46,7 @@ func signalled(mode firewall.SignallingMode) firewall.Input {
 		return qos.PortMatch{Protocol: p, Low: low, High: high}
 	}
 	in.Classes[2].Ports = append(in.Classes[2].Ports, port(qos.UDP, 3478, 3478))
-	in.Dynamic = append(firewall.HoleSets("calls", 256, 16, time.Minute),
+	in.Dynamic = append(firewall.HoleSets("calls", 256, 16, time.Minute, nil),
 		firewall.SignallingSets("calls", firewall.SignallingBounds{
 			Devices: 16, DeviceLife: time.Minute, Bans: 16, BanLife: time.Hour, Bypasses: 16, BypassLife: 30 * time.Second,
 		})...)

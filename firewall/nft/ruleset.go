@@ -19,10 +19,8 @@ type Ruleset struct {
 	owners   []*SetOwner
 	features *ElementFeatures // nil: not probed yet
 
-	// commit is held while a table is replaced, and while an owner sends elements. So an element is either
-	// part of the new table, or sent after it.
-	commit sync.Mutex
-	swept  bool // no stand-in of an earlier process is left
+	commit committer
+	swept  bool // no stand-in of an earlier process is left; with commit
 }
 
 // NewRuleset opens the owners of sets in the calling thread's network namespace, and takes over the
@@ -65,6 +63,9 @@ func (r *Ruleset) Use(sets ...firewall.DynamicSet) error {
 
 // open makes the owners of sets that have none yet.
 func (r *Ruleset) open(features ElementFeatures, sets []firewall.DynamicSet) error {
+	if err := r.commit.open(r.list); err != nil {
+		return err
+	}
 	names := map[string]bool{}
 	for _, d := range sets {
 		if names[d.Name] {
@@ -79,11 +80,8 @@ func (r *Ruleset) open(features ElementFeatures, sets []firewall.DynamicSet) err
 			return err
 		}
 		if err := o.adopt(); err != nil {
-			o.start()
-			o.close()
 			return err
 		}
-		o.start()
 		r.mu.Lock()
 		r.owners = append(r.owners, o)
 		r.mu.Unlock()
@@ -112,6 +110,7 @@ func (r *Ruleset) Close() {
 	for _, o := range all {
 		o.close()
 	}
+	r.commit.close()
 }
 
 // Set is the owner of the set called name.
@@ -187,7 +186,7 @@ func (r *Ruleset) withElements(t *nftables.Table, changes []firewall.Change) err
 		for _, o := range r.madeAnew(changes) {
 			again := o.beginRestore()
 			restored = append(restored, again)
-			if err := o.queueElements(c, t, again.added); err != nil {
+			if err := o.queueElements(c, t, again.add); err != nil {
 				return err
 			}
 		}
@@ -202,7 +201,7 @@ func (r *Ruleset) withElements(t *nftables.Table, changes []firewall.Change) err
 	}
 	// The rules matter more than the elements. If those were what the kernel refused, they follow one by
 	// one, as far as it takes them.
-	if slices.ContainsFunc(restored, func(again restoring) bool { return len(again.added) > 0 }) {
+	if slices.ContainsFunc(restored, func(again restoring) bool { return len(again.add) > 0 }) {
 		err = transact(t, changes, nil)
 	}
 	for _, again := range restored {
@@ -213,20 +212,14 @@ func (r *Ruleset) withElements(t *nftables.Table, changes []firewall.Change) err
 
 var errNotRestored = fmt.Errorf("table inet %s was replaced without its elements", firewall.Table)
 
-// restoring is an owner whose elements are part of a transaction.
-type restoring struct {
-	owner *SetOwner
-	keys  map[rawKey]struct{} // all of them, and what was removed and not sent yet
-	round *round
-	added []rawElement
-}
+// restoring is an owner whose elements are part of a transaction: all of them, and what was removed and not sent yet.
+type restoring struct{ part }
 
 // beginRestore takes all live elements, and the changes that wait. restoring.end must follow.
 func (o *SetOwner) beginRestore() restoring {
 	o.changeAll()
-	again := restoring{owner: o}
-	again.keys, again.round, again.added, _ = o.begin()
-	return again
+	p, _ := o.begin()
+	return restoring{p}
 }
 
 // changeAll marks every element as unknown to the kernel.
@@ -236,6 +229,7 @@ func (o *SetOwner) changeAll() {
 	for k := range o.elements.elements {
 		o.elements.changed[k] = struct{}{}
 	}
+	o.awaited = true // begin gives a part, though an empty one
 }
 
 // liveElements are the set's elements as they are now.
@@ -261,7 +255,7 @@ func (o *SetOwner) queueElements(c *nftables.Conn, t *nftables.Table, list []raw
 	for _, e := range list {
 		// The library cannot write how much of a timeout is left. As a timeout of its own it does as well.
 		elements = append(
-			elements, nftables.SetElement{Key: []byte(e.key), KeyEnd: []byte(e.end), Timeout: e.remains},
+			elements, nftables.SetElement{Key: []byte(e.Key), Timeout: e.remains},
 		)
 	}
 	for part := range slices.Chunk(elements, elementsPerMessage) {
@@ -274,15 +268,15 @@ func (o *SetOwner) queueElements(c *nftables.Conn, t *nftables.Table, list []raw
 
 func (r restoring) end(err error) {
 	o := r.owner
-	again := o.end(r.keys, r.round, r.added, nil, err)
+	again := o.finish(r.part, nil, err)
+	if again {
+		o.commit.kick()
+	}
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err == nil {
-		o.counters.Restored += uint64(len(r.added))
-	}
-	if again {
-		o.wakeLocked()
+		o.counters.Restored += uint64(len(r.add))
 	}
 }
 
@@ -291,7 +285,10 @@ func (r restoring) end(err error) {
 // dynamic sets are not: their owner knows. Others' tables are no business of ours. It calls ready once it
 // hears.
 func (r *Ruleset) Watch(ctx context.Context, ready, f func()) error {
-	return watch(ctx, r.owned, ready, f)
+	if err := r.commit.open(r.list); err != nil {
+		return err
+	}
+	return watch(ctx, r.commit.port(), r.owned, ready, f)
 }
 
 // owned says whether set is a dynamic set.
@@ -317,7 +314,7 @@ func (o *SetOwner) adopt() error {
 	}
 	want := o.set.Declaration()
 	i := slices.IndexFunc(sets, func(s *nftables.Set) bool {
-		return s.Name == want.Name && s.KeyType.Name == want.Type && s.Interval == want.Interval && s.HasTimeout
+		return s.Name == want.Name && s.KeyType.Name == want.Type && !s.Interval && s.HasTimeout
 	})
 	if i < 0 {
 		return nil // the plan creates it
@@ -331,7 +328,7 @@ func (o *SetOwner) adopt() error {
 	defer o.mu.Unlock()
 	now := time.Now()
 	for _, e := range elements {
-		k := rawKey{string(e.Key), string(e.KeyEnd)}
+		k := Key(e.Key)
 		if e.Expires <= 0 || len(o.elements.elements) == o.set.MaxElements {
 			continue
 		}

@@ -2,11 +2,14 @@ package nft
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/mdlayher/netlink"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"ringway/debounce"
@@ -21,14 +24,18 @@ var timing = debounce.Timing{Quiet: 50 * time.Millisecond, Longest: 50 * time.Mi
 // hundred kilobytes.
 const watchBuffer = 8 << 20
 
-// watch is Ruleset.Watch; elements of the sets that ignore names are not told of.
-func watch(ctx context.Context, ignore func(set string) bool, ready, f func()) error {
+// watch is Ruleset.Watch; elements of the sets that ignore names are not told of, and nothing that was done through
+// the socket with number own.
+func watch(ctx context.Context, own uint32, ignore func(set string) bool, ready, f func()) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("watch the ruleset: %w", err)
 	}
 	defer c.Close()
 	if err := c.SetReadBuffer(watchBuffer); err != nil {
+		return fmt.Errorf("watch the ruleset: %w", err)
+	}
+	if err := c.SetBPF(notOf(own)); err != nil {
 		return fmt.Errorf("watch the ruleset: %w", err)
 	}
 	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
@@ -52,6 +59,24 @@ func watch(ctx context.Context, ignore func(set string) bool, ready, f func()) e
 		return nil
 	}
 	return fmt.Errorf("watch the ruleset: %w", context.Cause(receiving))
+}
+
+// notOf passes what another socket than port had done: calls change elements many times a second, and the kernel
+// tells the notices of one transaction in one piece, each with the socket that it came by (struct nlmsghdr).
+func notOf(port uint32) []bpf.RawInstruction {
+	const portAt, all = 12, math.MaxUint32
+	b := make([]byte, 4)
+	binary.NativeEndian.PutUint32(b, port)
+	program, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: portAt, Size: 4}, // as on a wire: the most significant byte first
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(b), SkipFalse: 1},
+		bpf.RetConstant{Val: 0},
+		bpf.RetConstant{Val: all},
+	})
+	if err != nil {
+		panic(err) // the program is a constant but for the number
+	}
+	return program
 }
 
 func receive(c *netlink.Conn, ignore func(set string) bool, changed func()) error {

@@ -62,25 +62,23 @@ func TestElementsOfDynamicSetsAreNotTold(t *testing.T) {
 	ready, ended := make(chan struct{}, 2), make(chan error, 2)
 	var changed atomic.Bool
 	told, heard := make(chan bool, 100), make(chan bool, 100)
-	start := func(ignore func(string) bool, f func()) {
+	start := func(own uint32, ignore func(string) bool, f func()) {
 		_ = ns.Do(func() error {
-			ended <- watch(ctx, ignore, func() { ready <- struct{}{} }, f)
+			ended <- watch(ctx, own, ignore, func() { ready <- struct{}{} }, f)
 			return nil
 		})
 	}
-	go start(r.owned, func() { told <- changed.Load() })
-	go start(func(string) bool { return false }, func() { heard <- true })
+	go start(r.commit.port(), r.owned, func() { told <- changed.Load() })
+	go start(0, func(string) bool { return false }, func() { heard <- true })
 	<-ready
 	<-ready
 
 	o := owner(t, r, "media4")
 	for i := range 50 {
-		_, key := hole(i)
-		require.NoError(t, o.Add(t.Context(), time.Minute, key))
+		require.NoError(t, o.Add(t.Context(), time.Minute, hole(i)))
 	}
 	for i := range 25 {
-		_, key := hole(i)
-		require.NoError(t, o.Delete(t.Context(), key))
+		require.NoError(t, o.Delete(t.Context(), hole(i)))
 	}
 	ns.Run("nft", "add element inet ringway media4 { 10.2.20.9 . 10.1.10.2 . 5000 timeout 5s }")
 	in := branch()

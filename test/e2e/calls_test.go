@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -52,10 +53,10 @@ func callsStatus(t *testing.T, e *lab.Edge) calls.Status {
 // holesOf lists the holes of an edge, as `nft list set` shows them.
 func holesOf(t *testing.T, e *lab.Edge) (all []string) {
 	t.Helper()
-	for _, set := range []string{"media4", "media6", "media_net4", "media_net6"} {
-		out, err := e.Run(within(t, 5*time.Second), "nft", "list", "set", "inet", "ringway", set)
-		require.NoError(t, err)
-		_, elements, _ := strings.Cut(out, "elements = {")
+	table, err := e.Run(within(t, 5*time.Second), "nft", "list", "table", "inet", "ringway")
+	require.NoError(t, err)
+	for _, set := range regexp.MustCompile(`(?s)set media[46](_\d+)? \{.*?\n\t\}`).FindAllString(table, -1) {
+		_, elements, _ := strings.Cut(set, "elements = {")
 		elements, _, _ = strings.Cut(elements, "}")
 		for element := range strings.SplitSeq(elements, ",") {
 			key, _, found := strings.Cut(strings.TrimSpace(element), " timeout")
