@@ -89,12 +89,16 @@ func (c *counters) all() map[string]uint64 {
 }
 
 // handle decides about one message. It is called by the goroutine that read it.
-func (c *core) handle(m *transparent.Message) transparent.Action {
-	action, done := c.judge(m)
-	if done != nil && !c.asker.wait(done) {
+func (c *core) handle(m *transparent.Message) (action transparent.Action) {
+	action, action.Wait = c.judge(m)
+	return action
+}
+
+// wait returns when the daemon has what a message needs, or after a moment.
+func (c *core) wait(done <-chan struct{}) {
+	if !c.asker.wait(done) {
 		c.late.Add(1)
 	}
-	return action
 }
 
 // judge takes a message into account. done is closed when the daemon has what its call needs from now on; nil:

@@ -101,12 +101,12 @@ func holds(networks []netip.Prefix, a netip.Addr) bool {
 
 // Change is what one message of a call makes of its flows.
 type Change struct {
-	Hops  [2]netip.Addr `json:"hops,omitzero"` // of the leg, caller's side first; what they are bounds what may be opened
-	Via   []netip.Addr  `json:"via,omitempty"` // the hops of all legs of the call; they bound it as well
-	Open  []dialog.Flow `json:"open,omitempty"`
-	Close []dialog.Flow `json:"close,omitempty"`
+	Hops  [2]netip.Addr // of the leg, caller's side first; what they are bounds what may be opened
+	Via   []netip.Addr  // the hops of all legs of the call; they bound it as well
+	Open  []dialog.Flow
+	Close []dialog.Flow
 
-	Places []Place `json:"places,omitempty"` // in voice budgets, in the order in which they are to change
+	Places []Place // in voice budgets, in the order in which they are to change
 }
 
 // Place is a change of what an engine keeps for a flow.
@@ -162,10 +162,6 @@ type (
 	socketsRequest struct {
 		Kind  transparent.SocketKind `json:"kind"`
 		Count int                    `json:"count"`
-	}
-	flowsRequest struct {
-		Changes []Change `json:"changes"`
-		Whole   bool     `json:"whole,omitempty"` // there are no other flows than those that are opened here
 	}
 	homerRequest struct {
 		Server netip.AddrPort `json:"server"`

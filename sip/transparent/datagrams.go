@@ -36,7 +36,16 @@ type reader struct {
 
 	message Message
 	sip     message.Message
+	judged  [slots]judged
 	out     outbound
+}
+
+// judged is a datagram of which the Handler has said what becomes of it.
+type judged struct {
+	Action
+	from, to netip.AddrPort
+	raw      []byte
+	refused  bool // the Handler has not seen it
 }
 
 // newReader makes a reader of a duplicate of f.
@@ -92,38 +101,56 @@ func (rd *reader) round() error {
 	}
 	for i := range rd.n {
 		rd.beat.work(rd.r.now())
-		rd.relay(i)
+		rd.judged[i] = rd.judge(i)
+	}
+	for i := range rd.n {
+		j := &rd.judged[i]
+		if j.Wait != nil {
+			rd.r.config.Wait(j.Wait)
+		}
+		rd.beat.work(rd.r.now())
+		rd.relay(j)
+		*j = judged{}
 	}
 	return nil
 }
 
-// relay shows one datagram to the Handler, and does what that says.
-func (rd *reader) relay(i int) {
-	raw, from, to, why := rd.slots.datagram(i)
-	if why == none {
-		why = rd.refuses(from, to)
+// judge shows one datagram to the Handler.
+func (rd *reader) judge(i int) (j judged) {
+	var why event
+	if j.raw, j.from, j.to, why = rd.slots.datagram(i); why == none {
+		why = rd.refuses(j.from, j.to)
 	}
 	if why != none {
 		rd.r.counts.add(why)
-		return
+		return judged{refused: true}
 	}
 
 	m := &rd.message
-	*m = Message{From: from, To: to, Transport: UDP, FromNear: rd.near, Raw: raw, SIP: &rd.sip}
-	m.Reason = rd.sip.Scan(raw)
-	a := rd.r.config.Handle(m)
-	if len(a.Reply) > 0 {
-		rd.r.counts.add(replies)
-		rd.r.egress.send(&rd.out, to, from, a.Reply)
+	*m = Message{From: j.from, To: j.to, Transport: UDP, FromNear: rd.near, Raw: j.raw, SIP: &rd.sip}
+	m.Reason = rd.sip.Scan(j.raw)
+	j.Action = rd.r.config.Handle(m)
+	return j
+}
+
+// relay does with one datagram what was said of it.
+func (rd *reader) relay(j *judged) {
+	if j.refused {
+		return
 	}
-	switch {
-	case a.Drop:
+	if len(j.Reply) > 0 {
+		rd.r.counts.add(replies)
+		rd.r.egress.send(&rd.out, j.to, j.from, j.Reply)
+	}
+	if j.Drop {
 		rd.r.counts.add(datagramsDropped)
 		return
-	case a.Raw != nil:
-		raw = a.Raw
 	}
-	if rd.r.egress.send(&rd.out, from, to, raw) {
+	raw := j.raw
+	if j.Raw != nil {
+		raw = j.Raw
+	}
+	if rd.r.egress.send(&rd.out, j.from, j.to, raw) {
 		rd.r.counts.add(datagramsPassed)
 	}
 }

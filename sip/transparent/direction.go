@@ -129,7 +129,11 @@ func (d *direction) show(s *scratch, b []byte, why message.Reason) Action {
 	}
 	d.beat.work(d.p.r.now())
 	defer d.beat.wait()
-	return d.p.r.config.Handle(&s.message)
+	a := d.p.r.config.Handle(&s.message)
+	if a.Wait != nil {
+		d.p.r.config.Wait(a.Wait)
+	}
+	return a
 }
 
 // fault ends the pair: nothing that follows on this stream has a certain start. The Handler learns of it, since

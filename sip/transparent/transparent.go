@@ -72,11 +72,14 @@ type Action struct {
 	Raw []byte
 	// Close ends the TCP connection, after Reply and Raw have been written.
 	Close bool
+	// Wait is what has to be closed before the message goes on; nil: nothing. Config.Wait waits for it.
+	Wait <-chan struct{}
 }
 
 // Handler judges a message. It is called on the goroutine that read it: several at once, those of one listener or
-// of one direction of a connection one after the other. What it returns must stay unchanged until the next call
-// on the same goroutine. While it runs, nothing else of the listener is read.
+// of one direction of a connection one after the other. What it returns must stay unchanged. While it runs, nothing
+// else of the listener is read. Datagrams that came together are all judged before the first of them goes on, so that
+// what several of them wait for is asked for at once.
 type Handler func(*Message) Action
 
 // SocketKind says what kind of socket a message leaves by.
@@ -125,6 +128,9 @@ type Listener struct {
 type Config struct {
 	Listeners []Listener
 	Handle    Handler
+	// Wait returns when a message whose Action has this Wait may go on. While it does not, nothing else of the listener
+	// goes on: the caller bounds it. Nil: it waits for as long as it takes.
+	Wait func(<-chan struct{})
 
 	// Inside reports whether an address is behind a tunnel. It is called for every datagram.
 	Inside func(netip.Addr) bool
@@ -185,6 +191,9 @@ func set[T comparable](field *T, value T) {
 
 func (c Config) withDefaults() Config {
 	c.Limits = c.Limits.withDefaults()
+	if c.Wait == nil {
+		c.Wait = func(done <-chan struct{}) { <-done }
+	}
 	if c.Inside == nil {
 		c.Inside = func(netip.Addr) bool { return false }
 	}
