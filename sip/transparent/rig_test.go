@@ -241,6 +241,8 @@ func (r *rig) config() Config {
 			return Action{}
 		},
 		Unreachable: func(to netip.AddrPort) { r.unreachable <- to },
+		// On a busy machine the first datagram may wait for its socket for longer than a phone would.
+		Limits: Limits{Fetch: patience},
 	}
 }
 

@@ -143,7 +143,8 @@ func (s *side) closeWrite() error {
 	if err := s.flushLocked(); err != nil {
 		return err
 	}
-	if err := s.conn.CloseWrite(); err != nil {
+	// A connection that both ends have closed already is not one: the relay before this one has passed it on.
+	if err := s.conn.CloseWrite(); err != nil && !errors.Is(err, unix.ENOTCONN) {
 		return failure(peerReset)
 	}
 	return nil
