@@ -315,7 +315,7 @@ func (c *Child) admit(conn *net.UnixConn) (*Conn, error) {
 	}
 	if w, wireErr := newWire(conn, false); wireErr == nil {
 		refusal := envelope{Version: c.options.Protocol.Major, Type: typeRefused, Error: err.Error()}
-		_ = w.write(refusal, nil, nil, sendTimeout)
+		_ = w.write(refusal, nil, nil, nil, sendTimeout)
 	}
 	conn.Close()
 	return nil, err

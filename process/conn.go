@@ -34,6 +34,9 @@ type Request struct {
 	Body  any    // a struct whose fields go into the message, or nil
 	Files []File // sent as duplicates; the caller keeps its own
 
+	// Attached goes beside the fields as it is, where JSON would cost more than what is done about it.
+	Attached []byte
+
 	// Long marks a request that may take longer, as one that changes everything (Timing.Change instead of
 	// Timing.Answer).
 	Long bool
@@ -239,10 +242,10 @@ func (c *Conn) answer(m *Message, reply Reply, err error) {
 	if h, ok := reply.Body.(helloBody); ok {
 		env.Hello, reply.Body = h.json, nil
 	}
-	err = c.w.write(env, reply.Body, reply.Files, sendTimeout)
+	err = c.w.write(env, reply.Body, nil, reply.Files, sendTimeout)
 	if errors.Is(err, errNotSent) {
 		env.Error, env.Hello = err.Error(), nil
-		err = c.w.write(env, nil, nil, sendTimeout)
+		err = c.w.write(env, nil, nil, nil, sendTimeout)
 	}
 	if err != nil {
 		c.w.close()
@@ -252,7 +255,7 @@ func (c *Conn) answer(m *Message, reply Reply, err error) {
 // push sends an event.
 func (c *Conn) push(env envelope, body any) error {
 	env.Version = c.o.version
-	return c.w.write(env, body, nil, sendTimeout)
+	return c.w.write(env, body, nil, nil, sendTimeout)
 }
 
 // answered gives an answer to the call that waits for it.
@@ -293,7 +296,7 @@ func (c *Conn) call(caller context.Context, env envelope, r Request) (*Message, 
 	if err != nil {
 		return nil, err
 	}
-	if err := c.w.write(env, r.Body, r.Files, time.Until(deadline)); err != nil {
+	if err := c.w.write(env, r.Body, r.Attached, r.Files, time.Until(deadline)); err != nil {
 		c.forget(env.ID, ch)
 		return nil, c.writeFailed(caller, r.Type, err)
 	}

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,7 @@ type Message struct {
 
 	env      envelope
 	body     []byte
+	attached []byte
 	files    []File
 	filesErr error // descriptors were sent and did not all arrive
 	conn     *Conn
@@ -68,6 +70,9 @@ func (m *Message) Decode(v any) error {
 	}
 	return nil
 }
+
+// Attached are the bytes beside the fields of a message; nil: there are none.
+func (m *Message) Attached() []byte { return m.attached }
 
 // Files are the descriptors that came with the message. They are closed once the message is dealt with.
 func (m *Message) Files() []File { return m.files }
@@ -118,9 +123,18 @@ func joinObjects(a, b []byte) ([]byte, error) {
 	return append(out, b[1:]...), nil
 }
 
+// attach puts bytes beside the fields of a message: after a zero byte, which is in no JSON text.
+func attach(message, more []byte) []byte {
+	if len(more) == 0 {
+		return message
+	}
+	return append(append(message, 0), more...)
+}
+
 // decode reads one whole message. The fuzzer aims at it.
 func decode(b []byte) (*Message, error) {
-	m := &Message{body: b}
+	b, attached, _ := bytes.Cut(b, []byte{0})
+	m := &Message{body: b, attached: attached}
 	if err := json.Unmarshal(b, &m.env); err != nil {
 		return nil, fmt.Errorf("decode control message: %w", err)
 	}

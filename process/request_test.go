@@ -291,13 +291,14 @@ func wires(t *testing.T) (a, b *wire) {
 func TestALongMessageArrivesWholeWithItsDescriptors(t *testing.T) {
 	a, b := wires(t)
 	text := strings.Repeat("public_key=0123\n", 100_000) // a hub's
+	attached := bytes.Repeat([]byte{0, '{', 0xff, '\n'}, 10_000)
 	null, err := os.Open(os.DevNull)
 	require.NoError(t, err)
 	defer null.Close()
 	sent := make(chan error, 1)
 	go func() {
 		files := []File{{"null", int(null.Fd())}}
-		sent <- a.write(envelope{Version: 3, Type: "set"}, word{Word: text}, files, time.Minute)
+		sent <- a.write(envelope{Version: 3, Type: "set"}, word{Word: text}, attached, files, time.Minute)
 	}()
 	m, err := b.read()
 	require.NoError(t, err)
@@ -306,6 +307,7 @@ func TestALongMessageArrivesWholeWithItsDescriptors(t *testing.T) {
 	var w word
 	require.NoError(t, m.Decode(&w))
 	assert.Equal(t, text, w.Word)
+	assert.Equal(t, attached, m.Attached())
 	assert.Equal(t, 3, m.env.Version)
 	assert.Equal(t, os.Getpid(), m.Sender.PID, "according to the kernel")
 	require.Len(t, m.Files(), 1)
@@ -317,7 +319,7 @@ func TestALongMessageArrivesWholeWithItsDescriptors(t *testing.T) {
 
 func TestAPeerThatDoesNotReadHoldsNobodyUp(t *testing.T) {
 	a, b := wires(t)
-	err := a.write(envelope{Type: "set"}, word{Word: strings.Repeat("x", 4<<20)}, nil, 50*time.Millisecond)
+	err := a.write(envelope{Type: "set"}, word{Word: strings.Repeat("x", 4<<20)}, nil, nil, 50*time.Millisecond)
 	assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	_, err = b.read()
 	assert.Error(t, err, "half a message is never taken for the beginning of the next one")

@@ -12,7 +12,7 @@ import (
 )
 
 // The control protocol's framing. One SOCK_SEQPACKET connection for each caller; every message is a JSON
-// object, cut into packets of at most frameSize bytes, since a packet has to fit the socket's buffer:
+// object, after which a zero byte and other bytes may follow, cut into packets of at most frameSize bytes, since a packet has to fit the socket's buffer:
 //
 //	packet  = kind part-of-message      kind: '+' more packets follow, '.' this is the last
 //
@@ -99,7 +99,7 @@ func (w *wire) close() error { return w.c.Close() }
 
 // write sends a message and, beside its last packet, descriptors. It gives up after timeout: a peer that does
 // not read must never hold up its sender.
-func (w *wire) write(env envelope, body any, files []File, timeout time.Duration) error {
+func (w *wire) write(env envelope, body any, attached []byte, files []File, timeout time.Duration) error {
 	if len(files) > maxFiles {
 		return fmt.Errorf("%w: control message %s with %d descriptors (at most %d in one message)",
 			errNotSent, env.Type, len(files), maxFiles)
@@ -113,6 +113,7 @@ func (w *wire) write(env envelope, body any, files []File, timeout time.Duration
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
+	message = attach(message, attached)
 	if len(message) > maxMessage {
 		return fmt.Errorf("%w: %w", errNotSent, errTooLong)
 	}

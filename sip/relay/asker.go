@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"ringway/process"
 	"ringway/sip/dialog"
 )
 
@@ -30,7 +29,7 @@ const (
 // what comes meanwhile goes into the next. What closes is told a moment later than what opens, since nobody waits for
 // it. After a failure, and to a new daemon, it tells the whole.
 type asker struct {
-	send  func(ctx context.Context, r process.Request) error
+	send  func(ctx context.Context, r flowsRequest) error
 	whole func() []Change // that open all flows which are needed now
 
 	wake chan struct{}
@@ -44,7 +43,7 @@ type asker struct {
 	due     bool // what closes goes with the next request
 }
 
-func newAsker(send func(context.Context, process.Request) error, whole func() []Change) *asker {
+func newAsker(send func(context.Context, flowsRequest) error, whole func() []Change) *asker {
 	return &asker{
 		send: send, whole: whole, wake: make(chan struct{}, 1), next: make(chan struct{}),
 		closing: map[dialog.Flow]struct{}{},
@@ -185,7 +184,7 @@ func (a *asker) round(ctx context.Context) error {
 
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	err := a.send(ctx, process.Request{Type: typeFlows, Body: r, Within: askLimit})
+	err := a.send(ctx, r)
 	if err != nil {
 		a.tellAll()
 	} else {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"ringway/process"
 	"ringway/sip/dialog"
 )
 
@@ -23,8 +22,8 @@ func flowTo(port uint16) dialog.Flow {
 func asked(t *testing.T, whole []Change, f func(a *asker)) (requests []flowsRequest, at []time.Duration) {
 	synctest.Test(t, func(*testing.T) {
 		began := time.Now()
-		a := newAsker(func(_ context.Context, r process.Request) error {
-			requests, at = append(requests, r.Body.(flowsRequest)), append(at, time.Since(began))
+		a := newAsker(func(_ context.Context, r flowsRequest) error {
+			requests, at = append(requests, r), append(at, time.Since(began))
 			return nil
 		}, func() []Change { return whole })
 		ctx, cancel := context.WithCancel(context.Background())

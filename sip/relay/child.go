@@ -91,7 +91,7 @@ func (s *server) handleSettings(_ context.Context, m *process.Message) (process.
 	first := s.core == nil
 	if first {
 		s.core = newCore(time.Now)
-		s.core.asker = newAsker(s.send, s.core.flows)
+		s.core.asker = newAsker(s.sendFlows, s.core.flows)
 	}
 	if err := s.core.use(settings); err != nil {
 		return process.Reply{}, err
@@ -207,6 +207,12 @@ func (s *server) send(ctx context.Context, r process.Request) error {
 	}
 	m.Close()
 	return nil
+}
+
+// sendFlows tells the daemon what calls need.
+func (s *server) sendFlows(ctx context.Context, r flowsRequest) error {
+	head, packed := r.pack()
+	return s.send(ctx, process.Request{Type: typeFlows, Body: head, Attached: packed, Within: askLimit})
 }
 
 // openSockets asks the daemon for fresh sockets of a kind.

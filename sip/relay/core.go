@@ -252,6 +252,7 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
 func (c *core) expire(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var looked time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -261,27 +262,47 @@ func (c *core) expire(ctx context.Context) {
 		}
 		c.mu.Lock()
 		now := c.now()
-		st := c.tracker.Expire(now)
-		var change Change
-		c.carryOut(&change, c.policy.ledger.Follow(now, st, admission.Info{}))
-		c.settle(&st, change)
-		for _, l := range st.Ended {
-			if c.policy.watch != nil {
-				c.policy.watch.Ended(now, l.CallID)
-			}
+		if now.Sub(looked) >= watchEvery {
+			looked = now
+			c.expireRest(now)
 		}
-		c.policy.phones.Expire(now)
-		c.policy.refusals.expire(now)
-		if c.policy.watch != nil {
-			c.report(c.policy.watch.Expire(now))
-		}
-		next := c.tracker.Next()
+		next := c.expireCalls(now)
 		c.mu.Unlock()
 		wait := watchEvery
 		if !next.IsZero() {
-			wait = min(max(next.Sub(now), time.Millisecond), watchEvery)
+			wait = min(max(next.Sub(now), expireEvery), watchEvery)
 		}
 		timer.Reset(wait)
+	}
+}
+
+// expireEvery is the least time between two looks at what calls wait for: with many calls one of them always waits.
+// watchEvery is how often it is looked at what else is too old, which takes a look at all of it.
+const (
+	expireEvery = 20 * time.Millisecond
+	watchEvery  = 2 * time.Second
+)
+
+// expireCalls ends calls, and says when it is to be called again. The caller holds the lock.
+func (c *core) expireCalls(now time.Time) (next time.Time) {
+	st := c.tracker.Expire(now)
+	var change Change
+	c.carryOut(&change, c.policy.ledger.Follow(now, st, admission.Info{}))
+	c.settle(&st, change)
+	if c.policy.watch != nil {
+		for _, l := range st.Ended {
+			c.policy.watch.Ended(now, l.CallID)
+		}
+	}
+	return c.tracker.Next()
+}
+
+// expireRest forgets registrations, refusals, and what sources of abuse did. The caller holds the lock.
+func (c *core) expireRest(now time.Time) {
+	c.policy.phones.Expire(now)
+	c.policy.refusals.expire(now)
+	if c.policy.watch != nil {
+		c.report(c.policy.watch.Expire(now))
 	}
 }
 
@@ -434,9 +455,6 @@ func shortID(l *dialog.Leg) string {
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
-
-// watchEvery is how often it is looked what has waited too long for an answer.
-const watchEvery = 2 * time.Second
 
 // party is the user of an address as the policy shows it, or its host where it has none.
 func (c *core) party(m *message.Message, k message.Kind) string {

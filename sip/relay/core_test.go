@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"ringway/process"
 	"ringway/sip/dialog"
 	"ringway/sip/message"
 	"ringway/sip/transparent"
@@ -37,9 +36,9 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{core: newCore(time.Now), t: t, asked: make(chan flowsRequest), reply: make(chan error),
 		told: make(chan struct{}, 100)}
-	w.core.asker = newAsker(func(ctx context.Context, r process.Request) error {
+	w.core.asker = newAsker(func(ctx context.Context, r flowsRequest) error {
 		select {
-		case w.asked <- r.Body.(flowsRequest):
+		case w.asked <- r:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

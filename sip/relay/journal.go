@@ -117,11 +117,16 @@ func (j *journal) encode(l *dialog.Leg, about *call.Call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := json.Marshal(line{Key: k.key, Leg: saved, Call: about})
-	if err != nil {
-		return nil, err
+	// Put together here: the library would read what it has just written once more.
+	b := fmt.Appendf(nil, `{"k":%d,"leg":%s`, k.key, saved)
+	if about != nil {
+		call, err := json.Marshal(about)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"call":`...), call...)
 	}
-	b = append(b, '\n')
+	b = append(b, "}\n"...)
 	j.live += len(b) - k.bytes
 	k.bytes = len(b)
 	return b, nil

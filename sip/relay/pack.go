@@ -2,7 +2,6 @@ package relay
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,64 +9,59 @@ import (
 	"ringway/sip/dialog"
 )
 
-// flowsRequest crosses the control socket with every message that changes what a call needs. Its addresses are packed:
-// as text they cost more than all that the daemon does about them but for the kernel's part.
+// flowsRequest crosses the control socket with every message that changes what a call needs. Its changes go beside the
+// fields, packed: as JSON they cost more than all that the daemon does about them but for the kernel's part.
 type flowsRequest struct {
 	Changes []Change
 	Whole   bool // there are no other flows than those that are opened here
 }
 
-// maxChanges bounds a request: one change for each leg, and what waits besides.
-const maxChanges = maxLegs + 2*maxQueued
-
-// packedFlows is a flowsRequest on its way. Places has those of each change, if there are any.
-type packedFlows struct {
+// flowsHead are the fields of the request. Places has those of each change, if there are any.
+type flowsHead struct {
 	Whole  bool      `json:"whole,omitempty"`
-	Packed []byte    `json:"changes"`
 	Places [][]Place `json:"places,omitempty"`
 }
 
-// MarshalJSON packs a request.
-func (r flowsRequest) MarshalJSON() ([]byte, error) {
-	w := packedFlows{Whole: r.Whole, Packed: make([]byte, 0, 256)}
+// maxChanges bounds a request: one change for each leg, and what waits besides.
+const maxChanges = maxLegs + 2*maxQueued
+
+// pack gives the two parts of a request.
+func (r *flowsRequest) pack() (head flowsHead, packed []byte) {
+	head.Whole, packed = r.Whole, make([]byte, 0, 256)
 	for i := range r.Changes {
 		c := &r.Changes[i]
-		w.Packed = c.pack(w.Packed)
-		if len(c.Places) > 0 && w.Places == nil {
-			w.Places = make([][]Place, len(r.Changes))
+		packed = c.pack(packed)
+		if len(c.Places) > 0 && head.Places == nil {
+			head.Places = make([][]Place, len(r.Changes))
 		}
-		if w.Places != nil {
-			w.Places[i] = c.Places
+		if head.Places != nil {
+			head.Places[i] = c.Places
 		}
 	}
-	return json.Marshal(w)
+	return head, packed
 }
 
-// UnmarshalJSON unpacks a request. Its bytes are an unprivileged process's.
-func (r *flowsRequest) UnmarshalJSON(b []byte) error {
-	var w packedFlows
-	if err := json.Unmarshal(b, &w); err != nil {
-		return err
-	}
-	*r = flowsRequest{Whole: w.Whole}
-	u := unpacker{rest: w.Packed}
+// unpack puts a request together. Its bytes are an unprivileged process's.
+func unpack(head flowsHead, packed []byte) (r flowsRequest, err error) {
+	r.Whole = head.Whole
+	u := unpacker{rest: packed}
 	for len(u.rest) > 0 && !u.bad && len(r.Changes) <= maxChanges {
 		r.Changes = append(r.Changes, u.change())
 	}
 	switch {
 	case len(r.Changes) > maxChanges:
-		return fmt.Errorf("more than %d changes", maxChanges)
+		return r, fmt.Errorf("more than %d changes", maxChanges)
 	case u.bad:
-		return errors.New("changes of flows that end early, or have no such form")
-	case w.Places == nil:
-		return nil
-	case len(w.Places) != len(r.Changes):
-		return fmt.Errorf("places of %d changes, with %d changes", len(w.Places), len(r.Changes))
+		return r, errors.New("changes of flows that end early, or have no such form")
+	case head.Places == nil:
+		return r, nil
+	case len(head.Places) != len(r.Changes):
+		return r, fmt.Errorf("places of %d changes, with %d changes", len(head.Places), len(r.Changes))
 	}
-	for i, p := range w.Places {
+	for i, p := range head.Places {
 		r.Changes[i].Places = p
 	}
-	return nil
+	return r, nil
 }
 
 // pack appends a change without its places: three addresses or more, then two lists of flows, each with its length.

@@ -28,10 +28,13 @@ func packed() flowsRequest {
 // What crosses the control socket reads as what was written.
 func TestChangesSurviveTheirEncoding(t *testing.T) {
 	for _, want := range []flowsRequest{packed(), {}, {Whole: true}, {Changes: packed().Changes[:1]}} {
-		b, err := json.Marshal(want)
+		head, packed := want.pack()
+		b, err := json.Marshal(head)
 		require.NoError(t, err)
-		var got flowsRequest
-		require.NoError(t, json.Unmarshal(b, &got))
+		var back flowsHead
+		require.NoError(t, json.Unmarshal(b, &back))
+		got, err := unpack(back, packed)
+		require.NoError(t, err)
 		assert.Equal(t, want, got)
 	}
 }
@@ -41,15 +44,13 @@ func TestChangesThatAreCut(t *testing.T) {
 	whole := packed()
 	b := whole.Changes[0].pack(nil)
 	for n := 1; n < len(b); n++ {
-		text, err := json.Marshal(packedFlows{Packed: b[:n]})
-		require.NoError(t, err)
-		var got flowsRequest
-		assert.Error(t, json.Unmarshal(text, &got), "%d of %d bytes", n, len(b))
+		_, err := unpack(flowsHead{}, b[:n])
+		assert.Error(t, err, "%d of %d bytes", n, len(b))
 	}
-	text, err := json.Marshal(packedFlows{Packed: b, Places: make([][]Place, 2)})
-	require.NoError(t, err)
-	var got flowsRequest
-	assert.ErrorContains(t, json.Unmarshal(text, &got), "places of 2 changes, with 1 changes")
+	_, err := unpack(flowsHead{Places: make([][]Place, 2)}, b)
+	assert.ErrorContains(t, err, "places of 2 changes, with 1 changes")
+	_, err = unpack(flowsHead{}, make([]byte, 5*(maxChanges+1)))
+	assert.ErrorContains(t, err, "more than")
 }
 
 func FuzzUnpack(f *testing.F) {
@@ -57,23 +58,13 @@ func FuzzUnpack(f *testing.F) {
 		f.Add(c.pack(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		u := unpacker{rest: b}
-		var changes []Change
-		for len(u.rest) > 0 && !u.bad {
-			changes = append(changes, u.change())
-		}
-		if u.bad {
+		r, err := unpack(flowsHead{}, b)
+		if err != nil {
 			return
 		}
-		var again []byte
-		for i := range changes {
-			again = changes[i].pack(again)
-		}
-		v := unpacker{rest: again}
-		for i := range changes {
-			if got := v.change(); v.bad || len(got.Open) != len(changes[i].Open) {
-				t.Fatal("what was unpacked does not survive another way")
-			}
-		}
+		head, packed := r.pack()
+		again, err := unpack(head, packed)
+		require.NoError(t, err)
+		assert.Equal(t, r, again)
 	})
 }

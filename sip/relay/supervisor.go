@@ -377,8 +377,12 @@ func (s *Supervisor) handleSockets(_ context.Context, m *process.Message) (proce
 }
 
 func (s *Supervisor) handleFlows(ctx context.Context, m *process.Message) (process.Reply, error) {
-	var r flowsRequest
-	if err := m.Decode(&r); err != nil {
+	var head flowsHead
+	if err := m.Decode(&head); err != nil {
+		return process.Reply{}, err
+	}
+	r, err := unpack(head, m.Attached())
+	if err != nil {
 		return process.Reply{}, err
 	}
 	return process.Reply{}, s.cfg.Flows(ctx, r.Changes, r.Whole)

@@ -188,7 +188,7 @@ func (s *slotMemory) receive(fd uintptr) (n int, errno unix.Errno) {
 		s.headers[i].Header.Namelen = uint32(len(s.names[i].B))
 		s.headers[i].Header.SetControllen(controlSize)
 	}
-	got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&s.headers[0])), slots,
+	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&s.headers[0])), slots,
 		unix.MSG_DONTWAIT, 0, 0)
 	return int(got), errno
 }

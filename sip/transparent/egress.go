@@ -179,8 +179,9 @@ func (o *outbound) send(fd int, from netip.Addr, to netip.AddrPort, b []byte) un
 	return errno
 }
 
+// sendmsg does not wait, so Go's scheduler need not look for other work meanwhile.
 func (o *outbound) sendmsg(fd int) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.header)),
+	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.header)),
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return errno
 }
