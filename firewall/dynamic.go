@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -118,7 +119,7 @@ func holeSet(f family, sourceBits int) string {
 	if sourceBits == 0 || sourceBits == f.bits() {
 		return holes + f.suffix()
 	}
-	return fmt.Sprintf("%s%s_%d", holes, f.suffix(), sourceBits)
+	return holes + f.suffix() + "_" + strconv.Itoa(sourceBits)
 }
 
 // HoleSet is the name of the set of holes for a source of as many addresses as this one.

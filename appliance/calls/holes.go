@@ -134,15 +134,17 @@ func (w *world) sources(f dialog.Flow) []netip.Prefix {
 	})
 }
 
-// check says why a call between these hops may not have a flow; empty: it may.
-func (w *world) check(f dialog.Flow, hops []netip.Addr) string {
+// check says why the call of a change may not have a flow; empty: it may.
+func (w *world) check(f dialog.Flow, c *relay.Change) string {
 	from := f.From
 	if !from.IsValid() {
 		from = f.Asked
 	}
 	var reached [internet + 1]bool
-	for _, h := range hops {
-		reached[w.side(h)] = true
+	for _, hops := range [][]netip.Addr{c.Hops[:], c.Via} {
+		for _, h := range hops {
+			reached[w.side(h)] = true
+		}
 	}
 	switch x, y := w.side(from), w.side(f.To.Addr()); {
 	case f.To.Port() < lowestPort:
@@ -280,7 +282,7 @@ func (h *holes) forget(set string, elements []nft.Key) {
 	}
 	for f, keys := range h.flows {
 		if slices.ContainsFunc(keys, func(k key) bool { return gone[k] }) {
-			h.closeFlow(f, map[key]bool{})
+			h.closeFlow(f, nil)
 		}
 	}
 }
@@ -296,61 +298,58 @@ func (h *holes) count(reason string, n int, err error) error {
 func (h *holes) plan(changes []relay.Change, whole bool) (add, remove map[string][]nft.Key) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	added, removed := map[key]bool{}, map[key]bool{}
+	var touched []key
 	if whole {
-		h.keepOnly(changes, removed)
+		touched = h.keepOnly(changes, touched)
 	}
-	for _, c := range changes {
+	for i := range changes {
+		c := &changes[i]
 		for _, f := range c.Open {
-			h.openFlow(f, c, whole, added)
+			touched = h.openFlow(f, c, whole, touched)
 		}
 		for _, f := range c.Close {
-			h.closeFlow(f, removed)
+			touched = h.closeFlow(f, touched)
 		}
 	}
 
 	add, remove = map[string][]nft.Key{}, map[string][]nft.Key{}
-	for k := range added {
+	for _, k := range touched {
 		if h.open[k] != nil {
 			add[k.set] = append(add[k.set], k.element)
-		}
-	}
-	for k := range removed {
-		if h.open[k] == nil {
+		} else {
 			remove[k.set] = append(remove[k.set], k.element)
 		}
 	}
 	return add, remove
 }
 
-// keepOnly closes what none of the changes opens, and what may no longer be open: the config may be another one.
-func (h *holes) keepOnly(changes []relay.Change, removed map[key]bool) {
+// keepOnly closes what none of the changes opens, and what may no longer be open: the config may be another one. Like
+// openFlow and closeFlow it appends to touched the elements that were added or removed.
+func (h *holes) keepOnly(changes []relay.Change, touched []key) []key {
 	needed := map[dialog.Flow]bool{}
-	for _, c := range changes {
-		hops := slices.Concat(c.Hops[:], c.Via)
-		for _, f := range c.Open {
-			needed[f] = needed[f] || h.world.check(f, hops) == ""
+	for i := range changes {
+		for _, f := range changes[i].Open {
+			needed[f] = needed[f] || h.world.check(f, &changes[i]) == ""
 		}
 	}
 	for f := range h.flows {
 		if !needed[f] {
-			h.closeFlow(f, removed)
+			touched = h.closeFlow(f, touched)
 		}
 	}
+	return touched
 }
 
-func (h *holes) openFlow(f dialog.Flow, c relay.Change, again bool, added map[key]bool) {
+func (h *holes) openFlow(f dialog.Flow, c *relay.Change, again bool, touched []key) []key {
 	if keys, there := h.flows[f]; there {
 		if again {
-			for _, k := range keys {
-				added[k] = true
-			}
+			touched = append(touched, keys...)
 		}
-		return
+		return touched
 	}
-	if why := h.world.check(f, slices.Concat(c.Hops[:], c.Via)); why != "" {
+	if why := h.world.check(f, c); why != "" {
 		h.refused[why]++
-		return
+		return touched
 	}
 	phone, most := h.countedFor(c.Hops, f)
 	var keys []key
@@ -359,17 +358,20 @@ func (h *holes) openFlow(f dialog.Flow, c relay.Change, again bool, added map[ke
 	}
 	if h.phones[phone]+len(keys) > most {
 		h.refused[refusedPhone]++
-		return
+		return touched
 	}
 	for _, k := range keys {
-		if h.open[k] == nil {
-			h.open[k] = &hole{phone: phone}
+		x := h.open[k]
+		if x == nil {
+			x = &hole{phone: phone}
+			h.open[k] = x
 			h.phones[phone]++
-			added[k] = true
+			touched = append(touched, k)
 		}
-		h.open[k].flows++
+		x.flows++
 	}
 	h.flows[f] = keys
+	return touched
 }
 
 // countedFor is the address that a flow's holes are counted for, and how many it may have: the phone of this box
@@ -383,19 +385,20 @@ func (h *holes) countedFor(hops [2]netip.Addr, f dialog.Flow) (a netip.Addr, mos
 	return hops[0], maxHolesOfServer
 }
 
-func (h *holes) closeFlow(f dialog.Flow, removed map[key]bool) {
+func (h *holes) closeFlow(f dialog.Flow, touched []key) []key {
 	for _, k := range h.flows[f] {
 		x := h.open[k]
 		if x.flows--; x.flows > 0 {
 			continue
 		}
 		delete(h.open, k)
-		removed[k] = true
+		touched = append(touched, k)
 		if h.phones[x.phone]--; h.phones[x.phone] == 0 {
 			delete(h.phones, x.phone)
 		}
 	}
 	delete(h.flows, f)
+	return touched
 }
 
 // refresh gives all holes their life again. It does not wait for the kernel, so that no change waits for it.
