@@ -145,7 +145,7 @@ func (c *Calls) Follow(cfg *config.Config) {
 func (c *Calls) settingsOf(cfg *config.Config) (s relay.Settings) {
 	s.Site, s.Enforce = cfg.Site, cfg.SIP.Mode == config.SIPEnforce
 	s.Admit = s.Enforce && cfg.Class(qos.Media).Admission
-	s.Country = cfg.SIP.Country
+	s.Country, s.AbuseLimits = cfg.SIP.Country, &cfg.SIP.AbuseLimits
 	s.Homer = relay.Homer{Server: cfg.Records.HEP, Agent: cfg.Records.HEPID}
 	s.Abuse, s.Privacy = cfg.SIP.Abuse, cfg.Records.Privacy
 	s.PhoneLimit, s.ServerLimit = cfg.SIP.PhoneLimit, cfg.SIP.ServerLimit
