@@ -71,6 +71,8 @@ type Daemon struct {
 	clock          *clock.Floor
 	metricsHandler http.Handler
 	problems       *problem.Set
+	own            ownProblems       // the daemon's, by what they are about
+	reports        component.Reports // those of components
 
 	ready    chan struct{} // closed when every task is ready
 	stop     chan struct{} // closed when a stop is requested
@@ -103,6 +105,9 @@ func New(o Options) (*Daemon, error) {
 		clock: clock.NewFloor(o.Paths.clock()), problems: problem.NewSet(time.Now),
 		ready: make(chan struct{}), stop: make(chan struct{}),
 		dirty: task.NewSignal(), roamed: debounce.New(roaming),
+	}
+	if d.own, err = claimProblems(d.problems); err != nil {
+		return nil, err
 	}
 	if d.calls, err = d.newCalls(); err != nil {
 		return nil, err
@@ -163,6 +168,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer endLife()
 	d.life = life
 
+	if d.reports, err = d.components.Own(d.problems); err != nil {
+		return err
+	}
 	d.open()
 	if err := d.start(ctx); err != nil {
 		return err

@@ -32,7 +32,7 @@ func (d *Daemon) Status(ctx context.Context) (status.Status, error) {
 	st.Missing = append(st.Missing, machineLacks()...)
 	d.addKernel(&st, cfg, f)
 	d.components.AddTo(&st)
-	d.components.Report(d.problems)
+	d.reports.Update()
 	st.Problems = d.problems.List()
 	return st, nil
 }
@@ -62,9 +62,9 @@ func (d *Daemon) reportRollback(c *status.Confirmation) {
 	if c != nil && c.State == status.Undoing {
 		failed = errors.New("rollback to the previous config failed: " + c.Reason)
 	}
-	d.report(problem.Problem{
-		Component: "commit", Severity: problem.Critical,
-		Action: "fix what the reason says; it is tried again every 30 s",
+	report(d.own.commit, problem.Problem{
+		Severity: problem.Critical,
+		Action:   "fix what the reason says; it is tried again every 30 s",
 	}, failed)
 }
 
@@ -86,8 +86,8 @@ func (d *Daemon) askTunnels(ctx context.Context) (tunnels []tunnel.DeviceStatus)
 	}
 
 	if ctx.Err() == nil { // a caller that disconnected is no fault of the engine's
-		d.problems.Replace("engine", down)
-		d.problems.Replace("admission", refused) // not of the component calls, which replaces its own
+		d.own.engine.Replace(down)
+		d.own.admission.Replace(refused)
 	}
 	return tunnels
 }
@@ -160,7 +160,7 @@ func (d *Daemon) addKernel(st *status.Status, cfg *config.Config, f wanted.Facts
 
 	st.QueueFeatures = f.Queues
 	st.Missing = append(st.Missing, kernelLacks(cfg, f)...)
-	d.problems.Replace("counters", unreadable)
+	d.own.counters.Replace(unreadable)
 }
 
 // kernelLacks lists features that the config could use and this kernel does not have.

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 
 func TestARollbackThatFailsIsAProblem(t *testing.T) {
 	d := &Daemon{problems: problem.NewSet(time.Now)}
+	var err error
+	d.own, err = claimProblems(d.problems)
+	require.NoError(t, err)
 	d.reportRollback(&status.Confirmation{State: status.Undoing, Reason: "not confirmed: disk full"})
 	require.Len(t, d.problems.List(), 1)
 	assert.Equal(t, "commit: rollback to the previous config failed: not confirmed: disk full; "+
@@ -69,4 +73,19 @@ func shipped(t *testing.T, name string, change map[string]string) *config.Config
 	cfg, err := config.Parse(name, data, config.WithoutKeyFiles())
 	require.NoError(t, err)
 	return cfg
+}
+
+// The daemon's own problems and those of its components have a name each: a second owner of a name would resolve what
+// the first one reports.
+func TestNoTwoOwnersOfProblemsHaveOneName(t *testing.T) {
+	d := &Daemon{log: slog.New(slog.DiscardHandler), problems: problem.NewSet(time.Now)}
+	_, err := claimProblems(d.problems)
+	require.NoError(t, err)
+	reports, err := d.newComponents().Own(d.problems)
+	require.NoError(t, err)
+	assert.NotEmpty(t, reports)
+	for _, component := range []string{"calls", "admission", "network", "tunnel", "leases", "commit"} {
+		_, err := d.problems.Own(component)
+		assert.Error(t, err, component)
+	}
 }

@@ -80,7 +80,7 @@ type Settings struct {
 	EmergencyPrefixes []string `json:"emergency_prefixes"`
 
 	Abuse       string        `json:"abuse"`                  // AbuseOff, AbuseWarn or AbuseBlock
-	AbuseLimits *abuse.Limits `json:"abuse_limits,omitempty"` // but for what stands here; nil: the defaults
+	AbuseLimits *abuse.Limits `json:"abuse_limits,omitempty"` // but for PhoneLimit and ServerLimit; nil: the defaults
 	Servers     []netip.Addr  `json:"servers"`                // PBXs and trunks
 	PhoneLimit  int           `json:"phone_limit"`            // messages a second from one phone; 0: the default
 	Country     string        `json:"country"`                // own country code; empty: not known

@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 	"appliance/compare":    {"appliance/config", "appliance/control", "appliance/endpoint", "appliance/engine", "appliance/journal", "appliance/plan", "appliance/status", "appliance/wanted", "firewall/nft", "qos", "qos/tc", "routing", "routing/dhcp", "routing/rtnl", "tunnel", "tunnel/kernel"},
 	"appliance/engine":     {"appliance/plan", "appliance/task", "tunnel", "tunnel/kernel"},
 	"appliance/config":     {"appliance/secrets", "qos", "routing", "sip/abuse", "sip/emergency", "tunnel", "units"},
-	"appliance/plan":       {"appliance/config", "appliance/wanted", "firewall", "qos", "routing", "tunnel", "units"},
+	"appliance/plan":       {"appliance/config", "appliance/wanted", "firewall", "qos", "routing", "sip/abuse", "tunnel", "units"},
 	"appliance/secrets":    {"tunnel"},
 	"appliance/wanted":     {"appliance/config", "appliance/secrets", "firewall", "qos", "routing", "sip/admission", "tunnel", "units"},
 	"configs":              {"appliance/config"},
