@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/appliance/wanted"
+	"ringway/firewall"
 	"ringway/firewall/nft"
 	"ringway/qos"
 	"ringway/qos/tc"
@@ -149,18 +150,36 @@ func (d *Daemon) addKernel(st *status.Status, cfg *config.Config, f wanted.Facts
 
 	counters, err := nft.Counters()
 	failed("firewall", err)
-	st.Drops, st.Classes = map[string]status.Count{}, map[string]status.Count{}
-	for name, c := range counters {
-		if class, ok := strings.CutPrefix(name, "class_"); ok {
-			st.Classes[class] = status.Count{Packets: c.Packets, Bytes: c.Bytes}
-		} else {
-			st.Drops[name] = status.Count{Packets: c.Packets, Bytes: c.Bytes}
-		}
-	}
+	sortCounters(st, counters)
 
 	st.QueueFeatures = f.Queues
 	st.Missing = append(st.Missing, kernelLacks(cfg, f)...)
 	d.own.counters.Replace(unreadable)
+}
+
+// sortCounters shows the ruleset's counters where they belong.
+func sortCounters(st *status.Status, counters map[string]nft.Counter) {
+	st.Drops, st.Classes, st.Unread = map[string]status.Count{}, map[string]status.Count{}, nil
+	classes, seen := map[string]string{}, map[string]string{}
+	for _, c := range qos.ClassNames {
+		classes[firewall.ClassCounter(c)] = string(c)
+	}
+	for _, protocol := range firewall.UnreadSignalling() {
+		seen[firewall.SeenCounter(protocol)] = protocol
+	}
+	for name, c := range counters {
+		switch count := (status.Count{Packets: c.Packets, Bytes: c.Bytes}); {
+		case classes[name] != "":
+			st.Classes[classes[name]] = count
+		case seen[name] != "":
+			if st.Unread == nil {
+				st.Unread = map[string]uint64{}
+			}
+			st.Unread[seen[name]] = c.Packets
+		default:
+			st.Drops[name] = count
+		}
+	}
 }
 
 // kernelLacks lists features that the config could use and this kernel does not have.

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"encoding/json"
 	"log/slog"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/configs"
+	"ringway/firewall/nft"
 	"ringway/tunnel"
 )
 
@@ -88,4 +90,26 @@ func TestNoTwoOwnersOfProblemsHaveOneName(t *testing.T) {
 		_, err := d.problems.Own(component)
 		assert.Error(t, err, component)
 	}
+}
+
+// Each counter of the ruleset is in one place of the status. What was not seen is in JSON all the same, and without
+// the counters, as with sip.mode: off, there is no such field.
+func TestCountersAreSorted(t *testing.T) {
+	var st status.Status
+	sortCounters(&st, map[string]nft.Counter{
+		"class_media": {Packets: 1, Bytes: 2}, "leak_wan": {Packets: 3, Bytes: 4}, "seen_sccp": {Packets: 5, Bytes: 6},
+		"seen_h323": {},
+	})
+	assert.Equal(t, map[string]status.Count{"media": {Packets: 1, Bytes: 2}}, st.Classes)
+	assert.Equal(t, map[string]status.Count{"leak_wan": {Packets: 3, Bytes: 4}}, st.Drops)
+	assert.Equal(t, map[string]uint64{"sccp": 5, "h323": 0}, st.Unread)
+	b, err := json.Marshal(st)
+	require.NoError(t, err)
+	assert.Contains(t, string(b), `"unread_signalling":{"h323":0,"sccp":5}`)
+
+	sortCounters(&st, map[string]nft.Counter{"leak_wan": {}})
+	b, err = json.Marshal(st)
+	require.NoError(t, err)
+	assert.NotContains(t, string(b), "unread_signalling")
+	assert.Contains(t, string(b), `"classes":{}`)
 }
