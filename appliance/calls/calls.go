@@ -92,11 +92,12 @@ type Calls struct {
 	stats    relay.Stats
 
 	records   *record.Log
-	recordsOf config.Records    // that records are kept by
-	wantCalls config.Records    // that they are to be kept by
-	reported  map[string]uint64 // abuse, by kind
-	said      quota             // of it, in the log
-	unmapped  int               // registrations over a WAN that no call can come by any more
+	recordsOf config.Records        // that records are kept by
+	wantCalls config.Records        // that they are to be kept by
+	reported  map[string]uint64     // abuse, by kind
+	said      quota                 // of it, in the log
+	banKinds  map[netip.Addr]string // what the firewall bans addresses for
+	unmapped  int                   // registrations over a WAN that no call can come by any more
 }
 
 // New makes the component. It starts nothing.

@@ -27,7 +27,7 @@ func TestAbuseLimits(t *testing.T) {
 	assert.Equal(t, want, abuseLimits(t, nil), "nothing is set: as it was before there were keys")
 
 	want.Scan = abuse.Rule{Warn: 3, Block: 3, Within: time.Minute, Ban: 30 * time.Minute, MaxBan: 30 * time.Minute}
-	want.Guess.Ban, want.Guess.MaxBan = 48*time.Hour, 48*time.Hour
+	want.Guess.Within, want.Guess.MaxBan = time.Hour, 12*time.Hour
 	want.Malformed.Block = 0
 	want.Flood.Dropped.Ban, want.Flood.Dropped.MaxBan = time.Second, time.Hour
 	want.Flood.Throttled = abuse.Rate{PerSecond: 2, Burst: 20}
@@ -38,7 +38,7 @@ func TestAbuseLimits(t *testing.T) {
 	want.Hours = abuse.Hours{To: 24 * time.Hour, Days: [7]bool{time.Monday: true, time.Sunday: true}}
 	assert.Equal(t, want, abuseLimits(t, map[string]string{
 		"sip.abuse_limits.scan":      "{block: 3, ban: 30m}",
-		"sip.abuse_limits.guess":     "{ban: 48h}",
+		"sip.abuse_limits.guess":     "{within: 1h, max_ban: 12h}",
 		"sip.abuse_limits.malformed": "{block: 0}",
 		"sip.abuse_limits.flood":     "{ban: 1s, max_ban: 1h}",
 		"sip.abuse_limits.throttled": "{per_second: 2, burst: 20}",
@@ -60,7 +60,7 @@ func TestAbuseLimits(t *testing.T) {
 func TestAbuseLimitsAtTheirBounds(t *testing.T) {
 	for _, rule := range []string{
 		"{warn: 0, block: 0, within: 1s, ban: 1s, max_ban: 1s}",
-		"{warn: 1000, block: 1000, within: 24h, ban: 168h, max_ban: 168h}",
+		"{warn: 1000, block: 1000, within: 24h, ban: 24h, max_ban: 24h}",
 	} {
 		abuseLimits(t, map[string]string{
 			"sip.abuse_limits.scan": rule, "sip.abuse_limits.guess": rule, "sip.abuse_limits.malformed": rule,

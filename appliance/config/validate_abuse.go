@@ -14,7 +14,7 @@ import (
 const (
 	maxAbuseCount  = 1000
 	maxAbuseWindow = 24 * time.Hour
-	maxBan         = 7 * 24 * time.Hour
+	maxBan         = 24 * time.Hour // an element of the firewall's set lives no longer
 	maxTollAbroad  = 31 * 24 * time.Hour
 	maxTollDigits  = 15 // ITU-T E.164, section 6
 )
@@ -51,14 +51,14 @@ func (c *checker) abuseRule(r rawAbuseRule, def abuse.Rule) abuse.Rule {
 		c.wrong(r.Warn.at, "%d is above block, %d (allowed: 0 to %d)", out.Warn, out.Block, out.Block)
 	}
 	out.Within = seconds(r.Within, def.Within, maxAbuseWindow, "1s to 24h, whole seconds")
-	out.Ban = seconds(r.Ban, def.Ban, maxBan, "1s to 168h, whole seconds")
+	out.Ban = seconds(r.Ban, def.Ban, maxBan, "1s to 24h, whole seconds")
 	longest := out.Ban
 	if def.MaxBan > def.Ban {
 		longest = max(def.MaxBan, out.Ban)
 	}
-	out.MaxBan = seconds(r.MaxBan, longest, maxBan, "1s to 168h, whole seconds")
+	out.MaxBan = seconds(r.MaxBan, longest, maxBan, "1s to 24h, whole seconds")
 	if out.MaxBan < out.Ban {
-		c.wrong(r.MaxBan.at, "%v is below ban, %v (allowed: %v to 168h)", out.MaxBan, out.Ban, out.Ban)
+		c.wrong(r.MaxBan.at, "%v is below ban, %v (allowed: %v to 24h)", out.MaxBan, out.Ban, out.Ban)
 	}
 	return out
 }

@@ -196,7 +196,8 @@ passwords, flooded or sent malformed messages (sip.abuse). Root only.`,
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "SOURCE\tFOR\tWHAT\tUNTIL")
 			for _, b := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Source, strings.ReplaceAll(b.Kind, "_", " "), b.Action,
+				kind := cmp.Or(strings.ReplaceAll(b.Kind, "_", " "), "(by an earlier daemon)")
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Source, kind, b.Action,
 					b.Until.Local().Format(time.DateTime))
 			}
 			return w.Flush()

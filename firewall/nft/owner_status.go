@@ -1,6 +1,10 @@
 package nft
 
-import "time"
+import (
+	"time"
+
+	"github.com/google/nftables"
+)
 
 // SetCounters count what happened to the elements of a dynamic set; Refused… are elements that were not
 // added, by reason.
@@ -35,6 +39,24 @@ type SetStatus struct {
 	Error    string      `json:"error,omitempty"`   // the last one of the kernel's
 	FullAt   *time.Time  `json:"full_at,omitempty"` // when an element was last refused because the set was full
 	Counters SetCounters `json:"counters"`
+}
+
+// Elements are the keys that are in the set, and until when. The set has no ranges. They are what the owner remembers,
+// with those of an earlier owner: the kernel may be a moment behind.
+func (o *SetOwner) Elements() map[string]time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	o.elements.expire(now)
+
+	all := make(map[string]time.Time, len(o.elements.elements))
+	for k, e := range o.elements.elements {
+		one := []nftables.SetElement{{Key: []byte(k.key)}}
+		if words, err := decodeElements(o.set.Declaration(), one); err == nil && len(words) == 1 {
+			all[words[0].Key] = e.deadline
+		}
+	}
+	return all
 }
 
 // fullFor is how long a set is shown as full after it refused an element.
