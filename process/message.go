@@ -59,6 +59,7 @@ type Message struct {
 	files    []File
 	filesErr error // descriptors were sent and did not all arrive
 	conn     *Conn
+	large    bool // it counts as one of maxLarge
 }
 
 // Decode reads the fields of a message into v.

@@ -84,6 +84,7 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 			typeReports:     s.handleReports,
 			typeHomer:       s.handleHomer,
 		},
+		Large: []string{typeFlows}, // all flows of all calls
 		Events: map[string]func(*process.Message){
 			typeBeat: func(*process.Message) { s.beats.Add(1) },
 		},
