@@ -200,7 +200,7 @@ func (d *Daemon) tasks(signals <-chan os.Signal, cancel context.CancelFunc) []ta
 		Path: d.opts.Paths.Socket(), Log: d.log, Group: d.controlGroup,
 		Status: d.Status, Queues: d.Queues, Metrics: d.metricsHandler, Plan: d.plan,
 		Calls: d.calls.Calls, Phones: d.calls.Phones, Ladder: d.calls.Ladder, Records: d.calls.Records,
-		Bans: d.calls.Bans, Unban: d.calls.Unban, Forget: d.calls.Forget,
+		Capture: d.calls.Capture, Bans: d.calls.Bans, Unban: d.calls.Unban, Forget: d.calls.Forget,
 		Reload: d.reload, Apply: d.apply, Confirm: d.confirm, Undo: d.undo, Upgrade: d.upgrade,
 		Stop: d.requestStop,
 	}

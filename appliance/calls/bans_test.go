@@ -3,6 +3,7 @@ package calls
 import (
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,4 +69,18 @@ func TestWhatBansAreForIsBounded(t *testing.T) {
 	sets["banned4"].elements[a.String()] = time.Hour // the others are over
 	c.noteBan(a.Next(), "flood")
 	assert.Equal(t, map[netip.Addr]string{a: "scan", a.Next(): "flood"}, c.banKinds)
+}
+
+// What is said in a call is for nobody unless the config permits it, whoever asks, and the log says who did.
+func TestSoundNeedsTheConfig(t *testing.T) {
+	c, _ := withoutProcess(t)
+	var log strings.Builder
+	c.log = slog.New(slog.NewTextHandler(&log, nil))
+	_, err := c.Capture(t.Context(), "5f2a91c3", true, "uid 0, logged in as ann")
+	assert.ErrorContains(t, err, "calls.recording: forbidden")
+	assert.Contains(t, log.String(), `msg="the sound of a call may not be written" call=5f2a91c3 who="uid 0, logged in as ann"`)
+
+	c.wantCalls.Recording = true
+	_, err = c.Capture(t.Context(), "5f2a91c3", true, "uid 0")
+	assert.EqualError(t, err, "no process reads signalling")
 }

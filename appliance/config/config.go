@@ -92,6 +92,8 @@ type Records struct {
 
 	HEP   netip.AddrPort // Homer server; invalid: none
 	HEPID uint32         // capture agent
+
+	Recording bool // what is said in a call may be written to a file (ringway calls pcap --with-sound)
 }
 
 // SIPMode is what Ringway does with the signalling of calls.

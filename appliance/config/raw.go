@@ -185,10 +185,11 @@ type rawTollLimits struct {
 
 type rawCalls struct {
 	at
-	Privacy scalar `yaml:"privacy"`
-	Keep    scalar `yaml:"keep"`
-	HEP     scalar `yaml:"hep"`
-	HEPID   scalar `yaml:"hep_id"`
+	Privacy   scalar `yaml:"privacy"`
+	Keep      scalar `yaml:"keep"`
+	HEP       scalar `yaml:"hep"`
+	HEPID     scalar `yaml:"hep_id"`
+	Recording scalar `yaml:"recording"`
 }
 
 type rawSIPLimits struct {

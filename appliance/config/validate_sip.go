@@ -100,6 +100,7 @@ const (
 // calls reads what is kept of calls.
 func (c *checker) calls(r rawCalls, cfg *Config) {
 	cfg.Records.Privacy = c.choice(r.Privacy, "mask", "mask", "show")
+	cfg.Records.Recording = c.choice(r.Recording, "forbidden", "forbidden", "allowed") == "allowed"
 	cfg.Records.HEPID = uint32(c.integer(r.HEPID, DefaultHEPID, 1, 999_999_999))
 	if r.HEP.ok() && r.HEP.text != "" {
 		a, err := netip.ParseAddrPort(r.HEP.text)

@@ -75,7 +75,8 @@ and RTCP the leg needs now.`,
 	flags.StringVar(&at, "at", "", "show the calls that were under way at this `TIME`, from the records of calls")
 	flags.Duration("interval", 2*time.Second, "time between two updates of --watch")
 	settings.Bind(flags, "interval", "interval")
-	c.AddCommand(a.configured(callsShowCommand(a)), a.configured(callsForgetCommand(a)))
+	c.AddCommand(a.configured(callsShowCommand(a)), a.configured(callsForgetCommand(a)),
+		a.configured(callsPcapCommand(a)))
 	return c
 }
 

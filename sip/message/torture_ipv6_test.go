@@ -11,8 +11,8 @@ import (
 	"ringway/sip/host"
 )
 
-// tortureIPv6 are RFC 5118's messages, by the names that the RFC gives them. Three Content-Lengths that it prints are not
-// their bodies': here they are right.
+// tortureIPv6 are RFC 5118's messages, by the names that the RFC gives them. Three Content-Lengths that it prints are
+// not their bodies': here they are right.
 func tortureIPv6() map[string]string {
 	all := map[string][]string{
 		"ipv6-good": {

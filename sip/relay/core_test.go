@@ -216,7 +216,7 @@ func TestChangesSurviveTheirEncoding(t *testing.T) {
 }
 
 // Records fit into what the daemon takes, whatever a caller writes into his messages. Longer ones would be tried again
-// for ever, and reports of abuse with them.
+// forever, and reports of abuse with them.
 func TestRecordsAreShort(t *testing.T) { synctest.Test(t, testRecordsAreShort) }
 
 func testRecordsAreShort(t *testing.T) {
