@@ -78,7 +78,7 @@ func TestSoundNeedsTheConfig(t *testing.T) {
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	_, err := c.Capture(t.Context(), "5f2a91c3", true, "uid 0, logged in as ann")
 	assert.ErrorContains(t, err, "calls.recording: forbidden")
-	assert.Contains(t, log.String(), `msg="the sound of a call may not be written" call=5f2a91c3 who="uid 0, logged in as ann"`)
+	assert.Contains(t, log.String(), `"the sound of a call may not be written" call=5f2a91c3 who="uid 0, logged in as ann"`)
 
 	c.wantCalls.Recording = true
 	_, err = c.Capture(t.Context(), "5f2a91c3", true, "uid 0")

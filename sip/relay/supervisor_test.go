@@ -31,6 +31,7 @@ func TestSocketsOfASilentProcessAreNotKept(t *testing.T) {
 		Flows:       func(context.Context, []Change, bool) error { return nil },
 		Reports:     func([]Report, []record.Record) {},
 		Unreachable: func(netip.AddrPort) {},
+		Timing:      process.Timing{Ready: time.Hour}, // that the program ends is noticed, not its silence
 	})
 	require.NoError(t, err)
 	t.Cleanup(s.close)
