@@ -71,7 +71,7 @@ func TestWhatBansAreForIsBounded(t *testing.T) {
 	assert.Equal(t, map[netip.Addr]string{a: "scan", a.Next(): "flood"}, c.banKinds)
 }
 
-// What is said in a call is for nobody unless the config permits it, whoever asks, and the log says who did.
+// What is said in a call is for nobody unless the config permits it, and the log has who asked.
 func TestSoundNeedsTheConfig(t *testing.T) {
 	c, _ := withoutProcess(t)
 	var log strings.Builder

@@ -42,7 +42,7 @@ func packetsIn(t *testing.T, file string) (signalling string, media []captured) 
 	return signalling, media
 }
 
-// One call of two is written to a file: in berlin its headers, since the config says nothing; in munich, where the
+// One call of two is written to a file: in berlin its headers, which is the default; in munich, where the
 // config permits it, what is said as well. The calls notice nothing.
 func TestACallIsWrittenToAFile(t *testing.T) {
 	t.Parallel()
