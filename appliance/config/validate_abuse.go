@@ -153,16 +153,18 @@ func (c *checker) days(l scalars) (out [7]bool) {
 
 // tollNotes says where limits that refuse calls refuse none.
 func (c *checker) tollNotes(r rawToll, cfg *Config) {
-	if cfg.SIP.Mode == SIPEnforce && cfg.SIP.Abuse == "block" {
-		return
-	}
+	blocks := cfg.SIP.Mode == SIPEnforce && cfg.SIP.Abuse == "block"
 	l := &cfg.SIP.AbuseLimits
 	for _, x := range []struct {
 		block abuse.Toll
 		raw   rawTollLevels
 	}{{l.Phones.Block, r.Phones}, {l.PBX.Block, r.PBX}} {
-		if x.block != (abuse.Toll{}) {
+		switch {
+		case x.block == (abuse.Toll{}):
+		case !blocks:
 			c.warn(x.raw.Block.at, "refuses no call: that needs sip.mode: enforce and sip.abuse: block")
+		case x.block.Premium && len(l.Premium) == 0:
+			c.warn(x.raw.Block.Premium.at, "refuses no call: sip.toll.premium lists no number")
 		}
 	}
 }
