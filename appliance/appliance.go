@@ -71,6 +71,8 @@ type Daemon struct {
 	clock          *clock.Floor
 	metricsHandler http.Handler
 	problems       *problem.Set
+	own            ownProblems       // the daemon's, by what they are about
+	reports        component.Reports // those of components
 
 	ready    chan struct{} // closed when every task is ready
 	stop     chan struct{} // closed when a stop is requested
@@ -103,6 +105,9 @@ func New(o Options) (*Daemon, error) {
 		clock: clock.NewFloor(o.Paths.clock()), problems: problem.NewSet(time.Now),
 		ready: make(chan struct{}), stop: make(chan struct{}),
 		dirty: task.NewSignal(), roamed: debounce.New(roaming),
+	}
+	if d.own, err = claimProblems(d.problems); err != nil {
+		return nil, err
 	}
 	if d.calls, err = d.newCalls(); err != nil {
 		return nil, err
@@ -163,6 +168,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer endLife()
 	d.life = life
 
+	if d.reports, err = d.components.Own(d.problems); err != nil {
+		return err
+	}
 	d.open()
 	if err := d.start(ctx); err != nil {
 		return err
@@ -192,7 +200,7 @@ func (d *Daemon) tasks(signals <-chan os.Signal, cancel context.CancelFunc) []ta
 		Path: d.opts.Paths.Socket(), Log: d.log, Group: d.controlGroup,
 		Status: d.Status, Queues: d.Queues, Metrics: d.metricsHandler, Plan: d.plan,
 		Calls: d.calls.Calls, Phones: d.calls.Phones, Ladder: d.calls.Ladder, Records: d.calls.Records,
-		Bans: d.calls.Bans, Unban: d.calls.Unban, Forget: d.calls.Forget,
+		Capture: d.calls.Capture, Bans: d.calls.Bans, Unban: d.calls.Unban, Forget: d.calls.Forget,
 		Reload: d.reload, Apply: d.apply, Confirm: d.confirm, Undo: d.undo, Upgrade: d.upgrade,
 		Stop: d.requestStop,
 	}

@@ -29,13 +29,13 @@ func (d *Daemon) nameQuery(ctx context.Context) endpoint.Query {
 // namesLookedUp makes problems of the names that do not resolve.
 func (d *Daemon) namesLookedUp(changed bool, failed map[string]error) {
 	for _, p := range d.problems.List() {
-		if p.Component == "endpoint" && failed[p.Subject] == nil {
-			d.problems.Resolve(p.Component, p.Subject)
+		if p.Component == ownEndpoint && failed[p.Subject] == nil {
+			d.own.endpoint.Resolve(p.Subject)
 		}
 	}
 	for host, err := range failed {
-		news := d.report(problem.Problem{
-			Component: "endpoint", Subject: host, Severity: problem.Warning,
+		news := report(d.own.endpoint, problem.Problem{
+			Subject: host, Severity: problem.Warning,
 			Action: "check the name and the box's name servers; a known address is used until then",
 		}, err)
 		if news {

@@ -135,6 +135,7 @@ func busy() status.Status {
 		Reconcile: status.Rounds{Runs: n(), Failed: n(), Changes: n(), Last: at()},
 		Drops:     counts(firewall.DropCounters()...),
 		Classes:   map[string]status.Count{},
+		Unread:    drops(firewall.UnreadSignalling()),
 	}
 	probes := reflector.Status{Devices: []string{"rw-voice"}, Port: 862,
 		Stats: stamp.Stats{Answered: n(), Sessions: int(n()), Drops: map[stamp.Reason]uint64{}}}
@@ -410,7 +411,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	}
 	assert.Equal(t, want, have)
 	reasons := slices.Concat(realtime.Reasons(), wireguardgo.Reasons(), kernel.Reasons(), firewall.DropCounters())
-	reasons = append(reasons, metrics.OtherReason)
+	reasons = append(append(reasons, firewall.UnreadSignalling()...), metrics.OtherReason)
 	for _, r := range stamp.Reasons {
 		reasons = append(reasons, string(r))
 	}

@@ -99,8 +99,8 @@ func (r *round) failed() bool { return len(r.problems) > 0 }
 // reportRound makes the problems of a completed round the problems of its parts. What succeeded is resolved;
 // a problem that lasts keeps its time.
 func (d *Daemon) reportRound(r *round) {
-	for part := range appliedParts {
-		for _, p := range d.problems.Replace(part, r.problems[part]) {
+	for part, owner := range d.own.applied {
+		for _, p := range owner.Replace(r.problems[part]) {
 			d.log.Error("cannot apply the config", "component", p.Component, "subject", p.Subject, "error", p.Text)
 		}
 	}
@@ -192,9 +192,9 @@ func (r *round) reportInterfaces(have routing.State) {
 	if len(missing) > 0 {
 		wrong = errors.New(strings.Join(missing, "; "))
 	}
-	r.d.report(problem.Problem{
-		Component: "interfaces", Severity: problem.Critical,
-		Action: "attach or create what is missing, remove what is in the way; Ringway takes it up by itself",
+	report(r.d.own.interfaces, problem.Problem{
+		Severity: problem.Critical,
+		Action:   "attach or create what is missing, remove what is in the way; Ringway takes it up by itself",
 	}, wrong)
 }
 

@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/appliance/wanted"
+	"ringway/firewall"
 	"ringway/firewall/nft"
 	"ringway/qos"
 	"ringway/qos/tc"
@@ -32,7 +33,7 @@ func (d *Daemon) Status(ctx context.Context) (status.Status, error) {
 	st.Missing = append(st.Missing, machineLacks()...)
 	d.addKernel(&st, cfg, f)
 	d.components.AddTo(&st)
-	d.components.Report(d.problems)
+	d.reports.Update()
 	st.Problems = d.problems.List()
 	return st, nil
 }
@@ -62,9 +63,9 @@ func (d *Daemon) reportRollback(c *status.Confirmation) {
 	if c != nil && c.State == status.Undoing {
 		failed = errors.New("rollback to the previous config failed: " + c.Reason)
 	}
-	d.report(problem.Problem{
-		Component: "commit", Severity: problem.Critical,
-		Action: "fix what the reason says; it is tried again every 30 s",
+	report(d.own.commit, problem.Problem{
+		Severity: problem.Critical,
+		Action:   "fix what the reason says; it is tried again every 30 s",
 	}, failed)
 }
 
@@ -86,8 +87,8 @@ func (d *Daemon) askTunnels(ctx context.Context) (tunnels []tunnel.DeviceStatus)
 	}
 
 	if ctx.Err() == nil { // a caller that disconnected is no fault of the engine's
-		d.problems.Replace("engine", down)
-		d.problems.Replace("admission", refused) // not of the component calls, which replaces its own
+		d.own.engine.Replace(down)
+		d.own.admission.Replace(refused)
 	}
 	return tunnels
 }
@@ -149,18 +150,36 @@ func (d *Daemon) addKernel(st *status.Status, cfg *config.Config, f wanted.Facts
 
 	counters, err := nft.Counters()
 	failed("firewall", err)
-	st.Drops, st.Classes = map[string]status.Count{}, map[string]status.Count{}
-	for name, c := range counters {
-		if class, ok := strings.CutPrefix(name, "class_"); ok {
-			st.Classes[class] = status.Count{Packets: c.Packets, Bytes: c.Bytes}
-		} else {
-			st.Drops[name] = status.Count{Packets: c.Packets, Bytes: c.Bytes}
-		}
-	}
+	sortCounters(st, counters)
 
 	st.QueueFeatures = f.Queues
 	st.Missing = append(st.Missing, kernelLacks(cfg, f)...)
-	d.problems.Replace("counters", unreadable)
+	d.own.counters.Replace(unreadable)
+}
+
+// sortCounters shows the ruleset's counters where they belong.
+func sortCounters(st *status.Status, counters map[string]nft.Counter) {
+	st.Drops, st.Classes, st.Unread = map[string]status.Count{}, map[string]status.Count{}, nil
+	classes, seen := map[string]string{}, map[string]string{}
+	for _, c := range qos.ClassNames {
+		classes[firewall.ClassCounter(c)] = string(c)
+	}
+	for _, protocol := range firewall.UnreadSignalling() {
+		seen[firewall.SeenCounter(protocol)] = protocol
+	}
+	for name, c := range counters {
+		switch count := (status.Count{Packets: c.Packets, Bytes: c.Bytes}); {
+		case classes[name] != "":
+			st.Classes[classes[name]] = count
+		case seen[name] != "":
+			if st.Unread == nil {
+				st.Unread = map[string]uint64{}
+			}
+			st.Unread[seen[name]] = c.Packets
+		default:
+			st.Drops[name] = count
+		}
+	}
 }
 
 // kernelLacks lists features that the config could use and this kernel does not have.

@@ -1,6 +1,8 @@
 package appliance
 
 import (
+	"encoding/json"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -11,11 +13,15 @@ import (
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/configs"
+	"ringway/firewall/nft"
 	"ringway/tunnel"
 )
 
 func TestARollbackThatFailsIsAProblem(t *testing.T) {
 	d := &Daemon{problems: problem.NewSet(time.Now)}
+	var err error
+	d.own, err = claimProblems(d.problems)
+	require.NoError(t, err)
 	d.reportRollback(&status.Confirmation{State: status.Undoing, Reason: "not confirmed: disk full"})
 	require.Len(t, d.problems.List(), 1)
 	assert.Equal(t, "commit: rollback to the previous config failed: not confirmed: disk full; "+
@@ -69,4 +75,41 @@ func shipped(t *testing.T, name string, change map[string]string) *config.Config
 	cfg, err := config.Parse(name, data, config.WithoutKeyFiles())
 	require.NoError(t, err)
 	return cfg
+}
+
+// The daemon's own problems and those of its components have a name each: a second owner of a name would resolve what
+// the first one reports.
+func TestNoTwoOwnersOfProblemsHaveOneName(t *testing.T) {
+	d := &Daemon{log: slog.New(slog.DiscardHandler), problems: problem.NewSet(time.Now)}
+	_, err := claimProblems(d.problems)
+	require.NoError(t, err)
+	reports, err := d.newComponents().Own(d.problems)
+	require.NoError(t, err)
+	assert.NotEmpty(t, reports)
+	for _, component := range []string{"calls", "admission", "network", "tunnel", "leases", "commit"} {
+		_, err := d.problems.Own(component)
+		assert.Error(t, err, component)
+	}
+}
+
+// Each counter of the ruleset is in one place of the status. What was not seen is in JSON all the same, and without
+// the counters, as with sip.mode: off, there is no such field.
+func TestCountersAreSorted(t *testing.T) {
+	var st status.Status
+	sortCounters(&st, map[string]nft.Counter{
+		"class_media": {Packets: 1, Bytes: 2}, "leak_wan": {Packets: 3, Bytes: 4}, "seen_sccp": {Packets: 5, Bytes: 6},
+		"seen_h323": {},
+	})
+	assert.Equal(t, map[string]status.Count{"media": {Packets: 1, Bytes: 2}}, st.Classes)
+	assert.Equal(t, map[string]status.Count{"leak_wan": {Packets: 3, Bytes: 4}}, st.Drops)
+	assert.Equal(t, map[string]uint64{"sccp": 5, "h323": 0}, st.Unread)
+	b, err := json.Marshal(st)
+	require.NoError(t, err)
+	assert.Contains(t, string(b), `"unread_signalling":{"h323":0,"sccp":5}`)
+
+	sortCounters(&st, map[string]nft.Counter{"leak_wan": {}})
+	b, err = json.Marshal(st)
+	require.NoError(t, err)
+	assert.NotContains(t, string(b), "unread_signalling")
+	assert.Contains(t, string(b), `"classes":{}`)
 }

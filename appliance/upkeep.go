@@ -66,26 +66,16 @@ func (d *Daemon) reconcile(ctx context.Context) (changes []string, err error) {
 	defer d.mu.Unlock()
 
 	changes, err = d.reconcileLocked(ctx)
-	d.report(problem.Problem{
-		Component: "reconcile", Severity: problem.Critical,
-		Action: "it is tried again every minute; the error says what is in the way",
+	report(d.own.reconcile, problem.Problem{
+		Severity: problem.Critical,
+		Action:   "it is tried again every minute; the error says what is in the way",
 	}, err)
-	d.report(problem.Problem{
-		Component: "control", Severity: problem.Warning,
-		Action: "create the group or correct control.group; until then only root may read the status",
+	report(d.own.control, problem.Problem{
+		Severity: problem.Warning,
+		Action:   "create the group or correct control.group; until then only root may read the status",
 	}, missingGroup(d.cfg.Control.Group))
-	d.components.Report(d.problems)
+	d.reports.Update()
 	return changes, err
-}
-
-// report reports err as the text of p, or resolves p if err is nil. It tells whether that is news.
-func (d *Daemon) report(p problem.Problem, err error) (news bool) {
-	if err == nil {
-		d.problems.Resolve(p.Component, p.Subject)
-		return false
-	}
-	p.Text = err.Error()
-	return d.problems.Report(p)
 }
 
 // steerSites updates only the firewall's maps of where each site is: after an outage a hub's sites come back by the
@@ -98,9 +88,9 @@ func (d *Daemon) steerSites() {
 	if !d.ending {
 		err = d.applyFirewallLocked(wanted.Firewall(d.cfg, d.factsLocked()))
 	}
-	news := d.report(problem.Problem{
-		Component: "site-queues", Severity: problem.Warning,
-		Action: "it is tried again every minute; until then traffic to sites that moved shares the queue of local traffic",
+	news := report(d.own.siteQueues, problem.Problem{
+		Severity: problem.Warning,
+		Action:   "it is tried again every minute; until then traffic to sites that moved shares the queue of local traffic",
 	}, err)
 	if news {
 		d.log.Error("cannot move the traffic to sites that moved into their queues", "error", err)
@@ -117,9 +107,9 @@ func (d *Daemon) applyFirewallLocked(want firewall.State) error {
 
 func (d *Daemon) raiseClock() {
 	moved, err := d.clock.Raise()
-	d.report(problem.Problem{
-		Component: "clock", Severity: problem.Warning,
-		Action: "set the clock: peers reject handshakes with an old timestamp",
+	report(d.own.clock, problem.Problem{
+		Severity: problem.Warning,
+		Action:   "set the clock: peers reject handshakes with an old timestamp",
 	}, err)
 	if err != nil {
 		d.log.Warn("cannot set the clock to the last known time", "error", err)

@@ -100,7 +100,7 @@ func Want(in Input) State {
 
 	p.state.Counters = append(p.state.Counters, policyCounters()...)
 	if p.Signalling.Mode != "" {
-		p.state.Counters = append(p.state.Counters, signallingCounters()...)
+		p.state.Counters = append(p.state.Counters, append(signallingCounters(), seenCounters()...)...)
 	}
 	for _, c := range qos.ClassNames {
 		p.state.Counters = append(p.state.Counters, ClassCounter(c))

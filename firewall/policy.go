@@ -26,6 +26,7 @@ func (p *plan) forward() {
 		// NAT does not translate packets of no connection: they would leave with their private address.
 		one(oifIn("wan"), ctState("invalid"), counter(CounterInvalidWAN), drop),
 		p.untrackedToWAN(),
+		p.seen(),
 		p.holes(),
 		one(est, accept),
 		one(iifIn("voice_lan"), oifIn("tunnel"), goTo("voice_to_sites")),

@@ -249,3 +249,31 @@ func TestTheRelayLeaksNoPrivateAddresses(t *testing.T) {
 	in.Missing = []Feature{FeatureMasquerade}
 	assert.Contains(t, rulesOf(t, Want(in), "egress_wan"), `ip saddr @nat4 counter name "forward_drop" drop`)
 }
+
+// Signalling that nobody reads is counted before enforce drops it, in both modes, unless the config says that its port
+// is SIP's. Without a mode nothing is counted.
+func TestOtherSignallingIsSeen(t *testing.T) {
+	for _, mode := range []SignallingMode{Observe, Enforce} {
+		in := signalled()
+		in.Signalling.Mode = mode
+		s := Want(in)
+		forward := rulesOf(t, s, "forward")
+		at := slices.Index(forward, "iifname @voice_lan ct state new jump seen")
+		require.GreaterOrEqual(t, at, 0)
+		assert.Less(t, at, slices.Index(forward, "meta l4proto udp jump holes"))
+		assert.Contains(t, rulesOf(t, s, "seen"), `tcp dport 2000 counter name "seen_sccp" return`)
+		assert.Contains(t, rulesOf(t, s, "seen"), `tcp dport 5061 counter name "seen_sip_tls" return`)
+		for _, protocol := range UnreadSignalling() {
+			assert.Contains(t, s.Counters, SeenCounter(protocol))
+			assert.NotContains(t, DropCounters(), SeenCounter(protocol))
+		}
+
+		in.Signalling.Ports = append(in.Signalling.Ports, port(qos.TCP, 5061, 5061), port(qos.UDP, 2000, 2000))
+		s = Want(in)
+		assert.NotContains(t, rulesOf(t, s, "seen"), `tcp dport 5061 counter name "seen_sip_tls" return`)
+		assert.Contains(t, rulesOf(t, s, "seen"), `tcp dport 2000 counter name "seen_sccp" return`, "that is TCP")
+	}
+	in := signalled()
+	in.Signalling.Mode = ""
+	assert.NotContains(t, strings.Join(Want(in).Text(), "\n"), "seen")
+}

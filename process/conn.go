@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -65,6 +67,7 @@ type Conn struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 	queue  chan *Message
+	large  atomic.Int32 // requests longer than maxRequest that wait or are worked on
 
 	mu      sync.Mutex
 	last    uint64
@@ -85,8 +88,9 @@ type connOptions struct {
 
 	serve      func(ctx context.Context, m *Message) (Reply, error)
 	pushed     func(m *Message)
-	inOrder    bool // answer one request after the other
-	maxWaiting int  // requests of the other end that are worked on or wait for it
+	inOrder    bool     // answer one request after the other
+	maxWaiting int      // requests of the other end that are worked on or wait for it
+	large      []string // types of requests to the daemon that may be longer than maxRequest
 }
 
 // newConn takes over c, also on error.
@@ -169,17 +173,44 @@ func (c *Conn) isRequest(m *Message) bool {
 // be what a worker waits for.
 func (c *Conn) enqueue(m *Message) {
 	m.conn = c
-	select {
-	case c.queue <- m:
-		return
-	default:
+	err := c.admit(m)
+	if err == nil {
+		select {
+		case c.queue <- m:
+			return
+		default:
+		}
+		c.done(m)
+		err = fmt.Errorf("%w (at most %d)", ErrBusy, c.o.maxWaiting)
 	}
 	m.Close()
-	err := fmt.Errorf("%w (at most %d)", ErrBusy, c.o.maxWaiting)
 	if c.o.maxWaiting == 0 {
 		err = fmt.Errorf("unknown request %q (no requests are answered here)", m.Type)
 	}
 	c.answer(m, Reply{}, err)
+}
+
+// admit says whether a request of a process may wait, by its length. done must follow.
+func (c *Conn) admit(m *Message) error {
+	switch {
+	case !c.o.daemon || m.size() <= maxRequest:
+		return nil
+	case !slices.Contains(c.o.large, m.Type):
+		return fmt.Errorf("request %q has %d bytes (allowed: %d)", m.Type, m.size(), maxRequest)
+	case c.large.Add(1) > maxLarge:
+		c.large.Add(-1)
+		return fmt.Errorf("%w (at most %d of more than %d bytes)", ErrBusy, maxLarge, maxRequest)
+	}
+	m.large = true
+	return nil
+}
+
+// done makes room for the next request.
+func (c *Conn) done(m *Message) {
+	if m.large {
+		c.large.Add(-1)
+	}
+	m.large, m.body, m.attached = false, nil, nil
 }
 
 func (c *Conn) work() {
@@ -191,6 +222,7 @@ func (c *Conn) work() {
 		case m := <-c.queue:
 			reply, err := c.dispatch(m)
 			m.Close()
+			c.done(m)
 			c.answer(m, reply, err)
 			if reply.After != nil {
 				reply.After()
@@ -205,6 +237,7 @@ func (c *Conn) discardQueue() {
 		select {
 		case m := <-c.queue:
 			m.Close()
+			c.done(m)
 		default:
 			return
 		}

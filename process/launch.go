@@ -193,10 +193,9 @@ func (s *Supervisor) Launch(ctx context.Context, files []File, prepare func() []
 	if err != nil {
 		return nil, fmt.Errorf("make control connection: %w", err)
 	}
-	defer Close(pair[1])
 	stderr, write, err := os.Pipe() // takes what the runtime writes when it crashes
 	if err != nil {
-		Close(pair[0])
+		Close(pair[0], pair[1])
 		return nil, err
 	}
 
@@ -204,6 +203,7 @@ func (s *Supervisor) Launch(ctx context.Context, files []File, prepare func() []
 	proc, missing, err := spawn(start{kind: s.cfg.Kind, program: s.program, files: handed, stderr: int(write.Fd()),
 		confine: os.Geteuid() == 0, prepare: prepare})
 	write.Close()
+	Close(pair[1]) // or the end of a process that fails at once would only be noticed by its silence
 	if err != nil {
 		Close(pair[0])
 		stderr.Close()

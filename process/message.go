@@ -61,6 +61,7 @@ type Message struct {
 	files    []File
 	filesErr error // descriptors were sent and did not all arrive
 	conn     *Conn
+	large    bool // it counts as one of maxLarge
 }
 
 // Decode reads the fields of a message into v.
@@ -73,6 +74,8 @@ func (m *Message) Decode(v any) error {
 
 // Attached are the bytes beside the fields of a message; nil: there are none.
 func (m *Message) Attached() []byte { return m.attached }
+
+func (m *Message) size() int { return len(m.body) + len(m.attached) }
 
 // Files are the descriptors that came with the message. They are closed once the message is dealt with.
 func (m *Message) Files() []File { return m.files }

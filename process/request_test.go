@@ -203,6 +203,54 @@ func TestTheDaemonBoundsWhatAProcessAsks(t *testing.T) {
 	daemon.workers.Wait()
 }
 
+// What waits for the daemon is bounded in bytes: most requests are short, and of those that may be long, two wait.
+func TestTheDaemonBoundsHowLongRequestsAre(t *testing.T) {
+	a, b := socketPair(t)
+	started, release := make(chan struct{}, 4), make(chan struct{})
+	daemon, err := openConn(a, connOptions{
+		peer: "tester", daemon: true, maxWaiting: 8, large: []string{"flows"}, timing: Timing{Answer: patience},
+		serve: func(_ context.Context, m *Message) (Reply, error) {
+			if m.Type == "flows" {
+				started <- struct{}{}
+				<-release
+			}
+			return Reply{}, nil
+		},
+	})
+	require.NoError(t, err)
+	child, err := openConn(b, connOptions{peer: "the daemon", timing: Timing{Answer: patience}})
+	require.NoError(t, err)
+	ask := func(typ string, bytes int) error {
+		body := word{Word: strings.Repeat("x", bytes)}
+		m, err := child.Call(context.Background(), Request{Type: typ, Body: body})
+		if err == nil {
+			m.Close()
+		}
+		return err
+	}
+	assert.NoError(t, ask("reports", maxRequest-1000))
+	assert.ErrorContains(t, ask("reports", maxRequest), `request "reports" has 5`)
+	assert.NoError(t, ask("reports", 0), "the connection goes on")
+
+	results := make(chan error, maxLarge)
+	for range maxLarge {
+		go func() { results <- ask("flows", maxRequest) }()
+		<-started
+	}
+	assert.ErrorContains(t, ask("flows", maxRequest), "too many requests in flight (at most 2 of more than 524288 bytes)")
+	assert.NoError(t, ask("reports", 0), "short ones pass")
+	close(release)
+	for range maxLarge {
+		assert.NoError(t, <-results)
+	}
+	assert.NoError(t, ask("flows", maxRequest), "there is room again")
+
+	daemon.close()
+	child.close()
+	daemon.workers.Wait()
+	assert.Zero(t, daemon.large.Load())
+}
+
 func TestDescriptorsThatDoNotFitAreAnErrorOfTheRequestAlone(t *testing.T) {
 	h := newHouse(t)
 	k, _ := h.supervise()

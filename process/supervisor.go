@@ -31,6 +31,7 @@ type Config struct {
 	// own, at most MaxRequests at once (default 64).
 	Requests    map[string]Handler
 	MaxRequests int
+	Large       []string // types of Requests that may be longer than 512 KiB; the others are refused then
 	// Events hears what the process pushes, by type, one at a time. They are called by the connection's
 	// reader: they must not block, nor call the process.
 	Events map[string]func(m *Message)
@@ -394,7 +395,7 @@ func (s *Supervisor) meeting() meeting {
 func (s *Supervisor) newConn(c *net.UnixConn) (*Conn, error) {
 	o := connOptions{
 		peer: s.cfg.Kind.Name, daemon: true, version: s.cfg.Kind.Protocol.Major, timing: s.timing,
-		serve: s.serve, pushed: s.pushed,
+		serve: s.serve, pushed: s.pushed, large: s.cfg.Large,
 	}
 	if len(s.cfg.Requests) > 0 {
 		o.maxWaiting = s.cfg.MaxRequests

@@ -23,6 +23,13 @@ const (
 	maxFiles   = 64       // descriptors beside one message; the kernel takes 253
 )
 
+// Bounds of what a process asks the daemon. Each request that waits is in the daemon's memory: with those of a process
+// that was taken over, a daemon must not run out of it.
+const (
+	maxRequest = 512 << 10 // bytes of a request, unless its type is in Config.Large
+	maxLarge   = 2         // longer ones that wait or are worked on
+)
+
 var (
 	errTooLong = fmt.Errorf("control message longer than %d bytes", maxMessage)
 	// errNotSent marks a message of which nothing was sent: the connection is still usable.

@@ -92,11 +92,12 @@ type Calls struct {
 	stats    relay.Stats
 
 	records   *record.Log
-	recordsOf config.Records    // that records are kept by
-	wantCalls config.Records    // that they are to be kept by
-	reported  map[string]uint64 // abuse, by kind
-	said      quota             // of it, in the log
-	unmapped  int               // registrations over a WAN that no call can come by any more
+	recordsOf config.Records        // that records are kept by
+	wantCalls config.Records        // that they are to be kept by
+	reported  map[string]uint64     // abuse, by kind
+	said      quota                 // of it, in the log
+	banKinds  map[netip.Addr]string // what the firewall bans addresses for
+	unmapped  int                   // registrations over a WAN that no call can come by any more
 }
 
 // New makes the component. It starts nothing.
@@ -145,7 +146,7 @@ func (c *Calls) Follow(cfg *config.Config) {
 func (c *Calls) settingsOf(cfg *config.Config) (s relay.Settings) {
 	s.Site, s.Enforce = cfg.Site, cfg.SIP.Mode == config.SIPEnforce
 	s.Admit = s.Enforce && cfg.Class(qos.Media).Admission
-	s.Country = cfg.SIP.Country
+	s.Country, s.AbuseLimits = cfg.SIP.Country, &cfg.SIP.AbuseLimits
 	s.Homer = relay.Homer{Server: cfg.Records.HEP, Agent: cfg.Records.HEPID}
 	s.Abuse, s.Privacy = cfg.SIP.Abuse, cfg.Records.Privacy
 	s.PhoneLimit, s.ServerLimit = cfg.SIP.PhoneLimit, cfg.SIP.ServerLimit

@@ -48,6 +48,7 @@ type Set interface {
 	Add(ctx context.Context, life time.Duration, keys ...string) error
 	Delete(ctx context.Context, keys ...string) error
 	Clear(ctx context.Context) error
+	Elements() map[string]time.Time // until when each is there
 
 	AddKeys(ctx context.Context, life time.Duration, keys []nft.Key) error
 	DropKeys(keys []nft.Key)

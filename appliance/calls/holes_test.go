@@ -70,6 +70,16 @@ func (s *fakeSet) Clear(context.Context) error {
 	return nil
 }
 
+func (s *fakeSet) Elements() map[string]time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]time.Time{}
+	for k, life := range s.elements {
+		all[k] = time.Unix(0, 0).Add(life)
+	}
+	return all
+}
+
 func (s *fakeSet) keys() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

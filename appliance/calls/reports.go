@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"ringway/appliance/config"
+	"ringway/appliance/wanted"
 	"ringway/firewall"
 	"ringway/sip/ladder"
 	"ringway/sip/privacy"
@@ -75,8 +78,8 @@ func (c *Calls) takeReports(reports []relay.Report, records []record.Record) {
 			c.log.Warn("abuse of signalling", "source", r.Source, "kind", r.Kind, "level", r.Level, "action", r.Action,
 				"for", r.For, "what", r.Text[:min(len(r.Text), maxText)], "not_logged_before", unsaid)
 		}
-		if r.Action == "ban" && !r.InRelay && c.bansHold() && c.holes.mayBan(r.Source) {
-			c.ban(r.Source, r.For)
+		if r.Action == actionBan && !r.InRelay && c.bansHold() && c.holes.mayBan(r.Source) {
+			c.ban(r)
 		}
 	}
 }
@@ -96,10 +99,13 @@ func (c *Calls) write(log *record.Log, records []record.Record) {
 
 // What a stranger can cause, and what a process that was taken over can say, is bounded.
 const (
-	maxKinds   = 32  // that are counted apart
-	maxText    = 256 // bytes of a report in the log
-	maxPerTime = 60  // reports in the log in each quotaTime
-	quotaTime  = time.Minute
+	maxKinds = 32 // that are counted apart
+	// maxBanKinds is as many as both families' sets have elements.
+	maxBanKinds = 2 * wanted.MaxBans
+	maxKind     = 32  // bytes of a kind
+	maxText     = 256 // bytes of a report in the log
+	maxPerTime  = 60  // reports in the log in each quotaTime
+	quotaTime   = time.Minute
 )
 
 // quota counts what is logged.
@@ -149,13 +155,14 @@ func (c *Calls) liftBans() {
 	if c.bansHold() {
 		return
 	}
-	for _, family := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+	for _, family := range families4And6 {
 		set, _ := firewall.Ban(family)
 		c.clear(set)
 	}
 }
 
-func (c *Calls) ban(source netip.Addr, d time.Duration) {
+func (c *Calls) ban(r relay.Report) {
+	source := r.Source.Unmap()
 	set, key := firewall.Ban(source)
 	s, ok := c.o.Sets(set)
 	if !ok {
@@ -163,19 +170,94 @@ func (c *Calls) ban(source netip.Addr, d time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), bypassPatience)
 	defer cancel()
-	if err := s.Add(ctx, d, key); err != nil {
+	if err := s.Add(ctx, r.For, key); err != nil {
 		c.log.Warn("a source is not banned by the firewall", "source", source, "error", err)
+	}
+	c.noteBan(source, r.Kind[:min(len(r.Kind), maxKind)])
+}
+
+// families4And6 choose the set of bans of each family.
+var families4And6 = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+
+// Bans are the bans and throttles that are in force: those that the process knows, and those of the firewall, which
+// outlive the process that asked for them.
+func (c *Calls) Bans(ctx context.Context) (all []relay.Standing, err error) {
+	if c.relay.PID() != 0 {
+		if all, err = c.relay.Bans(ctx); err != nil {
+			return nil, err
+		}
+	}
+	known := map[netip.Addr]bool{}
+	for _, b := range all {
+		known[b.Source] = known[b.Source] || b.Action == actionBan
+	}
+	for _, family := range families4And6 {
+		for key, until := range c.banned(family) {
+			source, err := netip.ParseAddr(key)
+			if err != nil || known[source] {
+				continue
+			}
+			all = append(all, relay.Standing{Source: source, Kind: c.bannedFor(source), Action: actionBan, Until: until})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b relay.Standing) int { return a.Source.Compare(b.Source) })
+	return all, nil
+}
+
+// actionBan is what the process calls a ban.
+const actionBan = "ban"
+
+// banned are the addresses of a family that the firewall bans.
+func (c *Calls) banned(family netip.Addr) map[string]time.Time {
+	set, _ := firewall.Ban(family)
+	if s, ok := c.o.Sets(set); ok {
+		return s.Elements()
+	}
+	return nil
+}
+
+// bannedFor is what the firewall bans an address for; empty if an earlier daemon had it banned.
+func (c *Calls) bannedFor(source netip.Addr) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.banKinds[source]
+}
+
+// noteBan remembers what the firewall bans an address for.
+func (c *Calls) noteBan(source netip.Addr, kind string) {
+	var in map[netip.Addr]bool // that are banned; nil: all fit
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.banKinds == nil {
+		c.banKinds = map[netip.Addr]string{}
+	}
+	if len(c.banKinds) >= maxBanKinds {
+		in = map[netip.Addr]bool{}
+		for _, family := range families4And6 {
+			for key := range c.banned(family) {
+				if a, err := netip.ParseAddr(key); err == nil {
+					in[a] = true
+				}
+			}
+		}
+		maps.DeleteFunc(c.banKinds, func(a netip.Addr, _ string) bool { return !in[a] })
+	}
+	if len(c.banKinds) < maxBanKinds {
+		c.banKinds[source] = kind
 	}
 }
 
-// Bans are the bans and throttles that are in force.
-func (c *Calls) Bans(ctx context.Context) ([]relay.Standing, error) { return c.relay.Bans(ctx) }
-
 // Unban lifts the bans of an address.
 func (c *Calls) Unban(ctx context.Context, source netip.Addr) error {
-	found, err := c.relay.Unban(ctx, source)
+	var found bool
+	var err error
+	if c.relay.PID() != 0 {
+		found, err = c.relay.Unban(ctx, source)
+	}
 	set, key := firewall.Ban(source)
 	if s, ok := c.o.Sets(set); ok {
+		_, banned := s.Elements()[key]
+		found = found || banned
 		err = errors.Join(err, s.Delete(ctx, key))
 	}
 	if err == nil && !found {

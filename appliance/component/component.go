@@ -68,12 +68,33 @@ func (l List) AddTo(st *status.Status) {
 	}
 }
 
-// Report brings problems up to date with what the components report.
-func (l List) Report(problems *problem.Set) {
+// Reports are the components that report problems, each with the right to do so.
+type Reports []report
+
+type report struct {
+	from Reporter
+	to   *problem.Owner
+}
+
+// Own makes each component that reports problems the owner of its own. It fails if two have one name, or if something
+// else has reported by it.
+func (l List) Own(problems *problem.Set) (all Reports, err error) {
 	for _, c := range l {
 		if r, ok := c.(Reporter); ok {
-			problems.Replace(c.Name(), r.Problems())
+			to, err := problems.Own(c.Name())
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, report{r, to})
 		}
+	}
+	return all, nil
+}
+
+// Update brings problems up to date with what the components report.
+func (all Reports) Update() {
+	for _, r := range all {
+		r.to.Replace(r.from.Problems())
 	}
 }
 

@@ -64,12 +64,16 @@ func TestTheListServesWhatEachComponentHas(t *testing.T) {
 	assert.Equal(t, []exposition.Source{b}, list.Sources())
 
 	problems := problem.NewSet(time.Now)
-	list.Report(problems)
+	reports, err := list.Own(problems)
+	require.NoError(t, err)
+	reports.Update()
 	require.Len(t, problems.List(), 1)
 	assert.Equal(t, "b x: is broken", problems.List()[0].String())
 	b.problems = nil
-	list.Report(problems)
+	reports.Update()
 	assert.Empty(t, problems.List())
+	_, err = list.Own(problems)
+	assert.ErrorContains(t, err, `"b" have an owner`)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	require.NoError(t, task.RunAll(ctx, list.Tasks(), cancel), "both run, are ready, and stop")

@@ -9,6 +9,7 @@ import (
 
 	"ringway/qos"
 	"ringway/routing"
+	"ringway/sip/abuse"
 	"ringway/tunnel"
 )
 
@@ -80,7 +81,8 @@ type SIP struct {
 
 	Country string // own country code; "": not known
 
-	Abuse string // off; warn: it is reported; block: sources are banned as well, with Enforce
+	Abuse       string       // off; warn: it is reported; block: sources are banned as well, with Enforce
+	AbuseLimits abuse.Limits // without Country, PhoneLimit and ServerLimit
 }
 
 // Records says what is kept of calls.
@@ -90,6 +92,8 @@ type Records struct {
 
 	HEP   netip.AddrPort // Homer server; invalid: none
 	HEPID uint32         // capture agent
+
+	Recording bool // what is said in a call may be written to a file (ringway calls pcap --with-sound)
 }
 
 // SIPMode is what Ringway does with the signalling of calls.

@@ -126,15 +126,70 @@ type rawSIP struct {
 	Prefixes  scalars            `yaml:"prefixes"`
 	Limits    rawSIPLimits       `yaml:"limits"`
 	Abuse     scalar             `yaml:"abuse"`
+	Bounds    rawAbuse           `yaml:"abuse_limits"`
+	Toll      rawToll            `yaml:"toll"`
 	Country   scalar             `yaml:"country"`
+}
+
+type rawAbuse struct {
+	at
+	Scan      rawAbuseRule `yaml:"scan"`
+	Guess     rawAbuseRule `yaml:"guess"`
+	Malformed rawAbuseRule `yaml:"malformed"`
+	Flood     rawAbuseRule `yaml:"flood"`
+	Throttled rawRate      `yaml:"throttled"`
+	Grace     scalar       `yaml:"grace"`
+}
+
+type rawAbuseRule struct {
+	at
+	Warn   scalar `yaml:"warn"`
+	Block  scalar `yaml:"block"`
+	Within scalar `yaml:"within"`
+	Ban    scalar `yaml:"ban"`
+	MaxBan scalar `yaml:"max_ban"`
+}
+
+type rawRate struct {
+	at
+	PerSecond scalar `yaml:"per_second"`
+	Burst     scalar `yaml:"burst"`
+}
+
+type rawToll struct {
+	at
+	Phones        rawTollLevels `yaml:"phones"`
+	PBX           rawTollLevels `yaml:"pbx"`
+	International scalars       `yaml:"international"`
+	Line          scalar        `yaml:"line"`
+	Extensions    scalar        `yaml:"extensions"`
+	Premium       scalars       `yaml:"premium"`
+	Hours         scalar        `yaml:"hours"`
+	Days          scalars       `yaml:"days"`
+}
+
+type rawTollLevels struct {
+	at
+	Warn  rawTollLimits `yaml:"warn"`
+	Block rawTollLimits `yaml:"block"`
+}
+
+type rawTollLimits struct {
+	at
+	PerMinute  scalar `yaml:"per_minute"`
+	AtOnce     scalar `yaml:"at_once"`
+	Abroad     scalar `yaml:"abroad"`
+	OutOfHours scalar `yaml:"out_of_hours"`
+	Premium    scalar `yaml:"premium"`
 }
 
 type rawCalls struct {
 	at
-	Privacy scalar `yaml:"privacy"`
-	Keep    scalar `yaml:"keep"`
-	HEP     scalar `yaml:"hep"`
-	HEPID   scalar `yaml:"hep_id"`
+	Privacy   scalar `yaml:"privacy"`
+	Keep      scalar `yaml:"keep"`
+	HEP       scalar `yaml:"hep"`
+	HEPID     scalar `yaml:"hep_id"`
+	Recording scalar `yaml:"recording"`
 }
 
 type rawSIPLimits struct {

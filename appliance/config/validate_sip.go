@@ -53,6 +53,7 @@ func (c *checker) sip(r rawSIP, cfg *Config) {
 	cfg.SIP.ServerLimit = c.integer(r.Limits.Server, DefaultServerLimit, 1, maxMessageLimit)
 	cfg.SIP.Country = c.country(r.Country)
 	cfg.SIP.Abuse = c.choice(r.Abuse, "block", "off", "warn", "block")
+	cfg.SIP.AbuseLimits = c.abuseLimits(r)
 	c.sipServers(r.Servers, cfg)
 	c.sipAllow(r.Allow, cfg)
 }
@@ -73,6 +74,7 @@ func (c *checker) country(s scalar) string {
 
 // sipNotes says what sip.mode: enforce does not close.
 func (c *checker) sipNotes(raw *rawFile, cfg *Config) {
+	c.tollNotes(raw.SIP.Toll, cfg)
 	if cfg.SIP.Mode == SIPEnforce && len(cfg.Class(qos.Media).Ports) > 0 {
 		c.warn(pick(raw.SIP.Mode, raw.SIP.at), "does not close the ports of class media (%s): remove them from classes "+
 			"where all calls are read", joinedPorts(cfg.Class(qos.Media).Ports))
@@ -98,6 +100,7 @@ const (
 // calls reads what is kept of calls.
 func (c *checker) calls(r rawCalls, cfg *Config) {
 	cfg.Records.Privacy = c.choice(r.Privacy, "mask", "mask", "show")
+	cfg.Records.Recording = c.choice(r.Recording, "forbidden", "forbidden", "allowed") == "allowed"
 	cfg.Records.HEPID = uint32(c.integer(r.HEPID, DefaultHEPID, 1, 999_999_999))
 	if r.HEP.ok() && r.HEP.text != "" {
 		a, err := netip.ParseAddrPort(r.HEP.text)

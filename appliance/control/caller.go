@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +17,7 @@ import (
 type caller struct {
 	known  bool
 	uid    uint32
+	pid    int32
 	groups []int
 }
 
@@ -39,7 +42,7 @@ func peer(conn net.Conn) (caller, error) {
 	}
 
 	groups := append([]int{int(cred.Gid)}, supplementaryGroups(cred.Uid)...)
-	return caller{known: true, uid: cred.Uid, groups: groups}, nil
+	return caller{known: true, uid: cred.Uid, pid: cred.Pid, groups: groups}, nil
 }
 
 // supplementaryGroups looks them up in the group database: SO_PEERCRED has only the primary group.
@@ -74,4 +77,20 @@ func (c caller) name() string {
 		return "unknown"
 	}
 	return strconv.FormatUint(uint64(c.uid), 10)
+}
+
+// login is the caller's user id for the log, with the user that logged in, where the kernel knows (audit): root may be
+// any of several people.
+func (c caller) login() string {
+	name := "uid " + c.name()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/loginuid", c.pid))
+	id := strings.TrimSpace(string(text))
+	const unset = "4294967295"
+	if err != nil || id == "" || id == unset {
+		return name
+	}
+	if u, err := user.LookupId(id); err == nil {
+		return fmt.Sprintf("%s, logged in as %s", name, u.Username)
+	}
+	return fmt.Sprintf("%s, logged in as uid %s", name, id)
 }

@@ -21,6 +21,12 @@ func (s *Server) handleCalls(root func(pattern string, h http.HandlerFunc)) {
 		v, err := s.Ladder(r.Context(), r.URL.Query().Get("call"))
 		answer(w, v, err)
 	})
+	root("POST /v1/capture", func(w http.ResponseWriter, r *http.Request) {
+		who, _ := r.Context().Value(callerKey{}).(caller)
+		q := r.URL.Query()
+		c, err := s.Capture(r.Context(), q.Get("call"), q.Has("sound"), who.login())
+		answer(w, c, err)
+	})
 	root("GET /v1/bans", func(w http.ResponseWriter, r *http.Request) {
 		list, err := s.Bans(r.Context())
 		answer(w, list, err)
@@ -93,6 +99,17 @@ func (c *Client) Phones(ctx context.Context) (list []registrar.Binding, err erro
 func (c *Client) Ladder(ctx context.Context, id string) (v ladder.View, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/ladder?call="+url.QueryEscape(id), nil, &v)
 	return v, err
+}
+
+// Capture asks for leave to write the packets of a call to a file, which the daemon notes, and for the call. With sound
+// also what is said in it.
+func (c *Client) Capture(ctx context.Context, id string, sound bool) (x call.Call, err error) {
+	v := url.Values{"call": {id}}
+	if sound {
+		v.Set("sound", "")
+	}
+	err = c.call(ctx, http.MethodPost, "/v1/capture?"+v.Encode(), nil, &x)
+	return x, err
 }
 
 // Bans asks for the bans and throttles that are in force.

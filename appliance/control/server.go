@@ -34,6 +34,7 @@ type Server struct {
 	Calls   func(context.Context) ([]call.Call, error)
 	Phones  func(context.Context) ([]registrar.Binding, error)
 	Ladder  func(ctx context.Context, call string) (*ladder.View, error)
+	Capture func(ctx context.Context, id string, sound bool, who string) (call.Call, error)
 	Bans    func(context.Context) ([]relay.Standing, error)
 	Unban   func(context.Context, netip.Addr) error
 	Records func(from, to time.Time, phone netip.Addr) ([]record.Record, error)

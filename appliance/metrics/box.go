@@ -36,6 +36,9 @@ var (
 		"Bytes dropped by the firewall, by reason.", "reason")
 	classPackets = boxFamilies.Counter("ringway_class_packets_total", "Packets put into a class.", "class")
 	classBytes   = boxFamilies.Counter("ringway_class_bytes_total", "Bytes put into a class.", "class")
+
+	unreadPackets = boxFamilies.Counter("ringway_signalling_unread_connections_total",
+		"New connections of phones in signalling that is not read, by protocol.", "protocol")
 )
 
 // Families are the metrics of the box.
@@ -70,6 +73,11 @@ func collectPolicy(st status.Status, to exposition.Sink) {
 		if n, ok := st.Drops[reason]; ok {
 			to.Put(policyPackets, float64(n.Packets), reason)
 			to.Put(policyBytes, float64(n.Bytes), reason)
+		}
+	}
+	for _, protocol := range firewall.UnreadSignalling() {
+		if n, ok := st.Unread[protocol]; ok {
+			to.Put(unreadPackets, float64(n), protocol)
 		}
 	}
 	for _, class := range qos.ClassNames {

@@ -6,6 +6,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/qos"
+	"ringway/sip/abuse"
 )
 
 // SignallingRemarks say what sip.mode: enforce closes, and what it leaves open.
@@ -29,7 +30,29 @@ func SignallingRemarks(cfg *config.Config) (out []string) {
 	if cfg.SIP.Closed {
 		say("sip.on_failure: closed: without a process that reads signalling, no new call has media")
 	}
+	if cfg.SIP.Abuse == "block" {
+		sayToll(say, "a phone's user", &cfg.SIP.AbuseLimits.Phones.Block)
+		sayToll(say, "a user of a PBX", &cfg.SIP.AbuseLimits.PBX.Block)
+	}
 	return out
+}
+
+// sayToll says for what new calls outside are refused.
+func sayToll(say func(string, ...any), who string, t *abuse.Toll) {
+	var limits []string
+	add := func(is bool, format string, args ...any) {
+		if is {
+			limits = append(limits, fmt.Sprintf(format, args...))
+		}
+	}
+	add(t.PerMinute > 0, "more than %d new ones in a minute", t.PerMinute)
+	add(t.AtOnce > 0, "more than %d at once to one country", t.AtOnce)
+	add(t.Abroad > 0, "after %g minutes abroad in a day", t.Abroad.Minutes())
+	add(t.OutOfHours, "abroad out of hours")
+	add(t.Premium, "to premium numbers")
+	if len(limits) > 0 {
+		say("sip.toll: new calls outside of %s are refused: %s", who, strings.Join(limits, ", "))
+	}
 }
 
 // udpPorts are the UDP ports of classes, and those of SIP, from 1024 up.

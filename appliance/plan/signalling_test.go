@@ -28,4 +28,18 @@ func TestThePlanSaysWhatEnforceCloses(t *testing.T) {
 	assert.Contains(t, text, "calls that cannot be read (SIP over TLS) have no media")
 	text = remarks(map[string]string{"sip.mode": "enforce", "sip.unread": "allow"})
 	assert.Contains(t, text, "passes, with its answers")
+	assert.NotContains(t, text, "sip.toll")
+
+	toll := map[string]string{
+		"sip.mode": "enforce", "sip.unread": "deny",
+		"sip.toll.phones": "{block: {per_minute: 20, abroad: 90m, premium: true}}",
+		"sip.toll.pbx":    "{block: {at_once: 4, out_of_hours: true}}",
+	}
+	text = remarks(toll)
+	assert.Contains(t, text, "# sip.toll: new calls outside of a phone's user are refused: "+
+		"more than 20 new ones in a minute, after 90 minutes abroad in a day, to premium numbers")
+	assert.Contains(t, text, "# sip.toll: new calls outside of a user of a PBX are refused: "+
+		"more than 4 at once to one country, abroad out of hours")
+	toll["sip.abuse"] = "warn"
+	assert.NotContains(t, remarks(toll), "sip.toll")
 }

@@ -5,6 +5,7 @@ package problem
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -63,27 +64,47 @@ type Key struct{ Component, Subject string }
 // Key returns the key of p.
 func (p Problem) Key() Key { return Key{p.Component, p.Subject} }
 
-// Set holds the problems that exist now. A problem that is reported again keeps the time of its first report. A Set is
-// safe for concurrent use; the zero Set is not usable.
+// Set holds the problems that exist now. A problem that is reported again keeps the time of its first report. Only the
+// owner of a component changes its problems. A Set is safe for concurrent use; the zero Set is not usable.
 type Set struct {
 	now func() time.Time
 
-	mu   sync.Mutex
-	held map[Key]Problem
+	mu    sync.Mutex
+	held  map[Key]Problem
+	owned map[string]bool // components
 }
 
 // NewSet returns an empty set. now is the clock that Since is read from.
 func NewSet(now func() time.Time) *Set {
-	return &Set{now: now, held: map[Key]Problem{}}
+	return &Set{now: now, held: map[Key]Problem{}, owned: map[string]bool{}}
+}
+
+// Owner reports the problems of one component.
+type Owner struct {
+	set       *Set
+	component string
+}
+
+// Own makes the caller the owner of a component, which has one at most: two would resolve each other's problems.
+func (s *Set) Own(component string) (*Owner, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if component == "" || s.owned[component] {
+		return nil, fmt.Errorf("problems of the component %q have an owner already", component)
+	}
+	s.owned[component] = true
+	return &Owner{s, component}, nil
 }
 
 // Report adds p or, where its key is known, replaces all of it but the time since when. It tells whether the operator
 // learns something new: the problem was not there, or its text was another one.
-func (s *Set) Report(p Problem) (news bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (o *Owner) Report(p Problem) (news bool) {
+	o.set.mu.Lock()
+	defer o.set.mu.Unlock()
 
-	return s.reportLocked(p)
+	p.Component = o.component
+	return o.set.reportLocked(p)
 }
 
 func (s *Set) reportLocked(p Problem) (news bool) {
@@ -100,28 +121,29 @@ func (s *Set) reportLocked(p Problem) (news bool) {
 	return !known || old.Text != p.Text
 }
 
-// Resolve removes the problem of a component about a subject.
-func (s *Set) Resolve(component, subject string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// Resolve removes the problem about a subject.
+func (o *Owner) Resolve(subject string) {
+	o.set.mu.Lock()
+	defer o.set.mu.Unlock()
 
-	delete(s.held, Key{component, subject})
+	delete(o.set.held, Key{o.component, subject})
 }
 
-// Replace makes current the only problems of a component: those not listed are resolved. Several problems about one
+// Replace makes current the component's only problems: those not listed are resolved. Several problems about one
 // subject are joined, since each key holds one. It returns those that are news, as Report does.
-func (s *Set) Replace(component string, current []Problem) (news []Problem) {
+func (o *Owner) Replace(current []Problem) (news []Problem) {
+	s := o.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
 	joined := map[Key]Problem{}
 	for _, p := range current {
-		p.Component = component
+		p.Component = o.component
 		joined[p.Key()] = join(joined[p.Key()], p)
 	}
 
 	for key := range s.held {
-		if _, still := joined[key]; key.Component == component && !still {
+		if _, still := joined[key]; key.Component == o.component && !still {
 			delete(s.held, key)
 		}
 	}

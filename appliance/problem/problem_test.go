@@ -11,6 +11,27 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func own(t *testing.T, s *Set, component string) *Owner {
+	t.Helper()
+	o, err := s.Own(component)
+	require.NoError(t, err)
+	return o
+}
+
+// Two owners of one name would resolve each other's problems: there is no second one.
+func TestAComponentHasOneOwner(t *testing.T) {
+	s := NewSet((&clock{noon}).now)
+	calls := own(t, s, "calls")
+	_, err := s.Own("calls")
+	assert.EqualError(t, err, `problems of the component "calls" have an owner already`)
+	_, err = s.Own("")
+	assert.Error(t, err)
+
+	calls.Report(Problem{Component: "admission", Text: "signalling is not read"})
+	own(t, s, "admission").Replace(nil)
+	assert.Equal(t, []Key{{Component: "calls"}}, keys(s), "whatever the problem says")
+}
+
 // clock advances by a minute at each reading.
 type clock struct{ at time.Time }
 
@@ -23,47 +44,49 @@ var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 
 func TestAProblemKeepsItsTimeWhileItLasts(t *testing.T) {
 	s := NewSet((&clock{noon}).now)
-	lost := Problem{Component: "leases", Subject: "wan0", Severity: Critical, Text: "no lease"}
+	leases := own(t, s, "leases")
+	lost := Problem{Subject: "wan0", Severity: Critical, Text: "no lease"}
 
-	assert.True(t, s.Report(lost))
+	assert.True(t, leases.Report(lost))
 	since := s.List()[0].Since
 	assert.Equal(t, noon.Add(time.Minute), since)
 
-	assert.False(t, s.Report(lost), "nothing new")
+	assert.False(t, leases.Report(lost), "nothing new")
 	lost.Text = "lease ran out"
-	assert.True(t, s.Report(lost), "another text is news")
+	assert.True(t, leases.Report(lost), "another text is news")
 	assert.Equal(t, since, s.List()[0].Since)
 	assert.Equal(t, "lease ran out", s.List()[0].Text)
 
-	s.Resolve("leases", "wan0")
+	leases.Resolve("wan0")
 	assert.Empty(t, s.List())
-	s.Report(lost)
+	leases.Report(lost)
 	assert.Greater(t, s.List()[0].Since, since, "a problem that comes back is a new one")
 }
 
 func TestReplaceResolvesWhatIsNotListed(t *testing.T) {
 	s := NewSet((&clock{noon}).now)
-	s.Report(Problem{Component: "network", Text: "stays"})
+	own(t, s, "network").Report(Problem{Text: "stays"})
+	metrics := own(t, s, "metrics")
 	both := []Problem{{Subject: "10.1.20.1:9586", Text: "a"}, {Subject: "127.0.0.1:9586", Text: "b"}}
-	news := s.Replace("metrics", both)
+	news := metrics.Replace(both)
 	assert.Len(t, news, 2)
 	first := s.List()
 	require.Len(t, first, 3)
 
-	assert.Empty(t, s.Replace("metrics", both))
-	assert.Len(t, s.Replace("metrics", []Problem{{Subject: "127.0.0.1:9586", Text: "c"}}), 1, "another text is news")
+	assert.Empty(t, metrics.Replace(both))
+	assert.Len(t, metrics.Replace([]Problem{{Subject: "127.0.0.1:9586", Text: "c"}}), 1, "another text is news")
 	left := s.List()
 	require.Len(t, left, 2)
 	assert.Equal(t, first[1].Since, left[0].Since)
 	assert.Equal(t, "metrics 127.0.0.1:9586: c", left[0].String())
 
-	s.Replace("metrics", nil)
+	metrics.Replace(nil)
 	assert.Equal(t, []Key{{Component: "network"}}, keys(s))
 }
 
 func TestTwoProblemsOfOneSubjectAreJoined(t *testing.T) {
 	s := NewSet((&clock{noon}).now)
-	s.Replace("queues", []Problem{
+	own(t, s, "queues").Replace([]Problem{
 		{Subject: "wan0", Severity: Critical, Text: "cannot be read", Action: "look at dmesg"},
 		{Subject: "wan0", Severity: Warning, Text: "is full"},
 	})
@@ -76,7 +99,7 @@ func TestTwoProblemsOfOneSubjectAreJoined(t *testing.T) {
 // A component that knows since when, as from a counter of the kernel's, is believed.
 func TestATimeThatIsKnownIsTaken(t *testing.T) {
 	s := NewSet((&clock{noon}).now)
-	s.Report(Problem{Component: "tunnel", Text: "down", Since: noon.Add(-time.Hour)})
+	own(t, s, "tunnel").Report(Problem{Text: "down", Since: noon.Add(-time.Hour)})
 	assert.Equal(t, noon.Add(-time.Hour), s.List()[0].Since)
 }
 
@@ -86,9 +109,9 @@ func TestTheListIsSortedAndNeverNull(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "[]", string(empty))
 
-	s.Report(Problem{Component: "a", Severity: Warning, Text: "limit"})
-	s.Report(Problem{Component: "z", Severity: Critical, Text: "down", Action: "start it"})
-	s.Report(Problem{Component: "b", Subject: "x", Severity: Critical, Text: "down"})
+	own(t, s, "a").Report(Problem{Severity: Warning, Text: "limit"})
+	own(t, s, "z").Report(Problem{Severity: Critical, Text: "down", Action: "start it"})
+	own(t, s, "b").Report(Problem{Subject: "x", Severity: Critical, Text: "down"})
 	assert.Equal(t, "[b x: down z: down; start it a: limit]", fmt.Sprint(s.List()))
 
 	line, err := json.Marshal(s.List()[1])
@@ -110,9 +133,13 @@ func TestASetIsSafeForConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
+			o, err := s.Own(fmt.Sprint(i))
+			if !assert.NoError(t, err) {
+				return
+			}
 			for n := range 100 {
-				s.Report(Problem{Component: fmt.Sprint(i), Subject: fmt.Sprint(n)})
-				s.Replace(fmt.Sprint(i), []Problem{{Subject: "kept"}})
+				o.Report(Problem{Subject: fmt.Sprint(n)})
+				o.Replace([]Problem{{Subject: "kept"}})
 				s.List()
 			}
 		})

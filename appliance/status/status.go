@@ -29,6 +29,8 @@ type Status struct {
 
 	Drops   map[string]Count `json:"drops"`   // packets dropped by policy: the named counters of table inet ringway
 	Classes map[string]Count `json:"classes"` // packets put into each class
+	// Unread is signalling from voice networks that nothing reads, by protocol: packets that begin a connection.
+	Unread map[string]uint64 `json:"unread_signalling,omitempty"`
 
 	Reconcile Rounds            `json:"reconcile"`
 	Missing   []Missing         `json:"features"` // what the kernel lacks or the machine denies

@@ -63,6 +63,7 @@ func TestPrint(t *testing.T) {
 			{Class: tunnel.Data, Interface: "rw-data", Engine: "kernel", Queue: &tunnel.FlowStatus{Packets: 3, Flows: 2, Marked: 1}},
 		},
 		Drops:      map[string]Count{"input_wan_drop": {Packets: 5}, "spoofed": {}},
+		Unread:     map[string]uint64{"sccp": 3, "mgcp": 0, "h323": 1},
 		Components: []Component{{Name: "reflector", Text: "Probes from sites: not answered"}, {Name: "quiet"}},
 		Missing:    []Missing{{Name: "fq_codel", Cost: "data waits longer"}},
 	}
@@ -81,6 +82,8 @@ data (rw-data, kernel)      -                                                   
 Flow queues (data): queued packets 3, active flows 2, ECN-marked packets since start 1
 
 Dropped by policy: input_wan_drop 5
+
+Signalling of phones that is not read, by new connections: h323 1, sccp 3
 
 Probes from sites: not answered
 

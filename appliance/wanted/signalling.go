@@ -17,9 +17,11 @@ const (
 	maxNetworkHoles = 4096
 	maxHoleLife     = 5 * time.Minute
 	maxDevices      = 4096 // more than a config can have: a set that is full takes none
-	maxBans         = 4096
 	maxBypasses     = 1024
 )
+
+// MaxBans is how many addresses of a family the firewall can ban at a time.
+const MaxBans = 4096
 
 // DynamicSets describes the sets of the firewall whose elements components add and remove.
 func DynamicSets(cfg *config.Config) []firewall.DynamicSet {
@@ -29,7 +31,7 @@ func DynamicSets(cfg *config.Config) []firewall.DynamicSet {
 	sets := slices.Concat(
 		firewall.SignallingSets(callsOwner, firewall.SignallingBounds{
 			Devices: maxDevices, DeviceLife: time.Minute,
-			Bans: maxBans, BanLife: 24 * time.Hour,
+			Bans: MaxBans, BanLife: 24 * time.Hour,
 			Bypasses: maxBypasses, BypassLife: time.Minute,
 		}),
 		firewall.HoleSets(callsOwner, maxHoles, maxNetworkHoles, maxHoleLife, networks(cfg)),

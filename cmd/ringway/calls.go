@@ -75,7 +75,8 @@ and RTCP the leg needs now.`,
 	flags.StringVar(&at, "at", "", "show the calls that were under way at this `TIME`, from the records of calls")
 	flags.Duration("interval", 2*time.Second, "time between two updates of --watch")
 	settings.Bind(flags, "interval", "interval")
-	c.AddCommand(a.configured(callsShowCommand(a)), a.configured(callsForgetCommand(a)))
+	c.AddCommand(a.configured(callsShowCommand(a)), a.configured(callsForgetCommand(a)),
+		a.configured(callsPcapCommand(a)))
 	return c
 }
 
@@ -196,7 +197,8 @@ passwords, flooded or sent malformed messages (sip.abuse). Root only.`,
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "SOURCE\tFOR\tWHAT\tUNTIL")
 			for _, b := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Source, strings.ReplaceAll(b.Kind, "_", " "), b.Action,
+				kind := cmp.Or(strings.ReplaceAll(b.Kind, "_", " "), "(by an earlier daemon)")
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Source, kind, b.Action,
 					b.Until.Local().Format(time.DateTime))
 			}
 			return w.Flush()

@@ -36,6 +36,21 @@ type SetStatus struct {
 	Counters SetCounters `json:"counters"`
 }
 
+// Elements are the keys that are in the set, and until when. The set has no ranges. They are what the owner remembers,
+// with those of an earlier owner: the kernel may be a moment behind.
+func (o *SetOwner) Elements() map[string]time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	o.elements.expire(now)
+
+	all := make(map[string]time.Time, len(o.elements.elements))
+	for k, e := range o.elements.elements {
+		all[k.Text(o.set.Type)] = e.deadline
+	}
+	return all
+}
+
 // fullFor is how long a set is shown as full after it refused an element.
 const fullFor = time.Minute
 

@@ -333,6 +333,9 @@ func TestElementsOutliveTheProcess(t *testing.T) {
 	in.Dynamic = next.Sets()
 	assert.Empty(t, firewall.Diff(firewall.Want(in), observeIn(t, ns)), "elements are no difference")
 	assert.EqualValues(t, 1, owner(t, next, "media4").Status().Counters.Adopted)
+	adopted := owner(t, next, "media4").Elements()
+	require.Len(t, adopted, 1)
+	assert.WithinDuration(t, time.Now().Add(30*time.Second), adopted["10.2.20.2 . 10.1.10.2 . 16384"], 5*time.Second)
 
 	remake(t, ns, next, in)
 	for _, set := range []string{"media4", "media6_48"} {

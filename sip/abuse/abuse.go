@@ -61,20 +61,31 @@ type Watch struct {
 
 // New makes a Watch. where says where an address is; it is asked several times for each message.
 func New(l Limits, where func(netip.Addr) Place) (*Watch, error) {
-	if err := l.Validate(); err != nil {
-		return nil, fmt.Errorf("limits: %w", err)
-	}
-	if l.Location == nil {
-		l.Location = time.UTC
-	}
-	l.Premium = slices.Clone(l.Premium)
-	return &Watch{
-		limits:  l,
+	w := &Watch{
 		where:   where,
 		sources: newSources(l.MaxSources),
 		users:   newUsers(l.MaxUsers),
 		calls:   newCalls(l.MaxCalls),
-	}, nil
+	}
+	if err := w.Use(l); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Use takes other limits. What was counted stays, and so do bans, for as long as they were given. After an error the
+// limits are as before.
+func (w *Watch) Use(l Limits) error {
+	if err := l.Validate(); err != nil {
+		return fmt.Errorf("limits: %w", err)
+	}
+	if l.Location == nil {
+		l.Location = time.UTC
+	}
+	l.Premium, l.Numbers.International = slices.Clone(l.Premium), slices.Clone(l.Numbers.International)
+	w.limits = l // in place: users point to the rules in it
+	w.sources.max, w.users.max, w.calls.max = l.MaxSources, l.MaxUsers, l.MaxCalls
+	return nil
 }
 
 func (w *Watch) begin(now time.Time) {

@@ -886,6 +886,32 @@ func TestBansAreListedLiftedAndRestored(t *testing.T) {
 	assert.Contains(t, again.events(), "ban 10m0s", "the first one again")
 }
 
+// Other limits hold for what was counted before, too. Bans and registrations stay.
+func TestOtherLimits(t *testing.T) {
+	r := registered(t, nil)
+	r.guess(stranger, pbx, 10)
+	r.guess(tunneled, pbx, 4)
+	r.events()
+	bans := r.w.Bans(r.now)
+
+	l := Defaults()
+	l.Guess.Warn, l.Guess.Block, l.Guess.Ban = 3, 5, 20*time.Minute
+	l.Phones.Block.PerMinute = 1
+	require.NoError(t, r.w.Use(l))
+	assert.Equal(t, bans, r.w.Bans(r.now), "for as long as it was given")
+	r.guess(tunneled, pbx, 1)
+	assert.Contains(t, r.events(), "password_guessing block throttle 20m0s", "the fifth")
+	r.dial("0301234567")
+	_, v := r.dial("0301234568")
+	assert.Equal(t, Reject, v)
+	assert.Contains(t, r.events(), "user 101", "whose registration is known still")
+
+	l.Guess.Warn = 6
+	assert.EqualError(t, r.w.Use(l), "limits: guess.warn: 6 (allowed 0-5, not above block)")
+	_, v = r.dial("0301234568")
+	assert.Equal(t, Reject, v, "those before hold")
+}
+
 func TestNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, k := range Kinds() {

@@ -62,7 +62,7 @@ type Limits struct {
 	Numbers  Numbers
 	Premium  []string // prefixes, with country code and without plus: 49900
 	Hours    Hours
-	Location *time.Location // of Hours, and of the day that Toll.Abroad is counted in; nil: UTC
+	Location *time.Location `json:"-"` // of Hours, and of the day that Toll.Abroad is counted in; nil: UTC
 
 	MaxSources int // that are remembered; twice as many in all, see sources
 	MaxUsers   int

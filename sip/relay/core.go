@@ -29,6 +29,7 @@ const (
 	maxLegs  = 16384
 	maxEnded = 512 // calls that ended and are still shown
 	maxName  = 64  // bytes of a party's name that are kept
+	maxCodec = 32  // bytes of a codec's name that are kept
 )
 
 // core follows the calls whose messages pass.
@@ -475,7 +476,8 @@ func codecs(d *sdp.Description) (names []string) {
 	for i := range d.Media {
 		m := &d.Media[i]
 		if m.Port != 0 && len(m.Formats) > 0 {
-			names = append(names, string(m.Formats[0].Name))
+			name := m.Formats[0].Name
+			names = append(names, string(name[:min(len(name), maxCodec)]))
 		}
 	}
 	return names

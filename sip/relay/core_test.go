@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -201,4 +202,38 @@ func testWhatDoesNotGoOn(t *testing.T) {
 	require.Len(t, calls, 1)
 	assert.Equal(t, "bye", calls[0].Why)
 	assert.False(t, calls[0].Live())
+}
+
+// Records fit into what the daemon takes, whatever a caller writes into his messages. Longer ones would be tried again
+// forever, and reports of abuse with them.
+func TestRecordsAreShort(t *testing.T) { synctest.Test(t, testRecordsAreShort) }
+
+func testRecordsAreShort(t *testing.T) {
+	w := newWorld(t)
+	long := strings.Repeat("\x01", 15_000)
+	fill := func(s string) string {
+		s = strings.Replace(s, "one@10.1.10.9", strings.Repeat("x", 30_000)+"@10.1.10.9", 1)
+		return strings.Replace(s, "sip:ann@", "sip:"+long+"@", 1)
+	}
+	body := strings.Replace(description("10.1.10.9", 4000), "AVP 8 0", "AVP 96", 1) +
+		"a=rtpmap:96 " + strings.Repeat("y", 15_000) + "/8000\r\n"
+	offer := fill(text("INVITE sip:bob@10.2.20.5 SIP/2.0", "", body))
+	w.answer(func() { assert.False(t, w.pass(phone, pbx, offer).Drop) }, nil)
+	w.answer(func() { w.pass(pbx, phone, fill(okay)) }, nil)
+	w.pass(phone, pbx, fill(bye))
+	w.pass(pbx, phone, fill(ended))
+	w.closed()
+	require.Len(t, w.records, 1)
+
+	sent := reportsRequest{}
+	for range recordsAtOnce {
+		sent.Records = append(sent.Records, w.records[0])
+	}
+	report := Report{Kind: "toll_out_of_hours", Level: "block", Action: "refuse", Text: strings.Repeat("z", 200)}
+	for range maxReports {
+		sent.Reports = append(sent.Reports, report)
+	}
+	b, err := json.Marshal(sent)
+	require.NoError(t, err)
+	assert.Less(t, len(b), 400<<10, "process.Config.Large: 512 KiB")
 }

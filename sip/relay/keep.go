@@ -96,7 +96,7 @@ func (c *core) record(l *dialog.Leg, x *call.Call) {
 	}
 	s := &c.policy.settings
 	r := record.Record{
-		ID: x.ID, CallID: x.CallID, Began: x.Began, Answered: x.Answered, Ended: x.Ended,
+		ID: x.ID, CallID: x.CallID[:min(len(x.CallID), maxCallID)], Began: x.Began, Answered: x.Answered, Ended: x.Ended,
 		Caller: record.Party{Number: x.From}, Callee: record.Party{Number: x.To},
 		Emergency: x.Emergency,
 		Why:       x.Why, Status: x.Status, Hops: l.Hops[:], Holes: x.Holes,
@@ -147,7 +147,7 @@ func (c *core) handOver(ctx context.Context, send func(context.Context, process.
 		}
 		c.mu.Lock()
 		reports := slices.Clone(c.reports)
-		records := c.records[:min(len(c.records), maxRecordsAtOnce)]
+		records := c.records[:min(len(c.records), recordsAtOnce)]
 		c.mu.Unlock()
 		if len(reports)+len(records) == 0 {
 			continue
@@ -166,8 +166,14 @@ func (c *core) handOver(ctx context.Context, send func(context.Context, process.
 // handOverLimit is long: what the daemon takes and does not answer in time is written twice.
 const handOverLimit = 10 * time.Second
 
-// maxRecordsAtOnce is how many records one request has: a message is bounded.
-const maxRecordsAtOnce = 512
+const (
+	// recordsAtOnce is how many records one request has, so that it is no longer than the daemon takes, whatever is in
+	// them. maxRecordsAtOnce is what the daemon takes: processes of earlier builds send more.
+	recordsAtOnce    = 128
+	maxRecordsAtOnce = 512
+	// maxCallID bounds a Call-ID in a record. Most have 30 bytes; a message has room for one of 64 KiB.
+	maxCallID = 256
+)
 
 type reportsRequest struct {
 	Reports []Report        `json:"reports,omitempty"`

@@ -59,7 +59,7 @@ func (c *core) use(s Settings) error {
 	defer c.mu.Unlock()
 	before := c.policy.settings
 	c.policy.settings, c.policy.emergency, c.redactor.Policy = s, set, shown
-	if err := c.useWatch(before); err != nil {
+	if err := c.policy.useWatch(); err != nil {
 		return err
 	}
 	if !c.policy.mutes() {
@@ -72,28 +72,17 @@ func (c *core) use(s Settings) error {
 	return nil
 }
 
-// useWatch begins to watch for abuse, or begins again where what it depends on has changed: then bans stay.
-func (c *core) useWatch(before Settings) error {
-	p := &c.policy
-	s := &p.settings
-	same := before.Country == s.Country && before.PhoneLimit == s.PhoneLimit && before.ServerLimit == s.ServerLimit
+// useWatch begins to watch for abuse, or goes on by other limits.
+func (p *policy) useWatch() (err error) {
 	switch {
-	case s.Abuse == "" || s.Abuse == AbuseOff:
+	case p.settings.Abuse == "" || p.settings.Abuse == AbuseOff:
 		p.watch = nil
-		return nil
-	case p.watch != nil && same:
-		return nil
+	case p.watch != nil:
+		return p.watch.Use(p.limits())
+	default:
+		p.watch, err = abuse.New(p.limits(), p.placeOf)
 	}
-	var bans []abuse.Standing
-	if p.watch != nil {
-		bans = p.watch.Bans(c.now())
-	}
-	var err error
-	if p.watch, err = p.newWatch(); err != nil {
-		return err
-	}
-	p.watch.Restore(c.now(), bans)
-	return nil
+	return err
 }
 
 // admit charges a step to the budgets. refused is the response to a message whose offer does not fit; nil: it goes

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -11,8 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/qos"
+	"ringway/sip/abuse"
 	"ringway/sip/admission"
 	"ringway/sip/message"
+	"ringway/sip/transparent"
 )
 
 // narrow are the settings of a box whose line to the far site carries one call of G.711.
@@ -134,4 +137,48 @@ func testObserveRefusesNothing(t *testing.T) {
 	require.NoError(t, w.use(narrow(func(s *Settings) { s.Enforce = false })))
 	w.answer(func() { w.pass(phone, pbx, invite) }, nil)
 	w.answer(func() { assert.False(t, w.pass(phone, pbx, ring("second", "bob")).Drop) }, nil)
+}
+
+// Limits on abuse are those of the settings, as they come over the wire. Others hold from then on, and bans stay.
+func TestLimitsOnAbuseAreThoseOfTheSettings(t *testing.T) {
+	synctest.Test(t, testLimitsOnAbuseAreThoseOfTheSettings)
+}
+
+func testLimitsOnAbuseAreThoseOfTheSettings(t *testing.T) {
+	w := newWorld(t)
+	use := func(change func(*abuse.Limits)) {
+		l := abuse.Defaults()
+		change(&l)
+		b, err := json.Marshal(narrow(func(s *Settings) { s.AbuseLimits, s.Admit = &l, false }))
+		require.NoError(t, err)
+		var s Settings
+		require.NoError(t, json.Unmarshal(b, &s))
+		require.NoError(t, w.use(s))
+	}
+	use(func(l *abuse.Limits) { l.Phones.Block.PerMinute, l.Malformed.Block, l.Malformed.Warn = 1, 2, 1 })
+	dial := func(call string) transparent.Action {
+		m := transparent.Message{
+			From: netip.MustParseAddrPort(phone), To: netip.MustParseAddrPort(pbx), FromNear: true,
+			Raw: []byte(ring(call, "0301234567")), SIP: new(message.Message),
+		}
+		m.Reason = m.SIP.Scan(m.Raw)
+		return w.handle(&m)
+	}
+	assert.False(t, dial("first").Drop)
+	a := dial("second")
+	require.True(t, a.Drop)
+	assert.Contains(t, string(a.Reply), "SIP/2.0 403 ")
+
+	const stranger = "192.0.2.66:5060"
+	twice := strings.Replace(invite, "Content-Length:", "Content-Length: 0\r\nContent-Length:", 1)
+	w.pass(stranger, pbx, twice)
+	assert.Empty(t, w.standing())
+	w.pass(stranger, pbx, twice)
+	require.Len(t, w.standing(), 1)
+
+	use(func(l *abuse.Limits) {})
+	assert.Len(t, w.standing(), 1, "a ban stays for as long as it was given")
+	assert.False(t, dial("third-one").Drop)
+
+	require.ErrorContains(t, w.use(narrow(func(s *Settings) { s.AbuseLimits = &abuse.Limits{} })), "limits: scan.within")
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ringway/process"
+	"ringway/sip/abuse"
 	"ringway/sip/admission"
 	"ringway/sip/call"
 	"ringway/sip/dialog"
@@ -78,13 +79,14 @@ type Settings struct {
 	EmergencyNumbers  []string `json:"emergency_numbers"`
 	EmergencyPrefixes []string `json:"emergency_prefixes"`
 
-	Abuse       string       `json:"abuse"`        // AbuseOff, AbuseWarn or AbuseBlock
-	Servers     []netip.Addr `json:"servers"`      // PBXs and trunks
-	PhoneLimit  int          `json:"phone_limit"`  // messages a second from one phone; 0: the default
-	Country     string       `json:"country"`      // own country code; empty: not known
-	ServerLimit int          `json:"server_limit"` // likewise from any other address
-	Privacy     string       `json:"privacy"`      // package privacy's
-	Homer       Homer        `json:"homer,omitzero"`
+	Abuse       string        `json:"abuse"`                  // AbuseOff, AbuseWarn or AbuseBlock
+	AbuseLimits *abuse.Limits `json:"abuse_limits,omitempty"` // but for PhoneLimit and ServerLimit; nil: the defaults
+	Servers     []netip.Addr  `json:"servers"`                // PBXs and trunks
+	PhoneLimit  int           `json:"phone_limit"`            // messages a second from one phone; 0: the default
+	Country     string        `json:"country"`                // own country code; empty: not known
+	ServerLimit int           `json:"server_limit"`           // likewise from any other address
+	Privacy     string        `json:"privacy"`                // package privacy's
+	Homer       Homer         `json:"homer,omitzero"`
 }
 
 // inside says whether an address is behind a tunnel.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,8 +54,11 @@ type Supervisor struct {
 	procs *process.Supervisor // held while the process or descriptors change
 
 	sockets []process.File // that TPROXY delivers to; held with procs
+	met     bool           // the process of an earlier daemon was looked for; held with procs
 
 	beats atomic.Uint64
+	heard atomic.Int64 // when the last beat came, or the sockets were opened, by now
+	now   func() time.Duration
 
 	mu       sync.Mutex // guards what follows
 	settings *Settings  // nil: no process is wanted
@@ -72,7 +76,8 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 	if cfg.Args == nil {
 		cfg.Args = []string{"calls-relay"}
 	}
-	s := &Supervisor{cfg: cfg, log: cfg.Log}
+	made := time.Now()
+	s := &Supervisor{cfg: cfg, log: cfg.Log, now: func() time.Duration { return time.Since(made) }}
 	var err error
 	s.procs, err = process.New(process.Config{
 		Kind: kindOf(cfg.Args, cfg.Env), RunDir: cfg.RunDir, Timing: cfg.Timing, Log: cfg.Log, Program: cfg.Program,
@@ -84,8 +89,9 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 			typeReports:     s.handleReports,
 			typeHomer:       s.handleHomer,
 		},
+		Large: []string{typeFlows}, // all flows of all calls
 		Events: map[string]func(*process.Message){
-			typeBeat: func(*process.Message) { s.beats.Add(1) },
+			typeBeat: func(*process.Message) { s.noteBeat() },
 		},
 	})
 	return s, err
@@ -95,8 +101,50 @@ func (s *Supervisor) String() string { return "calls" }
 
 // Run watches the process until ctx ends. Then it detaches: the process goes on, for the next daemon to adopt.
 func (s *Supervisor) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	tasks.Go(func() { s.dropStale(ctx) })
 	defer s.close()
+	defer tasks.Wait()
 	return s.procs.Run(ctx)
+}
+
+// maxKept is how long the sockets of a process that is silent wait for the next one. What waits in them would arrive
+// late, when sender and receiver have gone on without it.
+const maxKept = time.Second
+
+func (s *Supervisor) noteBeat() {
+	s.beats.Add(1)
+	s.heard.Store(int64(s.now()))
+}
+
+// stale reports whether what waits in the sockets is too old.
+func (s *Supervisor) stale() bool { return s.now()-time.Duration(s.heard.Load()) > maxKept }
+
+// dropStale closes the sockets when the process is dead and no other one came in time, until ctx ends: whoever has
+// connected meanwhile is told so.
+func (s *Supervisor) dropStale(ctx context.Context) {
+	tick := time.NewTicker(maxKept / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if s.procs.Current() == nil && s.stale() {
+				s.procs.Lock()
+				s.closeStale()
+				s.procs.Unlock()
+			}
+		}
+	}
+}
+
+// closeStale closes sockets in which something may wait for too long. The next process gets new ones.
+func (s *Supervisor) closeStale() {
+	if s.sockets != nil && s.procs.Current() == nil && s.stale() {
+		s.closeSockets()
+		s.log.Warn("sockets for signalling are closed: nobody has read them in time", "limit", maxKept)
+	}
 }
 
 func (s *Supervisor) close() {
@@ -136,10 +184,8 @@ func (s *Supervisor) Configure(ctx context.Context, settings Settings) error {
 	if s.procs.Closed() {
 		return errors.New("the supervisor was closed")
 	}
-	if s.procs.Current() == nil && s.sockets == nil {
-		if err := s.adopt(ctx); err != nil {
-			return err
-		}
+	if err := s.meet(ctx); err != nil {
+		return err
 	}
 	if i := s.procs.Current(); i != nil {
 		return i.Ask(ctx, process.Request{Type: typeSettings, Body: settings}, nil)
@@ -172,10 +218,12 @@ func (s *Supervisor) revive(ctx context.Context) error {
 
 // start starts a process on the sockets that are there, or on new ones.
 func (s *Supervisor) start(ctx context.Context, settings Settings) (err error) {
+	s.closeStale()
 	if s.sockets == nil {
 		if s.sockets, err = s.openFiles(); err != nil {
 			return err
 		}
+		s.heard.Store(int64(s.now()))
 	}
 	i, err := s.procs.Launch(ctx, s.sockets, raise)
 	if err != nil {
@@ -226,13 +274,25 @@ func (s *Supervisor) bringUp(ctx context.Context, i *process.Instance, settings 
 }
 
 func (s *Supervisor) watch(i *process.Instance) {
-	s.beats.Add(1)
+	s.noteBeat()
 	s.procs.Watch(i)
 	s.log.Info("signalling is read", "pid", i.PID(), "build", i.Hello.Build, "adopted", i.Adopted,
 		"sandbox", i.Hello.Sandbox)
 	if missing := slices.Concat(i.Missing, i.Hello.Missing); len(missing) > 0 {
 		s.log.Warn("the relay of signalling runs with less than it should have", "pid", i.PID(), "missing", missing)
 	}
+}
+
+// meet adopts the process of an earlier daemon, once.
+func (s *Supervisor) meet(ctx context.Context) error {
+	if s.met {
+		return nil
+	}
+	if err := s.adopt(ctx); err != nil {
+		return err
+	}
+	s.met = true
+	return nil
 }
 
 // adopt takes over the process of an earlier daemon, with its sockets.
@@ -261,16 +321,15 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	if s.procs.Closed() {
 		return nil
 	}
-	if s.procs.Current() == nil && s.sockets == nil {
-		if err := s.adopt(ctx); err != nil {
-			return err
-		}
+	if err := s.meet(ctx); err != nil {
+		return err
 	}
 	if i := s.procs.Current(); i != nil {
 		s.procs.Watch(nil)
 		s.procs.End(i)
 	}
 	s.closeSockets()
+	s.met = false
 	s.procs.RemoveFiles()
 	return removeJournal(s.cfg.RunDir)
 }

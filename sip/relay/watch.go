@@ -41,9 +41,12 @@ type Standing struct {
 	InRelay bool       `json:"in_relay,omitempty"` // what is no emergency call is dropped by the relay, not by the firewall
 }
 
-// newWatch makes what watches for abuse by the settings.
-func (p *policy) newWatch() (*abuse.Watch, error) {
+// limits are those on abuse by the settings. The hours of work are by the box's own clock.
+func (p *policy) limits() abuse.Limits {
 	l := abuse.Defaults()
+	if p.settings.AbuseLimits != nil {
+		l = *p.settings.AbuseLimits
+	}
 	l.Numbers.Country, l.Location = p.settings.Country, time.Local
 	if n := p.settings.PhoneLimit; n > 0 {
 		l.Flood.Phone = abuse.Rate{PerSecond: float64(n), Burst: 4 * n}
@@ -51,7 +54,7 @@ func (p *policy) newWatch() (*abuse.Watch, error) {
 	if n := p.settings.ServerLimit; n > 0 {
 		l.Flood.Peer = abuse.Rate{PerSecond: float64(n), Burst: 2 * n}
 	}
-	return abuse.New(l, p.placeOf)
+	return l
 }
 
 // placeOf says where an address is.

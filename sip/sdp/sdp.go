@@ -235,8 +235,10 @@ func connection(value []byte) (a netip.Addr, named bool) {
 	switch {
 	case !ok:
 		return netip.Addr{}, len(text) > 0
-	case string(family) == "IP4" != a.Is4():
-		return netip.Addr{}, false // of the other family than it says: not to be relied on
+	case string(family) == "IP4" && !a.Is4(), string(family) != "IP4" && bytes.IndexByte(text, ':') < 0:
+		// Of the other family than it says: not to be relied on. An IPv4-mapped address is of IPv6 in its text, and
+		// of IPv4 in its packets (RFC 5118, section 4.9).
+		return netip.Addr{}, false
 	}
 	return a, false
 }

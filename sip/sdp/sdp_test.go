@@ -187,3 +187,31 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// The bodies of RFC 5118, sections 4.6, 4.8 and 4.9. An IPv4 address in the form of IPv6 is the IPv4 address: packets
+// have that.
+func TestAddressesOfBothFamilies(t *testing.T) {
+	body := func(lines ...string) string { return strings.Join(append(lines, ""), "\r\n") }
+	both := func(address string) string {
+		return fmt.Sprintf("audio %s:6000 rtcp %s:6001 RTP/AVP sendrecv 2=G726-32/8000/1\n"+
+			"video %s:6024 rtcp %s:6025 RTP/AVP sendrecv 107=H263-1998/90000/1\n",
+			strings.Trim(address, "[]"), address, strings.Trim(address, "[]"), address)
+	}
+	media := []string{
+		"t=3338481189 3370017201", "m=audio 6000 RTP/AVP 2", "a=rtpmap:2 G726-32/8000", "m=video 6024 RTP/AVP 107",
+		"a=rtpmap:107 H263-1998/90000",
+	}
+	assert.Equal(t, both("[2001:db8::20]"), show(body(append([]string{
+		"v=0", "o=assistant 971731711378798081 0 IN IP6 2001:db8::20", "s=Live video feed for today's meeting",
+		"c=IN IP6 2001:db8::20",
+	}, media...)...)))
+	assert.Equal(t, both("192.0.2.2"), show(body(append([]string{
+		"v=0", "o=assistant 971731711378798081 0 IN IP6 ::ffff:192.0.2.2", "s=Call me soon, please!",
+		"c=IN IP6 ::ffff:192.0.2.2",
+	}, media...)...)))
+	assert.Equal(t, "audio 192.0.2.1:22334 rtcp 192.0.2.1:22335 RTP/AVP sendrecv 0=PCMU/8000/1\n"+
+		"video 2001:db8::1:6024 rtcp [2001:db8::1]:6025 RTP/AVP sendrecv 107=H263-1998/90000/1\n", show(body(
+		"v=0", "o=bob 280744730 28977631 IN IP4 host.example.com", "s=", "t=0 0", "m=audio 22334 RTP/AVP 0",
+		"c=IN IP4 192.0.2.1", "m=video 6024 RTP/AVP 107", "c=IN IP6 2001:db8::1", "a=rtpmap:107 H263-1998/90000",
+	)))
+}
