@@ -57,12 +57,18 @@ func (r *Record) Payload() uint8 { return r.e.payload }
 func (r *Record) Expected() uint32 { return r.e.expected + r.e.highest - r.e.lowest + 1 }
 
 // Arrived is how many of them came, copies apart, and Passed how many of these went on.
-func (r *Record) Arrived() uint32 { return r.e.arrivedOut + ones(&r.e.arrived) }
-func (r *Record) Passed() uint32  { return r.e.passedOut + ones(&r.e.passed) }
+func (r *Record) Arrived() uint32 {
+	n := r.e.arrivedOut
+	for _, w := range r.e.window {
+		n += uint32(bits.OnesCount64(w.arrived))
+	}
+	return n
+}
 
-func ones(w *[words]uint64) (n uint32) {
-	for _, x := range w {
-		n += uint32(bits.OnesCount64(x))
+func (r *Record) Passed() uint32 {
+	n := r.e.passedOut
+	for _, w := range r.e.window {
+		n += uint32(bits.OnesCount64(w.passed))
 	}
 	return n
 }

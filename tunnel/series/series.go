@@ -96,8 +96,8 @@ func (t *Table) Pass(m Mark) {
 		return
 	}
 	if e := &t.entries[m.entry-1]; e.born == m.born && e.holds(m.sequence) {
-		w := m.sequence >> 6 % words
-		e.passed[w] |= 1 << (m.sequence & 63) & e.arrived[w] // a restart may have come in between
+		w := &e.window[m.sequence>>6%words]
+		w.passed |= 1 << (m.sequence & 63) & w.arrived // a restart may have come in between
 	}
 }
 

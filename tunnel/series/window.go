@@ -20,15 +20,14 @@ const (
 	lastSequence = 1 << 31
 )
 
-// entry is one series. What every packet needs comes first, in one cache line; then each bitmap has one.
+// entry is one series. What every packet needs comes first, in one cache line, and a word's bits are all in another.
 type entry struct {
 	last    int64  // when a packet came, ns
 	highest uint32 // extended sequence number
 	born    uint32
 	clock
 
-	arrived [words]uint64
-	passed  [words]uint64
+	window [words]word
 
 	// What follows is touched once in 64 packets, or when something is odd.
 	lowest uint32 // of this run: where counting began
@@ -47,6 +46,9 @@ type entry struct {
 	_     [8]byte // whole lines
 }
 
+// word is what became of 64 sequence numbers in a row, a bit for each.
+type word struct{ arrived, passed uint64 }
+
 // begin makes e a new series.
 func (e *entry) begin(h *header, n name, peer, born uint32, now int64) {
 	*e = entry{born: born, name: n, peer: peer, began: now, last: now}
@@ -60,15 +62,15 @@ const noRestart = 1 << 16
 func (e *entry) start(sequence uint16) {
 	e.highest = firstCycle + uint32(sequence)
 	e.lowest, e.restart = e.highest, noRestart
-	e.arrived, e.passed = [words]uint64{}, [words]uint64{}
+	e.window = [words]word{}
 	e.set(e.highest)
 }
 
 // set notes that a sequence number arrived. It reports whether that is the first time.
 func (e *entry) set(extended uint32) (first bool) {
-	w, bit := &e.arrived[extended>>6%words], uint64(1)<<(extended&63)
-	first = *w&bit == 0
-	*w |= bit
+	w, bit := &e.window[extended>>6%words], uint64(1)<<(extended&63)
+	first = w.arrived&bit == 0
+	w.arrived |= bit
 	return first
 }
 
@@ -110,10 +112,11 @@ func (e *entry) advance(to uint32) {
 	e.highest = to
 }
 
-func (e *entry) forget(word uint32) {
-	e.arrivedOut += uint32(bits.OnesCount64(e.arrived[word]))
-	e.passedOut += uint32(bits.OnesCount64(e.passed[word]))
-	e.arrived[word], e.passed[word] = 0, 0
+func (e *entry) forget(at uint32) {
+	w := &e.window[at]
+	e.arrivedOut += uint32(bits.OnesCount64(w.arrived))
+	e.passedOut += uint32(bits.OnesCount64(w.passed))
+	*w = word{}
 }
 
 // jump takes a packet that is far from the others: a late one, or the first after a restart.
