@@ -89,6 +89,7 @@ type Engine struct {
 	outer       atomic.Pointer[outerHeader]
 	known       atomic.Pointer[knownEndpoints]
 	budgets     atomic.Pointer[ledger.Budgets] // nil: no peer has had a voice budget yet
+	measuring   atomic.Pointer[measuring]      // nil: media is not counted
 	mtu         atomic.Int64
 	superPacket atomic.Int64
 
@@ -103,6 +104,7 @@ type Engine struct {
 	mu         sync.Mutex // of what follows, and of control in every peer
 	self       identity
 	peers      map[tunnel.PublicKey]*peer
+	peersMade  uint32
 	table      *routes  // the next routes
 	cookies    *cookies // nil: no key
 	limiter    ratelimiter.Ratelimiter

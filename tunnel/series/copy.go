@@ -43,6 +43,9 @@ func (r *Record) Flow() (from, to netip.AddrPort) {
 // Source is the SSRC.
 func (r *Record) Source() uint32 { return r.e.name.source }
 
+// Number is that of the series in its table.
+func (r *Record) Number() uint32 { return r.e.born }
+
 // Peer is what Arrive was told when the series began.
 func (r *Record) Peer() uint32 { return r.e.peer }
 
