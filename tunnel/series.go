@@ -28,8 +28,10 @@ type SeriesStatus struct {
 	Flow   Flow      `json:"flow"`
 	Source uint32    `json:"ssrc"`
 	Site   PublicKey `json:"site"`
-	Out    bool      `json:"out,omitempty"` // it goes to the site; else it comes from there
-	Number uint32    `json:"number"`        // of the series, in this direction of this engine
+	// SiteName is empty where the engine does not know (the daemon fills it in).
+	SiteName string `json:"site_name,omitempty"`
+	Out      bool   `json:"out,omitempty"` // it goes to the site; else it comes from there
+	Number   uint32 `json:"number"`        // of the series, in this direction of this engine
 
 	Began   time.Time `json:"began"`
 	Last    time.Time `json:"last"` // packet

@@ -64,5 +64,13 @@ func (h *Holder) Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond 
 	if !ok || last.Settings.Engine != tunnel.EngineRealtime {
 		return nil, 0, fmt.Errorf("tunnel %s: the engine %s does not see packets of media", h.Class, last.Settings.Engine)
 	}
-	return m.Series(ctx)
+	all, beyond, err = m.Series(ctx)
+	names := map[tunnel.PublicKey]string{}
+	for _, p := range last.Peers {
+		names[p.PublicKey] = p.Site
+	}
+	for i := range all {
+		all[i].SiteName = names[all[i].Site]
+	}
+	return all, beyond, err
 }

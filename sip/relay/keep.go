@@ -111,7 +111,14 @@ func (c *core) record(l *dialog.Leg, x *call.Call) {
 	if s.isPhone(l.Hops[1]) {
 		r.Callee.Address = l.Hops[1]
 	}
-	c.records = append(c.records, r)
+	c.records = append(c.records, Ended{Record: r, Media: slices.Clone(x.Media)})
+}
+
+// Ended is the record of a call that has ended, and the flows of RTP that it had: what they were like is for whoever
+// measures it.
+type Ended struct {
+	record.Record
+	Media []call.Flow `json:"media,omitempty"`
 }
 
 // direction is that of a leg between two hops, and the site of the far one.
@@ -170,6 +177,6 @@ const handOverLimit = 10 * time.Second
 const maxRecordsAtOnce = 512
 
 type reportsRequest struct {
-	Reports []Report        `json:"reports,omitempty"`
-	Records []record.Record `json:"records,omitempty"`
+	Reports []Report `json:"reports,omitempty"`
+	Records []Ended  `json:"records,omitempty"`
 }
