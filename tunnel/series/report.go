@@ -16,6 +16,7 @@ import (
 //	  words (1)  how many follow, 1 to 8
 //	  first (2)  number of the first word: its sequence numbers divided by 64
 //	  skip (1)   sequence numbers of the first word of which nothing is known
+//	  ends (1)   sequence numbers up to the end of what is known of the last word, 1 to 64
 //	  words (16 each): a bit for each packet that came, one for each that went on
 //
 // Flags of zero, or the end, end the report: messages are padded.
@@ -71,6 +72,7 @@ type watched struct {
 	peer, born, restarts uint32
 	seen                 uint32        // the last look
 	highest              [looks]uint32 // word, at the last looks
+	latest               [looks]uint32 // sequence number, likewise
 	told                 uint32        // words before this one were told
 	own, far             [kept]fates
 	fate                 Fate
@@ -113,9 +115,13 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	}
 	w.seen = c.look
 	highest := e.highest >> 6
-	end := w.highest[0]
+	end, ends := w.highest[0], uint8(64)
+	if e.highest == w.latest[0] { // silent since: the call is over, or on hold, and its last word is told as it is
+		end, ends = highest+1, uint8(e.highest&63)+1
+	}
 	copy(w.highest[:], w.highest[1:])
-	w.highest[looks-1] = highest
+	copy(w.latest[:], w.latest[1:])
+	w.highest[looks-1], w.latest[looks-1] = highest, e.highest
 
 	first := max(w.told, e.lowest>>6, highest-words+1)
 	if first >= end {
@@ -127,10 +133,12 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	if first == e.lowest>>6 {
 		skip = uint8(e.lowest & 63)
 	}
-	*entry = appendHeader(*entry, &e.name, sent, first, end-first, skip)
+	*entry = appendHeader(*entry, &e.name, sent, first, end-first, skip, ends)
 	for n := first; n < end; n++ {
 		x := fates{word: e.window[n%words], number: n, known: ^uint64(0) << skip}
-		skip = 0
+		if skip = 0; n == end-1 {
+			x.known &= ^uint64(0) >> (64 - ends)
+		}
 		*entry = binary.BigEndian.AppendUint64(*entry, x.arrived)
 		*entry = binary.BigEndian.AppendUint64(*entry, x.passed)
 		w.own[n%kept] = x
@@ -139,11 +147,11 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 }
 
 const (
-	headerEntry = 1 + 4 + 4 + 1 + 2 + 1 // and addresses
+	headerEntry = 1 + 4 + 4 + 1 + 2 + 1 + 1 // and addresses
 	maxEntry    = headerEntry + 32 + words*16
 )
 
-func appendHeader(b []byte, n *name, sent bool, first, count uint32, skip uint8) []byte {
+func appendHeader(b []byte, n *name, sent bool, first, count uint32, skip, ends uint8) []byte {
 	flags := uint8(hasEntry)
 	if sent {
 		flags |= isSent
@@ -155,7 +163,7 @@ func appendHeader(b []byte, n *name, sent bool, first, count uint32, skip uint8)
 	}
 	b = binary.BigEndian.AppendUint32(append(b, n.ports[:]...), n.source)
 	b = binary.BigEndian.AppendUint16(append(b, uint8(count)), uint16(first%wordNumbers))
-	return append(b, skip)
+	return append(b, skip, ends)
 }
 
 // Hear takes a report of a peer. It returns false for one that cannot be read to its end.
@@ -182,19 +190,21 @@ func (c *Comparer) Hear(peer uint32, p []byte) bool {
 		p = p[1+addresses:]
 		copy(n.ports[:], p)
 		n.source = binary.BigEndian.Uint32(p[4:])
-		count, first, skip := int(p[8]), uint32(binary.BigEndian.Uint16(p[9:])), p[11]
-		p = p[12:]
-		if count < 1 || count > words || len(p) < 16*count || first >= wordNumbers || skip > 63 {
+		count, first, skip, ends := uint32(p[8]), uint32(binary.BigEndian.Uint16(p[9:])), p[11], p[12]
+		p = p[13:]
+		if count < 1 || count > words || len(p) < 16*int(count) || first >= wordNumbers || skip > 63 || ends < 1 || ends > 64 {
 			return false
 		}
 		w := c.series[subject{n, flags&isSent == 0}]
-		for i := range uint32(count) {
+		for i := range count {
 			x := fates{
 				word:   word{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:])},
 				number: (first + i) % wordNumbers,
 				known:  ^uint64(0) << skip,
 			}
-			skip, p = 0, p[16:]
+			if skip, p = 0, p[16:]; i == count-1 {
+				x.known &= ^uint64(0) >> (64 - ends)
+			}
 			if w != nil && w.peer == peer {
 				w.far[x.number%kept] = x
 				w.compare(x.number%kept, flags&isSent == 0)

@@ -102,7 +102,17 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 			assert.LessOrEqual(t, atA.Compared, uint32(packets))
 			return
 		}
-		// What is compared begins with the first packet, and ends with the last word that both ends have told.
+		// What is compared begins with the first packet, and ends with the last word that both ends have told: all of
+		// it when the call is over.
+		if rapid.Bool().Draw(t, "over") {
+			for range looks + 1 {
+				r, s := a.tell(), b.tell()
+				a.Hear(4, s)
+				b.Hear(5, r)
+			}
+			atA, atB = a.Fate(&ra, true), b.Fate(&rb, false)
+			require.EqualValues(t, packets, atA.Compared)
+		}
 		require.Greater(t, atA.Compared, uint32(packets-400))
 		require.Equal(t, atA.Compared, atB.Compared)
 		var want Fate
