@@ -48,6 +48,13 @@ type SeriesStatus struct {
 	Restarts uint32            `json:"restarts,omitempty"`
 	Dropped  map[string]uint32 `json:"dropped,omitempty"` // by this engine, by reason
 
+	// Both ends together know of so many packets where each was lost, if it was. FarLAN is known of what comes from the
+	// site alone.
+	Compared uint32 `json:"compared,omitempty"`
+	FarLAN   uint32 `json:"lost_in_far_lan,omitempty"` // before it came to the far box
+	FarBox   uint32 `json:"lost_in_far_box,omitempty"`
+	Line     uint32 `json:"lost_on_line,omitempty"` // between the boxes
+
 	// Jitter is that of RFC 3550, section 6.4.1. All are 0 as long as the rate of the sender's clock is not known.
 	Jitter     time.Duration `json:"jitter_ns"`
 	JitterMean time.Duration `json:"jitter_mean_ns"`

@@ -97,9 +97,11 @@ type Engine struct {
 	drops      drops
 	fromPeers  messageRing // handshake messages from where peers are known to be
 	fromOthers messageRing
+	reports    reportRing  // what peers tell of media
 	moved      atomic.Bool // a peer's endpoint changed
 
 	reservations reservations
+	exchange     *exchange
 
 	mu         sync.Mutex // of what follows, and of control in every peer
 	self       identity
@@ -182,6 +184,7 @@ func (e *Engine) start() {
 
 	e.tasks.Go(e.handleNotifications)
 	e.tasks.Go(e.runTimers)
+	e.tasks.Go(e.runExchange)
 	if e.alone {
 		e.tasks.Go(e.collect)
 	}
@@ -220,6 +223,7 @@ func newEngine(o Options) *Engine {
 		stamp:       tai64n.Now,
 		flowSeed:    ledger.Seed{rand.Uint64(), rand.Uint64()},
 		indices:     newIndices(),
+		exchange:    newExchange(),
 		peers:       map[tunnel.PublicKey]*peer{},
 		table:       new(routes),
 		endpoints:   make(chan map[tunnel.PublicKey]netip.AddrPort, 1),

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/tunnel/datagram"
+	"ringway/tunnel/series"
 )
 
 // The inbound path, all on one thread (rw-fwd-in; which one has the turn: direction.go):
@@ -143,6 +144,13 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 	in.noteAuthentic(s, p, len(plain) > 0, name, a, now)
 	if len(plain) == 0 {
 		return // a keepalive
+	}
+	if series.IsReport(plain) && e.measuring.Load() != nil {
+		if !e.reports.put(s.peer.number, plain) {
+			e.drops.add(dropReport)
+		}
+		e.notify()
+		return
 	}
 
 	src, _, size, ok := parse(plain)

@@ -187,6 +187,7 @@ func (e *Engine) Series(from int) (page tunnel.SeriesPage, err error) {
 		now, wall := e.now(), time.Now()
 		for i := range c.records[:c.n] {
 			s := seriesStatus(&c.records[i], out, now, wall)
+			e.addFate(&s, &c.records[i])
 			s.Site = sites[c.records[i].Peer()]
 			page.Series = append(page.Series, s)
 		}
@@ -226,6 +227,14 @@ func (e *Engine) askForSeries(c *seriesCopy, out bool) error {
 	case <-e.closed:
 		return errEnded
 	}
+}
+
+// addFate adds what both ends together know of a series.
+func (e *Engine) addFate(s *tunnel.SeriesStatus, r *series.Record) {
+	e.exchange.mu.Lock()
+	f := e.exchange.comparer.Fate(r, s.Out)
+	e.exchange.mu.Unlock()
+	s.Compared, s.FarLAN, s.FarBox, s.Line = f.Compared, f.FarLAN, f.FarBox, f.Line
 }
 
 func (e *Engine) peerNumbers() map[uint32]tunnel.PublicKey {

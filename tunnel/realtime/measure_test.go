@@ -3,6 +3,7 @@ package realtime
 import (
 	"encoding/binary"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -45,6 +46,7 @@ func (r *rig) series(b *bare) (all []tunnel.SeriesStatus) {
 				b.out.serveRequest(r.now)
 				b.in.serveCopy()
 				b.finishRequest()
+				runtime.Gosched()
 			}
 		}
 		all = append(all, page.Series...)
