@@ -25,6 +25,8 @@ const (
 	maxSeriesKept = 32768
 	// beforeCall is how long before a call the media may have begun that is taken for its own: clocks are read apart.
 	beforeCall = 2 * time.Second
+	// toldBy is when the far end has told all that it knows of a series, after its last packet.
+	toldBy = 10 * time.Second
 )
 
 // meter knows what the media of calls went through: it asks the engine, and remembers what the engine forgets.
@@ -64,8 +66,47 @@ type totalKey struct {
 	out  bool
 }
 
-// total is how many packets came, and how many were lost before this box and in it.
-type total struct{ packets, before, here uint64 }
+// total is how many packets came as far as is known, and how many were lost in each segment.
+type total struct {
+	packets uint64
+	lost    losses
+}
+
+// losses are lost packets by segment, in the order of call.Segments.
+type losses [len(call.Segments)]uint64
+
+const (
+	inPhoneLAN = iota
+	inThisBox
+	onLine
+	inFarBox
+	inFarLAN
+	inUnknown
+)
+
+// totalOf is what is known of a series.
+func totalOf(s *tunnel.SeriesStatus) (t total) {
+	before := uint64(s.Expected - min(s.Arrived, s.Expected))
+	t.lost[inThisBox] = uint64(s.Arrived - min(s.Passed, s.Arrived))
+	if s.Out {
+		t.lost[inPhoneLAN] = before
+		t.lost[onLine], t.lost[inFarBox] = uint64(s.Line), uint64(s.FarBox)
+	} else {
+		// A packet that came after its word was told was not lost after all: less than what both ends know is left.
+		told := losses{onLine: uint64(s.Line), inFarBox: uint64(s.FarBox), inFarLAN: uint64(s.FarLAN)}
+		for i, n := range told {
+			n = min(n, before)
+			t.lost[i] += n
+			before -= n
+		}
+		t.lost[inUnknown] = before
+	}
+	t.packets = uint64(s.Expected)
+	for _, n := range t.lost {
+		t.packets -= min(n, t.packets)
+	}
+	return t
+}
 
 func newMeter(e Engine) *meter {
 	return &meter{
@@ -128,15 +169,20 @@ func (m *meter) takeLocked(k seriesKey, s tunnel.SeriesStatus) {
 		sum = &total{}
 		m.totals[totalKey{s.SiteName, s.Out}] = sum
 	}
+	now := totalOf(&s)
+	if m.now().Sub(s.Last) < toldBy { // what the far end will tell yet may make it known
+		now.lost[inUnknown] = 0
+	}
 	add := func(sum, counted *uint64, now uint64) {
 		if now > *counted { // a packet that overtook another one made that look lost for a moment
 			*sum += now - *counted
 			*counted = now
 		}
 	}
-	add(&sum.packets, &x.counted.packets, uint64(s.Passed))
-	add(&sum.before, &x.counted.before, uint64(s.Expected-min(s.Arrived, s.Expected)))
-	add(&sum.here, &x.counted.here, uint64(s.Arrived-min(s.Passed, s.Arrived)))
+	add(&sum.packets, &x.counted.packets, now.packets)
+	for i := range now.lost {
+		add(&sum.lost[i], &x.counted.lost[i], now.lost[i])
+	}
 }
 
 // forgetLocked forgets what ended long ago, and the oldest of what is too much.
@@ -205,15 +251,15 @@ func qualityOf(list []*measured, codec string) *call.Quality {
 		return nil
 	}
 	q := &call.Quality{Where: map[string]uint64{}, Why: map[string]uint64{}}
-	before := call.Unknown
-	if list[0].Out {
-		before = call.PhoneLAN
-	}
 	most := list[0]
 	for _, x := range list {
-		q.Packets += uint64(x.Passed)
-		q.Where[before] += uint64(x.Expected - min(x.Arrived, x.Expected))
-		q.Where[call.ThisBox] += uint64(x.Arrived - min(x.Passed, x.Arrived))
+		t := totalOf(&x.SeriesStatus)
+		q.Packets += t.packets
+		for i, n := range t.lost {
+			if q.Lost += n; n > 0 {
+				q.Where[call.Segments[i]] += n
+			}
+		}
 		for why, n := range x.Dropped {
 			q.Why[why] += uint64(n)
 		}
@@ -221,11 +267,6 @@ func qualityOf(list []*measured, codec string) *call.Quality {
 			most = x
 		}
 		q.JitterMax = max(q.JitterMax, milliseconds(x.JitterPeak))
-	}
-	for segment, n := range q.Where {
-		if q.Lost += n; n == 0 {
-			delete(q.Where, segment)
-		}
 	}
 	q.Jitter = milliseconds(most.JitterMean)
 	c, _ := quality.CodecNamed(strings.TrimSpace(codec))
@@ -285,12 +326,13 @@ func (m *meter) status() (s MediaStatus) {
 		}
 	}
 	for k, t := range m.totals {
-		before := call.Unknown
-		if k.out {
-			before = call.PhoneLAN
+		x := MediaTotal{Site: k.site, Out: k.out, Packets: t.packets, Lost: map[string]uint64{}}
+		for i, n := range t.lost {
+			if name := call.Segments[i]; n > 0 || k.out && i == inPhoneLAN || !k.out && i == inFarLAN || i == onLine {
+				x.Lost[name] = n
+			}
 		}
-		s.Sites = append(s.Sites, MediaTotal{Site: k.site, Out: k.out, Packets: t.packets,
-			Lost: map[string]uint64{before: t.before, call.ThisBox: t.here}})
+		s.Sites = append(s.Sites, x)
 	}
 	slices.SortFunc(s.Sites, func(a, b MediaTotal) int {
 		if c := strings.Compare(a.Site, b.Site); c != 0 || a.Out == b.Out {

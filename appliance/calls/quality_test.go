@@ -132,15 +132,46 @@ func TestTotalsOfMedia(t *testing.T) {
 	r := newMeterRig()
 	for _, x := range [][3]uint32{{100, 98, 97}, {110, 109, 109}, {200, 195, 194}} {
 		s := r.series(1, true, x[0], x[1], x[2])
-		r.engine.series = []tunnel.SeriesStatus{s, r.series(1, false, 50, 49, 49)}
-		r.ask(15 * time.Second)
+		received := r.series(1, false, 50, 46, 46)
+		received.Line, received.FarLAN = 2, 1
+		r.engine.series = []tunnel.SeriesStatus{s, received}
+		r.ask(5 * time.Second)
 	}
 	s := r.status()
 	assert.True(t, s.Measured)
-	assert.Equal(t, []MediaTotal{
-		{Site: "hamburg", Out: true, Packets: 194, Lost: map[string]uint64{"phone's LAN": 5, "this box": 1}},
-		{Site: "hamburg", Packets: 49, Lost: map[string]uint64{"unknown": 1, "this box": 0}},
-	}, s.Sites)
+	sent := MediaTotal{Site: "hamburg", Out: true, Packets: 194,
+		Lost: map[string]uint64{"phone's LAN": 5, "this box": 1, "line": 0}}
+	received := MediaTotal{Site: "hamburg", Packets: 46, Lost: map[string]uint64{"line": 2, "far LAN": 1}}
+	assert.Equal(t, []MediaTotal{sent, received}, s.Sites)
+
+	// What the far end has not told until then stays unknown.
+	r.ask(5 * time.Second)
+	received.Lost["unknown"] = 1
+	assert.Equal(t, []MediaTotal{sent, received}, r.status().Sites)
+}
+
+// Where both ends know of packets, each segment has its own; the rest is unknown.
+func TestWherePacketsWereLost(t *testing.T) {
+	r := newMeterRig()
+	all := []call.Call{r.testCall()}
+	sent, received := r.series(1, true, 1000, 990, 990), r.series(1, false, 1000, 960, 960)
+	sent.Line, sent.FarBox = 20, 5
+	received.Line, received.FarLAN, received.FarBox = 15, 10, 5
+	r.engine.series = []tunnel.SeriesStatus{sent, received}
+	r.ask(time.Minute)
+	r.fill(all)
+	assert.Equal(t, map[string]uint64{"phone's LAN": 10, "line": 20, "far box": 5}, all[0].Sent.Where)
+	assert.EqualValues(t, 965, all[0].Sent.Packets)
+	assert.Equal(t, map[string]uint64{"line": 15, "far LAN": 10, "far box": 5, "unknown": 10}, all[0].Received.Where)
+	assert.EqualValues(t, 40, all[0].Received.Lost)
+	assert.EqualValues(t, 960, all[0].Received.Packets)
+
+	received.Arrived, received.Passed = 985, 985 // late
+	r.engine.series = []tunnel.SeriesStatus{received}
+	r.ask(time.Minute)
+	r.fill(all)
+	assert.EqualValues(t, 15, all[0].Received.Lost)
+	assert.NotContains(t, all[0].Received.Where, "unknown")
 }
 
 func TestTheEngineIsNotAskedTooOften(t *testing.T) {

@@ -17,6 +17,9 @@ const (
 	Unknown  = "unknown" // somewhere before they came here
 )
 
+// Segments are all of them.
+var Segments = [...]string{PhoneLAN, ThisBox, Line, FarBox, FarLAN, Unknown}
+
 // Quality is what media went through in one direction, as far as this box knows.
 type Quality struct {
 	Packets   uint64            `json:"packets"`   // that came, as far as this box knows
