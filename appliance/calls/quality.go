@@ -16,7 +16,7 @@ import (
 const (
 	// measureEvery is how often the engine is asked what it counted: it shows a series for 50 s after its last packet.
 	measureEvery = 15 * time.Second
-	// measuredLately is how old an answer may be for somebody who asks for calls.
+	// measuredLately is how old an answer may be when calls are shown.
 	measuredLately = time.Second
 	// measureLimit bounds how long the engine may take.
 	measureLimit = time.Second
@@ -47,14 +47,14 @@ type meter struct {
 	keeper int
 }
 
-// seriesKey is a series of one plane: another one counts anew.
+// seriesKey is a series of one plane: another one counts from the start.
 type seriesKey struct {
 	keeper int
 	out    bool
 	number uint32
 }
 
-// measured is a series with what of it is in the totals.
+// measured is a series with how much of it is in the totals.
 type measured struct {
 	tunnel.SeriesStatus
 	counted total

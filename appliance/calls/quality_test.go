@@ -110,7 +110,7 @@ func TestCallsOfTheSamePortsAreApart(t *testing.T) {
 	assert.EqualValues(t, 300, all[1].Sent.Packets)
 }
 
-// A new plane counts anew: what the one before counted stays the call's.
+// A new plane counts from the start: what the one before counted stays the call's.
 func TestACallOutlivesAPlane(t *testing.T) {
 	r := newMeterRig()
 	all := []call.Call{r.testCall()}

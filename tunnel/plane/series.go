@@ -44,8 +44,8 @@ func (s *Supervisor) Series(ctx context.Context) (all []tunnel.SeriesStatus, bey
 		return nil, 0, fmt.Errorf("plane %s is not running", s.cfg.Class)
 	}
 	if cur.Hello.Minor < minorSeries {
-		return nil, 0, fmt.Errorf("plane %s is of an older release, which counts no media (ringway upgrade-planes replaces it)",
-			s.cfg.Class)
+		return nil, 0, fmt.Errorf(
+			"plane %s is of an older release, which counts no media (ringway upgrade-planes replaces it)", s.cfg.Class)
 	}
 	for from, n := 0, 0; n < maxPages; n++ {
 		var page tunnel.SeriesPage

@@ -136,7 +136,7 @@ const (
 	seriesOfPage = 512
 	// fromInbound is where positions in the inbound table begin.
 	fromInbound = 1 << 20
-	// seriesFor is for how long a series is shown after its last packet: whoever asks more often misses none.
+	// seriesFor is for how long a series is shown after its last packet: a reader that comes more often misses none.
 	seriesFor = 50 * time.Second
 )
 

@@ -21,9 +21,9 @@ func TestEntriesFitCacheLines(t *testing.T) {
 	assert.Zero(t, uintptr(unsafe.Pointer(&table.entries[0]))%64)
 }
 
-// BenchmarkSeries is what counting one packet costs, arrival and going on, beside the seal of the same packet. Both work
-// on packets that were just written, as a thread's have just been read. The flows take turns, as those of calls do.
-// ratio is the cost as a part of the seal's.
+// BenchmarkSeries is what counting one packet costs, arrival and going on, beside the seal of the same packet. Both
+// work on packets that were just written, as a thread's have just been read. The flows take turns, as those of calls
+// do. ratio is the cost as a part of the seal's.
 func BenchmarkSeries(b *testing.B) {
 	for _, family := range []string{"IPv4", "IPv6"} {
 		for _, flows := range []uint32{1, 200, 8000} {

@@ -77,7 +77,7 @@ func (r *Record) Passed() uint32 {
 }
 
 // Copies is how many packets came more than once, Late how many were too late or too far from the others to have a
-// place, Restarts how often the sequence numbers began anew.
+// place, Restarts how often the sequence numbers began again.
 func (r *Record) Copies() uint32   { return r.e.copies }
 func (r *Record) Late() uint32     { return r.e.late }
 func (r *Record) Restarts() uint32 { return r.e.restarts }

@@ -85,7 +85,7 @@ type fates struct {
 	known  uint64 // bits of which this end knows
 }
 
-// NewComparer makes a Comparer that knows no series.
+// NewComparer makes a Comparer without series.
 func NewComparer() *Comparer { return &Comparer{series: map[subject]*watched{}} }
 
 // Begin begins a look at all series: Look follows for each of them, and End.
@@ -192,7 +192,8 @@ func (c *Comparer) Hear(peer uint32, p []byte) bool {
 		n.source = binary.BigEndian.Uint32(p[4:])
 		count, first, skip, ends := uint32(p[8]), uint32(binary.BigEndian.Uint16(p[9:])), p[11], p[12]
 		p = p[13:]
-		if count < 1 || count > words || len(p) < 16*int(count) || first >= wordNumbers || skip > 63 || ends < 1 || ends > 64 {
+		if count < 1 || count > words || len(p) < 16*int(count) || first >= wordNumbers ||
+			skip > 63 || ends < 1 || ends > 64 {
 			return false
 		}
 		w := c.series[subject{n, flags&isSent == 0}]

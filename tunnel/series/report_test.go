@@ -141,7 +141,7 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 	})
 }
 
-// A plane that is replaced counts anew, and what was before is not lost on the line. The other end does not notice.
+// A plane that is replaced counts from the start, and what was before is not lost on the line.
 func TestANewPlaneClaimsNoLosses(t *testing.T) {
 	a, b := newEnd(true), newEnd(false)
 	for i := range 3000 {

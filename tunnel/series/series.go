@@ -3,12 +3,15 @@
 // where its packets were lost: what did not arrive was lost before this box, what arrived and did not go on was lost
 // in it.
 //
-//  1. Arrive reads the header of RTP (packet.go), finds the series, and sets the bit of the sequence number (window.go)
+//  1. Arrive reads the header of RTP (packet.go), finds the series, and sets the bit of the sequence number
+//     (window.go)
 //  2. Pass sets the second bit when the packet has gone on; Drop counts why it did not
 //  3. Copy hands series out, a few at a time (copy.go)
+//  4. a Comparer compares them with what the far end tells (report.go)
 //
-// A Table has one direction. It does no I/O, takes no lock and allocates nothing once made: its owner is whoever has the
-// direction's turn. Its memory is bounded. What is no RTP, or comes when the table is full, passes without being counted.
+// A Table has one direction. It does no I/O, takes no lock and allocates nothing once made: its owner is the thread
+// that has the direction's turn. Its memory is bounded. What is not RTP, or comes when the table is full, passes
+// without being counted.
 package series
 
 import (

@@ -349,7 +349,7 @@ func TestJitterIsTheRFCs(t *testing.T) {
 	}
 }
 
-// A dynamic payload type says nothing of its clock: that is learned. Opus has 48 kHz.
+// A dynamic payload type does not tell its clock: that is learned. Opus has 48 kHz.
 func TestTheClockOfADynamicTypeIsLearned(t *testing.T) {
 	for _, rate := range usualRates {
 		table := New(seed, 0)
