@@ -48,10 +48,10 @@ type SeriesStatus struct {
 	Restarts uint32            `json:"restarts,omitempty"`
 	Dropped  map[string]uint32 `json:"dropped,omitempty"` // by this engine, by reason
 
-	// Both ends together know of so many packets where each was lost, if it was. FarLAN is known of what comes from the
-	// site alone.
+	// Both ends together know of so many packets where each was lost, if it was. FarLAN of what goes to the site is known
+	// where the far phone reports it by RTCP, in clear.
 	Compared uint32 `json:"compared,omitempty"`
-	FarLAN   uint32 `json:"lost_in_far_lan,omitempty"` // before it came to the far box
+	FarLAN   uint32 `json:"lost_in_far_lan,omitempty"` // beyond the far box, seen from here
 	FarBox   uint32 `json:"lost_in_far_box,omitempty"`
 	Line     uint32 `json:"lost_on_line,omitempty"` // between the boxes
 

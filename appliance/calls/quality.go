@@ -90,7 +90,7 @@ func totalOf(s *tunnel.SeriesStatus) (t total) {
 	t.lost[inThisBox] = uint64(s.Arrived - min(s.Passed, s.Arrived))
 	if s.Out {
 		t.lost[inPhoneLAN] = before
-		t.lost[onLine], t.lost[inFarBox] = uint64(s.Line), uint64(s.FarBox)
+		t.lost[onLine], t.lost[inFarBox], t.lost[inFarLAN] = uint64(s.Line), uint64(s.FarBox), uint64(s.FarLAN)
 	} else {
 		// A packet that came after its word was told was not lost after all: less than what both ends know is left.
 		told := losses{onLine: uint64(s.Line), inFarBox: uint64(s.FarBox), inFarLAN: uint64(s.FarLAN)}

@@ -98,6 +98,7 @@ type Engine struct {
 	fromPeers  messageRing // handshake messages from where peers are known to be
 	fromOthers messageRing
 	reports    reportRing  // what peers tell of media
+	rtcp       reportRing  // what far phones do
 	moved      atomic.Bool // a peer's endpoint changed
 
 	reservations reservations

@@ -193,7 +193,7 @@ func (e *Engine) sendReportLocked(p *peer, report []byte) {
 	e.sendLocked(p, b[:headerSize+size+tagSize])
 }
 
-// hearReports takes what peers have told.
+// hearReports takes what peers have told, and what phones behind them report by RTCP.
 func (e *Engine) hearReports() {
 	x := e.exchange
 	x.mu.Lock()
@@ -205,9 +205,12 @@ func (e *Engine) hearReports() {
 			e.drops.add(dropReport)
 		}
 	}
+	for e.rtcp.get(&x.message) {
+		x.comparer.HearRTCP(x.message.peer, x.message.b[:x.message.n])
+	}
 }
 
-// reportMessage is a report on its way to the control side.
+// reportMessage is a report of a peer, or a packet of RTCP, on its way to the control side.
 type reportMessage struct {
 	peer uint32 // its number
 	n    int

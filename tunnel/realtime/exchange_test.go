@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"encoding/binary"
 	"runtime"
 	"testing"
 	"time"
@@ -201,4 +202,48 @@ func TestManyCallsAreTold(t *testing.T) {
 	}
 	require.NoError(t, r.a.SetMeasured(tunnel.Measured{}))
 	r.tell(r.a)
+}
+
+// What is lost behind the far box is known from what the far phone reports.
+func TestTheFarLANIsKnownFromRTCP(t *testing.T) {
+	r := newRig(t)
+	r.talk()
+	for _, x := range []*bare{r.a, r.b} {
+		require.NoError(t, x.SetMeasured(measured))
+	}
+	lost, lostBefore := uint32(0), uint32(0)
+	const packets = 4000
+	for i := range uint32(packets) {
+		r.now += int64(20 * time.Millisecond)
+		r.a.send(rtpPacket(5000, uint16(i)))
+		r.a.out.batch(r.now)
+		if i%31 == 3 {
+			lostBefore++
+			r.b.wire()
+		}
+		r.b.in.receive(r.b.udp[0], r.now)
+		if got := r.b.got(); len(got) == 1 && i%33 == 5 {
+			lost++
+		}
+		if i%50 == 49 {
+			r.tell(r.a)
+			r.tell(r.b)
+			r.settle()
+		}
+		if i%250 == 249 {
+			report := reversed(mediaPacket(5001, 60, true))
+			report[28], report[29], report[30], report[31] = 0x81, 201, 0, 7
+			binary.BigEndian.PutUint32(report[36:], 0xabad1dea)
+			binary.BigEndian.PutUint32(report[40:], lost+lostBefore)
+			binary.BigEndian.PutUint32(report[44:], i)
+			r.b.send(report)
+			r.settle()
+			require.Len(t, r.a.got(), 1)
+		}
+	}
+	s := r.series(r.a)
+	require.Len(t, s, 1)
+	assert.InDelta(t, float64(lost)*3500/packets, float64(s[0].FarLAN), 8, "between the first report and the last but one")
+	assert.Greater(t, s[0].Line, uint32(100))
+	assert.Zero(t, s[0].FarBox)
 }

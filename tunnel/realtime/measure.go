@@ -109,12 +109,18 @@ func (o *outbound) drop(why reason, mark series.Mark) {
 	}
 }
 
-// arrive counts a packet of media from a peer. The table is nil with a mark of nothing.
+// arrive counts a packet of media from a peer, and hands a report of a far phone to the control side. One that finds
+// no space there is not missed: the next one says all that it said. The table may be nil, with a mark of nothing.
 func (in *inbound) arrive(p *peer, packet []byte, now int64) (*series.Table, series.Mark) {
-	if m := in.e.measuring.Load(); m != nil && m.seen[trafficClass(packet)>>2] {
-		return m.in, m.in.Arrive(packet, p.number, now)
+	m := in.e.measuring.Load()
+	if m == nil || !m.seen[trafficClass(packet)>>2] {
+		return nil, series.Mark{}
 	}
-	return nil, series.Mark{}
+	mark := m.in.Arrive(packet, p.number, now)
+	if mark == (series.Mark{}) && series.IsReceptionReport(packet) && in.e.rtcp.put(p.number, packet) {
+		in.e.notify()
+	}
+	return m.in, mark
 }
 
 // seriesCopy asks a forwarding thread for some of its series. The thread copies seriesAtOnce at most, which takes it a

@@ -49,7 +49,7 @@ func NewReport(b []byte) []byte { return binary.BigEndian.AppendUint32(b[:0], ma
 // Fate is what both ends together know of the packets of a series.
 type Fate struct {
 	Compared uint32 // packets of which both ends have told
-	FarLAN   uint32 // lost before they came to the far box
+	FarLAN   uint32 // lost before they came to the far box, or after they left it for who reports by RTCP
 	FarBox   uint32 // lost in it
 	Line     uint32 // lost between the boxes
 }
@@ -57,8 +57,9 @@ type Fate struct {
 // Comparer compares the words of an engine's series with those that the far ends tell. It is not for several
 // goroutines at once.
 type Comparer struct {
-	series map[subject]*watched
-	look   uint32
+	series  map[subject]*watched
+	origins map[origin]*watched // of those that are sent
+	look    uint32
 }
 
 // subject is a series as both ends know it.
@@ -76,6 +77,8 @@ type watched struct {
 	told                 uint32        // words before this one were told
 	own, far             [kept]fates
 	fate                 Fate
+
+	receiver *receiver // of what is sent: it reports by RTCP; nil: it does not (rtcp.go)
 }
 
 // fates is what one end knows of a word. skip is of its low bits.
@@ -86,7 +89,9 @@ type fates struct {
 }
 
 // NewComparer makes a Comparer without series.
-func NewComparer() *Comparer { return &Comparer{series: map[subject]*watched{}} }
+func NewComparer() *Comparer {
+	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}}
+}
 
 // Begin begins a look at all series: Look follows for each of them, and End.
 func (c *Comparer) Begin() { c.look++ }
@@ -96,6 +101,9 @@ func (c *Comparer) End() {
 	for k, w := range c.series {
 		if c.look-w.seen > forgetLooks {
 			delete(c.series, k)
+			if o := originOf(&k.name); c.origins[o] == w {
+				delete(c.origins, o)
+			}
 		}
 	}
 }
@@ -106,12 +114,18 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	e := &r.e
 	w := c.series[subject{e.name, sent}]
 	if w == nil || w.born != e.born || w.restarts != e.restarts || w.peer != e.peer {
-		fate := Fate{}
-		if w != nil && w.born == e.born {
-			fate = w.fate
+		before := w
+		w = &watched{peer: e.peer, born: e.born, restarts: e.restarts}
+		if before != nil && before.born == e.born {
+			w.fate = before.fate
+			if r := before.receiver; r != nil {
+				w.receiver = &receiver{lost: r.lost}
+			}
 		}
-		w = &watched{peer: e.peer, born: e.born, restarts: e.restarts, fate: fate}
 		c.series[subject{e.name, sent}] = w
+		if sent {
+			c.origins[originOf(&e.name)] = w
+		}
 	}
 	w.seen = c.look
 	highest := e.highest >> 6
@@ -227,6 +241,9 @@ func (w *watched) compare(at uint32, sent bool) {
 	if sent {
 		w.fate.Line += ones(own.passed &^ far.arrived)
 		w.fate.FarBox += ones(own.passed & far.arrived &^ far.passed)
+		if w.receiver != nil {
+			w.receiver.settle(own.number, known, far.passed)
+		}
 	} else { // what came here was not lost, whatever is told
 		w.fate.FarLAN += ones(^far.arrived &^ own.arrived)
 		w.fate.FarBox += ones(far.arrived &^ far.passed &^ own.arrived)
@@ -241,5 +258,9 @@ func (c *Comparer) Fate(r *Record, sent bool) Fate {
 	if w == nil || w.born != r.e.born {
 		return Fate{}
 	}
-	return w.fate
+	f := w.fate
+	if w.receiver != nil {
+		f.FarLAN = uint32(max(w.receiver.lost, 0))
+	}
+	return f
 }
