@@ -35,6 +35,10 @@ type exchange struct {
 	greeted  map[uint32]int64 // when it was last told that we would
 	outboxes map[uint32]*outbox
 	message  reportMessage
+
+	// Memory for sendReportLocked, under Engine.mu.
+	wire  [headerSize + series.MaxReport + paddingMultiple + tagSize]byte
+	nonce [12]byte
 }
 
 // outbox is the reports to one peer. Their memory is used again.
@@ -143,6 +147,9 @@ func (e *Engine) sendReports() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.comparer.End()
+	if len(x.outboxes)+len(x.heard) == 0 {
+		return
+	}
 	now := e.now()
 	numbers := make(map[uint32]bool, len(e.peers))
 	for _, p := range e.peers {
@@ -185,12 +192,12 @@ func (e *Engine) sendReportLocked(p *peer, report []byte) {
 	if !s.usable(e.now()) {
 		return
 	}
-	var b [headerSize + series.MaxReport + paddingMultiple + tagSize]byte
-	var nonce [12]byte
-	n := copy(b[headerSize:], report)
+	x := e.exchange
+	n := copy(x.wire[headerSize:], report)
 	size := (n + paddingMultiple - 1) &^ (paddingMultiple - 1)
-	e.sealMessage(s, &nonce, b[:], size)
-	e.sendLocked(p, b[:headerSize+size+tagSize])
+	clear(x.wire[headerSize+n : headerSize+size])
+	e.sealMessage(s, &x.nonce, x.wire[:], size)
+	e.sendLocked(p, x.wire[:headerSize+size+tagSize])
 }
 
 // hearReports takes what peers have told, and what phones behind them report by RTCP.
