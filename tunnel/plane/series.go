@@ -34,8 +34,11 @@ func (s *server) handleSeries(e Engine, m *process.Message) (process.Reply, erro
 	return process.Reply{Body: page}, err
 }
 
-// maxPages bounds how often a plane is asked to go on.
-const maxPages = 64
+// A plane that was taken over is not asked to go on for ever, nor believed more than an engine has: two tables of 16384.
+const (
+	maxPages   = 128
+	maxOfPlane = 4 * tunnel.MaxSeries
+)
 
 // Series are the series of media that had packets lately. beyond is how many packets were not counted.
 func (s *Supervisor) Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond uint64, err error) {
@@ -51,6 +54,9 @@ func (s *Supervisor) Series(ctx context.Context) (all []tunnel.SeriesStatus, bey
 		var page tunnel.SeriesPage
 		if err := cur.Ask(ctx, process.Request{Type: typeSeries, Body: seriesRequest{From: from}}, &page); err != nil {
 			return nil, 0, err
+		}
+		if len(all)+len(page.Series) > maxOfPlane {
+			return nil, 0, fmt.Errorf("plane %s tells of more than %d series of media", s.cfg.Class, maxOfPlane)
 		}
 		all = append(all, page.Series...)
 		beyond += page.Beyond
