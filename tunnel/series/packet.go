@@ -63,7 +63,7 @@ func (s *Seed) read(p []byte) (h header, ok bool) {
 	h.time = binary.BigEndian.Uint32(r[4:])
 	ports := uint64(binary.BigEndian.Uint32(p[udp:]))
 	source := uint64(binary.BigEndian.Uint32(r[8:]))
-	h.id = max(fold(fold(a^s[0], ports<<32|source^s[1])^b^s[1], s[0]|1), 1)
+	h.id = max(fold(a^b^s[0], ports<<32|source^s[1]), 1)
 	return h, true
 }
 

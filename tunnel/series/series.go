@@ -82,7 +82,7 @@ func (t *Table) Arrive(packet []byte, peer uint32, now int64) Mark {
 	e := &t.entries[at]
 	if fresh {
 		t.born++
-		e.begin(&h, nameOf(packet, h.rtp), peer, t.born, now)
+		e.begin(h, nameOf(packet, h.rtp), peer, t.born, now)
 		return Mark{entry: at + 1, born: e.born, sequence: e.highest}
 	}
 	sequence, ok := e.count(h.sequence, now)

@@ -50,7 +50,7 @@ type entry struct {
 type word struct{ arrived, passed uint64 }
 
 // begin makes e a new series.
-func (e *entry) begin(h *header, n name, peer, born uint32, now int64) {
+func (e *entry) begin(h header, n name, peer, born uint32, now int64) {
 	*e = entry{born: born, name: n, peer: peer, began: now, last: now}
 	e.start(h.sequence)
 	e.clock.start(h.payload, h.time, now)
@@ -87,7 +87,10 @@ func (e *entry) count(sequence uint16, now int64) (extended uint32, ok bool) {
 	step := int16(sequence - uint16(e.highest))
 	if step > 0 && step < maxDropout && e.highest < lastSequence {
 		extended = e.highest + uint32(step)
-		e.advance(extended)
+		if extended>>6 != e.highest>>6 {
+			e.leave(e.highest>>6, extended>>6)
+		}
+		e.highest = extended
 		e.set(extended)
 		return extended, true
 	}
@@ -102,14 +105,11 @@ func (e *entry) count(sequence uint16, now int64) (extended uint32, ok bool) {
 	return extended, true
 }
 
-// advance makes a sequence number the highest. Words that leave the window are summed up.
-func (e *entry) advance(to uint32) {
-	if from, last := e.highest>>6, to>>6; from != last {
-		for w := max(from, last-words) + 1; w <= last; w++ {
-			e.forget(w % words)
-		}
+// leave sums up the words that leave the window when another one becomes the last.
+func (e *entry) leave(last, next uint32) {
+	for w := max(last, next-words) + 1; w <= next; w++ {
+		e.forget(w % words)
 	}
-	e.highest = to
 }
 
 func (e *entry) forget(at uint32) {
