@@ -13,8 +13,7 @@ import (
 type end struct {
 	table *Table
 	*Comparer
-	sends   bool
-	reports [][]byte
+	sends bool
 }
 
 func newEnd(sends bool) *end { return &end{table: New(seed, 0), Comparer: NewComparer(), sends: sends} }

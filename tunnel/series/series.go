@@ -75,22 +75,32 @@ func (t *Table) Arrive(packet []byte, peer uint32, now int64) Mark {
 	if !ok {
 		return Mark{}
 	}
-	at, fresh := t.find(h.id, now)
-	if at == none {
-		return Mark{}
+	s := &t.slots[h.id>>t.shift&uint64(len(t.slots)-1)] // most are where they belong
+	at := s.entry
+	if s.id != h.id {
+		var fresh bool
+		if at, fresh = t.find(h.id, now); at == none {
+			return Mark{}
+		}
+		if fresh {
+			return t.begin(h, packet, at, peer, now)
+		}
 	}
 	e := &t.entries[at]
-	if fresh {
-		t.born++
-		e.begin(h, nameOf(packet, h.rtp), peer, t.born, now)
-		return Mark{entry: at + 1, born: e.born, sequence: e.highest}
-	}
 	sequence, ok := e.count(h.sequence, now)
 	if !ok {
 		return Mark{}
 	}
 	e.measure(h.payload, h.time, now)
 	return Mark{entry: at + 1, born: e.born, sequence: sequence}
+}
+
+// begin begins a series with its first packet.
+func (t *Table) begin(h header, packet []byte, at, peer uint32, now int64) Mark {
+	t.born++
+	e := &t.entries[at]
+	e.begin(h, nameOf(packet), peer, t.born, now)
+	return Mark{entry: at + 1, born: e.born, sequence: e.highest}
 }
 
 // Pass says that a packet has gone on.
