@@ -81,4 +81,8 @@ func (v voiceEngine) Reservations(ctx context.Context) ([]tunnel.ReservationStat
 	return v.d.engines[tunnel.Voice].Reservations(ctx)
 }
 
+func (v voiceEngine) Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond uint64, err error) {
+	return v.d.engines[tunnel.Voice].Series(ctx)
+}
+
 func (v voiceEngine) Keeper() int { return v.d.engines[tunnel.Voice].Keeper() }

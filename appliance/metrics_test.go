@@ -149,6 +149,13 @@ func busy() status.Status {
 			NotOpen: drops([]string{"port", "network"}),
 			Abuse:   drops([]string{"scan"}),
 			Places:  int(n()), NoPlace: drops([]string{"site_budget"}),
+			Media: calls.MediaStatus{
+				Measured: true, Series: [2]int{int(n()), int(n())}, Beyond: n(),
+				Sites: []calls.MediaTotal{
+					{Site: "munich", Out: true, Packets: n(), Lost: drops([]string{"line"})},
+					{Site: "munich", Packets: n(), Lost: drops([]string{"unknown"})},
+				},
+			},
 			Stats: relay.Stats{
 				Calls: int(n()), Connections: int(n()), Messages: n(), LateFlows: n(), Beyond: n(),
 				Unread: drops([]string{"keep_alive"}), Refused: drops([]string{"foreign_hop"}),

@@ -176,15 +176,7 @@ func Listen(delay *Distribution, loss, burstR float64, c Codec) Voice {
 	v := Voice{Buffer: min(maxBuffer, max(minBuffer, delay.PDV()))}
 	v.Late = delay.FractionAbove(delay.Min()+v.Buffer) * (1 - loss)
 	v.MouthToEar = c.Frame + c.Ahead + delay.Min() + v.Buffer
-
-	m := DefaultEModel()
-	m.Ie, m.Bpl = c.Ie, c.Bpl
-	m.Ta = float64(v.MouthToEar) / float64(time.Millisecond)
-	m.T, m.Tr = m.Ta, 2*m.Ta
-	m.Ppl = 100 * (loss + v.Late)
-	m.BurstR = boundedBurst(burstR, m.Ppl)
-	v.R = max(0, m.R())
-	v.MOS = MOS(v.R)
+	v.rate(100*(loss+v.Late), burstR, c)
 	return v
 }
 

@@ -132,6 +132,7 @@ type Device struct {
 	FwMark     uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
 	Outer      Outer
 	Admission  Admission
+	Measured   Measured
 	PrivateKey PrivateKey
 	Peers      []Peer // sorted by Site
 	Bounds     Bounds

@@ -77,6 +77,7 @@ type Calls struct {
 	relay  *relay.Supervisor
 	holes  *holes
 	places *places
+	meter  *meter
 	again  task.Signal // the config may have changed
 
 	mu       sync.Mutex // guards what follows
@@ -106,7 +107,8 @@ func New(o Options) (*Calls, error) {
 		o.Seen, o.Extend = conntrack.EachUDP, conntrack.ExtendUDP
 	}
 	c := &Calls{
-		o: o, log: o.Log, holes: newHoles(o.Sets), places: newPlaces(o.Engine, o.Log), again: task.NewSignal(),
+		o: o, log: o.Log, holes: newHoles(o.Sets), places: newPlaces(o.Engine, o.Log),
+		meter: newMeter(o.Engine), again: task.NewSignal(),
 		worked: time.Now(), silent: true, gone: true,
 	}
 	c.cfg.Mode = config.SIPOff
@@ -201,6 +203,7 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { c.keepAlive(ctx) })
 	tasks.Go(func() { c.places.run(ctx) })
 	tasks.Go(func() { every(ctx, refreshEvery, func() { _ = c.holes.refresh() }) })
+	tasks.Go(func() { every(ctx, measureEvery, func() { c.measure(ctx) }) })
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx); c.keepMappings(ctx) }) })
 	return c.again.Loop(ctx, ready, c.configure)
@@ -369,7 +372,24 @@ func (c *Calls) unreachable(server netip.AddrPort) {
 }
 
 // Calls are the calls that are followed now, and those that ended lately.
-func (c *Calls) Calls(ctx context.Context) ([]call.Call, error) { return c.relay.Calls(ctx) }
+func (c *Calls) Calls(ctx context.Context) ([]call.Call, error) {
+	all, err := c.relay.Calls(ctx)
+	if err == nil {
+		c.measure(ctx)
+		c.meter.fill(all)
+	}
+	return all, err
+}
+
+// measure asks the engine what media went through, where calls are followed.
+func (c *Calls) measure(ctx context.Context) {
+	c.mu.Lock()
+	mode := c.cfg.Mode
+	c.mu.Unlock()
+	if mode != config.SIPOff {
+		c.meter.refresh(ctx)
+	}
+}
 
 // Phones are the registrations that are known.
 func (c *Calls) Phones(ctx context.Context) ([]registrar.Binding, error) { return c.relay.Phones(ctx) }

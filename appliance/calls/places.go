@@ -12,12 +12,14 @@ import (
 	"ringway/tunnel"
 )
 
-// Engine keeps places in voice budgets, as engine.Holder does.
+// Engine keeps places in voice budgets and counts media, as engine.Holder does.
 type Engine interface {
 	Reserve(ctx context.Context, wanted ...tunnel.Reservation) ([]tunnel.ReservationStatus, error)
 	Unreserve(ctx context.Context, flows ...tunnel.Flow) error
 	Reservations(ctx context.Context) ([]tunnel.ReservationStatus, error)
 	Keeper() int
+	// Series are the series of media that had packets lately, and how many packets were beyond what is counted.
+	Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond uint64, err error)
 }
 
 const (

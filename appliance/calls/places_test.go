@@ -17,6 +17,10 @@ import (
 
 // fakeEngine keeps places until another process takes over.
 type fakeEngine struct {
+	series []tunnel.SeriesStatus
+	beyond uint64
+	asked  int
+
 	mu     sync.Mutex
 	held   map[tunnel.Flow]tunnel.Reservation
 	keeper int
@@ -164,4 +168,14 @@ func TestPlacesThatNobodyKeeps(t *testing.T) {
 	held, refused := p.state()
 	assert.Zero(t, held)
 	assert.EqualValues(t, 1, refused[placeInvalid])
+}
+
+func (e *fakeEngine) Series(context.Context) ([]tunnel.SeriesStatus, uint64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	if e.fails {
+		return nil, 0, errors.New("the plane does not answer")
+	}
+	return e.series, e.beyond, nil
 }

@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/appliance/wanted"
 	"ringway/firewall"
+	"ringway/sip/call"
 	"ringway/sip/ladder"
 	"ringway/sip/privacy"
 	"ringway/sip/record"
@@ -69,8 +70,9 @@ func (c *Calls) expireRecords() {
 }
 
 // takeReports writes the records of calls that have ended, says what was seen of abuse, and carries bans out.
-func (c *Calls) takeReports(reports []relay.Report, records []record.Record) {
-	if log := c.recordLog(); log != nil {
+func (c *Calls) takeReports(reports []relay.Report, records []relay.Ended) {
+	if log := c.recordLog(); log != nil && len(records) > 0 {
+		c.measure(context.Background())
 		c.write(log, records)
 	}
 	for _, r := range reports {
@@ -84,11 +86,12 @@ func (c *Calls) takeReports(reports []relay.Report, records []record.Record) {
 	}
 }
 
-func (c *Calls) write(log *record.Log, records []record.Record) {
+func (c *Calls) write(log *record.Log, records []relay.Ended) {
 	lost := 0
 	var last error
 	for _, r := range records {
-		if err := log.Append(time.Now(), r); err != nil {
+		r.Sent, r.Received = c.meter.of(r.Media[:min(len(r.Media), call.MaxMedia)], r.Began, r.Ended, r.Codec)
+		if err := log.Append(time.Now(), r.Record); err != nil {
 			lost, last = lost+1, err
 		}
 	}

@@ -28,6 +28,7 @@ type Status struct {
 	Places   int               `json:"places"`     // in voice budgets, that calls have
 	Abuse    map[string]uint64 `json:"abuse"`      // seen, by kind
 	NoPlace  map[string]uint64 `json:"no_place"`   // places that the engine refused, by reason
+	Media    MediaStatus       `json:"media"`      // what it went through
 	relay.Stats
 }
 
@@ -39,8 +40,12 @@ func (s Status) String() string {
 	case !s.Reading:
 		return fmt.Sprintf("Signalling: NOT READ (sip.mode: %s)", s.Mode)
 	}
-	return fmt.Sprintf("Signalling: read (sip.mode: %s); %d calls, %d holes; not read %s; refused %s",
+	line := fmt.Sprintf("Signalling: read (sip.mode: %s); %d calls, %d holes; not read %s; refused %s",
 		s.Mode, s.Calls, s.Holes, words(s.Unread), words(s.Refused))
+	if !s.Media.Measured && s.Media.Why != "" {
+		line += "; quality of calls not measured: " + s.Media.Why
+	}
+	return line
 }
 
 // words are the counters that are not zero, by name.
@@ -66,6 +71,7 @@ func (c *Calls) Status() fmt.Stringer {
 	c.mu.Unlock()
 	s.Flows, s.Holes, s.NotOpen = c.holes.state()
 	s.Places, s.NoPlace = c.places.state()
+	s.Media = c.meter.status()
 	s.Restarts, s.PID = c.relay.Restarts(), c.relay.PID()
 	if !s.Reading {
 		return s
@@ -113,7 +119,16 @@ var (
 		"How much of it flows have that no signalling explains.", "site", "wan", "direction")
 	flowsIn = families.Gauge("ringway_sip_budget_places", "Flows that calls have a place for.",
 		"site", "wan", "direction")
-	misuse   = families.Counter("ringway_sip_abuse_total", "Abuse of signalling that was reported, by kind.", "kind")
+	misuse = families.Counter("ringway_sip_abuse_total", "Abuse of signalling that was reported, by kind.", "kind")
+	media  = families.Counter("ringway_media_packets_total",
+		"Packets of media that went on from this box, to a site or from it. Only the engine realtime counts them.",
+		"site", "direction")
+	mediaLost = families.Counter("ringway_media_lost_total",
+		"Packets of media that were lost, by segment of their way, as far as this box knows.",
+		"site", "direction", "segment")
+	mediaSeries = families.Gauge("ringway_media_series", "Sources of media that had packets lately.", "direction")
+	mediaBeyond = families.Counter("ringway_media_beyond_total",
+		"Packets of media that were not counted, because there were too many sources.")
 	mirrored = families.Counter("ringway_sip_hep_messages_total", "Messages sent to the Homer server.")
 	lost     = families.Counter("ringway_sip_hep_lost_total", "Messages for the Homer server that could not be sent.")
 	restarts = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
@@ -147,6 +162,7 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 		to.Put(misuse, float64(n), name)
 	}
 	collectBudgets(s.Budgets, to)
+	collectMedia(s.Media, to)
 	to.Put(conns, float64(s.Connections))
 	for name, n := range s.Transport {
 		to.Put(events, float64(n), name)
@@ -160,6 +176,24 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 	for name, n := range s.NotOpen {
 		to.Put(notOpen, float64(n), name)
 	}
+}
+
+// collectMedia shows what media went through.
+func collectMedia(m MediaStatus, to exposition.Sink) {
+	if !m.Measured {
+		return
+	}
+	directions := map[bool]string{false: "in", true: "out"}
+	for _, t := range m.Sites {
+		to.Put(media, float64(t.Packets), t.Site, directions[t.Out])
+		for segment, n := range t.Lost {
+			to.Put(mediaLost, float64(n), t.Site, directions[t.Out], segment)
+		}
+	}
+	for i, direction := range []string{"in", "out"} {
+		to.Put(mediaSeries, float64(m.Series[i]), direction)
+	}
+	to.Put(mediaBeyond, float64(m.Beyond))
 }
 
 // collectBudgets shows the budgets by which calls are admitted.

@@ -105,6 +105,9 @@ func deviceChanges(d, last tunnel.Device, have tunnel.Observed) []string {
 	if !last.Admission.Equal(d.Admission) {
 		lines = append(lines, plan.AdmissionWords(d))
 	}
+	if last.Measured != d.Measured {
+		lines = append(lines, plan.MeasuredWords(d))
+	}
 	return lines
 }
 

@@ -51,3 +51,26 @@ func (h *Holder) Keeper() int {
 	}
 	return 0
 }
+
+// meter is an engine that counts media by flow.
+type meter interface {
+	Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond uint64, err error)
+}
+
+// Series are the series of media that had packets lately, and how many packets were beyond what is counted.
+func (h *Holder) Series(ctx context.Context) (all []tunnel.SeriesStatus, beyond uint64, err error) {
+	e, last := h.current()
+	m, ok := e.(meter)
+	if !ok || last.Settings.Engine != tunnel.EngineRealtime {
+		return nil, 0, fmt.Errorf("tunnel %s: the engine %s does not see packets of media", h.Class, last.Settings.Engine)
+	}
+	all, beyond, err = m.Series(ctx)
+	names := map[tunnel.PublicKey]string{}
+	for _, p := range last.Peers {
+		names[p.PublicKey] = p.Site
+	}
+	for i := range all {
+		all[i].SiteName = names[all[i].Site]
+	}
+	return all, beyond, err
+}

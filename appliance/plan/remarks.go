@@ -85,6 +85,15 @@ func AdmissionWords(d tunnel.Device) string {
 	return line
 }
 
+// MeasuredWords says whether media is counted.
+func MeasuredWords(d tunnel.Device) string {
+	if d.Measured.Media == 0 {
+		return fmt.Sprintf("# %s: the quality of calls is not measured", d.Settings.Interface)
+	}
+	return fmt.Sprintf("# %s: the quality of calls is measured, up to %d flows each way", d.Settings.Interface,
+		d.Measured.Series)
+}
+
 // TunnelRemarks are what wg(8) commands cannot say: marks, padding and admission.
 func TunnelRemarks(devs []tunnel.Device) (out []string) {
 	for _, d := range devs {
@@ -92,6 +101,9 @@ func TunnelRemarks(devs []tunnel.Device) (out []string) {
 			out = append(out, OuterWords(d))
 			if d.Class == tunnel.Voice {
 				out = append(out, AdmissionWords(d))
+			}
+			if d.Measured.Media != 0 {
+				out = append(out, MeasuredWords(d))
 			}
 		}
 	}

@@ -47,11 +47,7 @@ func engineAdmission(cfg *config.Config, f Facts, queues qos.Input) (a tunnel.Ad
 		return tunnel.Admission{}
 	}
 	slices.SortFunc(a.Sites, func(x, y tunnel.AdmissionSite) int { return bytes.Compare(x.Key[:], y.Key[:]) })
-	for _, m := range outer(cfg, tunnel.Voice).Marks {
-		if m.Outer == uint8(media.Outer) && !signals(cfg, m.Inner) {
-			a.Media |= 1 << m.Inner
-		}
-	}
+	a.Media = mediaMarks(cfg)
 	return a
 }
 

@@ -83,6 +83,7 @@ func devices(cfg *config.Config, f Facts, queues qos.Input) []tunnel.Device {
 		}
 		if c == tunnel.Voice && d.Settings.Engine.PerPacket() {
 			d.Admission = engineAdmission(cfg, f, queues)
+			d.Measured = measured(cfg)
 		}
 		for _, s := range cfg.Sites {
 			if !s.Has(c) {

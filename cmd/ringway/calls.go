@@ -32,7 +32,11 @@ func callsCommand(a *app) *cobra.Command {
 the parties of each call.
 
 Each line is one leg: what two hops exchange, for example a phone and its PBX. FLOWS is how many directions of media
-and RTCP the leg needs now.`,
+and RTCP the leg needs now.
+
+SENT and RECEIVED are what its media went through between this branch and a site, as far as this box knows: MOS (ITU-T
+G.107), loss, mean jitter (RFC 3550), and in which segment the lost packets were lost. "-" is media that does not pass the
+voice tunnel, or an engine that does not see packets.`,
 		Example: `  ringway calls
   ringway calls --watch
   ringway calls show 5f2a91c3
@@ -116,11 +120,11 @@ func showRecords(c *cobra.Command, a *app, at, phone string) (err error) {
 		return err
 	}
 	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tFROM\tTO\tSITE\tDIRECTION\tBEGAN\tTALKED\tCODEC\tENDED BY")
+	fmt.Fprintln(w, "ID\tFROM\tTO\tSITE\tDIRECTION\tBEGAN\tTALKED\tCODEC\tENDED BY\tSENT\tRECEIVED")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.0fs\t%s\t%s\n", r.ID, cmp.Or(r.Caller.Number, "-"),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.0fs\t%s\t%s\t%s\t%s\n", r.ID, cmp.Or(r.Caller.Number, "-"),
 			cmp.Or(r.Callee.Number, "-"), cmp.Or(r.Site, "-"), r.Direction, r.Began.Local().Format(time.DateTime),
-			r.Duration, cmp.Or(r.Codec, "-"), r.Why)
+			r.Duration, cmp.Or(r.Codec, "-"), r.Why, r.Sent, r.Received)
 	}
 	return w.Flush()
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,6 +28,20 @@ type Call struct {
 	Codecs    []string  `json:"codecs,omitempty"` // of the latest description, one for each medium
 	Holes     int       `json:"holes"`            // the most flows that it needed at once
 	Flows     []Flow    `json:"flows"`            // of media, as long as the call needs them
+	Media     []Flow    `json:"media,omitempty"`  // flows of RTP that it has had, at most MaxMedia
+
+	Sent     *Quality `json:"sent,omitempty"`     // of media from this branch into the tunnel; nil: not measured
+	Received *Quality `json:"received,omitempty"` // of media from the tunnel to this branch
+}
+
+// MaxMedia bounds Call.Media.
+const MaxMedia = 32
+
+// Had notes a flow of RTP that the call needs.
+func (c *Call) Had(f Flow) {
+	if len(c.Media) < MaxMedia && !slices.Contains(c.Media, f) {
+		c.Media = append(c.Media, f)
+	}
 }
 
 // Flow is one direction of media of a call.
@@ -75,7 +90,7 @@ func Print(w io.Writer, now time.Time, calls []Call) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tFROM\tTO\tBETWEEN\tSTATE\tTIME\tCODEC\tFLOWS")
+	fmt.Fprintln(t, "ID\tFROM\tTO\tBETWEEN\tSTATE\tTIME\tCODEC\tFLOWS\tSENT\tRECEIVED")
 	for i := range calls {
 		c := &calls[i]
 		state := c.State
@@ -86,9 +101,9 @@ func Print(w io.Writer, now time.Time, calls []Call) error {
 			}
 			state += ")"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s, %s\t%s\t%s\t%s\t%d\n", c.ID, cmp.Or(c.From, "-"), cmp.Or(c.To, "-"),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s, %s\t%s\t%s\t%s\t%d\t%s\t%s\n", c.ID, cmp.Or(c.From, "-"), cmp.Or(c.To, "-"),
 			c.Hops[0], c.Hops[1], state, c.Duration(now).Round(time.Second),
-			cmp.Or(strings.Join(c.Codecs, ","), "-"), len(c.Flows))
+			cmp.Or(strings.Join(c.Codecs, ","), "-"), len(c.Flows), c.Sent, c.Received)
 	}
 	return t.Flush()
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ringway/sip/call"
 	"ringway/sip/privacy"
 )
 
@@ -55,14 +56,7 @@ type Party struct {
 }
 
 // Quality is what media went through in one direction.
-type Quality struct {
-	Packets uint64            `json:"packets"`
-	Lost    uint64            `json:"lost"`
-	Jitter  float64           `json:"jitter_ms"` // RFC 3550, section 6.4.1
-	R       float64           `json:"r"`         // ITU-T G.107
-	MOS     float64           `json:"mos"`
-	Where   map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
-}
+type Quality = call.Quality
 
 // mask hides what the policy hides.
 func (r *Record) mask(p privacy.Policy) {

@@ -66,7 +66,7 @@ func (m *memory) Remove(name string) error {
 }
 
 // call is a record of a call that began so many minutes after start and took one.
-func call(id string, minute int) Record {
+func callOf(id string, minute int) Record {
 	began := start.Add(time.Duration(minute) * time.Minute)
 	return Record{
 		ID: id, Began: began, Answered: began.Add(10 * time.Second), Ended: began.Add(time.Minute), Direction: Outbound,
@@ -99,7 +99,7 @@ func everything(*Record) bool { return true }
 
 // The names of the fields are an interface.
 func TestRecordAsJSON(t *testing.T) {
-	r := call("7", 0)
+	r := callOf("7", 0)
 	r.CallID, r.Site, r.Codec, r.Emergency, r.Admitted, r.Status = "x@y", "berlin", "G.711 A-law", true, "reserved", 486
 	r.Agents, r.Holes = []string{"Phone 1.0"}, 4
 	r.Sent = &Quality{Packets: 3000, Lost: 3, Jitter: 1.5, R: 92, MOS: 4.4, Where: map[string]uint64{"line": 3}}
@@ -124,14 +124,14 @@ func TestRecordAsJSON(t *testing.T) {
 
 func TestPolicyShow(t *testing.T) {
 	l := open(t, newMemory(), privacy.Show)
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	got, err := l.Find(start, everything)
 	require.NoError(t, err)
 	assert.Equal(t, "+49301112223", got[0].Caller.Number)
 }
 
 func TestAnUnansweredCallHasNoDuration(t *testing.T) {
-	r := call("1", 0)
+	r := callOf("1", 0)
 	r.Answered, r.Duration = time.Time{}, 7
 	l := open(t, newMemory(), privacy.Mask)
 	require.NoError(t, l.Append(start, r))
@@ -144,7 +144,7 @@ func TestAnUnansweredCallHasNoDuration(t *testing.T) {
 func TestSearches(t *testing.T) {
 	l := open(t, newMemory(), privacy.Mask)
 	for i := range 5 {
-		require.NoError(t, l.Append(start, call(fmt.Sprint(i), 2*i)))
+		require.NoError(t, l.Append(start, callOf(fmt.Sprint(i), 2*i)))
 	}
 	at := func(minute, second int) time.Time {
 		return start.Add(time.Duration(minute)*time.Minute + time.Duration(second)*time.Second)
@@ -166,9 +166,9 @@ func TestSearches(t *testing.T) {
 func TestRecordsSurviveARestart(t *testing.T) {
 	dir, err := OpenDir(filepath.Join(t.TempDir(), "calls"))
 	require.NoError(t, err)
-	require.NoError(t, open(t, dir, privacy.Mask).Append(start, call("1", 0)))
+	require.NoError(t, open(t, dir, privacy.Mask).Append(start, callOf("1", 0)))
 	l := open(t, dir, privacy.Mask)
-	require.NoError(t, l.Append(start.Add(time.Hour), call("2", 60)))
+	require.NoError(t, l.Append(start.Add(time.Hour), callOf("2", 60)))
 	assert.Equal(t, "1 2", ids(t)(l.Find(start, everything)))
 
 	entries, err := os.ReadDir(dir.path)
@@ -189,7 +189,7 @@ func TestRecordsSurviveARestart(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, entries)
 	assert.Zero(t, l.Size())
-	require.NoError(t, l.Append(start, call("3", 0)))
+	require.NoError(t, l.Append(start, callOf("3", 0)))
 	assert.Equal(t, "3", ids(t)(l.Find(start, everything)))
 }
 
@@ -198,10 +198,10 @@ func TestModeIsPutBack(t *testing.T) {
 	dir, err := OpenDir(t.TempDir())
 	require.NoError(t, err)
 	l := open(t, dir, privacy.Mask)
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	path := filepath.Join(dir.path, l.segments[0].name)
 	require.NoError(t, os.Chmod(path, 0o644))
-	require.NoError(t, l.Append(start, call("2", 0)))
+	require.NoError(t, l.Append(start, callOf("2", 0)))
 	fi, err := os.Stat(path)
 	require.NoError(t, err)
 	assert.Equal(t, fs.FileMode(0o600), fi.Mode())
@@ -223,7 +223,7 @@ func TestAge(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
 	for hour := range 24 {
-		require.NoError(t, l.Append(start.Add(time.Duration(hour)*time.Hour), call(fmt.Sprint(hour), hour*60)))
+		require.NoError(t, l.Append(start.Add(time.Duration(hour)*time.Hour), callOf(fmt.Sprint(hour), hour*60)))
 	}
 	assert.Len(t, disk.MapFS, 4, "a segment spans six hours")
 	day := 24 * time.Hour
@@ -243,7 +243,7 @@ func TestSize(t *testing.T) {
 	l, err := Open(disk, Limits{Keep: 7 * 24 * time.Hour, Size: 64 << 10}, privacy.Mask)
 	require.NoError(t, err)
 	for i := range 2000 {
-		require.NoError(t, l.Append(start.Add(time.Duration(i)*time.Second), call(fmt.Sprint(i), 0)))
+		require.NoError(t, l.Append(start.Add(time.Duration(i)*time.Second), callOf(fmt.Sprint(i), 0)))
 		require.LessOrEqual(t, l.Size(), int64(64<<10))
 	}
 	total := 0
@@ -262,9 +262,9 @@ func TestSize(t *testing.T) {
 func TestClockSetBack(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start.Add(1000*time.Hour), call("future", 0)))
-	require.NoError(t, l.Append(start, call("1", 0)))
-	require.NoError(t, l.Append(start, call("2", 0)))
+	require.NoError(t, l.Append(start.Add(1000*time.Hour), callOf("future", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
+	require.NoError(t, l.Append(start, callOf("2", 0)))
 	assert.Len(t, disk.MapFS, 2)
 	assert.Equal(t, "future 1 2", ids(t)(l.Find(start, everything)))
 }
@@ -273,16 +273,16 @@ func TestClockSetBack(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	for _, room := range []int{0, 1, 50, 200} {
 		disk.room = room
-		err := l.Append(start, call("lost", 0))
+		err := l.Append(start, callOf("lost", 0))
 		require.ErrorIs(t, err, syscall.ENOSPC)
 		assert.EqualError(t, err, "write the record of call lost: no space left on device")
 		assert.ErrorIs(t, l.Counts().Failure, syscall.ENOSPC)
 		assert.Equal(t, int64(len(disk.MapFS[l.segments[0].name].Data)), l.Size())
 		disk.room = 1 << 30
-		require.NoError(t, l.Append(start, call(fmt.Sprint("after", room), 0)))
+		require.NoError(t, l.Append(start, callOf(fmt.Sprint("after", room), 0)))
 		assert.NoError(t, l.Counts().Failure)
 	}
 	assert.Equal(t, "1 after0 after1 after50 after200", ids(t)(l.Find(start, everything)))
@@ -296,11 +296,11 @@ func TestFullDiskFromTheBeginning(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
 	disk.room = 0
-	require.ErrorIs(t, l.Append(start, call("lost", 0)), syscall.ENOSPC)
+	require.ErrorIs(t, l.Append(start, callOf("lost", 0)), syscall.ENOSPC)
 	delete(disk.MapFS, l.segments[0].name)
 	assert.Equal(t, "", ids(t)(l.Find(start, everything)))
 	disk.room = 1 << 30
-	require.NoError(t, l.Append(start.Add(time.Minute), call("1", 0)))
+	require.NoError(t, l.Append(start.Add(time.Minute), callOf("1", 0)))
 	assert.Equal(t, "1", ids(t)(l.Find(start, everything)))
 	assert.Len(t, disk.MapFS, 1)
 }
@@ -309,9 +309,9 @@ func TestFullDiskFromTheBeginning(t *testing.T) {
 func TestForgetOnAFullDisk(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Show)
-	other := call("2", 0)
+	other := callOf("2", 0)
 	other.Caller.Number = "1000"
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	require.NoError(t, l.Append(start, other))
 	disk.room = 0
 	f, err := l.Forget("+49301112223", false)
@@ -331,15 +331,15 @@ func TestForgetOnAFullDisk(t *testing.T) {
 func TestTornLastLine(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	name := l.segments[0].name
 	whole := len(disk.MapFS[name].Data)
-	require.NoError(t, l.Append(start, call("2", 0)))
+	require.NoError(t, l.Append(start, callOf("2", 0)))
 	data := bytes.Clone(disk.MapFS[name].Data)
 	for cut := whole; cut <= len(data); cut++ {
 		disk.MapFS[name].Data = bytes.Clone(data[:cut])
 		l = open(t, disk, privacy.Mask)
-		require.NoError(t, l.Append(start, call("3", 0)))
+		require.NoError(t, l.Append(start, callOf("3", 0)))
 		want := "1 3"
 		if cut >= len(data)-1 { // the line is whole, with or without its end
 			want = "1 2 3"
@@ -350,7 +350,7 @@ func TestTornLastLine(t *testing.T) {
 	// Blocks of zeros, as a file system leaves them.
 	disk.MapFS[name].Data = append(data, make([]byte, 100_000)...)
 	l = open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start, call("3", 0)))
+	require.NoError(t, l.Append(start, callOf("3", 0)))
 	assert.Equal(t, "1 2 3", ids(t)(l.Find(start, everything)))
 	assert.Equal(t, uint64(1), l.Counts().Damaged)
 }
@@ -383,7 +383,7 @@ func TestForget(t *testing.T) {
 		l := open(t, disk, test.policy)
 		for _, one := range [][2]string{{"own", "+49301112223"}, {"national", "0301112223"}, {"friend", "+49301112999"},
 			{"abroad", "004412345678"}, {"name", "alice"}, {"short", "101"}} {
-			r := call(one[0], 0)
+			r := callOf(one[0], 0)
 			r.Caller, r.Callee = Party{Number: one[1]}, Party{}
 			if one[0] == "national" {
 				r.Caller, r.Callee = r.Callee, r.Caller
@@ -402,7 +402,7 @@ func TestForget(t *testing.T) {
 func TestForgetRemovesDamagedLines(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start, call("1", 0)))
+	require.NoError(t, l.Append(start, callOf("1", 0)))
 	name := l.segments[0].name
 	disk.MapFS[name].Data = append(disk.MapFS[name].Data, `{"id":"2","caller":{"number":"0309`+"\n"...)
 	_, err := l.Forget("101", false)
@@ -414,7 +414,7 @@ func TestForgetRemovesDamagedLines(t *testing.T) {
 func TestARecordIsBounded(t *testing.T) {
 	disk := newMemory()
 	l := open(t, disk, privacy.Mask)
-	r := call("1", 0)
+	r := callOf("1", 0)
 	r.Agents = []string{strings.Repeat("x", maxLine)}
 	err := l.Append(start, r)
 	require.ErrorContains(t, err, "write the record of call 1: 16")
@@ -424,12 +424,12 @@ func TestARecordIsBounded(t *testing.T) {
 
 func TestSearchIsBounded(t *testing.T) {
 	disk := newMemory()
-	line, err := json.Marshal(call("x", 0))
+	line, err := json.Marshal(callOf("x", 0))
 	require.NoError(t, err)
 	name := prefix + start.Format(stamp) + suffix
 	disk.MapFS[name] = &fstest.MapFile{Data: bytes.Repeat(append(line, '\n'), 2*MaxFound+5)}
 	l := open(t, disk, privacy.Mask)
-	require.NoError(t, l.Append(start, call("last", 0)))
+	require.NoError(t, l.Append(start, callOf("last", 0)))
 	found, err := l.Find(start, everything)
 	require.NoError(t, err)
 	assert.Len(t, found, MaxFound)
@@ -450,7 +450,7 @@ func FuzzSegment(f *testing.F) {
 		disk := newMemory()
 		disk.MapFS[prefix+start.Format(stamp)+suffix] = &fstest.MapFile{Data: data}
 		l := open(t, disk, privacy.Mask)
-		require.NoError(t, l.Append(start, call("own", 0)))
+		require.NoError(t, l.Append(start, callOf("own", 0)))
 		found, err := l.Find(start, everything)
 		require.NoError(t, err)
 		require.NotEmpty(t, found)

@@ -18,7 +18,6 @@ import (
 	"ringway/sip/ladder"
 	"ringway/sip/message"
 	"ringway/sip/privacy"
-	"ringway/sip/record"
 	"ringway/sip/refusal"
 	"ringway/sip/sdp"
 	"ringway/sip/transparent"
@@ -49,7 +48,7 @@ type core struct {
 	known   map[*dialog.Leg]*call.Call
 	dirty   map[*dialog.Leg]bool // not in the journal as they are; false: they have ended
 	reports []Report             // for the daemon
-	records []record.Record      // likewise
+	records []Ended              // likewise
 
 	ladder   *ladder.Ring
 	redactor privacy.Redactor
@@ -225,9 +224,11 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
 		if x := c.known[st.Leg]; x != nil {
 			x.Holes = max(x.Holes, st.Leg.Needs())
 		}
+		c.noteMedia(st.Leg)
 	}
 	for _, l := range st.Others {
 		c.dirty[l] = true
+		c.noteMedia(l)
 	}
 	for _, l := range st.Ended {
 		c.dirty[l] = false
@@ -247,6 +248,28 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
 		c.first = (c.first + 1) % maxEnded
 	}
 	return done
+}
+
+// noteMedia keeps which flows of RTP a call has had: what they were like is known by their addresses.
+func (c *core) noteMedia(l *dialog.Leg) {
+	x := c.known[l]
+	if x == nil {
+		return
+	}
+	for _, f := range l.Flows() {
+		if !f.RTCP {
+			x.Had(flowOf(f))
+		}
+	}
+}
+
+// flowOf is a flow as people are told of it.
+func flowOf(f dialog.Flow) call.Flow {
+	from := f.From
+	if !from.IsValid() {
+		from = f.Asked
+	}
+	return call.Flow{From: from.String(), To: f.To.String(), RTCP: f.RTCP}
 }
 
 // expire ends what time ends, until ctx does.
@@ -423,11 +446,7 @@ func (c *core) calls() []call.Call {
 			x.State = "on hold"
 		}
 		for _, f := range l.Flows() {
-			from := f.From
-			if !from.IsValid() {
-				from = f.Asked
-			}
-			x.Flows = append(x.Flows, call.Flow{From: from.String(), To: f.To.String(), RTCP: f.RTCP})
+			x.Flows = append(x.Flows, flowOf(f))
 		}
 		all = append(all, x)
 	}

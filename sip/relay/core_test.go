@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/sip/call"
 	"ringway/sip/dialog"
 	"ringway/sip/message"
 	"ringway/sip/transparent"
@@ -225,9 +227,12 @@ func testRecordsAreShort(t *testing.T) {
 	w.closed()
 	require.Len(t, w.records, 1)
 
-	sent := reportsRequest{}
+	sent, longest := reportsRequest{}, w.records[0]
+	longest.Media = slices.Repeat([]call.Flow{{
+		From: "2001:db8:1111:2222:3333:4444:5555:6666", To: "[2001:db8:1111:2222:3333:4444:5555:7777]:65535", RTCP: true,
+	}}, call.MaxMedia)
 	for range recordsAtOnce {
-		sent.Records = append(sent.Records, w.records[0])
+		sent.Records = append(sent.Records, longest)
 	}
 	report := Report{Kind: "toll_out_of_hours", Level: "block", Action: "refuse", Text: strings.Repeat("z", 200)}
 	for range maxReports {

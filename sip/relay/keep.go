@@ -111,7 +111,14 @@ func (c *core) record(l *dialog.Leg, x *call.Call) {
 	if s.isPhone(l.Hops[1]) {
 		r.Callee.Address = l.Hops[1]
 	}
-	c.records = append(c.records, r)
+	c.records = append(c.records, Ended{Record: r, Media: slices.Clone(x.Media)})
+}
+
+// Ended is the record of a call that has ended, and the flows of RTP that it had: what they were like is for whoever
+// measures it.
+type Ended struct {
+	record.Record
+	Media []call.Flow `json:"media,omitempty"`
 }
 
 // direction is that of a leg between two hops, and the site of the far one.
@@ -145,22 +152,29 @@ func (c *core) handOver(ctx context.Context, send func(context.Context, process.
 			return
 		case <-tick.C:
 		}
-		c.mu.Lock()
-		reports := slices.Clone(c.reports)
-		records := c.records[:min(len(c.records), recordsAtOnce)]
-		c.mu.Unlock()
-		if len(reports)+len(records) == 0 {
-			continue
+		for c.handOverOnce(ctx, send) {
 		}
-		r := reportsRequest{Reports: reports, Records: records}
-		if send(ctx, process.Request{Type: typeReports, Body: r, Within: handOverLimit}) != nil {
-			continue
-		}
-		c.mu.Lock()
-		c.records = c.records[len(records):]
-		c.reports = c.reports[min(len(reports), len(c.reports)):]
-		c.mu.Unlock()
 	}
+}
+
+// handOverOnce reports whether there is more.
+func (c *core) handOverOnce(ctx context.Context, send func(context.Context, process.Request) error) (more bool) {
+	c.mu.Lock()
+	reports := slices.Clone(c.reports)
+	records := c.records[:min(len(c.records), recordsAtOnce)]
+	c.mu.Unlock()
+	if len(reports)+len(records) == 0 {
+		return false
+	}
+	r := reportsRequest{Reports: reports, Records: records}
+	if send(ctx, process.Request{Type: typeReports, Body: r, Within: handOverLimit}) != nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.records = c.records[len(records):]
+	c.reports = c.reports[min(len(reports), len(c.reports)):]
+	return len(c.records) > 0
 }
 
 // handOverLimit is long: what the daemon takes and does not answer in time is written twice.
@@ -169,13 +183,13 @@ const handOverLimit = 10 * time.Second
 const (
 	// recordsAtOnce is how many records one request has, so that it is no longer than the daemon takes, whatever is in
 	// them. maxRecordsAtOnce is what the daemon takes: processes of earlier builds send more.
-	recordsAtOnce    = 128
+	recordsAtOnce    = 48
 	maxRecordsAtOnce = 512
 	// maxCallID bounds a Call-ID in a record. Most have 30 bytes; a message has room for one of 64 KiB.
 	maxCallID = 256
 )
 
 type reportsRequest struct {
-	Reports []Report        `json:"reports,omitempty"`
-	Records []record.Record `json:"records,omitempty"`
+	Reports []Report `json:"reports,omitempty"`
+	Records []Ended  `json:"records,omitempty"`
 }

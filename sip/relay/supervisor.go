@@ -19,7 +19,6 @@ import (
 	"ringway/sip/call"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
-	"ringway/sip/record"
 	"ringway/sip/registrar"
 	"ringway/sip/transparent"
 )
@@ -36,7 +35,7 @@ type Config struct {
 	// Flows takes what calls need. With whole, no other flow is needed than those that are opened.
 	Flows func(ctx context.Context, changes []Change, whole bool) error
 	// Reports hears of abuse, and takes the records of calls that have ended.
-	Reports func([]Report, []record.Record)
+	Reports func([]Report, []Ended)
 	// Unreachable hears of a server that did not answer a connection.
 	Unreachable func(server netip.AddrPort)
 

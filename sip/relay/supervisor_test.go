@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/process"
-	"ringway/sip/record"
 	"ringway/sip/transparent"
 )
 
@@ -29,7 +28,7 @@ func TestSocketsOfASilentProcessAreNotKept(t *testing.T) {
 		RunDir: t.TempDir(), Program: "/bin/false", Listen: listen,
 		Open:        func(transparent.SocketKind) (int, error) { return -1, unix.ENOSYS },
 		Flows:       func(context.Context, []Change, bool) error { return nil },
-		Reports:     func([]Report, []record.Record) {},
+		Reports:     func([]Report, []Ended) {},
 		Unreachable: func(netip.AddrPort) {},
 		Timing:      process.Timing{Ready: time.Hour}, // that the program ends is noticed, not its silence
 	})

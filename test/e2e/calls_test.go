@@ -107,6 +107,7 @@ func TestCallsThroughBoxesThatReadThem(t *testing.T) {
 				require.Len(t, ended, 4)
 				assert.Equal(t, "bye", ended[0].Why)
 				assertKept(t, e, ended)
+				assertMeasured(t, e, ended)
 				st := callsStatus(t, e)
 				assert.True(t, st.Reading)
 				assert.Zero(t, st.Flows+st.Holes+st.Calls)
@@ -135,12 +136,43 @@ func assertKept(t *testing.T, e *lab.Edge, ended []call.Call) {
 	assert.Equal(t, []string{"phone-a", "phone-b", "PCMA"},
 		[]string{records[0].Caller.Number, records[0].Callee.Number, records[0].Codec})
 	assert.InDelta(t, 6.5, records[0].Duration, 2)
+	for _, q := range []*record.Quality{records[0].Sent, records[0].Received} {
+		require.NotNil(t, q)
+		assert.Greater(t, q.Packets, uint64(250))
+		assert.Greater(t, q.MOS, 4.0)
+	}
 
 	out, err := e.Ringway(within(t, 5*time.Second), "calls", "show", ended[0].ID)
 	require.NoError(t, err)
 	for _, word := range []string{"INVITE", "180 Ringing", "200 OK", "ACK", "BYE", "PCMA"} {
 		assert.Contains(t, out, word)
 	}
+}
+
+// assertMeasured demands that both ends of each call's media were measured, and found without fault.
+func assertMeasured(t *testing.T, e *lab.Edge, ended []call.Call) {
+	t.Helper()
+	for _, x := range ended {
+		assert.Len(t, x.Media, 2)
+		for _, q := range []*call.Quality{x.Sent, x.Received} {
+			require.NotNil(t, q, "%s: %+v", x.ID, x.Media)
+			assert.Greater(t, q.Packets, uint64(250))
+			assert.Zero(t, q.Lost, q.Where)
+			assert.Greater(t, q.MOS, 4.0)
+			assert.Positive(t, q.Jitter)
+		}
+	}
+	out, err := e.Ringway(within(t, 5*time.Second), "calls", "--ended")
+	require.NoError(t, err)
+	assert.Regexp(t, `\d\.\d\d, 0\.0%, \d+\.\dms +\d\.\d\d, 0\.0%, \d+\.\dms`, out)
+	text, err := e.Ringway(within(t, 5*time.Second), "status", "--metrics")
+	require.NoError(t, err)
+	for _, direction := range []string{"in", "out"} {
+		assert.Regexp(t, `ringway_media_packets_total\{direction="`+direction+`",site="[a-z-]+"\} [0-9.e+]{4,}`, text)
+	}
+	st := callsStatus(t, e)
+	assert.True(t, st.Media.Measured)
+	assert.Zero(t, st.Media.Beyond)
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

@@ -89,6 +89,33 @@ type realtimeFake struct {
 	admit tunnel.Admission
 
 	reserved []tunnel.ReservationStatus
+	measured tunnel.Measured
+}
+
+func (f *realtimeFake) SetMeasured(m tunnel.Measured) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := m.Check(); err != nil {
+		return err
+	}
+	f.measured = m
+	return nil
+}
+
+// Series has one series on each of three pages. What is measured shows in the first.
+func (f *realtimeFake) Series(from int) (tunnel.SeriesPage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	page := tunnel.SeriesPage{Next: from + 1, Series: []tunnel.SeriesStatus{{
+		Source: uint32(from), Expected: uint32(f.measured.Series), Site: key(7).Public(), Flow: tunnel.Flow{
+			Source:      netip.MustParseAddrPort("10.1.10.20:5000"),
+			Destination: netip.MustParseAddrPort("10.2.10.31:5000"),
+		},
+	}}}
+	if from == 2 {
+		page.Next, page.Beyond = 0, 9
+	}
+	return page, nil
 }
 
 func newRealtimeFake(s Start) (Engine, error) {

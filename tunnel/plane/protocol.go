@@ -19,7 +19,8 @@ const (
 	// 2: `admission`, likewise.
 	// 3: `settings` in place of the requests `bounds`, `link`, `outer` and `admission`.
 	// 4: `reserve`, `release` and `reservations` (reserve.go).
-	ProtocolMinor = 4
+	// 5: `series` (series.go).
+	ProtocolMinor = 5
 )
 
 // Requests, and the event that a plane pushes.
@@ -34,6 +35,8 @@ const (
 	typeReserve      = "reserve"      // keep places in voice budgets
 	typeRelease      = "release"      // give them back
 	typeReservations = "reservations" // list them
+
+	typeSeries = "series" // what was counted of media
 
 	typeEndpoints = "endpoints" // pushed: peers moved
 )

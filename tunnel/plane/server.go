@@ -89,6 +89,8 @@ func (s *server) handlers() map[string]process.Handler {
 		typeRelease:      s.withEngine(s.handleRelease),
 		typeReservations: s.withEngine(s.handleReservations),
 
+		typeSeries: s.withEngine(s.handleSeries),
+
 		olderBounds:    s.withEngine(s.handleSettings),
 		olderLink:      s.withEngine(s.handleSettings),
 		olderOuter:     s.withEngine(s.handleSettings),

@@ -19,6 +19,7 @@ type Settings struct {
 	Bounds    *tunnel.Bounds    `json:"bounds,omitempty"`
 	Outer     *tunnel.Outer     `json:"outer,omitempty"`     // how packets look from outside
 	Admission *tunnel.Admission `json:"admission,omitempty"` // how much media may leave for each site
+	Measured  *tunnel.Measured  `json:"measured,omitempty"`  // which media is counted
 }
 
 // marker is an engine that marks and pads packet by packet. An engine that is none is left alone: what a
@@ -32,10 +33,17 @@ type admitter interface {
 	SetAdmission(a tunnel.Admission) error
 }
 
+// measurer is an engine that counts media by flow. An engine that is none is left alone.
+type measurer interface {
+	SetMeasured(m tunnel.Measured) error
+}
+
 // settingsOf is what a device wants.
 func settingsOf(d tunnel.Device) Settings {
 	mtu := int(d.Settings.MTU)
-	return Settings{MTU: &mtu, Bounds: &d.Bounds, Outer: &d.Outer, Admission: &d.Admission}
+	return Settings{
+		MTU: &mtu, Bounds: &d.Bounds, Outer: &d.Outer, Admission: &d.Admission, Measured: &d.Measured,
+	}
 }
 
 // changes is what a plane that holds have has to be told: settings that it knows and that are not as wanted.
@@ -45,6 +53,7 @@ func (s Settings) changes(have Settings) Settings {
 		Bounds:    changed(s.Bounds, have.Bounds, equal),
 		Outer:     changed(s.Outer, have.Outer, tunnel.Outer.Equal),
 		Admission: changed(s.Admission, have.Admission, tunnel.Admission.Equal),
+		Measured:  changed(s.Measured, have.Measured, equal),
 	}
 }
 
@@ -55,6 +64,7 @@ func (s Settings) with(change Settings) Settings {
 		Bounds:    cmp.Or(change.Bounds, s.Bounds),
 		Outer:     cmp.Or(change.Outer, s.Outer),
 		Admission: cmp.Or(change.Admission, s.Admission),
+		Measured:  cmp.Or(change.Measured, s.Measured),
 	}
 }
 
@@ -90,6 +100,14 @@ func (s Settings) apply(e Engine) (done Settings, err error) {
 			}
 		}
 		done.Admission = v
+	}
+	if v := s.Measured; v != nil {
+		if a, ok := e.(measurer); ok {
+			if err := a.SetMeasured(*v); err != nil {
+				return done, fmt.Errorf("measured: %w", err)
+			}
+		}
+		done.Measured = v
 	}
 	return done, nil
 }

@@ -52,6 +52,7 @@ func TestWhatAnOlderPlaneHolds(t *testing.T) {
 func TestTheFormOfSettings(t *testing.T) {
 	d := device(tunnel.Voice)
 	d.Outer, d.Admission = voiceOuter, budgets(600_000)
+	d.Measured = tunnel.Measured{Media: 1 << 46, Series: 500}
 	text, err := json.MarshalIndent(settingsOf(d), "", " ")
 	require.NoError(t, err)
 	assert.JSONEq(t, `{
@@ -60,7 +61,8 @@ func TestTheFormOfSettings(t *testing.T) {
 			"ReceiveBuffer": 262144, "DeviceGSO": 0, "SuperPacket": 0},
 		"outer": {"TOS": 184, "Marks": [{"Inner": 24, "Outer": 24}, {"Inner": 46, "Outer": 46}], "PadTo": 256},
 		"admission": {"Media": 70368744177664, "Lines": [{"Rate": 0, "Overhead": 14, "MPU": 0, "ATM": false}],
-			"Sites": [{"Key": "`+key(7).Public().String()+`", "Rate": 600000, "Line": 0}]}
+			"Sites": [{"Key": "`+key(7).Public().String()+`", "Rate": 600000, "Line": 0}]},
+		"measured": {"Media": 70368744177664, "Series": 500}
 	}`, string(text))
 }
 

@@ -179,7 +179,8 @@ func (st *setting) make() error {
 	if len(e.peers) >= maxPeers {
 		return uapi.Invalid("more than %d peers", maxPeers)
 	}
-	p := &peer{key: st.key}
+	e.peersMade++
+	p := &peer{key: st.key, number: e.peersMade}
 	p.voice.SetBudget(e.admission.Site(st.key))
 	p.cookies.Init(device.NoisePublicKey(st.key))
 	e.computeSharedLocked(p)

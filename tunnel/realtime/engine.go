@@ -89,6 +89,7 @@ type Engine struct {
 	outer       atomic.Pointer[outerHeader]
 	known       atomic.Pointer[knownEndpoints]
 	budgets     atomic.Pointer[ledger.Budgets] // nil: no peer has had a voice budget yet
+	measuring   atomic.Pointer[measuring]      // nil: media is not counted
 	mtu         atomic.Int64
 	superPacket atomic.Int64
 
@@ -96,13 +97,17 @@ type Engine struct {
 	drops      drops
 	fromPeers  messageRing // handshake messages from where peers are known to be
 	fromOthers messageRing
+	reports    reportRing  // what peers tell of media
+	rtcp       reportRing  // what far phones do
 	moved      atomic.Bool // a peer's endpoint changed
 
 	reservations reservations
+	exchange     *exchange
 
 	mu         sync.Mutex // of what follows, and of control in every peer
 	self       identity
 	peers      map[tunnel.PublicKey]*peer
+	peersMade  uint32
 	table      *routes  // the next routes
 	cookies    *cookies // nil: no key
 	limiter    ratelimiter.Ratelimiter
@@ -180,6 +185,7 @@ func (e *Engine) start() {
 
 	e.tasks.Go(e.handleNotifications)
 	e.tasks.Go(e.runTimers)
+	e.tasks.Go(e.runExchange)
 	if e.alone {
 		e.tasks.Go(e.collect)
 	}
@@ -218,6 +224,7 @@ func newEngine(o Options) *Engine {
 		stamp:       tai64n.Now,
 		flowSeed:    ledger.Seed{rand.Uint64(), rand.Uint64()},
 		indices:     newIndices(),
+		exchange:    newExchange(),
 		peers:       map[tunnel.PublicKey]*peer{},
 		table:       new(routes),
 		endpoints:   make(chan map[tunnel.PublicKey]netip.AddrPort, 1),

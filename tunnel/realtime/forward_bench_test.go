@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"encoding/binary"
 	"testing"
 	"time"
 
@@ -15,23 +16,31 @@ import (
 // the thread's CPU time, which a busy machine disturbs less than the time on the clock.
 func BenchmarkForward(b *testing.B) {
 	for _, c := range []struct {
-		name  string
-		batch int
-	}{{"alone", 1}, {"batch", 16}} {
+		name    string
+		batch   int
+		counted bool
+	}{{"alone", 1, false}, {"alone counted", 1, true}, {"batch", 16, false}, {"batch counted", 16, true}} {
 		b.Run(c.name, func(b *testing.B) {
 			r := newRig(b)
 			r.talk()
+			if c.counted { // at both ends
+				require.NoError(b, r.a.SetMeasured(measured))
+				require.NoError(b, r.b.SetMeasured(measured))
+			}
 			require.NoError(b, r.a.SetAdmission(tunnel.Admission{
 				Media: 1 << 46,
 				Lines: []tunnel.AdmissionLine{{Overhead: 14}},
 				Sites: []tunnel.AdmissionSite{{Key: r.b.key.Public(), Rate: 1e9}},
 			}))
-			packet := append(make([]byte, vnetHeader), mediaPacket(5000, 200, false)...)
+			packet := append(make([]byte, vnetHeader), rtpPacket(5000, 0)...)
+			sequence := uint16(0)
 			buf := make([]byte, 2048)
 
 			began, packets := cpuTime(), 0
 			for b.Loop() {
 				for range c.batch {
+					sequence++
+					binary.BigEndian.PutUint16(packet[vnetHeader+30:], sequence)
 					_, _ = unix.Write(r.a.host, packet)
 				}
 				for !r.a.out.batch(r.now) {

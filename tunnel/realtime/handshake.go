@@ -31,6 +31,7 @@ func (e *Engine) handleNotifications() {
 			return // closed
 		}
 		e.finishRequest()
+		e.hearReports()
 		e.handlePending()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/tunnel/datagram"
+	"ringway/tunnel/series"
 )
 
 // The inbound path, all on one thread (rw-fwd-in; which one has the turn: direction.go):
@@ -20,7 +21,8 @@ import (
 //  2. transport, a data message: find its session by the receiver index, open it in place, check the replay
 //     window. Only then is anything of the peer's touched: the session is confirmed, the endpoint follows,
 //     counters
-//  3. the inner source must be the peer's; ECN is copied to the inner packet (RFC 6040, section 4.2)
+//  3. the inner source must be the peer's; media is counted (measure.go); ECN is copied to the inner packet (RFC
+//     6040, section 4.2)
 //  4. write: to the tunnel device
 //
 // handshake: messages that know our public key, and are not too many, go to the control side through a ring
@@ -44,6 +46,8 @@ type inbound struct {
 	sum     [blake2s.Size128]byte
 	sources sources
 	errs    int
+
+	copying atomic.Pointer[seriesCopy] // of the control side
 }
 
 // mac1 computes the first MAC of messages to us (section 5.4.4). It belongs to the inbound thread once published.
@@ -69,6 +73,9 @@ func (in *inbound) loop() {
 	sleep := true
 	for in.next(sleep) {
 		now := in.e.now()
+		if in.woken || !sleep {
+			in.serveCopy()
+		}
 		full := false
 		for i := 1; i < len(in.polls); i++ { // the first is the thread's own call
 			if in.polls[i].Revents != 0 || !sleep {
@@ -138,6 +145,13 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 	if len(plain) == 0 {
 		return // a keepalive
 	}
+	if series.IsReport(plain) && e.measuring.Load() != nil {
+		if !e.reports.put(s.peer.number, plain) {
+			e.drops.add(dropReport)
+		}
+		e.notify()
+		return
+	}
 
 	src, _, size, ok := parse(plain)
 	if !ok {
@@ -148,11 +162,18 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		e.drops.add(dropSource)
 		return
 	}
+	table, mark := in.arrive(s.peer, plain[:size], now)
 	if !applyECN(plain, a.TOS) {
 		e.drops.add(dropCongestion)
+		table.Drop(mark, seriesReasons[dropCongestion])
 		return
 	}
-	in.write(p[headerSize-vnetHeader : headerSize+size])
+	if !in.write(p[headerSize-vnetHeader : headerSize+size]) {
+		e.drops.add(dropTUNWrite)
+		table.Drop(mark, seriesReasons[dropTUNWrite])
+		return
+	}
+	table.Pass(mark)
 }
 
 // noteAuthentic takes over what an authentic message says of its peer.
@@ -176,14 +197,14 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 }
 
 // write gives a packet to the tunnel device. b begins with space for the device's header.
-func (in *inbound) write(b []byte) {
+func (in *inbound) write(b []byte) (ok bool) {
 	clear(b[:vnetHeader])
 	for range 3 {
 		_, errno := in.call(unix.SYS_WRITE, uintptr(in.tun), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
 		switch errno {
 		case 0:
 			in.errs = 0
-			return
+			return true
 		case unix.EINTR:
 			continue
 		case unix.EBADFD, unix.EBADF:
@@ -194,7 +215,7 @@ func (in *inbound) write(b []byte) {
 		}
 		break
 	}
-	in.e.drops.add(dropTUNWrite)
+	return false
 }
 
 // handshake decides, without any state of a peer, whether a message goes to the control side.

@@ -9,15 +9,16 @@ import (
 	"ringway/tunnel"
 	"ringway/tunnel/datagram"
 	"ringway/tunnel/ledger"
+	"ringway/tunnel/series"
 )
 
 // The outbound path, all on one thread, to its end for each packet or batch (rw-fwd-out; which one has the
 // turn: direction.go):
 //
 //  1. loop, batch: read a packet from the tunnel device, to where it will be sealed
-//  2. prepare: find its peer by the destination, and the peer's session. A packet of media goes on only if
-//     its flow has a place in the peer's voice budget (package ledger). Without a session a packet waits a
-//     little (stage, sendStaged)
+//  2. prepare: find its peer by the destination, and the peer's session. A packet of media is counted (measure.go),
+//     and goes on only if its flow has a place in the peer's voice budget (package ledger). Without a session a
+//     packet waits a little (stage, sendStaged)
 //  3. seal: pad, seal in place; outer TOS by the inner DSCP, ECN copied (RFC 6040, section 4.1)
 //  4. send: sendmmsg. Neighbours of one size to one peer are one UDP GSO message where that is allowed (group)
 //
@@ -37,6 +38,7 @@ type outPacket struct {
 	wire []byte // sealed
 	tos  uint8
 	data bool
+	mark series.Mark
 }
 
 // outbound belongs to the thread that has the turn, except for what is atomic.
@@ -61,6 +63,7 @@ type outbound struct {
 	timeout unix.Timespec
 	noGSO   bool
 
+	measure *measuring // nil: media is not counted
 	ledger  *ledger.Ledger
 	request atomic.Pointer[request] // of the control side, to the ledger (reserve.go)
 
@@ -72,6 +75,7 @@ type outbound struct {
 type staged struct {
 	peer *peer
 	at   int64
+	mark series.Mark
 	n    int
 	b    [2048]byte
 }
@@ -113,6 +117,7 @@ func (o *outbound) loop() {
 // batch forwards what has arrived, up to the limit. It reports whether there was less.
 func (o *outbound) batch(now int64) (drained bool) {
 	o.n = 0
+	o.followMeasuring()
 	looks := 0
 	for o.n < o.limit && looks < outBatch {
 		b := o.buffer(o.n)
@@ -170,17 +175,18 @@ func (o *outbound) prepare(b []byte, n int, now int64) {
 	}
 
 	packet := b[headerSize : headerSize+n]
+	mark := o.arrive(p, packet, now)
 	if b := p.voice.Budget(); b != nil && !o.admit(p, b, packet, now) {
-		o.e.drops.add(dropOverBudget)
+		o.drop(dropOverBudget, mark)
 		return
 	}
 
 	s := p.current.Load()
 	if !s.usable(now) {
-		o.stage(p, packet, now)
+		o.stage(p, packet, mark, now)
 		return
 	}
-	o.seal(p, s, b, n)
+	o.seal(p, s, b, n, mark)
 }
 
 // admit decides whether a packet may leave: media only if its flow has a place in the peer's voice budget.
@@ -197,10 +203,10 @@ func (o *outbound) admit(p *peer, b *ledger.Budget, packet []byte, now int64) bo
 }
 
 // seal makes the packet in b a message of the batch.
-func (o *outbound) seal(p *peer, s *session, b []byte, n int) {
+func (o *outbound) seal(p *peer, s *session, b []byte, n int, mark series.Mark) {
 	to := p.endpoint.Load()
 	if to == nil {
-		o.e.drops.add(dropUnreachable)
+		o.drop(dropUnreachable, mark)
 		return
 	}
 	outer := o.e.outer.Load()
@@ -215,35 +221,36 @@ func (o *outbound) seal(p *peer, s *session, b []byte, n int) {
 		wire: b[:headerSize+size+tagSize],
 		tos:  outer.tos[class>>2] | class&ecnMask,
 		data: true,
+		mark: mark,
 	}
 	o.n++
 }
 
 // stage has a packet wait for a session, and requests one. Where too many wait, the oldest of that peer is
 // dropped.
-func (o *outbound) stage(p *peer, packet []byte, now int64) {
-	o.putStaged(p, packet, now)
+func (o *outbound) stage(p *peer, packet []byte, mark series.Mark, now int64) {
+	o.putStaged(p, packet, mark, now)
 	o.hasStaged.Store(true)
 	if !p.wanted.Swap(true) {
 		o.e.notify()
 	}
 }
 
-func (o *outbound) putStaged(p *peer, packet []byte, now int64) {
+func (o *outbound) putStaged(p *peer, packet []byte, mark series.Mark, now int64) {
 	if len(packet) > len(staged{}.b) {
-		o.e.drops.add(dropNoSession)
+		o.drop(dropNoSession, mark)
 		return
 	}
 	if p.staged >= maxStagedPerPeer || len(o.staged) == maxStaged {
 		o.dropOldestStaged(p)
 	}
 	if len(o.staged) == maxStaged {
-		o.e.drops.add(dropNoSession)
+		o.drop(dropNoSession, mark)
 		return
 	}
 	o.staged = o.staged[:len(o.staged)+1]
 	w := &o.staged[len(o.staged)-1]
-	w.peer, w.at, w.n = p, now, copy(w.b[:], packet)
+	w.peer, w.at, w.mark, w.n = p, now, mark, copy(w.b[:], packet)
 	p.staged++
 }
 
@@ -257,7 +264,7 @@ func (o *outbound) dropOldestStaged(p *peer) {
 		}
 	}
 	o.staged[at].peer.staged--
-	o.e.drops.add(dropNoSession)
+	o.drop(dropNoSession, o.staged[at].mark)
 	copy(o.staged[at:], o.staged[at+1:])
 	o.staged = o.staged[:len(o.staged)-1]
 }
@@ -271,11 +278,11 @@ func (o *outbound) sendStaged(now int64) {
 		s := w.peer.current.Load()
 		switch {
 		case w.peer.gone.Load() || now-w.at > int64(stagedFor):
-			o.e.drops.add(dropNoSession)
+			o.drop(dropNoSession, w.mark)
 		case s.usable(now):
 			b := o.buffer(o.n)
 			copy(b[headerSize:], w.b[:w.n])
-			o.seal(w.peer, s, b, w.n)
+			o.seal(w.peer, s, b, w.n, w.mark)
 			if o.n == outBatch {
 				o.send(now)
 				o.n = 0
@@ -363,7 +370,7 @@ func (o *outbound) send(now int64) {
 			fd = o.e.udp[1]
 		}
 		if fd < 0 {
-			o.e.drops.add(dropUnreachable)
+			o.drop(dropUnreachable, o.packets[at].mark)
 			at++
 			continue
 		}
@@ -395,8 +402,9 @@ func (o *outbound) send(now int64) {
 			o.dropSource(at, to)
 			continue
 		}
-		o.e.drops.sendError(errno, o.first[1]-at)
-		at = o.first[1]
+		for why := sendErrors[datagram.ClassifySend(errno)]; at < o.first[1]; at++ {
+			o.drop(why, o.packets[at].mark)
+		}
 	}
 	o.n = 0
 }
@@ -408,6 +416,7 @@ func (o *outbound) countSent(from, end int, now int64) {
 		p.peer.txPackets.Add(1)
 		p.peer.txBytes.Add(uint64(len(p.wire)))
 		p.peer.noteSent(now, p.data, true)
+		o.pass(p.mark)
 	}
 }
 

@@ -36,6 +36,8 @@ type peer struct {
 
 	voice ledger.Account // its voice budget, and what flows take of it
 
+	number uint32 // of the engine's peers, which names it in series
+
 	staged int // packets that wait for a session; the outbound thread's alone
 
 	control // belongs to the control side, under Engine.mu

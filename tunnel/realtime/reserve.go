@@ -24,6 +24,7 @@ const maxReservations = 4096
 type request struct {
 	reserve, release *ledger.Reservation
 	settle           []*ledger.Reservation
+	copy             *seriesCopy
 
 	state    ledger.State // answer to reserve
 	served   atomic.Bool
@@ -231,6 +232,8 @@ func (o *outbound) serveRequest(now int64) {
 		r.state = o.ledger.Reserve(budgets, r.reserve, now)
 	case r.release != nil:
 		o.ledger.Release(r.release)
+	case r.copy != nil:
+		r.copy.take(o.measure, true)
 	default:
 		o.ledger.Settle(budgets, r.settle, now)
 	}
@@ -243,5 +246,9 @@ func (e *Engine) finishRequest() {
 	if r := e.out.request.Load(); r != nil && r.served.Load() {
 		e.out.request.Store(nil)
 		close(r.answered)
+	}
+	if c := e.in.copying.Load(); c != nil && c.served.Load() {
+		e.in.copying.Store(nil)
+		close(c.answered)
 	}
 }

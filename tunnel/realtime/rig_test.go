@@ -107,6 +107,7 @@ func (b *bare) take() (did bool) {
 	}
 	did = did || b.unreadMessages() > 0
 	b.out.batch(b.now())
+	b.hearReports()
 	b.handlePending()
 	b.mu.Lock()
 	b.wipeRetiredLocked()

@@ -1,0 +1,70 @@
+package call
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Segments of a call's way, where packets are lost.
+const (
+	PhoneLAN = "phone's LAN" // before they came to this box from its own side
+	ThisBox  = "this box"    // they came, and did not go on
+	Line     = "line"        // between the boxes
+	FarBox   = "far box"
+	FarLAN   = "far LAN"
+	Unknown  = "unknown" // somewhere before they came here
+)
+
+// Segments are all of them.
+var Segments = [...]string{PhoneLAN, ThisBox, Line, FarBox, FarLAN, Unknown}
+
+// Quality is what media went through in one direction, as far as this box knows.
+type Quality struct {
+	Packets   uint64            `json:"packets"`   // that came, as far as this box knows
+	Lost      uint64            `json:"lost"`      // between the first and the last of them
+	Jitter    float64           `json:"jitter_ms"` // RFC 3550, section 6.4.1: the mean
+	JitterMax float64           `json:"jitter_max_ms,omitempty"`
+	R         float64           `json:"r"` // ITU-T G.107
+	MOS       float64           `json:"mos"`
+	Where     map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
+	Why       map[string]uint64 `json:"dropped,omitempty"`    // packets that this box dropped, by reason
+}
+
+// Loss is the share of packets that were lost, 0 to 1.
+func (q *Quality) Loss() float64 {
+	if q.Lost == 0 {
+		return 0
+	}
+	return float64(q.Lost) / float64(q.Packets+q.Lost)
+}
+
+// String is what fits in a column.
+func (q *Quality) String() string {
+	if q == nil {
+		return "-"
+	}
+	s := fmt.Sprintf("%.2f, %.1f%%, %.1fms", q.MOS, 100*q.Loss(), q.Jitter)
+	if where := q.where(); where != "" {
+		s += " (" + where + ")"
+	}
+	return s
+}
+
+// where is the lost packets by segment, most first.
+func (q *Quality) where() string {
+	names := slices.SortedFunc(maps.Keys(q.Where), func(a, b string) int {
+		if q.Where[a] != q.Where[b] {
+			return int(int64(q.Where[b]) - int64(q.Where[a]))
+		}
+		return strings.Compare(a, b)
+	})
+	var parts []string
+	for _, n := range names {
+		if q.Where[n] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", n, q.Where[n]))
+		}
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,35 @@
+package call
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestPrintShowsTheQuality(t *testing.T) {
+	began := time.Date(2026, 11, 29, 9, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	require.NoError(t, Print(&b, began.Add(time.Minute), []Call{{
+		ID: "5f2a91c3", From: "21", To: "31", Hops: [2]string{"10.1.10.21", "10.2.10.5"}, State: "confirmed", Began: began,
+		Answered: began, Codecs: []string{"PCMA"},
+		Sent: &Quality{
+			Packets: 2910, Lost: 90, Jitter: 2.25, MOS: 4.05, Where: map[string]uint64{PhoneLAN: 30, Line: 60, FarBox: 0},
+		},
+	}}))
+	assert.Equal(t, `ID        FROM  TO  BETWEEN                STATE      TIME  CODEC  FLOWS  SENT                                         RECEIVED
+5f2a91c3  21    31  10.1.10.21, 10.2.10.5  confirmed  1m0s  PCMA   0      4.05, 3.0%, 2.2ms (line 60, phone's LAN 30)  -
+`, b.String())
+}
+
+func TestTheMediaOfACallAreBounded(t *testing.T) {
+	var c Call
+	for port := range 100 {
+		f := Flow{From: "10.1.10.21", To: "10.2.10.31:" + strings.Repeat("1", port%40+1)}
+		c.Had(f)
+		c.Had(f)
+	}
+	assert.Len(t, c.Media, MaxMedia)
+}
