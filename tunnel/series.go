@@ -31,7 +31,7 @@ type SeriesStatus struct {
 	// SiteName is empty where the engine does not know (the daemon fills it in).
 	SiteName string `json:"site_name,omitempty"`
 	Out      bool   `json:"out,omitempty"` // it goes to the site; else it comes from there
-	Number   uint32 `json:"number"`        // of the series, in this direction of this engine
+	Number   uint32 `json:"number"`        // of the series, which this engine gives no other one
 
 	Began   time.Time `json:"began"`
 	Last    time.Time `json:"last"` // packet

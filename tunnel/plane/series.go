@@ -34,7 +34,8 @@ func (s *server) handleSeries(e Engine, m *process.Message) (process.Reply, erro
 	return process.Reply{Body: page}, err
 }
 
-// A plane that was taken over is not asked to go on for ever, nor believed more than an engine has: two tables of 16384.
+// A plane that was taken over is not asked to go on forever, nor believed more than an engine has: two tables of
+// 16384.
 const (
 	maxPages   = 128
 	maxOfPlane = 4 * tunnel.MaxSeries

@@ -21,6 +21,7 @@ import (
 
 	"ringway/test/enginetest"
 	"ringway/test/netnstest"
+	"ringway/tunnel"
 )
 
 // lossRule has the netdev hook of an interface lose 3 % of the packets of RTP, and remember which. A copy of a packet
@@ -71,6 +72,7 @@ func newSegments(t *testing.T) *segments {
 		b.NS.Run("ip", "route", "add", fmt.Sprintf("10.77.%d.0/24", 2-i), "dev", "rw0")
 		b.NS.Run("sysctl", "-qw", "net.ipv4.ip_forward=1")
 		b.Start(wide)
+		require.NoError(t, b.E.SetBounds(tunnel.Bounds{})) // the rule on the line has to see single packets
 		require.NoError(t, b.E.(*Engine).SetMeasured(measured))
 	}
 	for i, b := range s.boxes {
@@ -139,7 +141,7 @@ const (
 	segmentCalls   = 30
 	copiedCalls    = 6    // of them, whose packets come twice: their phones report nothing, since they would count copies
 	segmentPackets = 2400 // of each call, 50 a second
-	quietPackets   = 400  // of them, at the end, without losses
+	quietPackets   = 300  // of them, at the end, without losses
 	firstPort      = 30000
 )
 
@@ -186,7 +188,7 @@ func TestLongLossesArePutToTheirSegment(t *testing.T) {
 	for i := range segmentPackets {
 		<-tick.C
 		switch i {
-		case 20: // the first packets of all calls have come
+		case 120: // the first packets of all calls have come, and their phones have reported once
 			s.load(s.boxes[0].NS, fmt.Sprintf(lossRule, "lan0"))
 			s.load(s.boxes[1].NS, lineRule)
 			s.load(s.phones[1], fmt.Sprintf(lossRule, "eth0"))

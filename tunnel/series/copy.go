@@ -43,7 +43,7 @@ func (r *Record) Flow() (from, to netip.AddrPort) {
 // Source is the SSRC.
 func (r *Record) Source() uint32 { return r.e.name.source }
 
-// Number is that of the series in its table.
+// Number is that of the series, different from others of the same process.
 func (r *Record) Number() uint32 { return r.e.born }
 
 // Peer is what Arrive was told when the series began.

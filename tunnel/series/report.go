@@ -74,7 +74,8 @@ type watched struct {
 	seen                 uint32        // the last look
 	highest              [looks]uint32 // word, at the last looks
 	latest               [looks]uint32 // sequence number, likewise
-	told                 uint32        // words before this one were told
+	again, told          uint32        // words before these were told twice, and once
+	ends                 uint8         // sequence numbers that were told of the last one
 	own, far             [kept]fates
 	fate                 Fate
 
@@ -137,11 +138,15 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	copy(w.latest[:], w.latest[1:])
 	w.highest[looks-1], w.latest[looks-1] = highest, e.highest
 
-	first := max(w.told, e.lowest>>6, highest-words+1)
-	if first >= end {
+	// Each word is told twice: the line that loses packets of calls loses reports as well.
+	known := w.told
+	first := max(w.again, e.lowest>>6, highest-words+1)
+	if end <= known {
+		end, ends = known, w.ends
+	}
+	if w.again, w.told, w.ends = known, end, ends; first >= end {
 		return
 	}
-	w.told = end
 	entry := report(e.peer, maxEntry)
 	skip := uint8(0)
 	if first == e.lowest>>6 {
@@ -155,8 +160,10 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		}
 		*entry = binary.BigEndian.AppendUint64(*entry, x.arrived)
 		*entry = binary.BigEndian.AppendUint64(*entry, x.passed)
-		w.own[n%kept] = x
-		w.compare(n%kept, sent)
+		if n >= known {
+			w.own[n%kept] = x
+			w.compare(n%kept, sent)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@
 package series
 
 import (
+	"sync/atomic"
 	"time"
 )
 
@@ -52,13 +53,16 @@ type slot struct {
 	entry uint32
 }
 
+// numbers has the series of each table of a process begin at numbers of their own.
+var numbers atomic.Uint32
+
 // New makes a table for that many series, rounded up to a power of two, at most half of which should be in use.
 func New(seed Seed, series int) *Table {
 	n, shift := MinSeries, 64-10
 	for n < min(series, MaxSeries) {
 		n, shift = 2*n, shift-1
 	}
-	return &Table{seed: seed, slots: make([]slot, n), shift: shift, entries: make([]entry, n)}
+	return &Table{born: numbers.Add(1) << 20, seed: seed, slots: make([]slot, n), shift: shift, entries: make([]entry, n)}
 }
 
 // Mark is one packet that was counted. The zero value is one that was not.
