@@ -127,6 +127,7 @@ type rawSIP struct {
 	Limits    rawSIPLimits       `yaml:"limits"`
 	Abuse     scalar             `yaml:"abuse"`
 	Country   scalar             `yaml:"country"`
+	TLS       list[rawSIPTLS]    `yaml:"tls"`
 }
 
 type rawCalls struct {
@@ -148,6 +149,17 @@ type rawSIPServer struct {
 	Name    scalar  `yaml:"name"`
 	Address scalars `yaml:"address"`
 	Ports   scalars `yaml:"ports"`
+}
+
+type rawSIPTLS struct {
+	at
+	Name        scalar  `yaml:"name"`
+	ServerNames scalars `yaml:"server_names"`
+	Cert        scalar  `yaml:"cert"`
+	Key         scalar  `yaml:"key"`
+	CA          scalar  `yaml:"ca"`
+	ClientCert  scalar  `yaml:"client_cert"`
+	ClientKey   scalar  `yaml:"client_key"`
 }
 
 type rawSIPAllow struct {
