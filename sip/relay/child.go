@@ -123,6 +123,7 @@ func (s *server) start(c *core) error {
 		Handle:      c.handle,
 		Inside:      func(a netip.Addr) bool { return s.settings.Load().inside(a) },
 		Open:        s.openSockets,
+		Secure:      c.security.Load,
 		Unreachable: s.unreachable,
 		Reserved:    reserved,
 		Log:         s.child.Log(),
@@ -274,6 +275,7 @@ func (s *server) handleStatus(context.Context, *process.Message) (process.Reply,
 	stats := c.stats()
 	transport := relay.Stats()
 	stats.Transport, stats.Connections = transport.Counts, transport.Connections
+	stats.Encrypted = transport.Encrypted
 	return process.Reply{Body: stats}, nil
 }
 
