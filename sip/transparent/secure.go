@@ -239,7 +239,7 @@ func (p *pair) encrypt(inner, outer *tls.Conn) error {
 	return nil
 }
 
-// redial connects the far side anew, from the same address.
+// redial connects the far side once more, from the same address.
 func (p *pair) redial() error {
 	p.mu.Lock()
 	if p.over {

@@ -459,7 +459,7 @@ func TestSlowHandshakesEnd(t *testing.T) {
 	}{
 		{"silent", "", "tls_hello_timed_out"},
 		{"half a hello", hello[:100], "tls_hello_timed_out"},
-		{"a PBX that says nothing", hello, "tls_handshake_timed_out"},
+		{"a PBX that does not answer", hello, "tls_handshake_timed_out"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSecured(t, short)
