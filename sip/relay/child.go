@@ -20,6 +20,7 @@ const (
 	maxOpenFiles = 16384 // two for each TCP connection, and the sockets that datagrams leave by
 	memoryHard   = 1 << 30
 	memorySoft   = 256 << 20
+	maxBuffers   = 128 << 20 // of connections; each whose TLS is read takes 40 KiB
 )
 
 // calls are the system calls that the process needs beyond what every process does: sockets that it was given are
@@ -126,6 +127,7 @@ func (s *server) start(c *core) error {
 		Secure:      c.security.Load,
 		Unreachable: s.unreachable,
 		Reserved:    reserved,
+		Limits:      transparent.Limits{Memory: maxBuffers},
 		Log:         s.child.Log(),
 	})
 	if err != nil {

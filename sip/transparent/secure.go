@@ -72,8 +72,9 @@ func (p *pair) secure() error {
 	return p.handshakes(t, server, name, offered)
 }
 
-// tlsMemory is what is reckoned for both sides of a pair: buffers of crypto/tls for a record each way, and its keys.
-const tlsMemory = 64 << 10
+// tlsMemory is what is reckoned for both sides of a pair, beside the buffers: what crypto/tls keeps (measured: 25 KB),
+// and room for a record.
+const tlsMemory = 32 << 10
 
 // awaitHello reads until it is clear what the connection begins with. The bytes stay in the direction.
 func (p *pair) awaitHello() (*certificate.Offered, helloState, error) {
