@@ -87,6 +87,7 @@ func (p *pair) awaitHello() (*certificate.Offered, helloState, error) {
 		if err := p.arm(d.src.conn.SetReadDeadline, p.r.began.Add(time.Duration(until))); err != nil {
 			return nil, helloPartial, err
 		}
+		fresh := d.in.empty()
 		err := d.src.read(&d.in)
 		switch {
 		case errors.Is(err, io.EOF): // what has come goes on as it is
@@ -96,6 +97,9 @@ func (p *pair) awaitHello() (*certificate.Offered, helloState, error) {
 				return nil, helloPartial, err
 			}
 			p.touch()
+			if fresh {
+				d.since = p.r.now()
+			}
 		case p.isPaused():
 			return nil, helloPartial, errPaused
 		case p.r.now() >= until:
@@ -164,7 +168,9 @@ func (p *pair) handshakes(t *Security, server *certificate.Server, name string, 
 		return failure(why)
 	}
 	if unread != none {
-		p.r.unread.remember(server, p.to, unread, p.r.now())
+		if unread != tlsUnreadServerFailed { // which may pass: a connection that the server gave up, above all
+			p.r.unread.remember(server, p.to, unread, p.r.now())
+		}
 		if err := p.redial(); err != nil {
 			return err
 		}

@@ -525,6 +525,35 @@ func TestGarbageOnAPortOfTLS(t *testing.T) {
 	}
 }
 
+func TestAMessageInClearMayComeInPieces(t *testing.T) {
+	s := newSecured(t, nil)
+	s.relay.began = s.relay.began.Add(-24 * time.Hour) // longer than any limit
+	a, _ := s.connect()
+	b := s.accept()
+	m := request("OPTIONS", "1", 0)
+	puts(t, a, m[:20])
+	require.Eventually(t, func() bool { return s.relay.Stats().Memory > 0 }, patience, time.Millisecond)
+	puts(t, a, m[20:])
+	gets(t, b, m)
+	assert.Equal(t, TCP, (<-s.seen).Transport)
+}
+
+// A server whose handshake fails may be all right the next time.
+func TestAServerThatFailsOnceIsAskedAgainWhereNothingIsBlocked(t *testing.T) {
+	s := newSecured(t, nil)
+	s.security.Lenient = true
+	raw, _ := s.connect()
+	shook := make(chan error, 1)
+	phone := tls.Client(raw, phoneConfig(s.ca))
+	go func() { shook <- phone.Handshake() }()
+	reset(s.accept())
+	_, err := s.serve(nil)() // the second connection, which passes unread
+	require.NoError(t, err)
+	require.NoError(t, <-shook)
+	assert.EqualValues(t, 1, s.count("tls_unread_server_failed"))
+	s.established(phoneConfig(s.phones), nil)
+}
+
 func TestRecordsThatAreBrokenEndTheConnection(t *testing.T) {
 	s := newSecured(t, nil)
 	a, b, _ := s.established(phoneConfig(s.phones), nil)
