@@ -83,7 +83,7 @@ func TestCallsOverTLS(t *testing.T) {
 		assert.EqualValues(t, 1, callsStatus(t, l.Edge("a")).Transport["tls_unread_no_certificate"])
 	})
 	t.Run("a certificate is renewed", func(t *testing.T) {
-		s.install("a", "renewed")
+		installCertificate(t, l.Edge("a"), s.ca, "renewed", pbxName)
 		require.Eventually(t, func() bool {
 			c, err := s.dial(pbxName)
 			if err != nil {
@@ -121,6 +121,41 @@ func TestCallsOverTLS(t *testing.T) {
 		phone, server := s.connect(pbxName)
 		passText(t, phone, server, tlsRequest("OPTIONS", "6", "", ""))
 	})
+}
+
+// A call from one baresip to another over TLS, of another make than the boxes'. The phone that is called is known by
+// its address: nobody asks for a name.
+func TestBaresipOverTLS(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	ca := certtest.NewCA(t)
+	readTLS(t, l, ca, "10.2.10.10")
+	own := lab.MachineDir + "/phone.pem"
+	for _, phone := range []struct{ name, address string }{{lab.PhoneA, "10.1.10.10"}, {lab.PhoneB, "10.2.10.10"}} {
+		chain, key := ca.Issue(phone.address)
+		require.NoError(t, os.WriteFile(l.Host(phone.name).Path(own), []byte(chain+key), 0o600))
+	}
+	account := func(name string) string { return "<sip:" + name + ";transport=tls>;regint=0;answermode=auto" }
+	a := startBaresip(t, l.Host(lab.PhoneA), account("phone-a@10.1.10.10"), 440, "sip_certificate "+own)
+	b := startBaresip(t, l.Host(lab.PhoneB), account("phone-b@10.2.10.10"), 1000, "sip_certificate "+own)
+	ears := hearing(t, l)
+	a.do("dial", "sip:phone-b@10.2.10.10;transport=tls")
+	a.wait("CALL_ESTABLISHED")
+	ears.until(40)
+	for _, side := range []string{"a", "b"} {
+		list := callsOf(t, l.Edge(side))
+		require.Len(t, list, 1, "edge-%s", side)
+		assert.Equal(t, []string{"phone-a", "phone-b", "confirmed"}, []string{list[0].From, list[0].To, list[0].State})
+		assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+		assert.Equal(t, 1, callsStatus(t, l.Edge(side)).Encrypted, "edge-%s", side)
+	}
+	a.do("hangup", "")
+	a.wait("CALL_CLOSED")
+	b.wait("CALL_CLOSED")
+	noHoles(t, l)
+	ears.unharmed()
+	a.hears(1000)
+	b.hears(440)
 }
 
 const pbxName = "pbx.example.com"
@@ -182,12 +217,19 @@ func newTLSScene(t *testing.T, l *lab.Lab) *tlsScene {
 		}
 	}()
 
+	readTLS(t, l, s.ca, pbxName)
+	return s
+}
+
+// readTLS has both edges read TLS with a server.
+func readTLS(t *testing.T, l *lab.Lab, ca *certtest.CA, server string) {
+	t.Helper()
 	for _, side := range []string{"a", "b"} {
-		s.install(side, side+"."+pbxName)
 		e := l.Edge(side)
+		installCertificate(t, e, ca, side+"."+server, server)
 		text, err := e.Config()
 		require.NoError(t, err)
-		const tlsConfig = "sip:\n  tls:\n    - name: pbx\n      server_names: [" + pbxName + "]\n" +
+		tlsConfig := "sip:\n  tls:\n    - name: pbx\n      server_names: [" + server + "]\n" +
 			"      cert: tls/pbx.crt\n      key: tls/pbx.key\n      ca: tls/ca.crt\n"
 		require.Contains(t, string(text), "\nsip:\n")
 		require.NoError(t, e.WriteConfig([]byte(strings.Replace(string(text), "sip:\n", tlsConfig, 1))))
@@ -198,17 +240,16 @@ func newTLSScene(t *testing.T, l *lab.Lab) *tlsScene {
 		require.Eventually(t, func() bool { return len(callsStatus(t, l.Edge(side)).TLS) == 1 }, 10*time.Second,
 			50*time.Millisecond, "edge-%s has its certificate", side)
 	}
-	return s
 }
 
-// install writes an edge's certificate for the PBX's name.
-func (s *tlsScene) install(side, common string) {
-	s.t.Helper()
-	dir := s.l.Edge(side).Path("/etc/ringway/tls")
-	require.NoError(s.t, os.MkdirAll(dir, 0o700))
-	chain, key := s.ca.IssueAs(func(c *x509.Certificate) { c.Subject.CommonName = common }, pbxName)
-	for name, text := range map[string]string{"pbx.crt": chain, "pbx.key": key, "ca.crt": s.ca.PEM} {
-		require.NoError(s.t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+// installCertificate writes an edge's certificate for a server.
+func installCertificate(t *testing.T, e *lab.Edge, ca *certtest.CA, common, server string) {
+	t.Helper()
+	dir := e.Path("/etc/ringway/tls")
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	chain, key := ca.IssueAs(func(c *x509.Certificate) { c.Subject.CommonName = common }, server)
+	for name, text := range map[string]string{"pbx.crt": chain, "pbx.key": key, "ca.crt": ca.PEM} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 }
 
