@@ -41,6 +41,7 @@ const (
 	dialRefused
 	dialTimedOut
 	dialUnreachable
+	dialAddressTaken
 	dialFailed
 
 	// Why connections ended, besides those that both sides closed.
@@ -106,6 +107,7 @@ var eventNames = [events]string{
 	dialRefused:           "tcp_dial_refused",
 	dialTimedOut:          "tcp_dial_timed_out",
 	dialUnreachable:       "tcp_dial_unreachable",
+	dialAddressTaken:      "tcp_dial_address_taken",
 	dialFailed:            "tcp_dial_failed",
 	framingFault:          "tcp_framing_fault",
 	messageTimedOut:       "tcp_message_timed_out",

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,6 +122,22 @@ func TestCallsOverTLS(t *testing.T) {
 		phone, server := s.connect(pbxName)
 		passText(t, phone, server, tlsRequest("OPTIONS", "6", "", ""))
 	})
+	t.Run("a PBX that asks for client certificates passes unread", func(t *testing.T) {
+		s.asks.Store(true)
+		defer s.asks.Store(false)
+		chain, key := s.ca.Issue("anna")
+		own, err := tls.X509KeyPair([]byte(chain), []byte(key))
+		require.NoError(t, err)
+		before := callsStatus(t, l.Edge("a")).Transport["tls_unread_client_certificate"]
+		for n := range uint64(3) {
+			phone, server := s.connect(pbxName, own)
+			assert.Equal(t, "the PBX's own", phone.ConnectionState().PeerCertificates[0].Subject.CommonName)
+			assert.Equal(t, "anna", server.ConnectionState().PeerCertificates[0].Subject.CommonName)
+			assert.Equal(t, phone.LocalAddr().(*net.TCPAddr).Port, server.RemoteAddr().(*net.TCPAddr).Port)
+			passText(t, phone, server, "whatever this is")
+			assert.Equal(t, before+n+1, callsStatus(t, l.Edge("a")).Transport["tls_unread_client_certificate"])
+		}
+	})
 }
 
 // A call from one baresip to another over TLS, of another make than the boxes'. The phone that is called is known by
@@ -166,6 +183,7 @@ type tlsScene struct {
 	l        *lab.Lab
 	ca       *certtest.CA
 	own      *ownCertificate
+	asks     atomic.Bool // the PBX wants client certificates
 	accepted chan *tls.Conn
 }
 
@@ -199,7 +217,15 @@ func newTLSScene(t *testing.T, l *lab.Lab) *tlsScene {
 	s.own.set(t, s.ca, "the PBX's own", pbxName, "other.example.com")
 	var listener net.Listener
 	require.NoError(t, l.Host(lab.PCB).Do(func() (err error) {
-		listener, err = tls.Listen("tcp", "10.2.20.10:5061", &tls.Config{GetCertificate: s.own.get})
+		listener, err = tls.Listen("tcp", "10.2.20.10:5061", &tls.Config{
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				c := &tls.Config{GetCertificate: s.own.get}
+				if s.asks.Load() {
+					c.ClientAuth = tls.RequireAnyClientCert
+				}
+				return c, nil
+			},
+		})
 		return err
 	}))
 	t.Cleanup(func() { listener.Close() })
@@ -254,11 +280,11 @@ func installCertificate(t *testing.T, e *lab.Edge, ca *certtest.CA, common, serv
 }
 
 // dial is a phone's connection to the PBX.
-func (s *tlsScene) dial(name string) (c *tls.Conn, err error) {
+func (s *tlsScene) dial(name string, own ...tls.Certificate) (c *tls.Conn, err error) {
 	err = s.l.Host(lab.PhoneA).Do(func() error {
 		d := tls.Dialer{
 			NetDialer: &net.Dialer{Timeout: 10 * time.Second},
-			Config:    &tls.Config{ServerName: name, RootCAs: s.ca.Pool()},
+			Config:    &tls.Config{ServerName: name, RootCAs: s.ca.Pool(), Certificates: own},
 		}
 		conn, err := d.DialContext(s.t.Context(), "tcp", "10.2.20.10:5061")
 		if err == nil {
@@ -270,12 +296,12 @@ func (s *tlsScene) dial(name string) (c *tls.Conn, err error) {
 }
 
 // connect is a connection, and its other end at the PBX.
-func (s *tlsScene) connect(name string) (phone, server *tls.Conn) {
+func (s *tlsScene) connect(name string, own ...tls.Certificate) (phone, server *tls.Conn) {
 	s.t.Helper()
 	for len(s.accepted) > 0 {
 		(<-s.accepted).Close()
 	}
-	phone, err := s.dial(name)
+	phone, err := s.dial(name, own...)
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { phone.Close() })
 	select {
