@@ -175,6 +175,58 @@ func TestBaresipOverTLS(t *testing.T) {
 	b.hears(440)
 }
 
+// Phones of both branches register with a Kamailio over TLS, and call each other through it. What Kamailio sends to a
+// phone goes over a connection that it opens itself, which passes unread: the caller's half of the call has what the
+// holes need.
+func TestKamailioOverTLS(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	ca := certtest.NewCA(t)
+	readTLS(t, l, ca, "10.2.20.10")
+	own := lab.MachineDir + "/own.pem"
+	for name, address := range map[string]string{
+		lab.PhoneA: "10.1.10.10", lab.PhoneB: "10.2.10.10", lab.PCB: "10.2.20.10",
+	} {
+		chain, key := ca.Issue(address)
+		require.NoError(t, os.WriteFile(l.Host(name).Path(own), []byte(chain+key), 0o600))
+	}
+	startKamailio(t, l.Host(lab.PCB), `enable_tls=yes
+listen=tls:10.2.20.10:5061
+loadmodule "tls.so"
+modparam("tls", "certificate", "`+own+`")
+modparam("tls", "private_key", "`+own+`")
+modparam("tls", "tls_method", "TLSv1.2+")
+`)
+	account := func(user string) string {
+		return "<sip:" + user + "@10.2.20.10;transport=tls>;regint=600;answermode=auto"
+	}
+	a := startBaresip(t, l.Host(lab.PhoneA), account("anna"), 440, "sip_certificate "+own)
+	b := startBaresip(t, l.Host(lab.PhoneB), account("ben"), 1000, "sip_certificate "+own)
+	both := []string{"anna@10.2.20.10", "ben@10.2.20.10"}
+	assert.EventuallyWithT(t, func(c *assert.CollectT) {
+		assert.Equal(c, both[:1], registered(t, l.Edge("a"), "tls", 5061), "what crosses berlin's box")
+		assert.Equal(c, both, registered(t, l.Edge("b"), "tls", 5061), "what crosses munich's")
+	}, 10*time.Second, 50*time.Millisecond)
+
+	ears := hearing(t, l)
+	a.do("dial", "sip:ben@10.2.20.10;transport=tls")
+	a.wait("CALL_ESTABLISHED")
+	ears.until(25)
+	for _, side := range []string{"a", "b"} {
+		list := callsOf(t, l.Edge(side))
+		require.Len(t, list, 1, "edge-%s", side)
+		assert.Equal(t, []string{"anna", "ben", "confirmed"}, []string{list[0].From, list[0].To, list[0].State})
+		assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+	}
+	a.do("hangup", "")
+	a.wait("CALL_CLOSED")
+	b.wait("CALL_CLOSED")
+	noHoles(t, l)
+	ears.unharmed()
+	a.hears(1000)
+	b.hears(440)
+}
+
 const pbxName = "pbx.example.com"
 
 // tlsScene is a PBX in munich's data network, and certificates for its name on both boxes, all from one CA.
