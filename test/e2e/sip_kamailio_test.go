@@ -25,7 +25,7 @@ import (
 func TestKamailio(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
-	startKamailio(t, l.Host(lab.PCB), "")
+	startKamailio(t, l.Host(lab.PCB), kamailioConfig)
 	for _, transport := range []string{"udp", "tcp"} {
 		t.Run(transport, func(t *testing.T) {
 			account := func(user string) string {
@@ -131,11 +131,11 @@ request_route {
 }
 `
 
-// startKamailio starts one; it ends with the lab. more is config that comes first.
-func startKamailio(t *testing.T, h *lab.Host, more string) {
+// startKamailio starts one; it ends with the lab.
+func startKamailio(t *testing.T, h *lab.Host, config string) {
 	t.Helper()
 	const path = lab.MachineDir + "/kamailio.cfg"
-	require.NoError(t, os.WriteFile(h.Path(path), []byte(more+kamailioConfig), 0o644))
+	require.NoError(t, os.WriteFile(h.Path(path), []byte(config), 0o644))
 	p, err := h.Spawn("kamailio", h.Command("kamailio", "-DD", "-E", "-m", "16", "-M", "4", "-f", path))
 	require.NoError(t, err)
 	t.Cleanup(func() {

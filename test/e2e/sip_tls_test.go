@@ -175,9 +175,8 @@ func TestBaresipOverTLS(t *testing.T) {
 	b.hears(440)
 }
 
-// Phones of both branches register with a Kamailio over TLS, and call each other through it. What Kamailio sends to a
-// phone goes over a connection that it opens itself, which passes unread: the caller's half of the call has what the
-// holes need.
+// Phones of both branches register with a Kamailio over TLS and call each other through it, in both directions: over
+// the connections by which they registered, as a PBX has to where phones have no certificates of their own.
 func TestKamailioOverTLS(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
@@ -190,13 +189,7 @@ func TestKamailioOverTLS(t *testing.T) {
 		chain, key := ca.Issue(address)
 		require.NoError(t, os.WriteFile(l.Host(name).Path(own), []byte(chain+key), 0o600))
 	}
-	startKamailio(t, l.Host(lab.PCB), `enable_tls=yes
-listen=tls:10.2.20.10:5061
-loadmodule "tls.so"
-modparam("tls", "certificate", "`+own+`")
-modparam("tls", "private_key", "`+own+`")
-modparam("tls", "tls_method", "TLSv1.2+")
-`)
+	startKamailio(t, l.Host(lab.PCB), kamailioWithTLS(own))
 	account := func(user string) string {
 		return "<sip:" + user + "@10.2.20.10;transport=tls>;regint=600;answermode=auto"
 	}
@@ -208,23 +201,46 @@ modparam("tls", "tls_method", "TLSv1.2+")
 		assert.Equal(c, both, registered(t, l.Edge("b"), "tls", 5061), "what crosses munich's")
 	}, 10*time.Second, 50*time.Millisecond)
 
-	ears := hearing(t, l)
-	a.do("dial", "sip:ben@10.2.20.10;transport=tls")
-	a.wait("CALL_ESTABLISHED")
-	ears.until(25)
-	for _, side := range []string{"a", "b"} {
-		list := callsOf(t, l.Edge(side))
-		require.Len(t, list, 1, "edge-%s", side)
-		assert.Equal(t, []string{"anna", "ben", "confirmed"}, []string{list[0].From, list[0].To, list[0].State})
-		assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+	for _, call := range []struct {
+		from, to       *baresip
+		caller, callee string
+	}{{a, b, "anna", "ben"}, {b, a, "ben", "anna"}} {
+		ears := hearing(t, l)
+		call.from.do("dial", "sip:"+call.callee+"@10.2.20.10;transport=tls")
+		call.from.wait("CALL_ESTABLISHED")
+		ears.until(25)
+		for side, legs := range map[string]int{"a": 1, "b": 2} {
+			list := callsOf(t, l.Edge(side))
+			assert.Len(t, list, legs, "edge-%s", side)
+			for _, x := range list {
+				assert.Equal(t, []string{call.caller, call.callee}, []string{x.From, x.To}, "edge-%s", side)
+			}
+			assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+		}
+		call.from.do("hangup", "")
+		call.from.wait("CALL_CLOSED")
+		call.to.wait("CALL_CLOSED")
+		noHoles(t, l)
+		ears.unharmed()
+		a.hears(1000)
+		b.hears(440)
 	}
-	a.do("hangup", "")
-	a.wait("CALL_CLOSED")
-	b.wait("CALL_CLOSED")
-	noHoles(t, l)
-	ears.unharmed()
-	a.hears(1000)
-	b.hears(440)
+	assert.Equal(t, 1, callsStatus(t, l.Edge("a")).Encrypted)
+	assert.Equal(t, 2, callsStatus(t, l.Edge("b")).Encrypted)
+}
+
+// kamailioWithTLS is kamailioConfig over TLS, too. What it sends to a phone goes to where the REGISTER came from.
+func kamailioWithTLS(certificate string) string {
+	return `enable_tls=yes
+listen=tls:10.2.20.10:5061
+loadmodule "tls.so"
+modparam("tls", "certificate", "` + certificate + `")
+modparam("tls", "private_key", "` + certificate + `")
+modparam("tls", "tls_method", "TLSv1.2+")
+` + strings.NewReplacer("request_route {", `loadmodule "nathelper.so"
+modparam("nathelper|registrar", "received_avp", "$avp(RECEIVED)")
+request_route {`, `save("location")`, `fix_nated_register();
+		save("location")`).Replace(kamailioConfig)
 }
 
 const pbxName = "pbx.example.com"
