@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/configs"
 	"ringway/qos"
+	"ringway/test/certtest"
 	"ringway/tunnel"
 )
 
@@ -26,6 +27,14 @@ func box(t *testing.T) string {
 	require.NoError(t, err)
 	for _, name := range []string{"private.key", "munich.psk", "hamburg.psk", "hub.psk"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(key.Base64()+"\n"), 0o600))
+	}
+	ca := certtest.NewCA(t)
+	pbx, pbxKey := ca.Issue("pbx.example.com")
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "tls"), 0o700))
+	for name, text := range map[string]string{
+		"ca.crt": ca.PEM, "pbx.crt": pbx, "pbx.key": pbxKey, "client.crt": pbx, "client.key": pbxKey,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "tls", name), []byte(text), 0o600))
 	}
 	return root
 }

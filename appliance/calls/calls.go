@@ -18,6 +18,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/appliance/problem"
+	"ringway/appliance/secrets"
 	"ringway/appliance/task"
 	"ringway/appliance/wanted"
 	"ringway/firewall"
@@ -80,6 +81,8 @@ type Calls struct {
 	meter  *meter
 	again  task.Signal // the config may have changed
 
+	certificates *certificates
+
 	mu       sync.Mutex // guards what follows
 	cfg      config.SIP
 	devices  []string // that signalling is taken on
@@ -109,7 +112,7 @@ func New(o Options) (*Calls, error) {
 	c := &Calls{
 		o: o, log: o.Log, holes: newHoles(o.Sets), places: newPlaces(o.Engine, o.Log),
 		meter: newMeter(o.Engine), again: task.NewSignal(),
-		worked: time.Now(), silent: true, gone: true,
+		worked: time.Now(), silent: true, gone: true, certificates: newCertificates(secrets.Below("")),
 	}
 	c.cfg.Mode = config.SIPOff
 	var err error
@@ -159,6 +162,7 @@ func (c *Calls) settingsOf(cfg *config.Config) (s relay.Settings) {
 	if cfg.SIP.Mode != config.SIPOff {
 		s.Budgets = c.o.Budgets(cfg)
 	}
+	c.tlsOf(cfg, &s)
 	for _, l := range cfg.Voice {
 		s.Phones = append(s.Phones, l.Networks()...)
 	}
@@ -205,6 +209,7 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { every(ctx, refreshEvery, func() { _ = c.holes.refresh() }) })
 	tasks.Go(func() { every(ctx, measureEvery, func() { c.measure(ctx) }) })
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
+	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx); c.keepMappings(ctx) }) })
 	return c.again.Loop(ctx, ready, c.configure)
 }
@@ -427,7 +432,8 @@ func (c *Calls) Problems() []problem.Problem {
 			Action: "it is started again by itself, its log says why; " + c.consequence(),
 		}}
 	}
-	return c.lostMappings()
+	now := time.Now()
+	return slices.Concat(c.lostMappings(), c.certificates.problems(now), c.failedTLS(now))
 }
 
 func (c *Calls) consequence() string {

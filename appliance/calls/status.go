@@ -29,6 +29,9 @@ type Status struct {
 	Abuse    map[string]uint64 `json:"abuse"`      // seen, by kind
 	NoPlace  map[string]uint64 `json:"no_place"`   // places that the engine refused, by reason
 	Media    MediaStatus       `json:"media"`      // what it went through
+
+	Certificates map[string]time.Time `json:"certificates"` // when those that phones are shown expire, by server
+
 	relay.Stats
 }
 
@@ -40,13 +43,30 @@ func (s Status) String() string {
 	case !s.Reading:
 		return fmt.Sprintf("Signalling: NOT READ (sip.mode: %s)", s.Mode)
 	}
-	line := fmt.Sprintf("Signalling: read (sip.mode: %s); %d calls, %d holes; not read %s; refused %s",
-		s.Mode, s.Calls, s.Holes, words(s.Unread), words(s.Refused))
+	line := fmt.Sprintf("Signalling: read (sip.mode: %s); %d calls, %d holes; not read %s; refused %s%s",
+		s.Mode, s.Calls, s.Holes, words(s.Unread), words(s.Refused), s.tls())
 	if !s.Media.Measured && s.Media.Why != "" {
 		line += "; quality of calls not measured: " + s.Media.Why
 	}
 	return line
 }
+
+// tls is what the line says of SIP over TLS, where any is read.
+func (s Status) tls() string {
+	if len(s.TLS) == 0 {
+		return ""
+	}
+	unread := map[string]uint64{}
+	for name, n := range s.Transport {
+		if why, is := strings.CutPrefix(name, unreadTLS); is {
+			unread[why] = n
+		}
+	}
+	return fmt.Sprintf("; TLS of %d connections read, not read %s", s.Encrypted, words(unread))
+}
+
+// unreadTLS begins the names of events of connections whose TLS passed unread.
+const unreadTLS = "tls_unread_"
 
 // words are the counters that are not zero, by name.
 func words(counts map[string]uint64) string {
@@ -72,6 +92,7 @@ func (c *Calls) Status() fmt.Stringer {
 	s.Flows, s.Holes, s.NotOpen = c.holes.state()
 	s.Places, s.NoPlace = c.places.state()
 	s.Media = c.meter.status()
+	s.Certificates = c.certificates.expiries()
 	s.Restarts, s.PID = c.relay.Restarts(), c.relay.PID()
 	if !s.Reading {
 		return s
@@ -103,8 +124,13 @@ var (
 		"Media flows without a hole, by reason.", "reason")
 	lateness = families.Counter("ringway_sip_late_flows_total",
 		"SIP messages sent on before their holes were open.")
-	beyond = families.Counter("ringway_sip_beyond_total", "Calls and flows that were too many to be followed.")
-	conns  = families.Gauge("ringway_sip_connections", "TCP connections that the relay carries.")
+	beyond    = families.Counter("ringway_sip_beyond_total", "Calls and flows that were too many to be followed.")
+	conns     = families.Gauge("ringway_sip_connections", "TCP connections that the relay carries.")
+	encrypted = families.Gauge("ringway_sip_tls_connections", "Connections whose TLS is read.")
+	shook     = families.Counter("ringway_sip_tls_handshakes_total",
+		"TLS handshakes with servers of sip.tls, by result: read, or why not.", "server", "result")
+	expiry = families.Gauge("ringway_sip_tls_certificate_expiry_timestamp_seconds",
+		"When the certificate that phones are shown expires.", "server")
 	events = families.Counter("ringway_sip_transport_events_total",
 		"What befell datagrams and connections.", "event")
 	phones  = families.Gauge("ringway_sip_registrations", "Registrations of phones that are known.")
@@ -164,6 +190,7 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 	collectBudgets(s.Budgets, to)
 	collectMedia(s.Media, to)
 	to.Put(conns, float64(s.Connections))
+	collectTLS(&s, to)
 	for name, n := range s.Transport {
 		to.Put(events, float64(n), name)
 	}
@@ -194,6 +221,20 @@ func collectMedia(m MediaStatus, to exposition.Sink) {
 		to.Put(mediaSeries, float64(m.Series[i]), direction)
 	}
 	to.Put(mediaBeyond, float64(m.Beyond))
+}
+
+// collectTLS shows what came of SIP over TLS.
+func collectTLS(s *Status, to exposition.Sink) {
+	to.Put(encrypted, float64(s.Encrypted))
+	for _, t := range s.TLS {
+		to.Put(shook, float64(t.Read), t.Name, "read")
+		for why, n := range t.Failed {
+			to.Put(shook, float64(n), t.Name, why)
+		}
+	}
+	for name, at := range s.Certificates {
+		to.Put(expiry, float64(at.Unix()), name)
+	}
 }
 
 // collectBudgets shows the budgets by which calls are admitted.

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/appliance/config"
+	"ringway/test/certtest"
 	"ringway/tunnel"
 )
 
@@ -52,7 +53,29 @@ func box(t testing.TB) string {
 		require.NoError(t, os.WriteFile(path, []byte(f.text), f.mode))
 		require.NoError(t, os.Chmod(path, f.mode)) // whatever the umask
 	}
+	certificates(t, filepath.Join(dir, "tls"))
 	return root
+}
+
+// certificates are those of a PBX, good and bad.
+func certificates(t testing.TB, dir string) {
+	t.Helper()
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	ca := certtest.NewCA(t)
+	pbx, pbxKey := ca.Issue("pbx.example.com", "10.2.20.5")
+	client, clientKey := ca.Issue("berlin.example.com")
+	for name, text := range map[string]string{
+		"ca.crt": ca.PEM, "pbx.crt": pbx, "pbx.key": pbxKey, "client.crt": client, "client.key": clientKey,
+		"open.key": pbxKey, "long.crt": strings.Repeat(ca.PEM, 200), "words.crt": "no certificate\n",
+	} {
+		path := filepath.Join(dir, name)
+		mode := os.FileMode(0o600)
+		if name == "open.key" || strings.HasSuffix(name, ".crt") {
+			mode = 0o644
+		}
+		require.NoError(t, os.WriteFile(path, []byte(text), mode))
+		require.NoError(t, os.Chmod(path, mode))
+	}
 }
 
 // TestBadConfigs holds the whole error text of every file in testdata/bad: the config, then what is printed.

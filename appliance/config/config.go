@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ringway/appliance/secrets"
 	"ringway/qos"
 	"ringway/routing"
 	"ringway/sip/abuse"
@@ -81,6 +82,9 @@ type SIP struct {
 
 	Country string // own country code; "": not known
 
+	TLS      []secrets.ServerFiles // servers whose TLS is read
+	TLSPorts []uint16              // of Ports, where TLS is spoken
+
 	Abuse       string       // off; warn: it is reported; block: sources are banned as well, with Enforce
 	AbuseLimits abuse.Limits // without Country, PhoneLimit and ServerLimit
 }
@@ -111,6 +115,7 @@ type SIPServer struct {
 	Name      string
 	Addresses []netip.Addr
 	Ports     []qos.PortMatch
+	TLSPorts  []uint16 // of Ports, where TLS is spoken
 }
 
 // SIPAllow is UDP between voice networks and another network that needs no call.

@@ -129,6 +129,7 @@ type rawSIP struct {
 	Bounds    rawAbuse           `yaml:"abuse_limits"`
 	Toll      rawToll            `yaml:"toll"`
 	Country   scalar             `yaml:"country"`
+	TLS       list[rawSIPTLS]    `yaml:"tls"`
 }
 
 type rawAbuse struct {
@@ -203,6 +204,17 @@ type rawSIPServer struct {
 	Name    scalar  `yaml:"name"`
 	Address scalars `yaml:"address"`
 	Ports   scalars `yaml:"ports"`
+}
+
+type rawSIPTLS struct {
+	at
+	Name        scalar  `yaml:"name"`
+	ServerNames scalars `yaml:"server_names"`
+	Cert        scalar  `yaml:"cert"`
+	Key         scalar  `yaml:"key"`
+	CA          scalar  `yaml:"ca"`
+	ClientCert  scalar  `yaml:"client_cert"`
+	ClientKey   scalar  `yaml:"client_key"`
 }
 
 type rawSIPAllow struct {

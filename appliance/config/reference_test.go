@@ -19,6 +19,8 @@ var withoutDefault = map[string]bool{
 	"data[].interface": true, "data[].vlan": true, "data[].address": true,
 	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true, "sites[].downlink": true,
 	"sip": true, "sip.unread": true, "sip.servers": true, "sip.servers[].name": true, "sip.servers[].address": true,
+	"sip.tls": true, "sip.tls[].name": true, "sip.tls[].server_names": true, "sip.tls[].cert": true,
+	"sip.tls[].key": true, "sip.tls[].ca": true, "sip.tls[].client_cert": true, "sip.tls[].client_key": true,
 	"sip.allow": true, "sip.allow[].network": true, "sip.allow[].ports": true,
 	"sites[].voice_networks": true, "sites[].data_networks": true, "sites[].preshared_key_file": true,
 }

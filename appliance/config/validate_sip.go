@@ -11,7 +11,7 @@ import (
 	"ringway/sip/emergency"
 )
 
-// DefaultSIPPorts are those of RFC 3261, section 19.1.2. SIP over TLS (5061) cannot be read.
+// DefaultSIPPorts are those of RFC 3261, section 19.1.2. With certificates for it (sip.tls) that of TLS is one, too.
 var DefaultSIPPorts = []string{"udp/5060", "tcp/5060"}
 
 // Limits of messages a second from one address. A phone sends a few for each call; a PBX has many calls.
@@ -31,10 +31,7 @@ func (c *checker) sip(r rawSIP, cfg *Config) {
 			"such as SIP over TLS (allowed: sip.unread: allow, by DSCP as before; or deny)")
 	}
 
-	cfg.SIP.Ports = ports(DefaultSIPPorts...)
-	if r.Ports.set {
-		cfg.SIP.Ports = c.sipPorts(r.Ports)
-	}
+	cfg.SIP.Ports, cfg.SIP.TLSPorts = c.sipPorts(r.Ports, r.TLS)
 	cfg.SIP.Emergency = slices.Clone(emergency.Defaults)
 	if r.Emergency.set {
 		cfg.SIP.Emergency = c.dialled(r.Emergency, func(n string) error {
@@ -54,7 +51,8 @@ func (c *checker) sip(r rawSIP, cfg *Config) {
 	cfg.SIP.Country = c.country(r.Country)
 	cfg.SIP.Abuse = c.choice(r.Abuse, "block", "off", "warn", "block")
 	cfg.SIP.AbuseLimits = c.abuseLimits(r)
-	c.sipServers(r.Servers, cfg)
+	c.sipServers(r.Servers, r.TLS, cfg)
+	c.sipTLS(r, cfg)
 	c.sipAllow(r.Allow, cfg)
 }
 
@@ -128,16 +126,6 @@ func (c *checker) dialled(l scalars, check func(string) error) (out []string) {
 	return out
 }
 
-// sipPorts reads ports of signalling: single ones, since each server's are elements of a set.
-func (c *checker) sipPorts(l scalars) []qos.PortMatch {
-	return c.portsThat(l, func(p qos.PortMatch) string {
-		if p.Low != p.High {
-			return "is a range (allowed: single ports, like udp/5060)"
-		}
-		return ""
-	})
-}
-
 // portsThat reads ports of which wrong has nothing to say.
 func (c *checker) portsThat(l scalars, wrong func(qos.PortMatch) string) (out []qos.PortMatch) {
 	for _, item := range l.items {
@@ -154,11 +142,12 @@ func (c *checker) portsThat(l scalars, wrong func(qos.PortMatch) string) (out []
 	return out
 }
 
-func (c *checker) sipServers(l list[rawSIPServer], cfg *Config) {
+func (c *checker) sipServers(l list[rawSIPServer], tls list[rawSIPTLS], cfg *Config) {
 	names, seen := map[string]int{}, map[netip.Addr]bool{}
 	for _, r := range l.items {
 		c.need(r.at, r.Name, "name", "a name for it, like pbx")
-		s := SIPServer{Name: c.siteName(r.Name), Ports: ports(DefaultSIPPorts...)}
+		s := SIPServer{Name: c.siteName(r.Name)}
+		s.Ports, s.TLSPorts = c.sipPorts(r.Ports, tls)
 		if first := names[s.Name]; s.Name != "" && first > 0 {
 			c.wrong(r.Name.at, "%q is given twice (first on line %d)", s.Name, first)
 		}
@@ -176,9 +165,6 @@ func (c *checker) sipServers(l list[rawSIPServer], cfg *Config) {
 				seen[a] = true
 				s.Addresses = append(s.Addresses, a)
 			}
-		}
-		if r.Ports.set {
-			s.Ports = c.sipPorts(r.Ports)
 		}
 		cfg.SIP.Servers = append(cfg.SIP.Servers, s)
 	}

@@ -25,7 +25,7 @@ func SignallingRemarks(cfg *config.Config) (out []string) {
 	if cfg.SIP.Unread {
 		say("sip.unread: allow: what voice networks mark as media passes, with its answers")
 	} else {
-		say("sip.unread: deny: calls that cannot be read (SIP over TLS) have no media")
+		say("sip.unread: deny: calls that cannot be read (%s) have no media", unreadTLS(cfg))
 	}
 	if cfg.SIP.Closed {
 		say("sip.on_failure: closed: without a process that reads signalling, no new call has media")
@@ -53,6 +53,18 @@ func sayToll(say func(string, ...any), who string, t *abuse.Toll) {
 	if len(limits) > 0 {
 		say("sip.toll: new calls outside of %s are refused: %s", who, strings.Join(limits, ", "))
 	}
+}
+
+// unreadTLS says which SIP over TLS cannot be read.
+func unreadTLS(cfg *config.Config) string {
+	var read []string
+	for _, s := range cfg.SIP.TLS {
+		read = append(read, s.Names...)
+	}
+	if len(read) == 0 {
+		return "SIP over TLS"
+	}
+	return "SIP over TLS but with " + strings.Join(read, ", ")
 }
 
 // udpPorts are the UDP ports of classes, and those of SIP, from 1024 up.

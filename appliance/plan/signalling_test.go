@@ -26,6 +26,11 @@ func TestThePlanSaysWhatEnforceCloses(t *testing.T) {
 	assert.Contains(t, text, "closes UDP from a port of 1024 and up")
 	assert.Contains(t, text, "towards voice networks: udp/5060")
 	assert.Contains(t, text, "calls that cannot be read (SIP over TLS) have no media")
+	text = remarks(map[string]string{
+		"sip.mode": "enforce", "sip.unread": "deny",
+		"sip.tls": "[{name: pbx, server_names: [pbx.example.com], cert: c, key: k, ca: a}]",
+	})
+	assert.Contains(t, text, "calls that cannot be read (SIP over TLS but with pbx.example.com) have no media")
 	text = remarks(map[string]string{"sip.mode": "enforce", "sip.unread": "allow"})
 	assert.Contains(t, text, "passes, with its answers")
 	assert.NotContains(t, text, "sip.toll")

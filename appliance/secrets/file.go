@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"ringway/sip/certificate"
 	"ringway/tunnel"
 )
 
@@ -18,8 +19,10 @@ type Files interface {
 	ReadFile(path string) ([]byte, error)
 }
 
-// maxKeyFile bounds what is read of a key file: one line of 44 characters.
-const maxKeyFile = 4096
+const (
+	maxKeyFile = 4096              // bytes of a key file, which is one line of 44 characters
+	maxFile    = certificate.MaxCA // that are read of any file
+)
 
 // Below reads key files below a directory, as if it were /. The empty directory is / itself.
 func Below(root string) Files { return files{root} }
@@ -34,7 +37,7 @@ func (f files) ReadFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }() // read only: nothing is lost
-	return io.ReadAll(io.LimitReader(file, maxKeyFile+1))
+	return io.ReadAll(io.LimitReader(file, maxFile+1))
 }
 
 // FileError is a key file that cannot be used. It never holds any of the file's content.
@@ -83,27 +86,44 @@ func ReadPreshared(files Files, path string) (tunnel.PresharedKey, error) {
 	return k, nil
 }
 
-// readLine reads the one line of a key file that only its owner may read.
-func readLine(files Files, path string) (string, error) {
+// access says who may read a file.
+type access bool
+
+const (
+	onlyOwner access = false
+	anybody   access = true
+)
+
+// readFile reads a file, of which no more than maxFile and one byte is read.
+func readFile(files Files, path string, who access) ([]byte, error) {
 	fi, err := files.Stat(path)
 	if err != nil {
-		return "", &FileError{path, "cannot be read: " + reason(err).Error(), err}
+		return nil, &FileError{path, "cannot be read: " + reason(err).Error(), err}
 	}
 	if !fi.Mode().IsRegular() {
-		return "", &FileError{path, "is not a regular file", nil}
+		return nil, &FileError{path, "is not a regular file", nil}
 	}
-	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
+	if mode := fi.Mode().Perm(); mode&0o077 != 0 && who == onlyOwner {
 		what := fmt.Sprintf(
 			"is accessible to users other than its owner: mode %04o (allowed: 0600; run: chmod 600 %s)",
 			mode,
 			path,
 		)
-		return "", &FileError{path, what, nil}
+		return nil, &FileError{path, what, nil}
 	}
 
 	data, err := files.ReadFile(path)
 	if err != nil {
-		return "", &FileError{path, "cannot be read: " + reason(err).Error(), err}
+		return nil, &FileError{path, "cannot be read: " + reason(err).Error(), err}
+	}
+	return data, nil
+}
+
+// readLine reads the one line of a key file that only its owner may read.
+func readLine(files Files, path string) (string, error) {
+	data, err := readFile(files, path, onlyOwner)
+	if err != nil {
+		return "", err
 	}
 	if len(data) > maxKeyFile {
 		return "", &FileError{path, "holds no key: too long (a key is 44 characters, 32 bytes)", nil}

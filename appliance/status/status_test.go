@@ -115,7 +115,18 @@ func TestCallsAreListedBySite(t *testing.T) {
 		"Calls to bremen: 2 media flows use 226 of 600 kbit/s",
 		"Calls to hamburg: 2 media flows use 225 of 600 kbit/s; new calls are refused",
 		"Calls to munich: 9 media flows use 0 of 1164 kbit/s; new calls are refused",
-	}, calls([]tunnel.DeviceStatus{st}))
+	}, calls([]tunnel.DeviceStatus{st}, false))
+
+	st.Peers = st.Peers[2:]
+	st.Peers[0].Media.Reserved = 1
+	assert.Equal(t, []string{"Calls to bremen: 2 media flows use 226 of 600 kbit/s, 1 of them guessed by their DSCP"},
+		calls([]tunnel.DeviceStatus{st}, true))
+	st.Peers[0].Media.Reserved = 2
+	assert.Equal(t, []string{"Calls to bremen: 2 media flows use 226 of 600 kbit/s"},
+		calls([]tunnel.DeviceStatus{st}, true))
+	assert.True(t, Status{Sections: Sections{"calls": json.RawMessage(`{"mode": "enforce", "reading": true}`)}}.
+		readsSignalling())
+	assert.False(t, Status{}.readsSignalling())
 }
 
 func TestQueuesAreSummedUpWithSitesBeneath(t *testing.T) {

@@ -105,7 +105,7 @@ func (s Status) printTunnels(w io.Writer, now time.Time) error {
 			fmt.Fprintln(w, flowQueues(t.Class, *t.Queue))
 		}
 	}
-	for _, line := range calls(s.Tunnels) {
+	for _, line := range calls(s.Tunnels, s.readsSignalling()) {
 		fmt.Fprintln(w, line)
 	}
 	return nil
@@ -123,8 +123,17 @@ func flowQueues(c tunnel.Class, q tunnel.FlowStatus) string {
 	return line
 }
 
-// calls lists what calls use of the voice budget of each site, the busiest sites only.
-func calls(tunnels []tunnel.DeviceStatus) (lines []string) {
+// readsSignalling reports whether the signalling of calls is read.
+func (s Status) readsSignalling() bool {
+	calls, ok := Section[struct {
+		Reading bool `json:"reading"`
+	}](s, "calls")
+	return ok && calls.Reading
+}
+
+// calls lists what calls use of the voice budget of each site, the busiest sites only. Where signalling is read, what
+// it does not explain is guessed: media whose signalling cannot be read, as TLS without a certificate for it.
+func calls(tunnels []tunnel.DeviceStatus, read bool) (lines []string) {
 	var busy []tunnel.PeerStatus
 	for _, t := range tunnels {
 		for _, p := range t.Peers {
@@ -139,6 +148,9 @@ func calls(tunnels []tunnel.DeviceStatus) (lines []string) {
 		m := p.Media
 		line := fmt.Sprintf("Calls to %s: %d media flows use %d of %d kbit/s",
 			siteName(p), m.Flows, m.Taken/1000, m.Budget/1000)
+		if guessed := m.Flows - m.Reserved; read && guessed > 0 {
+			line += fmt.Sprintf(", %d of them guessed by their DSCP", guessed)
+		}
 		if m.Refusing {
 			line += "; new calls are refused"
 		}

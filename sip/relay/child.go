@@ -20,6 +20,7 @@ const (
 	maxOpenFiles = 16384 // two for each TCP connection, and the sockets that datagrams leave by
 	memoryHard   = 1 << 30
 	memorySoft   = 256 << 20
+	maxBuffers   = 128 << 20 // of connections; each whose TLS is read takes 40 KiB
 )
 
 // calls are the system calls that the process needs beyond what every process does: sockets that it was given are
@@ -124,8 +125,10 @@ func (s *server) start(c *core) error {
 		Wait:        c.wait,
 		Inside:      func(a netip.Addr) bool { return s.settings.Load().inside(a) },
 		Open:        s.openSockets,
+		Secure:      c.security.Load,
 		Unreachable: s.unreachable,
 		Reserved:    reserved,
+		Limits:      transparent.Limits{Memory: maxBuffers},
 		Log:         s.child.Log(),
 	})
 	if err != nil {
@@ -281,6 +284,7 @@ func (s *server) handleStatus(context.Context, *process.Message) (process.Reply,
 	stats := c.stats()
 	transport := relay.Stats()
 	stats.Transport, stats.Connections = transport.Counts, transport.Connections
+	stats.Encrypted = transport.Encrypted
 	return process.Reply{Body: stats}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"ringway/sip/admission"
 	"ringway/sip/body"
 	"ringway/sip/call"
+	"ringway/sip/certificate"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/message"
@@ -41,6 +42,8 @@ type core struct {
 
 	mirrored, unmirrored atomic.Uint64 // messages to a Homer server
 
+	security atomic.Pointer[transparent.Security] // nil: no TLS is read
+
 	mu      sync.Mutex // guards what follows
 	tracker *dialog.Tracker
 	policy  policy
@@ -54,6 +57,9 @@ type core struct {
 	redactor privacy.Redactor
 	homer    *homer // nil: nothing is sent to one
 	homerIs  Homer
+
+	certificates *certificate.Set
+	tls          []TLSServer // one for each source of the settings
 
 	ended []call.Call // a ring, the oldest at first once it is full
 	first int
@@ -461,7 +467,7 @@ func (c *core) stats() Stats {
 	return Stats{
 		Calls: c.tracker.Len(), Messages: c.messages.Load(), Unread: c.unread.all(), Refused: c.refused.all(),
 		LateFlows: c.late.Load(), Beyond: c.tracker.Beyond() + c.policy.ledger.Beyond(),
-		Mirrored: c.mirrored.Load(), Unmirrored: c.unmirrored.Load(),
+		Mirrored: c.mirrored.Load(), Unmirrored: c.unmirrored.Load(), TLS: c.tlsServers(),
 		Phones: c.policy.phones.Len(), Budgets: c.policy.ledger.Budgets(),
 	}
 }

@@ -26,7 +26,9 @@ func (c *core) draw(now time.Time, callID string, m *transparent.Message) {
 	})
 }
 
-var transportNames = map[transparent.Transport]string{transparent.UDP: "UDP", transparent.TCP: "TCP"}
+var transportNames = map[transparent.Transport]string{
+	transparent.UDP: "UDP", transparent.TCP: "TCP", transparent.TLS: "TLS",
+}
 
 // view is the ladder of a call; ok is false if nothing is kept of it. id is a leg's, or a Call-ID.
 func (c *core) view(id string) (v ladder.View, ok bool) {

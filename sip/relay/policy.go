@@ -58,6 +58,9 @@ func (c *core) use(s Settings) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.policy.settings
+	if err := c.useTLS(&before, &s); err != nil {
+		return err
+	}
 	c.policy.settings, c.policy.emergency, c.redactor.Policy = s, set, shown
 	if err := c.policy.useWatch(); err != nil {
 		return err
@@ -174,10 +177,7 @@ func (c *core) places() (all []Place) {
 
 // register follows registrations.
 func (c *core) register(now time.Time, m *transparent.Message) {
-	t := registrar.UDP
-	if m.Transport == transparent.TCP {
-		t = registrar.TCP
-	}
+	t := registrar.Transport(m.Transport.String())
 	c.policy.phones.Message(now, registrar.Packet{From: m.From, To: m.To, Transport: t}, m.SIP)
 }
 

@@ -18,6 +18,7 @@ import (
 	"ringway/sip/abuse"
 	"ringway/sip/admission"
 	"ringway/sip/call"
+	"ringway/sip/certificate"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/registrar"
@@ -87,6 +88,11 @@ type Settings struct {
 	ServerLimit int           `json:"server_limit"`           // likewise from any other address
 	Privacy     string        `json:"privacy"`                // package privacy's
 	Homer       Homer         `json:"homer,omitzero"`
+
+	// By which certificates TLS is read, and where it is spoken: ports of every address, and those of servers.
+	TLS        []certificate.Source `json:"tls,omitempty"`
+	TLSPorts   []uint16             `json:"tls_ports,omitempty"`
+	TLSServers []netip.AddrPort     `json:"tls_servers,omitempty"`
 }
 
 // inside says whether an address is behind a tunnel.
@@ -121,16 +127,18 @@ type Place struct {
 type Stats struct {
 	Calls       int                `json:"calls"`       // legs that are followed
 	Connections int                `json:"connections"` // of TCP
-	Messages    uint64             `json:"messages"`    // read and sent on
-	Unread      map[string]uint64  `json:"unread"`      // sent on without being understood, by reason
-	Refused     map[string]uint64  `json:"refused"`     // not sent on, by reason
-	Transport   map[string]uint64  `json:"transport"`   // what befell datagrams and connections
-	LateFlows   uint64             `json:"late_flows"`  // messages that went on before their flows were open
-	Phones      int                `json:"phones"`      // registrations that are known
-	Mirrored    uint64             `json:"hep_sent"`    // messages to a Homer server
-	Unmirrored  uint64             `json:"hep_lost"`    // that could not be sent
-	Budgets     []admission.Budget `json:"budgets"`     // of calls, and how much of each is taken
-	Beyond      uint64             `json:"beyond"`      // calls and flows that were too many to be followed
+	Encrypted   int                `json:"encrypted"`   // of them, those whose TLS is read
+	TLS         []TLSServer        `json:"tls"`
+	Messages    uint64             `json:"messages"`   // read and sent on
+	Unread      map[string]uint64  `json:"unread"`     // sent on without being understood, by reason
+	Refused     map[string]uint64  `json:"refused"`    // not sent on, by reason
+	Transport   map[string]uint64  `json:"transport"`  // what befell datagrams and connections
+	LateFlows   uint64             `json:"late_flows"` // messages that went on before their flows were open
+	Phones      int                `json:"phones"`     // registrations that are known
+	Mirrored    uint64             `json:"hep_sent"`   // messages to a Homer server
+	Unmirrored  uint64             `json:"hep_lost"`   // that could not be sent
+	Budgets     []admission.Budget `json:"budgets"`    // of calls, and how much of each is taken
+	Beyond      uint64             `json:"beyond"`     // calls and flows that were too many to be followed
 }
 
 type (

@@ -422,6 +422,9 @@ func (s *Supervisor) handleSockets(_ context.Context, m *process.Message) (proce
 	if r.Count < 1 || r.Count > maxSockets {
 		return process.Reply{}, fmt.Errorf("%d sockets (allowed: 1 to %d)", r.Count, maxSockets)
 	}
+	if t := r.Kind.Transport; t != transparent.UDP && t != transparent.TCP {
+		return process.Reply{}, fmt.Errorf("sockets of transport %d (allowed: UDP and TCP)", uint8(t))
+	}
 	var files []process.File
 	for range r.Count {
 		fd, err := s.cfg.Open(r.Kind)

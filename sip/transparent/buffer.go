@@ -30,6 +30,17 @@ func (m *memory) get(size int, force bool) (b []byte, ok bool) {
 	return make([]byte, bufferSizes[size]), true
 }
 
+// reserve counts memory that is taken elsewhere; false: the limit is reached. release gives it back.
+func (m *memory) reserve(n int64) bool {
+	if m.used.Add(n) > m.limit {
+		m.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (m *memory) release(n int64) { m.used.Add(-n) }
+
 func (m *memory) put(size int, b []byte) {
 	m.used.Add(-int64(bufferSizes[size]))
 	m.free[size].Put(&b)

@@ -41,6 +41,7 @@ const (
 	dialRefused
 	dialTimedOut
 	dialUnreachable
+	dialAddressTaken
 	dialFailed
 
 	// Why connections ended, besides those that both sides closed.
@@ -53,6 +54,26 @@ const (
 	peerReset
 	closedByHandler
 	relayClosed
+
+	// TLS: what was read, why connections passed unread, and why they ended.
+	tlsEstablished
+	tlsUnreadNoName
+	tlsUnreadNoCertificate
+	tlsUnreadUnsupported
+	tlsUnreadMalformed
+	tlsUnreadClientCertificate
+	tlsUnreadUnverified
+	tlsUnreadServerFailed
+	tlsHelloTimedOut
+	tlsTooMany
+	tlsTooManyOfSource
+	tlsHandshakeTimedOut
+	tlsServerUnverified
+	tlsServerFailed
+	tlsSenderRefused
+	tlsSenderFailed
+	tlsBroken
+	tlsNotHandedOver
 
 	// Sockets.
 	openFailed
@@ -86,6 +107,7 @@ var eventNames = [events]string{
 	dialRefused:           "tcp_dial_refused",
 	dialTimedOut:          "tcp_dial_timed_out",
 	dialUnreachable:       "tcp_dial_unreachable",
+	dialAddressTaken:      "tcp_dial_address_taken",
 	dialFailed:            "tcp_dial_failed",
 	framingFault:          "tcp_framing_fault",
 	messageTimedOut:       "tcp_message_timed_out",
@@ -96,8 +118,28 @@ var eventNames = [events]string{
 	peerReset:             "tcp_peer_reset",
 	closedByHandler:       "tcp_closed_by_handler",
 	relayClosed:           "tcp_relay_closed",
-	openFailed:            "open_failed",
-	egressEvicted:         "egress_evicted",
+
+	tlsEstablished:             "tls_established",
+	tlsUnreadNoName:            "tls_unread_no_server_name",
+	tlsUnreadNoCertificate:     "tls_unread_no_certificate",
+	tlsUnreadUnsupported:       "tls_unread_unsupported",
+	tlsUnreadMalformed:         "tls_unread_malformed_hello",
+	tlsUnreadClientCertificate: "tls_unread_client_certificate",
+	tlsUnreadUnverified:        "tls_unread_server_unverified",
+	tlsUnreadServerFailed:      "tls_unread_server_failed",
+	tlsHelloTimedOut:           "tls_hello_timed_out",
+	tlsTooMany:                 "tls_too_many_handshakes",
+	tlsTooManyOfSource:         "tls_too_many_handshakes_of_source",
+	tlsHandshakeTimedOut:       "tls_handshake_timed_out",
+	tlsServerUnverified:        "tls_server_unverified",
+	tlsServerFailed:            "tls_server_failed",
+	tlsSenderRefused:           "tls_sender_refused",
+	tlsSenderFailed:            "tls_sender_failed",
+	tlsBroken:                  "tls_broken",
+	tlsNotHandedOver:           "tls_not_handed_over",
+
+	openFailed:    "open_failed",
+	egressEvicted: "egress_evicted",
 }
 
 // counters hold every count of a relay; their number does not depend on what comes.
@@ -112,22 +154,33 @@ func (c *counters) add(e event) { c.events[e].Add(1) }
 // Stats are counts since New, and what is held now.
 type Stats struct {
 	Connections int   // TCP pairs
+	Encrypted   int   // of them, those whose TLS is read
 	Egress      int   // bound UDP sockets
-	Memory      int64 // bytes of TCP buffers in use
+	Memory      int64 // bytes of TCP buffers in use, with what is reckoned for TLS
 
 	// Counts has every name from the start:
 	//
-	//   - udp_ and tcp_ with what became of messages and connections; tcp_framing_fault is the sum of
+	//   - udp_, tcp_ and tls_ with what became of messages and connections; tcp_framing_fault is the sum of
 	//     tcp_fault_ and a message.Reason
 	//   - udp_ with a reason of package datagram: sendmsg failed
 	//   - udp_listener_overflow: the kernel dropped datagrams, as a listener's buffer was full
 	Counts map[string]uint64
 }
 
+// encryptedLocked counts the pairs whose TLS is read. The caller holds r.mu.
+func (r *Relay) encryptedLocked() (n int) {
+	for p := range r.pairs {
+		if p.isEncrypted() {
+			n++
+		}
+	}
+	return n
+}
+
 // Stats reads all counts.
 func (r *Relay) Stats() Stats {
 	r.mu.Lock()
-	s := Stats{Connections: len(r.pairs)}
+	s := Stats{Connections: len(r.pairs), Encrypted: r.encryptedLocked()}
 	r.mu.Unlock()
 	s.Egress = r.egress.size()
 	s.Memory = r.memory.used.Load()

@@ -41,7 +41,7 @@ func (p *pair) beginDial() error {
 		p.r.fresh.giveBack(kind, fd)
 		return failure(bindFailed)
 	}
-	if _, err := p.connect(fd); err != nil {
+	if err := p.firstPacket(fd); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -50,6 +50,26 @@ func (p *pair) beginDial() error {
 		return failure(dialFailed)
 	}
 	return p.setConn(far, conn)
+}
+
+// A sender that resets its connection and opens the same again at once may be faster than the relay, whose own
+// connection has the same addresses and is closed a moment later.
+const (
+	takenPause    = 5 * time.Millisecond
+	takenAttempts = 40
+)
+
+// firstPacket begins to connect a bound socket.
+func (p *pair) firstPacket(fd int) error {
+	for attempt := 1; ; attempt++ {
+		_, err := p.connect(fd)
+		if err != failure(dialAddressTaken) || attempt == takenAttempts {
+			return err
+		}
+		if err := p.pauseFor(takenPause); err != nil {
+			return err
+		}
+	}
 }
 
 // connect begins to connect a socket, or looks how far it has come: a second call to connect(2) gives the result of
@@ -69,7 +89,9 @@ func (p *pair) connect(fd int) (connected bool, err error) {
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EACCES),
 		errors.Is(err, unix.EPERM):
 		return false, failure(dialUnreachable)
-	default: // above all EADDRNOTAVAIL: an earlier connection of the same addresses is in TIME_WAIT
+	case errors.Is(err, unix.EADDRNOTAVAIL): // an earlier connection has the same addresses, or is in TIME_WAIT
+		return false, failure(dialAddressTaken)
+	default:
 		return false, failure(dialFailed)
 	}
 }

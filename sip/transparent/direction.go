@@ -17,8 +17,11 @@ type direction struct {
 	src, dst *side
 	from, to netip.AddrPort
 	fromNear bool
-	forward  func([]byte) error // to dst
-	reply    func([]byte) error // to src
+
+	transport Transport // TCP or TLS
+
+	forward func([]byte) error // to dst
+	reply   func([]byte) error // to src
 
 	in     buffer // begins with the start of a message
 	framer message.Framer
@@ -29,7 +32,7 @@ type direction struct {
 
 func newDirection(p *pair, src, dst *side, from, to netip.AddrPort, fromNear bool) *direction {
 	return &direction{
-		p: p, src: src, dst: dst, from: from, to: to, fromNear: fromNear,
+		p: p, src: src, dst: dst, from: from, to: to, fromNear: fromNear, transport: TCP,
 		forward: dst.write, reply: src.write, in: buffer{from: &p.r.memory},
 	}
 }
@@ -125,7 +128,7 @@ func (d *direction) pass(s *scratch, b []byte, why message.Reason) error {
 // show calls the Handler.
 func (d *direction) show(s *scratch, b []byte, why message.Reason) Action {
 	s.message = Message{
-		From: d.from, To: d.to, Transport: TCP, FromNear: d.fromNear, Raw: b, SIP: &s.sip, Reason: why,
+		From: d.from, To: d.to, Transport: d.transport, FromNear: d.fromNear, Raw: b, SIP: &s.sip, Reason: why,
 	}
 	d.beat.work(d.p.r.now())
 	defer d.beat.wait()

@@ -34,6 +34,7 @@ type pair struct {
 	sides      [2]*side
 	directions [2]*direction // by the side that they read
 	dialed     bool
+	reserved   int64 // memory of TLS
 
 	mode   atomic.Uint32
 	active atomic.Int64 // when anything came, as Relay.now says
@@ -45,6 +46,8 @@ type pair struct {
 	mu     sync.Mutex // guards what follows, the setting of deadlines, and sides' conn
 	paused bool       // for export: no byte is read or written any more
 	over   bool       // closed
+
+	encrypted bool // both sides speak TLS
 }
 
 // errPaused ends the work on a pair that is to be exported. What is unsent stays in its sides and directions.
@@ -93,9 +96,18 @@ func (p *pair) setConn(which int, conn *net.TCPConn) error {
 // run carries the pair to its end, or until it is paused.
 func (p *pair) run() {
 	defer close(p.done)
+	defer func() { p.r.memory.release(p.reserved) }()
 	if err := p.dial(); err != nil {
 		if isUnreachable(err) {
 			p.r.config.Unreachable(p.to)
+		}
+		p.abort(err)
+		return
+	}
+	if err := p.secure(); err != nil {
+		if !errors.Is(err, errPaused) {
+			in := &p.directions[near].in
+			in.consume(len(in.bytes()))
 		}
 		p.abort(err)
 		return
@@ -109,13 +121,17 @@ func (p *pair) run() {
 		p.abort(d.carry())
 	}
 	other.Wait()
-	if p.directions[near].ended && p.directions[far].ended {
+	switch {
+	case p.directions[near].ended && p.directions[far].ended:
 		p.finish()
+	case p.isPaused() && p.isEncrypted():
+		// Its keys cannot be handed over: the peers are told that it ends, and connect again.
+		p.end(tlsNotHandedOver, (*side).close)
 	}
 }
 
 // finish closes a pair that both ends have ended.
-func (p *pair) finish() { p.end(none, (*net.TCPConn).Close) }
+func (p *pair) finish() { p.end(none, (*side).close) }
 
 // abort ends the pair because of an error; nil and errPaused do not. Both peers see a reset, except where the
 // Handler ended it, whose reply may still be on its way.
@@ -128,14 +144,14 @@ func (p *pair) abort(err error) {
 		why = failure(peerReset)
 	}
 	if why == failure(closedByHandler) {
-		p.end(event(why), (*net.TCPConn).Close)
+		p.end(event(why), (*side).close)
 		return
 	}
-	p.end(event(why), func(conn *net.TCPConn) error { reset(conn); return nil })
+	p.end(event(why), func(s *side) { reset(s.conn) })
 }
 
 // end closes both sides. Only the first reason counts.
-func (p *pair) end(why event, closeConn func(*net.TCPConn) error) {
+func (p *pair) end(why event, closeSide func(*side)) {
 	p.mu.Lock()
 	if p.over {
 		p.mu.Unlock()
@@ -151,7 +167,7 @@ func (p *pair) end(why event, closeConn func(*net.TCPConn) error) {
 	p.r.forget(p) // first: a sender who is reset may be back at once
 	for _, s := range p.sides {
 		if s.conn != nil {
-			_ = closeConn(s.conn)
+			closeSide(s)
 		}
 	}
 }
@@ -168,6 +184,12 @@ func (p *pair) pause() {
 			_ = s.conn.SetDeadline(past)
 		}
 	}
+}
+
+func (p *pair) isEncrypted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.encrypted
 }
 
 func (p *pair) isPaused() bool {

@@ -28,6 +28,8 @@ type Relay struct {
 	acceptors []*acceptor
 	fresh     *pool
 	egress    *egressTable
+	gate      *gate
+	unread    unreadServers
 
 	ready    chan struct{} // closed when Run reads
 	quit     chan struct{} // closed when the relay is to end
@@ -63,6 +65,7 @@ func New(c Config) (*Relay, error) {
 	}
 	r.memory.limit = r.config.Limits.Memory
 	r.scratch.New = func() any { return new(scratch) }
+	r.gate = newGate(r.config.Limits)
 	r.fresh = newPool(r)
 	r.egress = newEgressTable(r)
 

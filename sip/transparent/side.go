@@ -1,6 +1,7 @@
 package transparent
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -19,12 +20,12 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 1
 
 const userTimeout = 2 * time.Minute
 
-// side is one TCP connection of a pair. Nothing else reads from it or writes to it: a side that decrypts would be
-// another one, with the same methods.
+// side is one TCP connection of a pair. Nothing else reads from it or writes to it.
 type side struct {
 	p    *pair
 	conn *net.TCPConn // nil: not dialed yet
 	raw  syscall.RawConn
+	tls  *tls.Conn // on conn; nil: what it carries is not decrypted
 
 	// Reading, by one direction.
 	into    *buffer
@@ -53,11 +54,40 @@ func tune(conn *net.TCPConn, raw syscall.RawConn) {
 
 // read waits until the peer has sent something, and adds it to b, which takes no memory before that.
 func (s *side) read(b *buffer) error {
+	if s.tls != nil {
+		return s.readTLS(b)
+	}
 	s.into, s.err = b, nil
 	if err := s.raw.Read(s.receive); err != nil {
 		return err
 	}
 	return s.err
+}
+
+// readTLS holds memory while it waits: nobody can know whether TLS has something decrypted left.
+func (s *side) readTLS(b *buffer) error {
+	space, ok := b.space()
+	if !ok {
+		return failure(memoryExhausted)
+	}
+	n, err := s.tls.Read(space)
+	b.added(n)
+	if n > 0 { // also where the end came right behind it, which the next read finds again
+		return nil
+	}
+	return tlsError(err)
+}
+
+// tlsError tells what ended a connection from what waits.
+func tlsError(err error) error {
+	var op *net.OpError
+	switch {
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case errors.As(err, &op) && op.Op != "remote error" && op.Op != "local error":
+		return failure(peerReset)
+	}
+	return failure(tlsBroken)
 }
 
 // receiveInto is called when there may be something to read. It returns false if there is not.
@@ -124,7 +154,12 @@ func (s *side) send(b []byte) (n int, err error) {
 	if err := s.p.arm(s.conn.SetWriteDeadline, time.Now().Add(s.p.r.config.Limits.Stall)); err != nil {
 		return 0, err
 	}
-	n, err = s.conn.Write(b)
+	if s.tls != nil {
+		n, err = s.tls.Write(b)
+		_ = s.p.arm(s.conn.SetWriteDeadline, time.Time{}) // reading may have to answer
+	} else {
+		n, err = s.conn.Write(b)
+	}
 	switch {
 	case err == nil:
 		return n, nil
@@ -143,11 +178,23 @@ func (s *side) closeWrite() error {
 	if err := s.flushLocked(); err != nil {
 		return err
 	}
+	if s.tls != nil {
+		_ = s.tls.CloseWrite() // close_notify; if it cannot be sent, neither can the end of the connection
+	}
 	// A connection that both ends have closed already is not one: the relay before this one has passed it on.
 	if err := s.conn.CloseWrite(); err != nil && !errors.Is(err, unix.ENOTCONN) {
 		return failure(peerReset)
 	}
 	return nil
+}
+
+// close ends the connection so that the peer sees a regular end.
+func (s *side) close() {
+	if s.tls != nil {
+		_ = s.tls.Close()
+		return
+	}
+	s.conn.Close()
 }
 
 // detach gives a descriptor of the connection to another process, and closes this one's. The connection stays.

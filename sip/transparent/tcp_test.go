@@ -508,6 +508,28 @@ func TestReconnectFromTheSamePort(t *testing.T) {
 	}
 }
 
+// A phone that resets its connection and opens the same again at once finds its way free, although the relay's
+// connection to the PBX has the same addresses and may not be closed yet. A box on the way to another one does so, where
+// a PBX turns out to ask for client certificates.
+func TestReconnectRightAfterAReset(t *testing.T) {
+	r := newRig(t)
+	r.start(nil)
+	l := r.listen(r.pbx, at(pbx[0], 5060))
+	for range 100 {
+		a := r.dial(r.phone, at(phone[0], 5062), at(pbx[0], 5060))
+		one := request("OPTIONS", "a", 0)
+		puts(t, a, one)
+		for { // connections that were reset before a byte came may have been accepted, too
+			b := r.accept(l)
+			if _, err := io.ReadFull(b, make([]byte, len(one))); err == nil {
+				break
+			}
+		}
+		reset(a)
+	}
+	assert.Zero(t, r.count("tcp_dial_failed")+r.count("tcp_dial_address_taken"))
+}
+
 // A handler that hangs shows in Beat, for UDP and TCP; peers that are silent, or do not read, do not.
 func TestAHandlerThatHangsIsSeen(t *testing.T) {
 	r := newRig(t)

@@ -12,6 +12,7 @@
 //
 //	1 accept   in the loop of the listener; the accepted socket's own address is the destination (accept.go)
 //	2 dial     from the sender's address and port; nothing is read before the far end has accepted (dial.go)
+//	  secure   to a port of TLS: both handshakes, if there is a certificate for the server (secure.go)
 //	3 carry    read, cut into messages, show them to the Handler, write (direction.go, side.go)
 //
 // The process that runs a Relay makes no socket: package process forbids socket(2). Listeners are handed over,
@@ -31,16 +32,16 @@ import (
 // Transport is what carries a message.
 type Transport uint8
 
-// Transports. TLS, once it is read, is a third one: a kind of side (side.go) that decrypts. Everything above
-// sides works on messages.
+// Transports. Sockets know UDP and TCP alone.
 const (
 	UDP Transport = iota
 	TCP
+	TLS
 
 	transports
 )
 
-var transportNames = [transports]string{UDP: "udp", TCP: "tcp"}
+var transportNames = [transports]string{UDP: "udp", TCP: "tcp", TLS: "tls"}
 
 func (t Transport) String() string { return transportNames[t] }
 
@@ -139,6 +140,9 @@ type Config struct {
 	// relay's from then on. It may be slow: it runs in the background.
 	Open func(ctx context.Context, kind SocketKind, n int) (fds []int, err error)
 
+	// Secure says how SIP over TLS is read from now on; nil: it passes unread.
+	Secure func() *Security
+
 	// Unreachable is told of a TCP destination that refused a connection or did not answer. A sender whose
 	// connection was accepted and then reset would never try its next server (DNS SRV), so the owner lets
 	// connections to this destination pass unread for some time. It is called before the sender's connection is
@@ -161,6 +165,13 @@ type Limits struct {
 	Fresh       int   // sockets of each kind that wait for their use; default 16
 	Memory      int64 // bytes of TCP buffers; default 64 MiB
 
+	// Handshakes of TLS: at once, of one source address at once, and those that begin in a second; default 256, 16
+	// and 50.
+	Handshakes, HandshakesPerSource, HandshakeRate int
+
+	Hello     time.Duration // for a ClientHello to become complete, from the start of its connection; default 30 s
+	Handshake time.Duration // for both handshakes of a connection; also what they wait at most to begin; default 10 s
+
 	Dial    time.Duration // for the far end to accept a connection; default 5 s
 	Message time.Duration // for a message on TCP to become complete; default 30 s (RFC 3261: timer B is 32 s)
 	Stall   time.Duration // for a peer to take what is written to it; default 60 s
@@ -174,6 +185,11 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Egress, 1024)
 	set(&l.Fresh, 16)
 	set(&l.Memory, 64<<20)
+	set(&l.Handshakes, 256)
+	set(&l.HandshakesPerSource, 16)
+	set(&l.HandshakeRate, 50)
+	set(&l.Hello, 30*time.Second)
+	set(&l.Handshake, 10*time.Second)
 	set(&l.Dial, 5*time.Second)
 	set(&l.Message, 30*time.Second)
 	set(&l.Stall, time.Minute)
@@ -196,6 +212,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Inside == nil {
 		c.Inside = func(netip.Addr) bool { return false }
+	}
+	if c.Secure == nil {
+		c.Secure = func() *Security { return nil }
 	}
 	if c.Unreachable == nil {
 		c.Unreachable = func(netip.AddrPort) {}

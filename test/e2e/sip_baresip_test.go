@@ -118,14 +118,16 @@ module_app ctrl_tcp.so
 `
 )
 
-// startBaresip starts one on a phone, with one account, that plays a tone of so many Hz; the test ends it.
-func startBaresip(t *testing.T, h *lab.Host, account string, frequency float64) *baresip {
+// startBaresip starts one on a phone, with one account, that plays a tone of so many Hz; the test ends it. more are
+// lines of its config.
+func startBaresip(t *testing.T, h *lab.Host, account string, frequency float64, more ...string) *baresip {
 	t.Helper()
 	address := map[string]string{lab.PhoneA: "10.1.10.10", lab.PhoneB: "10.2.10.10"}[h.Name]
 	inside := lab.MachineDir + "/baresip-" + strings.ReplaceAll(t.Name(), "/", "-")
 	b := &baresip{t: t, name: h.Name, dir: h.Path(inside), events: make(chan baresipEvent, 64)}
 	require.NoError(t, os.MkdirAll(b.dir, 0o755))
 	config := strings.NewReplacer("ADDRESS", address, "DIR", inside).Replace(baresipConfig)
+	config += strings.Join(more, "\n") + "\n"
 	for name, text := range map[string][]byte{
 		"config": []byte(config), "accounts": []byte(account + "\n"), "tone.wav": tone(frequency),
 	} {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -24,7 +25,7 @@ import (
 func TestKamailio(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
-	startKamailio(t, l.Host(lab.PCB))
+	startKamailio(t, l.Host(lab.PCB), kamailioConfig)
 	for _, transport := range []string{"udp", "tcp"} {
 		t.Run(transport, func(t *testing.T) {
 			account := func(user string) string {
@@ -34,8 +35,8 @@ func TestKamailio(t *testing.T) {
 			b := startBaresip(t, l.Host(lab.PhoneB), account("ben-"+transport), 1000)
 			both := []string{"anna-" + transport + "@10.2.20.10", "ben-" + transport + "@10.2.20.10"}
 			assert.EventuallyWithT(t, func(c *assert.CollectT) {
-				assert.Equal(c, both[:1], registered(t, l.Edge("a"), transport), "what crosses berlin's box")
-				assert.Equal(c, both, registered(t, l.Edge("b"), transport), "what crosses munich's")
+				assert.Equal(c, both[:1], registered(t, l.Edge("a"), transport, 5060), "what crosses berlin's box")
+				assert.Equal(c, both, registered(t, l.Edge("b"), transport, 5060), "what crosses munich's")
 			}, 10*time.Second, 50*time.Millisecond)
 
 			for _, from := range []struct {
@@ -75,7 +76,7 @@ func TestKamailio(t *testing.T) {
 }
 
 // registered are the addresses of record that `ringway phones` shows with Kamailio.
-func registered(t *testing.T, e *lab.Edge, transport string) (all []string) {
+func registered(t *testing.T, e *lab.Edge, transport string, port int) (all []string) {
 	t.Helper()
 	out, err := e.Ringway(within(t, 5*time.Second), "phones", "--json")
 	require.NoError(t, err)
@@ -83,7 +84,7 @@ func registered(t *testing.T, e *lab.Edge, transport string) (all []string) {
 	require.NoError(t, json.Unmarshal([]byte(out), &list), out)
 	for _, b := range list {
 		if string(b.Transport) == transport {
-			assert.Equal(t, "10.2.20.10:5060", b.PBX.String())
+			assert.Equal(t, fmt.Sprintf("10.2.20.10:%d", port), b.PBX.String())
 			assert.InDelta(t, 600, time.Until(b.Expires).Seconds(), 20)
 			all = append(all, b.AOR)
 		}
@@ -131,10 +132,10 @@ request_route {
 `
 
 // startKamailio starts one; it ends with the lab.
-func startKamailio(t *testing.T, h *lab.Host) {
+func startKamailio(t *testing.T, h *lab.Host, config string) {
 	t.Helper()
 	const path = lab.MachineDir + "/kamailio.cfg"
-	require.NoError(t, os.WriteFile(h.Path(path), []byte(kamailioConfig), 0o644))
+	require.NoError(t, os.WriteFile(h.Path(path), []byte(config), 0o644))
 	p, err := h.Spawn("kamailio", h.Command("kamailio", "-DD", "-E", "-m", "16", "-M", "4", "-f", path))
 	require.NoError(t, err)
 	t.Cleanup(func() {

@@ -54,13 +54,13 @@ var mayImport = map[string][]string{
 	"appliance":            {"appliance/calls", "appliance/clock", "appliance/commit", "appliance/compare", "appliance/component", "appliance/config", "appliance/control", "appliance/endpoint", "appliance/engine", "appliance/exposition", "appliance/journal", "appliance/lease", "appliance/lock", "appliance/metrics", "appliance/plan", "appliance/problem", "appliance/reflector", "appliance/status", "appliance/systemd", "appliance/task", "appliance/wanted", "debounce", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "sip/admission", "sip/relay", "tunnel", "tunnel/descriptor", "tunnel/kernel", "tunnel/plane"},
 	"appliance/problem":    {},
 	"appliance/status":     {"appliance/problem", "qos", "tunnel"},
-	"appliance/calls":      {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "appliance/wanted", "firewall", "firewall/conntrack", "firewall/nft", "qos", "quality", "sip/admission", "sip/call", "sip/dialog", "sip/ladder", "sip/privacy", "sip/record", "sip/registrar", "sip/relay", "tunnel"},
+	"appliance/calls":      {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/secrets", "appliance/status", "appliance/task", "appliance/wanted", "firewall", "firewall/conntrack", "firewall/nft", "qos", "quality", "sip/admission", "sip/call", "sip/certificate", "sip/dialog", "sip/ladder", "sip/privacy", "sip/record", "sip/registrar", "sip/relay", "tunnel"},
 	"appliance/control":    {"appliance/plan", "appliance/status", "sip/call", "sip/ladder", "sip/record", "sip/registrar", "sip/relay"},
 	"appliance/compare":    {"appliance/config", "appliance/control", "appliance/endpoint", "appliance/engine", "appliance/journal", "appliance/plan", "appliance/status", "appliance/wanted", "firewall/nft", "qos", "qos/tc", "routing", "routing/dhcp", "routing/rtnl", "tunnel", "tunnel/kernel"},
 	"appliance/engine":     {"appliance/plan", "appliance/task", "tunnel", "tunnel/kernel"},
-	"appliance/config":     {"appliance/secrets", "qos", "routing", "sip/abuse", "sip/emergency", "tunnel", "units"},
+	"appliance/config":     {"appliance/secrets", "qos", "routing", "sip/abuse", "sip/certificate", "sip/emergency", "tunnel", "units"},
 	"appliance/plan":       {"appliance/config", "appliance/wanted", "firewall", "qos", "routing", "sip/abuse", "tunnel", "units"},
-	"appliance/secrets":    {"tunnel"},
+	"appliance/secrets":    {"sip/certificate", "tunnel"},
 	"appliance/wanted":     {"appliance/config", "appliance/secrets", "firewall", "qos", "routing", "sip/admission", "tunnel", "units"},
 	"configs":              {"appliance/config"},
 	"durable":              {},
@@ -97,9 +97,10 @@ var mayImport = map[string][]string{
 	"sip/record":           {"durable", "sip/call", "sip/privacy"},
 	"sip/refusal":          {"sip/host", "sip/message"},
 	"sip/registrar":        {"sip/message"},
-	"sip/relay":            {"process", "qos", "sip/abuse", "sip/admission", "sip/body", "sip/call", "sip/dialog", "sip/emergency", "sip/hep", "sip/ladder", "sip/message", "sip/privacy", "sip/record", "sip/refusal", "sip/registrar", "sip/sdp", "sip/transparent", "tunnel"},
+	"sip/relay":            {"process", "qos", "sip/abuse", "sip/admission", "sip/body", "sip/call", "sip/certificate", "sip/dialog", "sip/emergency", "sip/hep", "sip/ladder", "sip/message", "sip/privacy", "sip/record", "sip/refusal", "sip/registrar", "sip/sdp", "sip/transparent", "tunnel"},
 	"sip/sdp":              {"sip/host"},
-	"sip/transparent":      {"sip/message", "tunnel/datagram"},
+	"sip/certificate":      {},
+	"sip/transparent":      {"sip/certificate", "sip/message", "tunnel/datagram"},
 	"stamp":                {"quality", "units"},
 	"process":              {"durable"}, // a kind of process is a package that uses it
 	"tunnel":               {"units"},
@@ -128,6 +129,7 @@ var mayImport = map[string][]string{
 	"test/lab/fifo":        {},
 	"test/lab/provider":    {"quality", "test/lab/fifo", "test/lab/inside"},
 	"test/lab/report":      {"quality", "quality/figures"},
+	"test/certtest":        {},
 	"test/manualtest":      {},
 	"test/netnstest":       {},
 	"test/enginetest":      {"test/netnstest", "tunnel", "tunnel/datagram", "tunnel/descriptor"},
@@ -191,9 +193,9 @@ func TestLibrariesAreImportedOnlyByTheirWrappers(t *testing.T) {
 
 // pure lists the packages that compute plans: their result depends only on their arguments.
 var pure = []string{"appliance/plan", "appliance/problem", "appliance/status", "units", "appliance/wanted",
-	"firewall", "qos", "routing", "tunnel", "quality", "sip/abuse", "sip/admission", "sip/body", "sip/call", "sip/codec",
-	"sip/dialog", "sip/emergency", "sip/hep", "sip/host", "sip/ladder", "sip/message", "sip/privacy", "sip/refusal",
-	"sip/registrar", "sip/sdp"}
+	"firewall", "qos", "routing", "tunnel", "quality", "sip/abuse", "sip/admission", "sip/body", "sip/call",
+	"sip/certificate", "sip/codec", "sip/dialog", "sip/emergency", "sip/hep", "sip/host", "sip/ladder", "sip/message",
+	"sip/privacy", "sip/refusal", "sip/registrar", "sip/sdp"}
 
 func TestPlansArePure(t *testing.T) {
 	all := packages(t)
