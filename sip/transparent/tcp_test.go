@@ -509,8 +509,8 @@ func TestReconnectFromTheSamePort(t *testing.T) {
 }
 
 // A phone that resets its connection and opens the same again at once finds its way free, although the relay's
-// connection to the PBX has the same addresses and may not be closed yet. A box on the way to another one does so, where
-// a PBX turns out to ask for client certificates.
+// connection to the PBX has the same addresses and may not be closed yet. A box on the way to another one does so,
+// where a PBX turns out to ask for client certificates.
 func TestReconnectRightAfterAReset(t *testing.T) {
 	r := newRig(t)
 	r.start(nil)
