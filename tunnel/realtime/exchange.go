@@ -20,6 +20,9 @@ const (
 	heardFor   = int64(time.Minute)
 	// tellFor is for how long a series is told after its last packet: its end is.
 	tellFor = int64(10 * time.Second)
+	// dscpOfReports is the inner DSCP that reports are sent like: CS3, as signalling (RFC 4594, section 4.2). As media
+	// they would be beyond the voice budget when calls take all of it, and calls would lose packets for it.
+	dscpOfReports = 24
 	// maxReports bounds the reports to one peer in one look: those of 8000 series.
 	maxReports = 512
 )
@@ -197,7 +200,7 @@ func (e *Engine) sendReportLocked(p *peer, report []byte) {
 	size := (n + paddingMultiple - 1) &^ (paddingMultiple - 1)
 	clear(x.wire[headerSize+n : headerSize+size])
 	e.sealMessage(s, &x.nonce, x.wire[:], size)
-	e.sendLocked(p, x.wire[:headerSize+size+tagSize])
+	e.sendAsLocked(p, x.wire[:headerSize+size+tagSize], e.outer.Load().tos[dscpOfReports])
 }
 
 // hearReports takes what peers have told, and what phones behind them report by RTCP.

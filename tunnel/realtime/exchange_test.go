@@ -8,8 +8,10 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/series"
 )
 
@@ -246,4 +248,31 @@ func TestTheFarLANIsKnownFromRTCP(t *testing.T) {
 	assert.InDelta(t, float64(lost)*3500/packets, float64(s[0].FarLAN), 8, "between the first report and the last but one")
 	assert.Greater(t, s[0].Line, uint32(100))
 	assert.Zero(t, s[0].FarBox)
+}
+
+// What the ends tell each other goes as signalling, not as media: calls that take all of the voice budget would lose
+// packets for it.
+func TestReportsAreNotMedia(t *testing.T) {
+	r := newRig(t)
+	r.talk()
+	marks := []tunnel.OuterMark{{Inner: dscpOfReports, Outer: 24}}
+	require.NoError(t, r.a.SetOuter(tunnel.Outer{TOS: 46 << 2, Marks: marks}))
+	require.NoError(t, r.a.SetMeasured(measured))
+	r.a.send(rtpPacket(5000, 1))
+	r.settle()
+	r.now += int64(time.Second)
+	r.tell(r.a)
+
+	buf, oob := make([]byte, 2048), make([]byte, datagram.ControlSize)
+	_, n, _, _, err := unix.Recvmsg(r.b.udp[0], buf, oob, unix.MSG_DONTWAIT)
+	require.NoError(t, err, "a report was sent")
+	controls, err := unix.ParseSocketControlMessage(oob[:n])
+	require.NoError(t, err)
+	tos := -1
+	for _, c := range controls {
+		if c.Header.Level == unix.IPPROTO_IP && c.Header.Type == unix.IP_TOS {
+			tos = int(c.Data[0])
+		}
+	}
+	assert.Equal(t, 24<<2, tos)
 }

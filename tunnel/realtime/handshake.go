@@ -129,16 +129,19 @@ func (e *Engine) dropPendingLocked(p *peer) {
 }
 
 // sendLocked sends a handshake message or a keepalive to a peer.
-func (e *Engine) sendLocked(p *peer, b []byte) {
+func (e *Engine) sendLocked(p *peer, b []byte) { e.sendAsLocked(p, b, e.outer.Load().socket) }
+
+// sendAsLocked is sendLocked with a TOS octet.
+func (e *Engine) sendAsLocked(p *peer, b []byte, tos uint8) {
 	to := p.endpoint.Load()
 	if to == nil {
 		return
 	}
-	errno := e.transmit(to, b)
+	errno := e.transmit(to, b, tos)
 	if to.controls > 0 && datagram.IsStaleSource(errno) { // the source address is no longer ours
 		to = to.withoutSource()
 		p.endpoint.Store(to)
-		errno = e.transmit(to, b)
+		errno = e.transmit(to, b, tos)
 	}
 	if errno != 0 {
 		e.drops.sendError(errno, 1)
@@ -150,7 +153,7 @@ func (e *Engine) sendLocked(p *peer, b []byte) {
 }
 
 // transmit sends one message. Its memory is its own, since threads send at the same time.
-func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
+func (e *Engine) transmit(to *endpoint, b []byte, tos uint8) unix.Errno {
 	fd := e.udp[0]
 	if to.raw.V6() {
 		fd = e.udp[1]
@@ -162,9 +165,13 @@ func (e *Engine) transmit(to *endpoint, b []byte) unix.Errno {
 	iov.SetLen(len(b))
 	h := unix.Msghdr{Name: &to.raw.B[0], Namelen: to.raw.N, Iov: &iov}
 	h.SetIovlen(1)
-	if to.controls > 0 {
-		h.Control = &to.control[0]
-		h.SetControllen(to.controls)
+	control, n := to.control, to.controls
+	if tos != e.outer.Load().socket {
+		n = datagram.PutTOS(control[:], n, to.raw.V6(), tos)
+	}
+	if n > 0 {
+		h.Control = &control[0]
+		h.SetControllen(n)
 	}
 	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&h)),
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -212,7 +219,7 @@ func (e *Engine) handshakeLocked(m *message) {
 func (e *Engine) askForCookieLocked(m *message, b []byte) {
 	var out [cookieSize]byte
 	if err := e.cookies.reply(b, &m.from, &out); err == nil {
-		e.transmit(newEndpoint(m.from, m.src), out[:])
+		e.transmit(newEndpoint(m.from, m.src), out[:], e.outer.Load().socket)
 	}
 }
 
