@@ -20,7 +20,7 @@ type DynamicSet struct {
 	Type string // of the key in nft's words: ipv4_addr . ipv4_addr . inet_service
 
 	// SourceBits is how many bits of the source address the key of a hole has; 0: all of them. A set of ranges would
-	// hold networks of any length, but the kernel makes such a set anew for every transaction that changes it.
+	// hold networks of any length, but the kernel copies such a set for each transaction that changes it.
 	SourceBits int
 
 	MaxElements int

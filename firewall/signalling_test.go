@@ -24,7 +24,8 @@ func bounds() SignallingBounds {
 // signalled is the branch with everything that signalling can ask for.
 func signalled() Input {
 	in := branch()
-	in.Dynamic = append(HoleSets("calls", 512, 64, 2*time.Minute, in.SiteDataNetworks), SignallingSets("calls", bounds())...)
+	in.Dynamic = append(HoleSets("calls", 512, 64, 2*time.Minute, in.SiteDataNetworks),
+		SignallingSets("calls", bounds())...)
 	in.Signalling = Signalling{
 		Mode:  Enforce,
 		Ports: []qos.PortMatch{port(qos.UDP, 5060, 5060), port(qos.TCP, 5060, 5060), port(qos.UDP, 5080, 5082)},

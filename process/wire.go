@@ -12,7 +12,8 @@ import (
 )
 
 // The control protocol's framing. One SOCK_SEQPACKET connection for each caller; every message is a JSON
-// object, after which a zero byte and other bytes may follow, cut into packets of at most frameSize bytes, since a packet has to fit the socket's buffer:
+// object, after which a zero byte and other bytes may follow, cut into packets of at most frameSize bytes, since a
+// packet has to fit the socket's buffer:
 //
 //	packet  = kind part-of-message      kind: '+' more packets follow, '.' this is the last
 //
