@@ -13,7 +13,7 @@ import (
 // Bounds of the sets that change with every call.
 const (
 	callsOwner      = "calls"
-	maxHoles        = 32768
+	maxHoles        = 65536
 	maxNetworkHoles = 4096
 	maxHoleLife     = 5 * time.Minute
 	maxDevices      = 4096 // more than a config can have: a set that is full takes none
