@@ -161,7 +161,9 @@ func (c *checker) pair(cert, key scalar, chainPath, keyPath string, names []stri
 	}
 	chain, err := secrets.ReadChain(c.keys, chainPath)
 	c.checkKey(cert.at, err, "copy it to %s")
-	if err != nil {
+	if err != nil { // the key may be missing, too, or be readable by others
+		_, err = secrets.ReadChainKey(c.keys, keyPath, "")
+		c.checkKey(key.at, err, "copy it to %s")
 		return
 	}
 	c.checkKey(cert.at, secrets.CheckNames(chainPath, chain, names), "%s")

@@ -64,10 +64,11 @@ func ReadCA(files Files, path string) (certificate.PEM, error) {
 	return text, nil
 }
 
-// ReadChainKey reads the private key of a chain. Its error is a *FileError.
+// ReadChainKey reads the private key of a chain. Without a chain it is not checked whether the key fits. Its error is a
+// *FileError.
 func ReadChainKey(files Files, path string, chain certificate.PEM) (certificate.PEM, error) {
 	text, err := readPEM(files, path, certificate.MaxKey, onlyOwner)
-	if err != nil {
+	if err != nil || chain == "" {
 		return text, err
 	}
 	if _, err := certificate.ParsePair(chain, text); err != nil {
