@@ -196,10 +196,11 @@ func (b *Box) Iperf(far *Box, seconds int, args ...string) float64 {
 	return b.iperf(far, append([]string{"-t", strconv.Itoa(seconds)}, args...)...)
 }
 
-// Transfer sends an amount of data from b to far, as iperf3 writes it ("8M"), and returns Mbit/s.
-func (b *Box) Transfer(far *Box, amount string, args ...string) float64 {
+// Transfer sends an amount of data from b to far, as iperf3 writes it ("8M"): it has to arrive, however slow the machine
+// is (under the race detector an engine moves some 10 Mbit/s).
+func (b *Box) Transfer(far *Box, amount string, args ...string) {
 	b.T.Helper()
-	return b.iperf(far, append([]string{"-n", amount}, args...)...)
+	require.Positive(b.T, b.iperf(far, append([]string{"-n", amount}, args...)...))
 }
 
 func (b *Box) iperf(far *Box, args ...string) float64 {
@@ -211,7 +212,7 @@ func (b *Box) iperf(far *Box, args ...string) float64 {
 		out, _ := far.NS.Try("ss", "-Hltn", "sport", "=", ":5201")
 		return out != ""
 	}, 5*time.Second, 20*time.Millisecond)
-	client := []string{"20", "iperf3", "-J", "-c", fmt.Sprintf("10.66.0.%d", far.N)}
+	client := []string{"60", "iperf3", "-J", "-c", fmt.Sprintf("10.66.0.%d", far.N)}
 	out, err := b.NS.Try("timeout", append(client, args...)...)
 	require.NoError(b.T, err, out)
 	var result struct {
