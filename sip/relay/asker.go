@@ -2,6 +2,8 @@ package relay
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -18,6 +20,8 @@ const (
 	// one transaction, for what many calls have left. It is part of the second within which media of an ended call
 	// stops.
 	closeAfter = 20 * time.Millisecond
+	// maxAtOnce bounds the changes that go with a message which waits. More are a burst, and a burst has to wait.
+	maxAtOnce = 64
 	// maxQueued bounds the changes that wait for the daemon. Beyond, they are told it as a whole.
 	maxQueued = 4096
 	// askLimit bounds a request to the daemon; retryAfter is the pause after one that failed.
@@ -28,12 +32,21 @@ const (
 // asker tells the daemon which flows calls need. It sends one request at a time, in the order of the changes;
 // what comes meanwhile goes into the next. What closes is told a moment later than what opens, since nobody waits for
 // it. After a failure, and to a new daemon, it tells the whole.
+//
+// Where there is a channel, whoever waits for an answer sends the request itself, with all that is queued, and reads
+// the answer: no other goroutine has to be woken on the way. What nobody waits for, an answer that did not come in time
+// and the whole are the business of run.
 type asker struct {
 	send  func(ctx context.Context, r flowsRequest) error
-	whole func() []Change // that open all flows which are needed now
+	open  func(ctx context.Context) (*channel, error) // nil: there are no channels
+	whole func() []Change                             // that open all flows which are needed now
 
 	wake chan struct{}
 	late atomic.Bool // a message has given up waiting: the others do not wait either until an answer comes
+
+	asking  sync.Mutex    // held by who asks the daemon, until it has the answer or gives up; before mu
+	channel *channel      // with asking; nil: it has to be opened
+	owed    chan struct{} // with asking; what the answer stands for that has not come; nil: none is to come
 
 	mu      sync.Mutex
 	queue   []Change
@@ -50,35 +63,22 @@ func newAsker(send func(context.Context, flowsRequest) error, whole func() []Cha
 	}
 }
 
-// tell queues a change. The channel is closed when the daemon has it.
-func (a *asker) tell(c Change) <-chan struct{} {
+// tell queues a change for which nobody waits.
+func (a *asker) tell(c Change) {
+	if _, queued := a.put(c); queued {
+		a.kick()
+	}
+}
+
+// put queues a change. done is closed when the daemon has it. If something was queued, it is sent with the next
+// request: that of wait, or after kick.
+func (a *asker) put(c Change) (done <-chan struct{}, queued bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, f := range c.Open {
 		delete(a.closing, f) // the daemon has it open still
 	}
-	c.Close = a.close(c.Close)
-	switch {
-	case len(c.Open)+len(c.Close)+len(c.Places) == 0:
-		return a.next
-	case len(a.queue) < maxQueued:
-		a.queue = append(a.queue, c)
-	default:
-		a.queue, a.all = nil, true
-	}
-	a.kick()
-	return a.next
-}
-
-// close has flows closed in a moment, or at once if too many wait. It returns those that do not wait: a flow from a
-// whole network is an interval, and what one of those costs the kernel grows with the number of them in the set. The
-// caller holds the lock.
-func (a *asker) close(flows []dialog.Flow) (now []dialog.Flow) {
-	for _, f := range flows {
-		if !f.From.IsValid() {
-			now = append(now, f)
-			continue
-		}
+	for _, f := range c.Close {
 		if len(a.closing) == 0 {
 			time.AfterFunc(closeAfter, a.closeNow)
 		}
@@ -88,7 +88,16 @@ func (a *asker) close(flows []dialog.Flow) (now []dialog.Flow) {
 		a.due = true
 		a.kick()
 	}
-	return now
+	c.Close = nil
+	switch {
+	case len(c.Open)+len(c.Places) == 0:
+		return a.next, false
+	case len(a.queue) < maxQueued:
+		a.queue = append(a.queue, c)
+	default:
+		a.queue, a.all = nil, true
+	}
+	return a.next, true
 }
 
 func (a *asker) closeNow() {
@@ -98,16 +107,17 @@ func (a *asker) closeNow() {
 	a.kick()
 }
 
-// take gives the next request. The caller holds the lock.
-func (a *asker) take() (r flowsRequest, done chan struct{}) {
+// take gives the next request, with what is to be closed if that is due. The caller holds the lock.
+func (a *asker) take(closings bool) (r flowsRequest, done chan struct{}) {
 	r, done = flowsRequest{Changes: a.queue, Whole: a.all}, a.next
-	if a.due && len(a.closing) > 0 {
-		r.Changes = append(r.Changes, Change{Close: slices.Collect(maps.Keys(a.closing))})
-	}
-	if a.due || a.all {
+	if closings && (a.due || a.all) {
+		if len(a.closing) > 0 && !a.all {
+			r.Changes = append(r.Changes, Change{Close: slices.Collect(maps.Keys(a.closing))})
+		}
 		clear(a.closing)
+		a.due = false
 	}
-	a.queue, a.next, a.all, a.due = nil, make(chan struct{}), false, false
+	a.queue, a.next, a.all = nil, make(chan struct{}), false
 	return r, done
 }
 
@@ -134,8 +144,18 @@ func (a *asker) wait(done <-chan struct{}) bool {
 	default:
 	}
 	if a.late.Load() {
+		a.kick()
 		return false
 	}
+	if a.askNow() {
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
+	a.kick()
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
@@ -147,8 +167,63 @@ func (a *asker) wait(done <-chan struct{}) bool {
 	}
 }
 
+// askNow sends what is queued by the channel, and waits a moment for the answer. It reports whether it could: nobody
+// else asks, and it is not for run to do.
+func (a *asker) askNow() bool {
+	if !a.asking.TryLock() {
+		return false
+	}
+	defer a.asking.Unlock()
+	if a.channel == nil || a.owed != nil {
+		return false
+	}
+	a.mu.Lock()
+	if a.all || len(a.queue) > maxAtOnce {
+		a.mu.Unlock()
+		return false
+	}
+	r, done := a.take(false)
+	a.mu.Unlock()
+	if len(r.Changes) == 0 { // somebody else has sent it
+		close(done)
+		return true
+	}
+	switch err := a.channel.ask(r.Changes); {
+	case errors.Is(err, errTooLong):
+		a.tellAll() // by the control connection, with what was taken
+		close(done)
+	case errors.Is(err, errLate):
+		a.owed = done
+		a.late.Store(true)
+		a.kick()
+	default:
+		a.answered(done, err)
+	}
+	return true
+}
+
+// answered lets those go on who wait for a request. The caller holds asking.
+func (a *asker) answered(done chan struct{}, err error) {
+	if err != nil {
+		a.failed(err)
+	} else {
+		a.late.Store(false)
+	}
+	close(done)
+}
+
+// failed has the daemon told of everything, since it may have missed something. The caller holds asking.
+func (a *asker) failed(err error) {
+	if a.channel != nil && !errors.Is(err, errRefused) {
+		a.channel.close() // what it still brings belongs to nothing any more
+		a.channel = nil
+	}
+	a.tellAll()
+}
+
 // run sends until ctx ends.
 func (a *asker) run(ctx context.Context) {
+	defer a.end()
 	for {
 		select {
 		case <-ctx.Done():
@@ -167,10 +242,31 @@ func (a *asker) run(ctx context.Context) {
 	}
 }
 
+func (a *asker) end() {
+	a.asking.Lock()
+	defer a.asking.Unlock()
+	if a.channel != nil {
+		a.channel.close()
+	}
+	a.channel, a.open = nil, nil
+}
+
 // round sends what is queued.
 func (a *asker) round(ctx context.Context) error {
+	a.asking.Lock()
+	defer a.asking.Unlock()
+	if a.owed != nil {
+		owed := a.owed
+		a.owed = nil
+		a.answered(owed, a.channel.collect(askLimit))
+	}
+	if a.channel == nil && a.open != nil {
+		if err := a.reopen(ctx); err != nil {
+			return err
+		}
+	}
 	a.mu.Lock()
-	r, done := a.take()
+	r, done := a.take(true)
 	a.mu.Unlock()
 	if r.Whole {
 		// What is queued from now on comes after this snapshot, and may be part of it: opening what is open and
@@ -181,15 +277,37 @@ func (a *asker) round(ctx context.Context) error {
 		close(done)
 		return nil
 	}
+	err := a.ask(ctx, r)
+	a.answered(done, err)
+	return err
+}
 
+// reopen opens a channel. The daemon has given up the one before by then, so that nothing comes by it after the whole,
+// which is told next.
+func (a *asker) reopen(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	err := a.send(ctx, r)
-	if err != nil {
+	if a.channel, err = a.open(ctx); err == nil {
 		a.tellAll()
-	} else {
-		a.late.Store(false)
 	}
-	close(done)
 	return err
+}
+
+// ask sends one request, and waits for its answer.
+func (a *asker) ask(ctx context.Context, r flowsRequest) error {
+	if a.channel != nil && !r.Whole {
+		err := a.channel.ask(r.Changes)
+		if errors.Is(err, errLate) {
+			err = a.channel.collect(askLimit)
+		}
+		if !errors.Is(err, errTooLong) {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	if err := a.send(ctx, r); err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return nil
 }

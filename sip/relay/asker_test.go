@@ -49,14 +49,6 @@ func TestWhatClosesWaitsForOthers(t *testing.T) {
 	assert.ElementsMatch(t, []dialog.Flow{flowTo(4000), flowTo(4002)}, requests[1].Changes[0].Close)
 }
 
-// An interval costs the kernel the more, the more of them there are.
-func TestFlowsOfWholeNetworksDoNotWait(t *testing.T) {
-	any := dialog.Flow{Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("10.1.10.9:4000")}
-	requests, at := asked(t, nil, func(a *asker) { a.tell(Change{Close: []dialog.Flow{any}}) })
-	assert.Equal(t, []flowsRequest{{Changes: []Change{{Close: []dialog.Flow{any}}}}}, requests)
-	assert.Equal(t, []time.Duration{0}, at)
-}
-
 // A flow that is needed again before its end was told stays open.
 func TestAFlowThatIsNeededAgainIsNotClosed(t *testing.T) {
 	requests, _ := asked(t, nil, func(a *asker) {

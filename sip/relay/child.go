@@ -93,6 +93,7 @@ func (s *server) handleSettings(_ context.Context, m *process.Message) (process.
 	if first {
 		s.core = newCore(time.Now)
 		s.core.asker = newAsker(s.sendFlows, s.core.flows)
+		s.core.asker.open = s.openChannel
 	}
 	if err := s.core.use(settings); err != nil {
 		return process.Reply{}, err
@@ -214,8 +215,9 @@ func (s *server) send(ctx context.Context, r process.Request) error {
 
 // sendFlows tells the daemon what calls need.
 func (s *server) sendFlows(ctx context.Context, r flowsRequest) error {
-	head, packed := r.pack()
-	return s.send(ctx, process.Request{Type: typeFlows, Body: head, Attached: packed, Within: askLimit})
+	return s.send(ctx, process.Request{
+		Type: typeFlows, Body: flowsHead{r.Whole}, Attached: packChanges(nil, r.Changes), Within: askLimit,
+	})
 }
 
 // openSockets asks the daemon for fresh sockets of a kind.

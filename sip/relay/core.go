@@ -166,18 +166,21 @@ func (c *core) follow(
 	c.note(now, &st, m, emergency, description)
 	var change Change
 	refused := c.admit(now, &st, m, emergency, &change)
-	done = c.settle(&st, change)
+	done, queued := c.settle(&st, change)
 	if next := c.tracker.Next(); next.Before(before) || before.IsZero() && !next.IsZero() {
 		c.wakeUp()
 	}
-	switch {
-	case refused != nil:
+	if refused == nil && len(st.Opened)+len(st.Shared) > 0 {
+		return action, done
+	}
+	if queued { // and need not be waited for
+		c.asker.kick()
+	}
+	if refused != nil {
 		c.policy.refusals.remember(now, m, refused)
 		return transparent.Action{Drop: true, Reply: refused}, nil
-	case len(st.Opened)+len(st.Shared) == 0: // what closes need not be waited for
-		done = nil
 	}
-	return action, done
+	return action, nil
 }
 
 func (c *core) wakeUp() {
@@ -213,8 +216,8 @@ func (c *core) note(
 	}
 }
 
-// settle tells the daemon what changed, and takes ended legs off.
-func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
+// settle queues what changed for the daemon, as asker.put says, and takes ended legs off.
+func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, queued bool) {
 	change.Open, change.Close = slices.Concat(st.Opened, st.Shared), st.Closed
 	if st.Leg != nil {
 		change.Hops, change.Via = st.Leg.Hops, c.tracker.Hops(st.Leg)
@@ -223,7 +226,7 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
 		}
 	}
 	if len(change.Open)+len(change.Close)+len(change.Places) > 0 {
-		done = c.asker.tell(change)
+		done, queued = c.asker.put(change)
 	}
 	if st.Leg != nil {
 		c.dirty[st.Leg] = true
@@ -253,7 +256,14 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}) {
 		c.ended[c.first] = *x
 		c.first = (c.first + 1) % maxEnded
 	}
-	return done
+	return done, queued
+}
+
+// settleAlone is settle for what no message waits for.
+func (c *core) settleAlone(st *dialog.Step, change Change) {
+	if _, queued := c.settle(st, change); queued {
+		c.asker.kick()
+	}
 }
 
 // noteMedia keeps which flows of RTP a call has had: what they were like is known by their addresses.
@@ -318,7 +328,7 @@ func (c *core) expireCalls(now time.Time) (next time.Time) {
 	st := c.tracker.Expire(now)
 	var change Change
 	c.carryOut(&change, c.policy.ledger.Follow(now, st, admission.Info{}))
-	c.settle(&st, change)
+	c.settleAlone(&st, change)
 	if c.policy.watch != nil {
 		for _, l := range st.Ended {
 			c.policy.watch.Ended(now, l.CallID)
@@ -353,7 +363,7 @@ func (c *core) load(legs []line) (failed error) {
 		c.carryOut(&change, c.policy.ledger.Settle(st.Leg.Began(), admission.Update{
 			Leg: st.Leg, Streams: st.Leg.Streams(), Emergency: l.Call != nil && l.Call.Emergency,
 		}))
-		c.settle(&st, change)
+		c.settleAlone(&st, change)
 	}
 	return failed
 }

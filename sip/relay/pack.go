@@ -7,64 +7,50 @@ import (
 	"net/netip"
 
 	"ringway/sip/dialog"
+	"ringway/tunnel"
+	"ringway/units"
 )
 
-// flowsRequest crosses the control socket with every message that changes what a call needs. Its changes go beside the
-// fields, packed: as JSON they cost more than all that the daemon does about them but for the kernel's part.
+// flowsRequest crosses the control socket with every message that changes what a call needs, unless it goes by a
+// channel. Its changes go beside the fields, packed: as JSON they cost more than all that the daemon does about them
+// but for the kernel's part.
 type flowsRequest struct {
 	Changes []Change
 	Whole   bool // there are no other flows than those that are opened here
 }
 
-// flowsHead are the fields of the request. Places has those of each change, if there are any.
+// flowsHead are the fields of the request.
 type flowsHead struct {
-	Whole  bool      `json:"whole,omitempty"`
-	Places [][]Place `json:"places,omitempty"`
+	Whole bool `json:"whole,omitempty"`
 }
 
 // maxChanges bounds a request: one change for each leg, and what waits besides.
 const maxChanges = maxLegs + 2*maxQueued
 
-// pack gives the two parts of a request.
-func (r *flowsRequest) pack() (head flowsHead, packed []byte) {
-	head.Whole, packed = r.Whole, make([]byte, 0, 256)
-	for i := range r.Changes {
-		c := &r.Changes[i]
-		packed = c.pack(packed)
-		if len(c.Places) > 0 && head.Places == nil {
-			head.Places = make([][]Place, len(r.Changes))
-		}
-		if head.Places != nil {
-			head.Places[i] = c.Places
-		}
+// packChanges appends changes.
+func packChanges(b []byte, changes []Change) []byte {
+	for i := range changes {
+		b = changes[i].pack(b)
 	}
-	return head, packed
+	return b
 }
 
-// unpack puts a request together. Its bytes are an unprivileged process's.
-func unpack(head flowsHead, packed []byte) (r flowsRequest, err error) {
-	r.Whole = head.Whole
+// unpackChanges reads what packChanges wrote. Its bytes are an unprivileged process's.
+func unpackChanges(packed []byte) (changes []Change, err error) {
 	u := unpacker{rest: packed}
-	for len(u.rest) > 0 && !u.bad && len(r.Changes) <= maxChanges {
-		r.Changes = append(r.Changes, u.change())
+	for len(u.rest) > 0 && !u.bad && len(changes) <= maxChanges {
+		changes = append(changes, u.change())
 	}
 	switch {
-	case len(r.Changes) > maxChanges:
-		return r, fmt.Errorf("more than %d changes", maxChanges)
+	case len(changes) > maxChanges:
+		return nil, fmt.Errorf("more than %d changes", maxChanges)
 	case u.bad:
-		return r, errors.New("changes of flows that end early, or have no such form")
-	case head.Places == nil:
-		return r, nil
-	case len(head.Places) != len(r.Changes):
-		return r, fmt.Errorf("places of %d changes, with %d changes", len(head.Places), len(r.Changes))
+		return nil, errors.New("changes of flows that end early, or have no such form")
 	}
-	for i, p := range head.Places {
-		r.Changes[i].Places = p
-	}
-	return r, nil
+	return changes, nil
 }
 
-// pack appends a change without its places: three addresses or more, then two lists of flows, each with its length.
+// pack appends a change: three addresses or more, then two lists of flows and one of places, each with its length.
 func (c *Change) pack(b []byte) []byte {
 	b = packAddr(packAddr(b, c.Hops[0]), c.Hops[1])
 	b = binary.AppendUvarint(b, uint64(len(c.Via)))
@@ -77,16 +63,32 @@ func (c *Change) pack(b []byte) []byte {
 			b = packFlow(b, &list[i])
 		}
 	}
+	b = binary.AppendUvarint(b, uint64(len(c.Places)))
+	for i := range c.Places {
+		b = packPlace(b, &c.Places[i])
+	}
 	return b
 }
 
-func packFlow(b []byte, f *dialog.Flow) []byte {
-	rtcp := byte(0)
-	if f.RTCP {
-		rtcp = 1
+func packPlace(b []byte, p *Place) []byte {
+	r := &p.Reserve
+	b = packAddrPort(packAddrPort(append(b, flag(p.Release)), r.Flow.Source), r.Flow.Destination)
+	return binary.BigEndian.AppendUint64(append(b, r.Site[:]...), uint64(r.Rate))
+}
+
+func flag(set bool) byte {
+	if set {
+		return 1
 	}
-	b = packAddr(packAddr(append(b, rtcp), f.From), f.Asked)
-	return binary.BigEndian.AppendUint16(packAddr(b, f.To.Addr()), f.To.Port())
+	return 0
+}
+
+func packAddrPort(b []byte, a netip.AddrPort) []byte {
+	return binary.BigEndian.AppendUint16(packAddr(b, a.Addr()), a.Port())
+}
+
+func packFlow(b []byte, f *dialog.Flow) []byte {
+	return packAddrPort(packAddr(packAddr(append(b, flag(f.RTCP)), f.From), f.Asked), f.To)
 }
 
 // packAddr appends the length of an address, 0 for none, and its bytes. A zone is lost: no flow has one.
@@ -119,16 +121,24 @@ func (u *unpacker) change() (c Change) {
 			*list = make([]dialog.Flow, 0, n)
 		}
 		for range n {
-			f := dialog.Flow{RTCP: u.take(1)[0] == 1, From: u.addr(), Asked: u.addr()}
-			f.To = netip.AddrPortFrom(u.addr(), binary.BigEndian.Uint16(u.take(2)))
-			*list = append(*list, f)
+			*list = append(*list, dialog.Flow{RTCP: u.flag(), From: u.addr(), Asked: u.addr(), To: u.addrPort()})
 		}
+	}
+	for range u.length(minPlace) {
+		p := Place{Release: u.flag()}
+		p.Reserve.Flow.Source, p.Reserve.Flow.Destination = u.addrPort(), u.addrPort()
+		copy(p.Reserve.Site[:], u.take(len(p.Reserve.Site)))
+		p.Reserve.Rate = units.BitRate(binary.BigEndian.Uint64(u.take(8)))
+		c.Places = append(c.Places, p)
 	}
 	return c
 }
 
-// minFlow is the least that a flow takes.
-const minFlow = 1 + 3 + 2
+// minFlow is the least that a flow takes, minPlace a place.
+const (
+	minFlow  = 1 + 3 + 2
+	minPlace = 1 + 2*3 + tunnel.KeySize + 8
+)
 
 // length reads how many elements follow, each of size bytes at least: what is claimed cannot be more than is there.
 func (u *unpacker) length(size int) int {
@@ -154,11 +164,17 @@ func (u *unpacker) addr() netip.Addr {
 	return netip.Addr{}
 }
 
-// take gives the next n bytes, 16 at most; zeros once it is bad.
+func (u *unpacker) addrPort() netip.AddrPort {
+	return netip.AddrPortFrom(u.addr(), binary.BigEndian.Uint16(u.take(2)))
+}
+
+func (u *unpacker) flag() bool { return u.take(1)[0] == 1 }
+
+// take gives the next n bytes, 32 at most; zeros once it is bad.
 func (u *unpacker) take(n int) []byte {
 	if u.bad || n > len(u.rest) {
 		u.bad = true
-		return make([]byte, 16)[:n]
+		return make([]byte, 32)[:n]
 	}
 	b := u.rest[:n]
 	u.rest = u.rest[n:]

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"encoding/json"
 	"net/netip"
 	"testing"
 
@@ -9,62 +8,62 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/sip/dialog"
+	"ringway/tunnel"
 )
 
-// packed is a request with all that one can have.
-func packed() flowsRequest {
+// packed are changes with all that they can have.
+func packed() []Change {
 	a, b := netip.MustParseAddr("10.1.10.9"), netip.MustParseAddr("2001:db8::1")
-	return flowsRequest{Whole: true, Changes: []Change{
+	return []Change{
 		{
 			Hops: [2]netip.Addr{a, b}, Via: []netip.Addr{b},
 			Open:  []dialog.Flow{{Asked: a, To: netip.MustParseAddrPort("[2001:db8::2]:4000"), RTCP: true}},
 			Close: []dialog.Flow{{From: b, To: netip.MustParseAddrPort("10.1.10.9:65535")}},
 		},
-		{Places: []Place{{Release: true}}},
+		{Places: []Place{{Release: true}, {Reserve: tunnel.Reservation{
+			Flow: tunnel.Flow{
+				Source:      netip.MustParseAddrPort("10.1.10.9:4000"),
+				Destination: netip.MustParseAddrPort("[2001:db8::2]:4002"),
+			},
+			Site: tunnel.PublicKey{1, 31: 2}, Rate: 1 << 40,
+		}}}},
 		{Hops: [2]netip.Addr{b, a}, Close: []dialog.Flow{{From: a, To: netip.MustParseAddrPort("10.1.10.9:1")}}},
-	}}
+	}
 }
 
-// What crosses the control socket reads as what was written.
+// What crosses to the daemon reads as what was written.
 func TestChangesSurviveTheirEncoding(t *testing.T) {
-	for _, want := range []flowsRequest{packed(), {}, {Whole: true}, {Changes: packed().Changes[:1]}} {
-		head, packed := want.pack()
-		b, err := json.Marshal(head)
-		require.NoError(t, err)
-		var back flowsHead
-		require.NoError(t, json.Unmarshal(b, &back))
-		got, err := unpack(back, packed)
+	for _, want := range [][]Change{packed(), nil, packed()[:1]} {
+		got, err := unpackChanges(packChanges(nil, want))
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
 	}
 }
 
-// Half a request is refused, and so are places that belong to no change.
+// Half a request is refused.
 func TestChangesThatAreCut(t *testing.T) {
-	whole := packed()
-	b := whole.Changes[0].pack(nil)
-	for n := 1; n < len(b); n++ {
-		_, err := unpack(flowsHead{}, b[:n])
-		assert.Error(t, err, "%d of %d bytes", n, len(b))
+	for _, c := range packed() {
+		b := c.pack(nil)
+		for n := 1; n < len(b); n++ {
+			_, err := unpackChanges(b[:n])
+			assert.Error(t, err, "%d of %d bytes", n, len(b))
+		}
 	}
-	_, err := unpack(flowsHead{Places: make([][]Place, 2)}, b)
-	assert.ErrorContains(t, err, "places of 2 changes, with 1 changes")
-	_, err = unpack(flowsHead{}, make([]byte, 5*(maxChanges+1)))
+	_, err := unpackChanges(make([]byte, 6*(maxChanges+1)))
 	assert.ErrorContains(t, err, "more than")
 }
 
 func FuzzUnpack(f *testing.F) {
-	for _, c := range packed().Changes {
+	for _, c := range packed() {
 		f.Add(c.pack(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := unpack(flowsHead{}, b)
+		changes, err := unpackChanges(b)
 		if err != nil {
 			return
 		}
-		head, packed := r.pack()
-		again, err := unpack(head, packed)
+		again, err := unpackChanges(packChanges(nil, changes))
 		require.NoError(t, err)
-		assert.Equal(t, r, again)
+		assert.Equal(t, changes, again)
 	})
 }

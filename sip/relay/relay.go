@@ -6,7 +6,8 @@
 // What a call needs, the process asks of the daemon: media flows to let pass. The daemon checks each one, so
 // that a process which was taken over can open nothing that a call could not.
 //
-// The process's half is Main (child.go), core.go (what a message means) and asker.go (requests to the daemon).
+// The process's half is Main (child.go), core.go (what a message means) and asker.go (requests to the daemon, most of
+// them by the channel of channel.go).
 // The daemon's half is Supervisor (supervisor.go) and the sockets (sockets.go). They meet in protocol.go.
 package relay
 
@@ -50,6 +51,7 @@ const (
 
 	typeSockets     = "sockets"     // fresh sockets to send from
 	typeFlows       = "flows"       // calls need other flows
+	typeChannel     = "channel"     // a socket for short requests of that kind
 	typeHomer       = "homer"       // a socket to a Homer server
 	typeReports     = "reports"     // abuse, and records of calls
 	typeUnreachable = "unreachable" // a server did not answer a connection

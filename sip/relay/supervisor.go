@@ -59,6 +59,8 @@ type Supervisor struct {
 	heard atomic.Int64 // when the last beat came, or the sockets were opened, by now
 	now   func() time.Duration
 
+	channels channels
+
 	mu       sync.Mutex // guards what follows
 	settings *Settings  // nil: no process is wanted
 }
@@ -77,6 +79,10 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 	}
 	made := time.Now()
 	s := &Supervisor{cfg: cfg, log: cfg.Log, now: func() time.Duration { return time.Since(made) }}
+	s.channels = channels{
+		take: func(ctx context.Context, changes []Change) error { return cfg.Flows(ctx, changes, false) },
+		log:  cfg.Log, byPID: map[int]*served{},
+	}
 	var err error
 	s.procs, err = process.New(process.Config{
 		Kind: kindOf(cfg.Args, cfg.Env), RunDir: cfg.RunDir, Timing: cfg.Timing, Log: cfg.Log, Program: cfg.Program,
@@ -84,6 +90,7 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 		Requests: map[string]process.Handler{
 			typeSockets:     s.handleSockets,
 			typeFlows:       s.handleFlows,
+			typeChannel:     s.handleChannel,
 			typeUnreachable: s.handleUnreachable,
 			typeReports:     s.handleReports,
 			typeHomer:       s.handleHomer,
@@ -103,6 +110,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { s.dropStale(ctx) })
 	defer s.close()
+	defer s.channels.close()
 	defer tasks.Wait()
 	return s.procs.Run(ctx)
 }
@@ -442,11 +450,22 @@ func (s *Supervisor) handleFlows(ctx context.Context, m *process.Message) (proce
 	if err := m.Decode(&head); err != nil {
 		return process.Reply{}, err
 	}
-	r, err := unpack(head, m.Attached())
+	changes, err := unpackChanges(m.Attached())
 	if err != nil {
 		return process.Reply{}, err
 	}
-	return process.Reply{}, s.cfg.Flows(ctx, r.Changes, r.Whole)
+	return process.Reply{}, s.cfg.Flows(ctx, changes, head.Whole)
+}
+
+// handleChannel gives the process a faster way for its flows.
+func (s *Supervisor) handleChannel(_ context.Context, m *process.Message) (process.Reply, error) {
+	fd, err := s.channels.open(m.Sender.PID)
+	if err != nil {
+		return process.Reply{}, err
+	}
+	return process.Reply{
+		Files: []process.File{{Name: "channel", FD: fd}}, After: func() { process.Close(fd) },
+	}, nil
 }
 
 // handleHomer opens a socket to the Homer server of the settings, and to no other one.

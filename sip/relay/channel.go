@@ -1,0 +1,246 @@
+package relay
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ringway/process"
+)
+
+// A message that begins a call waits for the daemon, and so does the call. The control connection is no way for that:
+// on it a request passes four goroutines, two pollers and JSON, which cost more than what the kernel does about the
+// flows. A channel is a pair of sockets beside it, of packets, on which one request follows the answer to the one
+// before. At both ends a thread waits in the system call itself.
+//
+// A request is a number of 4 bytes and packed changes, its answer the same number and why it was refused, if it was.
+
+const (
+	maxChannel = 32 << 10 // bytes of a request; more goes by the control connection
+	maxRefusal = 512      // bytes of an answer
+)
+
+var (
+	errTooLong = errors.New("the request is too long for the channel")
+	errLate    = errors.New("the answer did not come in time")
+	errRefused = errors.New("the daemon refused it")
+)
+
+// channel is the process's end. It is used by one goroutine at a time.
+type channel struct {
+	fd     int
+	number uint32
+	buffer []byte
+}
+
+func newChannel(fd int) *channel { return &channel{fd: fd} }
+
+func (c *channel) close() { unix.Close(c.fd) }
+
+// ask sends a request and waits for its answer as long as patience. After errLate the answer has to be collected
+// before the next request. errRefused: the daemon did not do all of it.
+func (c *channel) ask(changes []Change) error {
+	c.number++
+	c.buffer = packChanges(binary.BigEndian.AppendUint32(c.buffer[:0], c.number), changes)
+	if len(c.buffer) > maxChannel {
+		return errTooLong
+	}
+	if err := ignoringInterrupts(func() error { _, err := unix.Write(c.fd, c.buffer); return err }); err != nil {
+		return fmt.Errorf("tell the daemon of flows: %w", err)
+	}
+	return c.answer()
+}
+
+// answer waits for the answer to the latest request as long as the socket's timeout.
+func (c *channel) answer() error {
+	var b [maxRefusal]byte
+	n := 0
+	err := ignoringInterrupts(func() (err error) { n, err = unix.Read(c.fd, b[:]); return err })
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return errLate
+	case err != nil:
+		return fmt.Errorf("wait for the daemon: %w", err)
+	case n == 0:
+		return errors.New("wait for the daemon: it has closed the channel")
+	case n < 4 || binary.BigEndian.Uint32(b[:]) != c.number:
+		return errors.New("wait for the daemon: the answer is to another request")
+	case n > 4:
+		return fmt.Errorf("%w: %s", errRefused, b[4:n])
+	}
+	return nil
+}
+
+// collect waits for an answer that was late.
+func (c *channel) collect(limit time.Duration) (err error) {
+	for began := time.Now(); time.Since(began) < limit; {
+		if err = c.answer(); !errors.Is(err, errLate) {
+			return err
+		}
+	}
+	return err
+}
+
+// ignoringInterrupts calls again what a signal has interrupted.
+func ignoringInterrupts(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// openChannel asks the daemon for a channel.
+func (s *server) openChannel(ctx context.Context) (*channel, error) {
+	m, err := s.child.Ask(ctx, process.Request{Type: typeChannel, Within: askLimit})
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	files := m.TakeFiles()
+	if len(files) != 1 {
+		process.CloseFiles(files...)
+		return nil, fmt.Errorf("the daemon sent %d sockets for a channel", len(files))
+	}
+	return newChannel(files[0].FD), nil
+}
+
+// channels are the daemon's ends, one for each process: while one replaces another there are two.
+type channels struct {
+	take func(ctx context.Context, changes []Change) error
+	log  *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	byPID  map[int]*served
+	closed bool
+}
+
+// maxServed bounds the channels: the processes that can be connected at a time are fewer.
+const maxServed = 8
+
+// served is a channel that a goroutine answers.
+type served struct {
+	fd     int
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// end returns when nothing comes by the channel any more.
+func (s *served) end() {
+	s.cancel()
+	_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // wakes the goroutine
+	<-s.done
+}
+
+// open gives a process a channel in place of the one that it had. The caller closes the descriptor.
+func (c *channels) open(pid int) (fd int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.byPID[pid]; old != nil {
+		old.end()
+		delete(c.byPID, pid)
+	}
+	switch {
+	case c.closed:
+		return process.NoFD, errors.New("the supervisor was closed")
+	case len(c.byPID) >= maxServed:
+		return process.NoFD, fmt.Errorf("more than %d channels", maxServed)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return process.NoFD, fmt.Errorf("make a channel: %w", err)
+	}
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return process.NoFD, fmt.Errorf("make a channel: set its timeout: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &served{fd: pair[0], cancel: cancel, done: make(chan struct{})}
+	c.byPID[pid] = s
+	go func() {
+		err := c.serve(ctx, s.fd)
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("a channel of calls is closed", "pid", pid, "error", err)
+		}
+		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		close(s.done)
+		c.gone(pid, s)
+	}()
+	return pair[1], nil
+}
+
+// gone forgets a channel that has ended, and closes its descriptor once nobody can shut it down any more.
+func (c *channels) gone(pid int, s *served) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byPID[pid] == s {
+		delete(c.byPID, pid)
+	}
+	s.cancel()
+	unix.Close(s.fd)
+}
+
+// close ends all channels.
+func (c *channels) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for pid, s := range c.byPID {
+		s.end()
+		delete(c.byPID, pid)
+	}
+}
+
+// serve answers requests, whose bytes are an unprivileged process's, until the channel is closed.
+func (c *channels) serve(ctx context.Context, fd int) error {
+	buffer := make([]byte, maxChannel)
+	for {
+		n := 0
+		err := ignoringInterrupts(func() (err error) { n, err = unix.Read(fd, buffer); return err })
+		switch {
+		case isOver(err), err == nil && n == 0:
+			return nil
+		case err != nil:
+			return fmt.Errorf("read a request: %w", err)
+		case n < 4:
+			return fmt.Errorf("read a request: it has %d bytes (at least 4)", n)
+		}
+		answer := buffer[:4:4]
+		if err := c.handle(ctx, buffer[4:n]); err != nil {
+			answer = append(answer, err.Error()...)
+			answer = answer[:min(len(answer), maxRefusal)]
+		}
+		err = ignoringInterrupts(func() error { return unix.Sendto(fd, answer, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil) })
+		switch {
+		case isOver(err):
+			return nil
+		case err != nil: // it has asked many times and read no answer
+			return fmt.Errorf("answer: %w", err)
+		}
+	}
+}
+
+// isOver reports whether the process has closed its end.
+func isOver(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
+
+// handle does what one request asks for. One that panics costs itself alone.
+func (c *channels) handle(ctx context.Context, packed []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the daemon failed: %v", p)
+		}
+	}()
+	changes, err := unpackChanges(packed)
+	if err != nil {
+		return err
+	}
+	return c.take(ctx, changes)
+}
