@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +20,11 @@ import (
 // A message that begins a call waits for the daemon, and so does the call. The control connection is no way for that:
 // on it a request passes four goroutines, two pollers and JSON, which cost more than what the kernel does about the
 // flows. A channel is a pair of sockets beside it, of packets, on which one request follows the answer to the one
-// before. At both ends a thread waits in the system call itself.
+// before.
+//
+// The process waits in the system call, for a few milliseconds at most, and Go is not told of it: for one that it
+// knows to wait, its monitor thread looks for other work every 20 us. The daemon, whose wait has no end, waits as for
+// any connection.
 //
 // A request is a number of 4 bytes and packed changes, its answer the same number and why it was refused, if it was.
 
@@ -51,22 +58,21 @@ func (c *channel) ask(changes []Change) error {
 	if len(c.buffer) > maxChannel {
 		return errTooLong
 	}
-	if err := ignoringInterrupts(func() error { _, err := unix.Write(c.fd, c.buffer); return err }); err != nil {
-		return fmt.Errorf("tell the daemon of flows: %w", err)
+	if _, errno := transfer(short, unix.SYS_SENDTO, c.fd, c.buffer, sendNow); errno != 0 {
+		return fmt.Errorf("tell the daemon of flows: %w", errno)
 	}
-	return c.answer()
+	return c.answer(short)
 }
 
 // answer waits for the answer to the latest request as long as the socket's timeout.
-func (c *channel) answer() error {
+func (c *channel) answer(w wait) error {
 	var b [maxRefusal]byte
-	n := 0
-	err := ignoringInterrupts(func() (err error) { n, err = unix.Read(c.fd, b[:]); return err })
+	n, errno := transfer(w, unix.SYS_RECVFROM, c.fd, b[:], 0)
 	switch {
-	case errors.Is(err, unix.EAGAIN):
+	case errno == unix.EAGAIN:
 		return errLate
-	case err != nil:
-		return fmt.Errorf("wait for the daemon: %w", err)
+	case errno != 0:
+		return fmt.Errorf("wait for the daemon: %w", errno)
 	case n == 0:
 		return errors.New("wait for the daemon: it has closed the channel")
 	case n < 4 || binary.BigEndian.Uint32(b[:]) != c.number:
@@ -80,19 +86,39 @@ func (c *channel) answer() error {
 // collect waits for an answer that was late.
 func (c *channel) collect(limit time.Duration) (err error) {
 	for began := time.Now(); time.Since(began) < limit; {
-		if err = c.answer(); !errors.Is(err, errLate) {
+		if err = c.answer(long); !errors.Is(err, errLate) {
 			return err
 		}
 	}
 	return err
 }
 
-// ignoringInterrupts calls again what a signal has interrupted.
-func ignoringInterrupts(call func() error) error {
+// wait says whether Go is told that a system call may wait.
+type wait bool
+
+const (
+	long  wait = true
+	short wait = false
+)
+
+// sendNow are the flags of what is sent: it never waits.
+const sendNow = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+
+// transfer is sendto or recvfrom, again if a signal has interrupted it: Go's own signals ask for the processor.
+func transfer(w wait, number uintptr, fd int, b []byte, flags uintptr) (n int, errno unix.Errno) {
 	for {
-		if err := call(); !errors.Is(err, unix.EINTR) {
-			return err
+		var got uintptr
+		if w == long {
+			got, _, errno = unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))),
+				uintptr(len(b)), flags, 0, 0)
+		} else {
+			got, _, errno = unix.RawSyscall6(number, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))),
+				uintptr(len(b)), flags, 0, 0)
 		}
+		if errno != unix.EINTR {
+			return int(got), errno
+		}
+		runtime.Gosched()
 	}
 }
 
@@ -126,7 +152,7 @@ const maxServed = 8
 
 // served is a channel that a goroutine answers.
 type served struct {
-	fd     int
+	file   *os.File
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -134,7 +160,7 @@ type served struct {
 // end returns when nothing comes by the channel any more.
 func (s *served) end() {
 	s.cancel()
-	_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // wakes the goroutine
+	s.file.Close()
 	<-s.done
 }
 
@@ -156,28 +182,35 @@ func (c *channels) open(pid int) (fd int, err error) {
 	if err != nil {
 		return process.NoFD, fmt.Errorf("make a channel: %w", err)
 	}
-	wait := unix.NsecToTimeval(patience.Nanoseconds())
-	if err := unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+	if err := setUp(pair); err != nil {
 		unix.Close(pair[0])
 		unix.Close(pair[1])
-		return process.NoFD, fmt.Errorf("make a channel: set its timeout: %w", err)
+		return process.NoFD, fmt.Errorf("make a channel: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &served{fd: pair[0], cancel: cancel, done: make(chan struct{})}
+	s := &served{file: os.NewFile(uintptr(pair[0]), "channel"), cancel: cancel, done: make(chan struct{})}
 	c.byPID[pid] = s
 	go func() {
-		err := c.serve(ctx, s.fd)
-		if err != nil && ctx.Err() == nil {
+		if err := c.serve(ctx, s.file); err != nil && ctx.Err() == nil {
 			c.log.Warn("a channel of calls is closed", "pid", pid, "error", err)
 		}
-		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		s.file.Close()
 		close(s.done)
 		c.gone(pid, s)
 	}()
 	return pair[1], nil
 }
 
-// gone forgets a channel that has ended, and closes its descriptor once nobody can shut it down any more.
+// setUp has the process's end give up a wait in time, and the daemon's wait in the poller.
+func setUp(pair [2]int) error {
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		return fmt.Errorf("set its timeout: %w", err)
+	}
+	return unix.SetNonblock(pair[0], true)
+}
+
+// gone forgets a channel that has ended.
 func (c *channels) gone(pid int, s *served) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,7 +218,6 @@ func (c *channels) gone(pid int, s *served) {
 		delete(c.byPID, pid)
 	}
 	s.cancel()
-	unix.Close(s.fd)
 }
 
 // close ends all channels.
@@ -200,36 +232,43 @@ func (c *channels) close() {
 }
 
 // serve answers requests, whose bytes are an unprivileged process's, until the channel is closed.
-func (c *channels) serve(ctx context.Context, fd int) error {
-	buffer := make([]byte, maxChannel)
+func (c *channels) serve(ctx context.Context, file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buffer, n, errno := make([]byte, maxChannel), 0, unix.Errno(0)
+	receive := func(fd uintptr) bool {
+		n, errno = transfer(short, unix.SYS_RECVFROM, int(fd), buffer, unix.MSG_DONTWAIT)
+		return errno != unix.EAGAIN
+	}
+	var answer []byte
+	send := func(fd uintptr) bool {
+		_, errno = transfer(short, unix.SYS_SENDTO, int(fd), answer, sendNow)
+		return true
+	}
 	for {
-		n := 0
-		err := ignoringInterrupts(func() (err error) { n, err = unix.Read(fd, buffer); return err })
-		switch {
-		case isOver(err), err == nil && n == 0:
+		switch err := raw.Read(receive); {
+		case err != nil, errno == unix.ECONNRESET, errno == 0 && n == 0: // closed, at this end or the other one
 			return nil
-		case err != nil:
-			return fmt.Errorf("read a request: %w", err)
+		case errno != 0:
+			return fmt.Errorf("read a request: %w", errno)
 		case n < 4:
 			return fmt.Errorf("read a request: it has %d bytes (at least 4)", n)
 		}
-		answer := buffer[:4:4]
+		answer = buffer[:4:4]
 		if err := c.handle(ctx, buffer[4:n]); err != nil {
 			answer = append(answer, err.Error()...)
 			answer = answer[:min(len(answer), maxRefusal)]
 		}
-		err = ignoringInterrupts(func() error { return unix.Sendto(fd, answer, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil) })
-		switch {
-		case isOver(err):
+		switch err := raw.Write(send); {
+		case err != nil, errno == unix.EPIPE, errno == unix.ECONNRESET:
 			return nil
-		case err != nil: // it has asked many times and read no answer
-			return fmt.Errorf("answer: %w", err)
+		case errno != 0: // it has asked many times and read no answer
+			return fmt.Errorf("answer: %w", errno)
 		}
 	}
 }
-
-// isOver reports whether the process has closed its end.
-func isOver(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
 
 // handle does what one request asks for. One that panics costs itself alone.
 func (c *channels) handle(ctx context.Context, packed []byte) (err error) {
