@@ -2,7 +2,6 @@ package dialog
 
 import (
 	"container/heap"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,69 +9,70 @@ import (
 	"time"
 
 	"ringway/qos"
+	"ringway/sip/compact"
 	"ringway/sip/message"
 	"ringway/sip/sdp"
 )
 
-// A leg as it is kept for the process that replaces this one. Names of fields are never given another meaning;
+// A leg as it is kept for the process that replaces this one. Numbers of fields are never given another meaning;
 // unknown ones are ignored.
 type (
 	savedLeg struct {
-		CallID    string        `json:"call_id"`
-		Hops      [2]netip.Addr `json:"hops"`
-		Tag       string        `json:"tag"`
-		Offer     []savedParty  `json:"offer,omitempty"`
-		CSeq      uint32        `json:"cseq"`
-		Branches  []savedBranch `json:"branches,omitempty"`
-		Cancelled bool          `json:"cancelled,omitempty"`
-		Responded bool          `json:"responded,omitempty"`
-		Accepted  bool          `json:"accepted,omitempty"`
-		Began     time.Time     `json:"began"`
-		Seen      time.Time     `json:"seen"`
-		Dialogs   []savedDialog `json:"dialogs,omitempty"`
+		CallID    string        `cbor:"1,keyasint"`
+		Hops      [2]netip.Addr `cbor:"2,keyasint"`
+		Tag       string        `cbor:"3,keyasint"`
+		Offer     []savedParty  `cbor:"4,keyasint,omitempty"`
+		CSeq      uint32        `cbor:"5,keyasint"`
+		Branches  []savedBranch `cbor:"6,keyasint,omitempty"`
+		Cancelled bool          `cbor:"7,keyasint,omitempty"`
+		Responded bool          `cbor:"8,keyasint,omitempty"`
+		Accepted  bool          `cbor:"9,keyasint,omitempty"`
+		Began     time.Time     `cbor:"10,keyasint"`
+		Seen      time.Time     `cbor:"11,keyasint"`
+		Dialogs   []savedDialog `cbor:"12,keyasint,omitempty"`
 	}
 	savedBranch struct {
-		ID     string `json:"id"`
-		Failed bool   `json:"failed,omitempty"`
+		ID     string `cbor:"1,keyasint"`
+		Failed bool   `cbor:"2,keyasint,omitempty"`
 	}
 	savedDialog struct {
-		Tag      string            `json:"tag"`
-		State    State             `json:"state"`
-		Why      End               `json:"why,omitempty"`
-		Media    [2][]savedParty   `json:"media,omitzero"`
-		Pending  [2]*savedExchange `json:"pending,omitzero"`
-		Answered savedTransaction  `json:"answered"`
-		Offerer  side              `json:"offerer"`
-		Deadline time.Time         `json:"deadline,omitzero"`
-		AtEnd    End               `json:"at_end,omitempty"`
-		Before   State             `json:"before,omitempty"`
-		Session  time.Duration     `json:"session,omitempty"`
-		Expires  time.Time         `json:"expires,omitzero"`
-		Seen     time.Time         `json:"seen"`
-		Held     bool              `json:"held,omitempty"`
-		Previous []Flow            `json:"previous,omitempty"`
-		Until    time.Time         `json:"until,omitzero"`
+		Tag      string            `cbor:"1,keyasint"`
+		State    State             `cbor:"2,keyasint"`
+		Why      End               `cbor:"3,keyasint,omitempty"`
+		Media    [2][]savedParty   `cbor:"4,keyasint,omitzero"`
+		Pending  [2]*savedExchange `cbor:"5,keyasint,omitzero"`
+		Answered savedTransaction  `cbor:"6,keyasint"`
+		Offerer  side              `cbor:"7,keyasint"`
+		Deadline time.Time         `cbor:"8,keyasint,omitzero"`
+		AtEnd    End               `cbor:"9,keyasint,omitempty"`
+		Before   State             `cbor:"10,keyasint,omitempty"`
+		Session  time.Duration     `cbor:"11,keyasint,omitempty"`
+		Expires  time.Time         `cbor:"12,keyasint,omitzero"`
+		Seen     time.Time         `cbor:"13,keyasint"`
+		Held     bool              `cbor:"14,keyasint,omitempty"`
+		Previous []Flow            `cbor:"15,keyasint,omitempty"`
+		Until    time.Time         `cbor:"16,keyasint,omitzero"`
 	}
 	savedExchange struct {
 		savedTransaction
-		Media []savedParty `json:"media"`
+		Media []savedParty `cbor:"4,keyasint"`
 	}
 	savedTransaction struct {
-		Method message.Method `json:"method"`
-		CSeq   uint32         `json:"cseq"`
-		Asker  side           `json:"asker"`
+		Method message.Method `cbor:"1,keyasint"`
+		CSeq   uint32         `cbor:"2,keyasint"`
+		Asker  side           `cbor:"3,keyasint"`
 	}
 	savedParty struct {
-		Kind       sdp.Kind         `json:"kind"`
-		Refused    bool             `json:"refused,omitempty"`
-		RTP        netip.AddrPort   `json:"rtp,omitzero"`
-		RTCP       netip.AddrPort   `json:"rtcp,omitzero"`
-		Direction  sdp.Direction    `json:"direction,omitempty"`
-		Mux        bool             `json:"mux,omitempty"`
-		Candidates []netip.AddrPort `json:"candidates,omitempty"`
-		Named      bool             `json:"named,omitempty"`
-		SRTP       bool             `json:"srtp,omitempty"`
-		Codecs     []qos.Codec      `json:"codecs,omitempty"`
+		Kind       sdp.Kind         `cbor:"1,keyasint"`
+		Refused    bool             `cbor:"2,keyasint,omitempty"`
+		RTP        netip.AddrPort   `cbor:"3,keyasint,omitzero"`
+		RTCP       netip.AddrPort   `cbor:"4,keyasint,omitzero"`
+		Direction  sdp.Direction    `cbor:"5,keyasint,omitempty"`
+		Mux        bool             `cbor:"6,keyasint,omitempty"`
+		Candidates []netip.AddrPort `cbor:"7,keyasint,omitempty"`
+		Named      bool             `cbor:"8,keyasint,omitempty"`
+		SRTP       bool             `cbor:"9,keyasint,omitempty"`
+		Codecs     []qos.Codec      `cbor:"10,keyasint,omitempty"`
 	}
 )
 
@@ -99,7 +99,7 @@ func (l *Leg) Save() ([]byte, error) {
 		}
 		s.Dialogs = append(s.Dialogs, x)
 	}
-	return json.Marshal(s)
+	return compact.Encode(s)
 }
 
 func saveTransaction(t transaction) savedTransaction {
@@ -133,7 +133,7 @@ func loadParties(all []savedParty) (out []party) {
 // refuses what Save cannot have made.
 func (t *Tracker) Load(now time.Time, saved []byte) (st Step, err error) {
 	var s savedLeg
-	if err := json.Unmarshal(saved, &s); err != nil {
+	if err := compact.Decode(saved, &s); err != nil {
 		return st, fmt.Errorf("load a call: %w", err)
 	}
 	if s.CallID == "" || !s.Hops[0].IsValid() || !s.Hops[1].IsValid() {

@@ -347,7 +347,7 @@ func (c *core) expireRest(now time.Time) {
 }
 
 // load takes the calls over that an earlier process has left in the journal.
-func (c *core) load(legs []line) (failed error) {
+func (c *core) load(legs []entry) (failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range legs {
@@ -405,22 +405,32 @@ func (c *core) keepOnce(j *journal) error {
 		c.tracker.Legs(func(l *dialog.Leg) { dirty[l] = true })
 		c.mu.Unlock()
 	}
-	var lines []byte
+	defer j.buffer.Reset() // also of half of it
+	n := 0
 	for l, lives := range dirty {
-		b, err := c.lineOf(j, l, lives)
-		if err != nil {
+		if err := c.keepLeg(j, l, lives); err != nil {
+			j.spoiled = true
 			return err
 		}
-		lines = append(lines, b...)
+		if n++; n%keepAtOnce == 0 {
+			time.Sleep(keepPause)
+		}
 	}
-	return j.write(lines)
+	return j.write()
 }
 
-func (c *core) lineOf(j *journal, l *dialog.Leg, lives bool) ([]byte, error) {
+// keepAtOnce is how many legs are encoded before others may use the processor for a moment: where there is one, Go
+// notices a message that has come only once nothing is to be done, or after 10 ms.
+const (
+	keepAtOnce = 16
+	keepPause  = 50 * time.Microsecond
+)
+
+func (c *core) keepLeg(j *journal, l *dialog.Leg, lives bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !lives || l.Why() != "" {
-		return j.forget(l), nil
+		return j.forget(l)
 	}
 	return j.encode(l, c.known[l])
 }

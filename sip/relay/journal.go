@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/sip/call"
+	"ringway/sip/compact"
 	"ringway/sip/dialog"
 )
 
 // The journal keeps the calls that are up for the process that replaces this one. It is a file in memory (of the
-// run directory) that the daemon opens and both processes hold: a line for each change of a leg, written a moment
-// after it, so that a call which is over at once costs nothing. The latest line of a leg counts; one without a leg
+// run directory) that the daemon opens and both processes hold: an entry for each change of a leg, written a moment
+// after it, so that a call which is over at once costs nothing. The latest entry of a leg counts; one without a leg
 // says that it has ended.
 type journal struct {
 	mu   sync.Mutex // held while it is written
@@ -25,7 +25,9 @@ type journal struct {
 	next uint64
 	keys map[*dialog.Leg]*kept
 
-	size, live int // bytes in the file, and of lines that still count
+	size, live int // bytes in the file, and of entries that still count
+
+	buffer bytes.Buffer // of what is to be written
 
 	handedOver bool // another process writes it from now on
 	spoiled    bool // what is in it is not known: it has to be written again
@@ -34,14 +36,14 @@ type journal struct {
 // kept is a leg in the journal.
 type kept struct {
 	key   uint64
-	bytes int // of its latest line
+	bytes int // of its latest entry
 }
 
-// line is one line of the journal.
-type line struct {
-	Key  uint64          `json:"k"`
-	Leg  json.RawMessage `json:"leg,omitempty"`
-	Call *call.Call      `json:"call,omitempty"`
+// entry is one entry of the journal.
+type entry struct {
+	Key  uint64      `cbor:"1,keyasint"`
+	Leg  compact.Raw `cbor:"2,keyasint,omitempty"`
+	Call *call.Call  `cbor:"3,keyasint,omitempty"`
 }
 
 const (
@@ -59,31 +61,41 @@ const (
 
 func newJournal(fd int) *journal { return &journal{fd: fd, keys: map[*dialog.Leg]*kept{}} }
 
-// read gives the legs that an earlier process had, each with what people are told of it. A line that cannot be
-// read is left out: the last one may have been cut.
-func (j *journal) read() (legs []line, err error) {
-	text, err := readAll(j.fd)
+// read gives the legs that an earlier process had, each with what people are told of it. The last entry may have been
+// cut; after an error the legs are those before it.
+func (j *journal) read() (legs []entry, err error) {
+	rest, err := readAll(j.fd)
 	if err != nil {
 		return nil, fmt.Errorf("read the journal of calls: %w", err)
 	}
-	latest := map[uint64]line{}
+	latest := map[uint64]entry{}
 	var order []uint64
-	for one := range bytes.Lines(text) {
-		var l line
-		if json.Unmarshal(one, &l) != nil {
-			continue
+	for at := 0; len(rest) > 0; {
+		var e entry
+		after, err := compact.First(rest, &e)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			break
 		}
-		if _, there := latest[l.Key]; !there {
-			order = append(order, l.Key)
+		if err != nil {
+			return ofLegs(latest, order), fmt.Errorf("read the journal of calls: at byte %d: %w", at, err)
 		}
-		latest[l.Key] = l
+		at += len(rest) - len(after)
+		rest = after
+		if _, there := latest[e.Key]; !there {
+			order = append(order, e.Key)
+		}
+		latest[e.Key] = e
 	}
+	return ofLegs(latest, order), nil
+}
+
+func ofLegs(latest map[uint64]entry, order []uint64) (legs []entry) {
 	for _, key := range order {
-		if l := latest[key]; l.Leg != nil {
-			legs = append(legs, l)
+		if e := latest[key]; e.Leg != nil {
+			legs = append(legs, e)
 		}
 	}
-	return legs, nil
+	return legs
 }
 
 // readAll reads a file from its beginning.
@@ -105,8 +117,8 @@ func readAll(fd int) ([]byte, error) {
 	return nil, fmt.Errorf("it is longer than %d bytes", maxJournal)
 }
 
-// encode is the line of a leg as it is now.
-func (j *journal) encode(l *dialog.Leg, about *call.Call) ([]byte, error) {
+// encode queues the entry of a leg as it is now.
+func (j *journal) encode(l *dialog.Leg, about *call.Call) error {
 	k := j.keys[l]
 	if k == nil {
 		j.next++
@@ -115,37 +127,33 @@ func (j *journal) encode(l *dialog.Leg, about *call.Call) ([]byte, error) {
 	}
 	saved, err := l.Save()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	// Put together here: the library would read what it has just written once more.
-	b := fmt.Appendf(nil, `{"k":%d,"leg":%s`, k.key, saved)
-	if about != nil {
-		call, err := json.Marshal(about)
-		if err != nil {
-			return nil, err
-		}
-		b = append(append(b, `,"call":`...), call...)
+	before := j.buffer.Len()
+	if err := compact.Append(&j.buffer, entry{k.key, saved, about}); err != nil {
+		j.buffer.Truncate(before)
+		return err
 	}
-	b = append(b, "}\n"...)
-	j.live += len(b) - k.bytes
-	k.bytes = len(b)
-	return b, nil
+	j.live += j.buffer.Len() - before - k.bytes
+	k.bytes = j.buffer.Len() - before
+	return nil
 }
 
-// forget is the line that says that a leg has ended; nil if the journal does not have it.
-func (j *journal) forget(l *dialog.Leg) []byte {
+// forget queues the entry that says that a leg has ended, if the journal has it.
+func (j *journal) forget(l *dialog.Leg) error {
 	k := j.keys[l]
 	if k == nil {
 		return nil
 	}
 	delete(j.keys, l)
 	j.live -= k.bytes
-	b, _ := json.Marshal(line{Key: k.key})
-	return append(b, '\n')
+	return compact.Append(&j.buffer, entry{Key: k.key})
 }
 
-// write appends lines.
-func (j *journal) write(b []byte) error {
+// write writes what is queued.
+func (j *journal) write() error {
+	defer j.buffer.Reset()
+	b := j.buffer.Bytes()
 	if j.size+len(b) > maxJournal { // nobody could read it
 		j.spoiled = true
 		return fmt.Errorf("write the journal of calls: more than %d bytes", maxJournal)

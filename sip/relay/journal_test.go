@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,10 +46,10 @@ func testTheNextProcessKnowsTheCalls(t *testing.T) {
 	st, err := os.Stat(path)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), st.Mode().Perm())
-	// The process died in the middle of a line.
+	// The process died in the middle of an entry.
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(path, append(text, `{"k":7,"leg":{"call_id":`...), 0o600))
+	require.NoError(t, os.WriteFile(path, append(text, text[:len(text)/2]...), 0o600))
 
 	legs, err := newJournal(j.fd).read()
 	require.NoError(t, err)
@@ -111,6 +112,20 @@ func testNumbersAreHidden(t *testing.T) {
 	assert.NotEqual(t, "ann", calls[0].From)
 	_, kept = w.view("one@10.1.10.9")
 	assert.False(t, kept)
+}
+
+// What is no entry costs what follows it, not what was before.
+func TestAJournalThatIsSpoiled(t *testing.T) { synctest.Test(t, testAJournalThatIsSpoiled) }
+
+func testAJournalThatIsSpoiled(t *testing.T) {
+	j, path := journalFile(t)
+	require.NoError(t, talking(t).keepOnce(j))
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, append(text, 0xff, 0xff, 0xff), 0o600))
+	legs, err := newJournal(j.fd).read()
+	assert.ErrorContains(t, err, fmt.Sprintf("at byte %d", len(text)))
+	assert.Len(t, legs, 1)
 }
 
 // A call that has ended is not in the journal, and a journal of calls that have ended becomes short.

@@ -8,6 +8,7 @@ import (
 
 	"ringway/process"
 	"ringway/sip/call"
+	"ringway/sip/compact"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/privacy"
@@ -168,8 +169,8 @@ func (c *core) handOverOnce(ctx context.Context, send func(context.Context, proc
 	if len(reports)+len(records) == 0 {
 		return false
 	}
-	r := reportsRequest{Reports: reports, Records: records}
-	if send(ctx, process.Request{Type: typeReports, Body: r, Within: handOverLimit}) != nil {
+	packed, err := compact.Encode(reportsRequest{Reports: reports, Records: records})
+	if err != nil || send(ctx, process.Request{Type: typeReports, Attached: packed, Within: handOverLimit}) != nil {
 		return false
 	}
 	c.mu.Lock()
@@ -191,6 +192,7 @@ const (
 	maxCallID = 256
 )
 
+// reportsRequest crosses the control connection beside the fields, in the compact form.
 type reportsRequest struct {
 	Reports []Report `json:"reports,omitempty"`
 	Records []Ended  `json:"records,omitempty"`

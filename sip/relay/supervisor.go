@@ -17,6 +17,7 @@ import (
 
 	"ringway/process"
 	"ringway/sip/call"
+	"ringway/sip/compact"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/registrar"
@@ -488,8 +489,8 @@ func (s *Supervisor) handleHomer(_ context.Context, m *process.Message) (process
 
 func (s *Supervisor) handleReports(_ context.Context, m *process.Message) (process.Reply, error) {
 	var r reportsRequest
-	if err := m.Decode(&r); err != nil {
-		return process.Reply{}, err
+	if err := compact.Decode(m.Attached(), &r); err != nil {
+		return process.Reply{}, fmt.Errorf("decode reports and records: %w", err)
 	}
 	if len(r.Reports) > maxReports || len(r.Records) > maxRecordsAtOnce {
 		return process.Reply{}, fmt.Errorf("%d reports and %d records (allowed: %d and %d)",
