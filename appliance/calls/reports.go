@@ -87,16 +87,13 @@ func (c *Calls) takeReports(reports []relay.Report, records []relay.Ended) {
 }
 
 func (c *Calls) write(log *record.Log, records []relay.Ended) {
-	lost := 0
-	var last error
-	for _, r := range records {
+	all := make([]record.Record, len(records))
+	for i, r := range records {
 		r.Sent, r.Received = c.meter.of(r.Media[:min(len(r.Media), call.MaxMedia)], r.Began, r.Ended, r.Codec)
-		if err := log.Append(time.Now(), r.Record); err != nil {
-			lost, last = lost+1, err
-		}
+		all[i] = r.Record
 	}
-	if lost > 0 {
-		c.log.Warn("records of calls are lost", "records", lost, "error", last)
+	if err := log.Append(time.Now(), all...); err != nil {
+		c.log.Warn("records of calls are lost", "error", err)
 	}
 }
 

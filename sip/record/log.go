@@ -111,9 +111,47 @@ func Open(disk Disk, limits Limits, policy privacy.Policy) (*Log, error) {
 	return l, nil
 }
 
-// Append adds the record of a call that has ended. now is the time of the machine's clock. A record that cannot
-// be written is lost and counted; the next one is tried again.
-func (l *Log) Append(now time.Time, r Record) error {
+// Append adds the records of calls that have ended, as many in one write as there is room for. now is the time of the
+// machine's clock. Records that cannot be written are lost and counted; the next ones are tried again.
+func (l *Log) Append(now time.Time, records ...Record) error {
+	lines, ids, failed := make([][]byte, 0, len(records)), make([]string, 0, len(records)), 0
+	var last error
+	lost := func(n int, id string, err error) {
+		failed, last = failed+n, fmt.Errorf("write the record of call %s: %w", id, err)
+	}
+	for i := range records {
+		line, err := l.line(records[i])
+		if err != nil {
+			lost(1, records[i].ID, err)
+			continue
+		}
+		lines, ids = append(lines, line), append(ids, records[i].ID)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(lines) > 0 {
+		n, size := 0, 0
+		for n < len(lines) && (n == 0 || int64(size+len(lines[n])) < l.limits.Size/segments) {
+			size += len(lines[n])
+			n++
+		}
+		if err := l.writeLocked(now, slices.Concat(lines[:n]...)); err != nil {
+			lost(n, ids[n-1], err)
+		} else {
+			l.counts.Written += uint64(n)
+		}
+		lines, ids = lines[n:], ids[n:]
+	}
+	l.counts.Lost += uint64(failed)
+	l.counts.Failure = last
+	if failed > 1 {
+		return fmt.Errorf("%d records of calls are lost, the last one: %w", failed, last)
+	}
+	return last
+}
+
+// line is a record as it is written.
+func (l *Log) line(r Record) ([]byte, error) {
 	r.mask(l.policy)
 	r.Duration = 0
 	if !r.Answered.IsZero() {
@@ -123,26 +161,14 @@ func (l *Log) Append(now time.Time, r Record) error {
 	if err == nil && len(line) >= maxLine {
 		err = fmt.Errorf("%d bytes (at most %d)", len(line), maxLine)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-
-	if err == nil {
-		err = l.writeLocked(now, append(line, '\n'))
-	}
-	l.counts.Failure = err
-	if err != nil {
-		l.counts.Lost++
-		return fmt.Errorf("write the record of call %s: %w", r.ID, err)
-	}
-	l.counts.Written++
-	return nil
+	return append(line, '\n'), err
 }
 
-func (l *Log) writeLocked(now time.Time, line []byte) error {
+func (l *Log) writeLocked(now time.Time, lines []byte) error {
 	if l.torn {
-		line = append([]byte("\n"), line...)
+		lines = append([]byte("\n"), lines...)
 	}
-	size := int64(len(line))
+	size := int64(len(lines))
 	for len(l.segments) > 1 && l.size+size > l.limits.Size {
 		if err := l.removeLocked(0); err != nil {
 			return err
@@ -152,14 +178,14 @@ func (l *Log) writeLocked(now time.Time, line []byte) error {
 	last := len(l.segments) - 1
 	if last < 0 || l.fullLocked(now, size) {
 		now = now.UTC()
-		name := prefix + now.Format(stamp) + suffix
-		if last < 0 || l.segments[last].name != name {
-			l.segments = append(l.segments, segment{name: name, began: now})
-			last++
+		for slices.ContainsFunc(l.segments, func(s segment) bool { return s.began.Equal(now) }) { // of the same Append
+			now = now.Add(time.Nanosecond)
 		}
+		l.segments = append(l.segments, segment{name: prefix + now.Format(stamp) + suffix, began: now})
+		last++
 	}
 	s := &l.segments[last]
-	if err := l.disk.Append(s.name, line); err != nil {
+	if err := l.disk.Append(s.name, lines); err != nil {
 		l.torn = true // a part of the line may be there
 		l.measureLocked(s)
 		return err

@@ -291,6 +291,34 @@ func TestFullDisk(t *testing.T) {
 	assert.NotZero(t, l.Counts().Damaged)
 }
 
+// Records that come together take as many writes as they need segments; one that is too long costs itself.
+func TestRecordsThatComeTogether(t *testing.T) {
+	disk := newMemory()
+	l, err := Open(disk, Limits{Keep: time.Hour, Size: 64 << 10}, privacy.Show)
+	require.NoError(t, err)
+	var all []Record
+	want := ""
+	for i := range 60 {
+		all = append(all, callOf(fmt.Sprint(i), 0))
+		want += fmt.Sprint(" ", i)
+	}
+	long := callOf("long", 0)
+	long.Why = strings.Repeat("x", maxLine)
+	err = l.Append(start, append(all, long)...)
+	assert.ErrorContains(t, err, "write the record of call long: ")
+	assert.Equal(t, want[1:], ids(t)(l.Find(start, everything)))
+	assert.Equal(t, Counts{Written: 60, Lost: 1, Failure: l.Counts().Failure}, l.Counts())
+	for _, s := range l.segments {
+		assert.LessOrEqual(t, s.size, int64(8<<10))
+	}
+	assert.Greater(t, len(l.segments), 1)
+
+	disk.room = 0
+	err = l.Append(start, all[:3]...)
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	assert.ErrorContains(t, err, "3 records of calls are lost, the last one: write the record of call 2: ")
+}
+
 // The first record of all meets a full disk: there is no file, or an empty one.
 func TestFullDiskFromTheBeginning(t *testing.T) {
 	disk := newMemory()
