@@ -162,10 +162,10 @@ func (l *Leg) dialog(tag []byte) *Dialog {
 	return nil
 }
 
-// wanted are the flows that the leg needs now.
-func (l *Leg) wanted() (flows []Flow) {
+// wanted appends the flows that the leg needs now.
+func (l *Leg) wanted(flows []Flow) []Flow {
 	if l.ended != "" {
-		return nil
+		return flows
 	}
 	answered := false
 	for _, d := range l.dialogs {

@@ -29,6 +29,8 @@ type Tracker struct {
 	flows  map[Flow][]*Leg // that need each
 	timers timers
 	beyond uint64
+
+	scratch []Flow // of settle
 }
 
 // New makes a Tracker without legs.
@@ -458,7 +460,8 @@ func (t *Tracker) settle(st *Step, l *Leg, now time.Time) {
 			}
 		}
 	}
-	t.refer(st, l, l.wanted())
+	t.scratch = l.wanted(t.scratch[:0])
+	t.refer(st, l, t.scratch)
 	if l.ended != "" {
 		st.Ended = append(st.Ended, l)
 		t.remove(l)
@@ -497,13 +500,16 @@ func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
 	return due
 }
 
-// refer has a leg need these flows and no others.
+// refer has a leg need these flows and no others. It keeps a copy of them.
 func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
 	slices.SortFunc(flows, compare)
 	flows = slices.Compact(flows)
 	if len(flows) > maxFlows {
 		t.beyond += uint64(len(flows) - maxFlows)
 		flows = flows[:maxFlows]
+	}
+	if slices.Equal(flows, l.flows) {
+		return // as with most messages
 	}
 	for _, f := range flows {
 		if _, has := slices.BinarySearchFunc(l.flows, f, compare); !has {
@@ -523,7 +529,7 @@ func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
 			}
 		}
 	}
-	l.flows = flows
+	l.flows = slices.Clone(flows)
 }
 
 func (l *Leg) addDialog(tag []byte, state State, now time.Time) *Dialog {

@@ -290,8 +290,13 @@ func Tag(secret []byte, m *message.Message) string {
 		h.Write([]byte{':'})
 		h.Write(part)
 	}
-	return "rw" + hex.EncodeToString(h.Sum(nil)[:12])
+	return tagPrefix + hex.EncodeToString(h.Sum(nil)[:tagBytes])
 }
+
+const (
+	tagPrefix = "rw"
+	tagBytes  = 12
+)
 
 // IsAcknowledged reports whether m is the ACK of a refusal of this box: it ends here, since the called party
 // never saw the INVITE. Within a dialog the tag is not ours, and the ACK goes on; it belongs to no transaction
@@ -301,7 +306,11 @@ func IsAcknowledged(secret []byte, m *message.Message) bool {
 		return false
 	}
 	to, _ := message.ParseAddress(m.Header(message.To))
-	return hmac.Equal(to.Tag(), []byte(Tag(secret, m)))
+	tag := to.Tag()
+	if len(tag) != len(tagPrefix)+2*tagBytes || !bytes.HasPrefix(tag, []byte(tagPrefix)) {
+		return false // without reckoning: it is so with each call that was accepted
+	}
+	return hmac.Equal(tag, []byte(Tag(secret, m)))
 }
 
 // Destination is where a response over UDP goes (RFC 3261, section 18.2.2; RFC 3581, section 4): to the source

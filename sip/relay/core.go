@@ -219,7 +219,8 @@ func (c *core) note(
 // settle queues what changed for the daemon, as asker.put says, and takes ended legs off.
 func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, queued bool) {
 	change.Open, change.Close = slices.Concat(st.Opened, st.Shared), st.Closed
-	if st.Leg != nil {
+	more := len(change.Open) > 0
+	if more && st.Leg != nil {
 		change.Hops, change.Via = st.Leg.Hops, c.tracker.Hops(st.Leg)
 		if c.policy.muted[st.Leg] {
 			change.Open = nil
@@ -233,11 +234,15 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 		if x := c.known[st.Leg]; x != nil {
 			x.Holes = max(x.Holes, st.Leg.Needs())
 		}
-		c.noteMedia(st.Leg)
+		if more {
+			c.noteMedia(st.Leg)
+		}
 	}
 	for _, l := range st.Others {
 		c.dirty[l] = true
-		c.noteMedia(l)
+		if more {
+			c.noteMedia(l)
+		}
 	}
 	for _, l := range st.Ended {
 		c.dirty[l] = false
