@@ -22,6 +22,8 @@ const (
 	closeAfter = 20 * time.Millisecond
 	// maxAtOnce bounds the changes that go with a message which waits. More are a burst, and a burst has to wait.
 	maxAtOnce = 64
+	// maxSent bounds the requests without an answer yet.
+	maxSent = 16
 	// maxQueued bounds the changes that wait for the daemon. Beyond, they are told it as a whole.
 	maxQueued = 4096
 	// askLimit bounds a request to the daemon; retryAfter is the pause after one that failed.
@@ -29,13 +31,12 @@ const (
 	retryAfter = 200 * time.Millisecond
 )
 
-// asker tells the daemon which flows calls need. It sends one request at a time, in the order of the changes;
-// what comes meanwhile goes into the next. What closes is told a moment later than what opens, since nobody waits for
-// it. After a failure, and to a new daemon, it tells the whole.
+// asker tells the daemon which flows calls need, in the order of the changes. What closes is told a moment later than
+// what opens, since nobody waits for it. After a failure, and to a new daemon, it tells the whole.
 //
-// Where there is a channel, whoever waits for an answer sends the request itself, with all that is queued, and reads
-// the answer: no other goroutine has to be woken on the way. What nobody waits for, an answer that did not come in time
-// and the whole are the business of run.
+// Where there is a channel, whoever has a message sends the request itself, with all that is queued, and reads the
+// answers up to its own if it has to wait: no other goroutine has to be woken on the way. What nobody waits for,
+// answers that did not come in time and the whole are the business of run.
 type asker struct {
 	send  func(ctx context.Context, r flowsRequest) error
 	open  func(ctx context.Context) (*channel, error) // nil: there are no channels
@@ -44,9 +45,11 @@ type asker struct {
 	wake chan struct{}
 	late atomic.Bool // a message has given up waiting: the others do not wait either until an answer comes
 
-	asking  sync.Mutex    // held by who asks the daemon, until it has the answer or gives up; before mu
-	channel *channel      // with asking; nil: it has to be opened
-	owed    chan struct{} // with asking; what the answer stands for that has not come; nil: none is to come
+	collecting atomic.Bool // run is to look for answers in a moment
+
+	asking  sync.Mutex      // held by who asks the daemon; before mu. It guards:
+	channel *channel        // nil: it has to be opened
+	sent    []chan struct{} // for each request by the channel without an answer yet: closed when it has come
 
 	mu      sync.Mutex
 	queue   []Change
@@ -136,24 +139,17 @@ func (a *asker) kick() {
 	}
 }
 
-// wait returns when the daemon has what done stands for, or after a moment; it reports whether it has.
+// wait sends what is queued, and returns when the daemon has what done stands for, or after a moment. It reports
+// whether it has.
 func (a *asker) wait(done <-chan struct{}) bool {
-	select {
-	case <-done:
+	switch {
+	case isClosed(done):
 		return true
-	default:
-	}
-	if a.late.Load() {
+	case a.late.Load():
 		a.kick()
 		return false
-	}
-	if a.askNow() {
-		select {
-		case <-done:
-			return true
-		default:
-			return false
-		}
+	case a.askNow(done):
+		return isClosed(done)
 	}
 	a.kick()
 	t := time.NewTimer(patience)
@@ -167,56 +163,115 @@ func (a *asker) wait(done <-chan struct{}) bool {
 	}
 }
 
-// askNow sends what is queued by the channel, and waits a moment for the answer. It reports whether it could: nobody
-// else asks, and it is not for run to do.
-func (a *asker) askNow() bool {
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+// askNow sends what is queued by the channel, and reads answers for a moment until done is closed. It reports whether
+// it could: nobody else asks, and it is not for run to do.
+func (a *asker) askNow(done <-chan struct{}) bool {
 	if !a.asking.TryLock() {
 		return false
 	}
 	defer a.asking.Unlock()
-	if a.channel == nil || a.owed != nil {
+	if !a.post() {
 		return false
 	}
-	a.mu.Lock()
-	if a.all || len(a.queue) > maxAtOnce {
-		a.mu.Unlock()
-		return false
-	}
-	r, done := a.take(false)
-	a.mu.Unlock()
-	if len(r.Changes) == 0 { // somebody else has sent it
-		close(done)
-		return true
-	}
-	switch err := a.channel.ask(r.Changes); {
-	case errors.Is(err, errTooLong):
-		a.tellAll() // by the control connection, with what was taken
-		close(done)
-	case errors.Is(err, errLate):
-		a.owed = done
-		a.late.Store(true)
-		a.kick()
-	default:
-		a.answered(done, err)
+	for began := time.Now(); !isClosed(done) && len(a.sent) > 0; {
+		if errors.Is(a.read(0), errLate) || time.Since(began) >= patience {
+			a.late.Store(!isClosed(done))
+			a.kick()
+			break
+		}
 	}
 	return true
 }
 
-// answered lets those go on who wait for a request. The caller holds asking.
-func (a *asker) answered(done chan struct{}, err error) {
+// start sends what is queued. Nobody waits for it now.
+func (a *asker) start() {
+	if a.late.Load() || !a.asking.TryLock() {
+		a.kick()
+		return
+	}
+	defer a.asking.Unlock()
+	if len(a.sent) >= maxSent && errors.Is(a.read(0), errLate) || !a.post() {
+		a.kick()
+		return
+	}
+	if len(a.sent) > 0 && !a.collecting.Swap(true) { // whoever asks next reads the answer, or else run does
+		time.AfterFunc(closeAfter, func() {
+			a.collecting.Store(false)
+			a.kick()
+		})
+	}
+}
+
+// post sends what is queued by the channel, if that is not for run to do. The caller holds asking.
+func (a *asker) post() bool {
+	if a.channel == nil {
+		return false
+	}
+	a.mu.Lock()
+	switch {
+	case a.all || len(a.queue) > maxAtOnce:
+		a.mu.Unlock()
+		return false
+	case len(a.queue) == 0: // somebody else has sent it
+		a.mu.Unlock()
+		return true
+	}
+	r, done := a.take(false)
+	a.mu.Unlock()
+	err := a.channel.send(r.Changes)
+	if errors.Is(err, errTooLong) {
+		a.tellAll() // by the control connection, with what was taken
+		close(done)
+		return false
+	}
+	a.sent = append(a.sent, done)
+	if err != nil {
+		a.failed(err)
+	}
+	return err == nil
+}
+
+// read takes the answer to the oldest request: one that comes in a moment, or with a limit. It fails with errLate
+// while there is none; with a limit, that ends the channel. The caller holds asking.
+func (a *asker) read(limit time.Duration) (err error) {
+	if limit == 0 {
+		if err = a.channel.answer(short); errors.Is(err, errLate) {
+			return err
+		}
+	} else {
+		err = a.channel.collect(limit)
+	}
+	if err == nil || errors.Is(err, errRefused) {
+		close(a.sent[0])
+		a.sent = a.sent[1:]
+	}
 	if err != nil {
 		a.failed(err)
 	} else {
 		a.late.Store(false)
 	}
-	close(done)
+	return err
 }
 
-// failed has the daemon told of everything, since it may have missed something. The caller holds asking.
+// failed has the daemon told of everything, since it may have missed something. What a channel still brings that did
+// not carry a request or its answer belongs to nothing any more. The caller holds asking.
 func (a *asker) failed(err error) {
 	if a.channel != nil && !errors.Is(err, errRefused) {
-		a.channel.close() // what it still brings belongs to nothing any more
+		a.channel.close()
 		a.channel = nil
+		for _, done := range a.sent {
+			close(done)
+		}
+		a.sent = nil
 	}
 	a.tellAll()
 }
@@ -251,14 +306,12 @@ func (a *asker) end() {
 	a.channel, a.open = nil, nil
 }
 
-// round sends what is queued.
+// round reads answers that are due, and sends what is queued.
 func (a *asker) round(ctx context.Context) error {
 	a.asking.Lock()
 	defer a.asking.Unlock()
-	if a.owed != nil {
-		owed := a.owed
-		a.owed = nil
-		a.answered(owed, a.channel.collect(askLimit))
+	for len(a.sent) > 0 {
+		_ = a.read(askLimit) // after an error the whole is queued
 	}
 	if a.channel == nil && a.open != nil {
 		if err := a.reopen(ctx); err != nil {
@@ -277,9 +330,7 @@ func (a *asker) round(ctx context.Context) error {
 		close(done)
 		return nil
 	}
-	err := a.ask(ctx, r)
-	a.answered(done, err)
-	return err
+	return a.ask(ctx, r, done)
 }
 
 // reopen opens a channel. The daemon has given up the one before by then, so that nothing comes by it after the whole,
@@ -294,20 +345,29 @@ func (a *asker) reopen(ctx context.Context) (err error) {
 }
 
 // ask sends one request, and waits for its answer.
-func (a *asker) ask(ctx context.Context, r flowsRequest) error {
+func (a *asker) ask(ctx context.Context, r flowsRequest, done chan struct{}) error {
 	if a.channel != nil && !r.Whole {
-		err := a.channel.ask(r.Changes)
-		if errors.Is(err, errLate) {
-			err = a.channel.collect(askLimit)
-		}
-		if !errors.Is(err, errTooLong) {
+		err := a.channel.send(r.Changes)
+		switch {
+		case err == nil:
+			a.sent = append(a.sent, done)
+			if err = a.read(0); errors.Is(err, errLate) {
+				err = a.read(askLimit)
+			}
+			return err
+		case !errors.Is(err, errTooLong):
+			close(done)
+			a.failed(err)
 			return err
 		}
 	}
+	defer close(done)
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	if err := a.send(ctx, r); err != nil {
-		return fmt.Errorf("%w: %w", errRefused, err)
+		a.failed(fmt.Errorf("%w: %w", errRefused, err))
+		return err
 	}
+	a.late.Store(false)
 	return nil
 }

@@ -19,8 +19,8 @@ import (
 
 // A message that begins a call waits for the daemon, and so does the call. The control connection is no way for that:
 // on it a request passes four goroutines, two pollers and JSON, which cost more than what the kernel does about the
-// flows. A channel is a pair of sockets beside it, of packets, on which one request follows the answer to the one
-// before.
+// flows. A channel is a pair of sockets beside it, of packets, with requests one way and their answers the other, in
+// the same order.
 //
 // The process waits in the system call, for a few milliseconds at most, and Go is not told of it: for one that it
 // knows to wait, its monitor thread looks for other work every 20 us. The daemon, whose wait has no end, waits as for
@@ -41,30 +41,30 @@ var (
 
 // channel is the process's end. It is used by one goroutine at a time.
 type channel struct {
-	fd     int
-	number uint32
-	buffer []byte
+	fd             int
+	sent, answered uint32 // numbers of the latest request, and of the latest that was answered
+	buffer         []byte
 }
 
 func newChannel(fd int) *channel { return &channel{fd: fd} }
 
 func (c *channel) close() { unix.Close(c.fd) }
 
-// ask sends a request and waits for its answer as long as patience. After errLate the answer has to be collected
-// before the next request. errRefused: the daemon did not do all of it.
-func (c *channel) ask(changes []Change) error {
-	c.number++
-	c.buffer = packChanges(binary.BigEndian.AppendUint32(c.buffer[:0], c.number), changes)
+// send sends a request. errTooLong: it did not, and the channel is as before.
+func (c *channel) send(changes []Change) error {
+	c.buffer = packChanges(binary.BigEndian.AppendUint32(c.buffer[:0], c.sent+1), changes)
 	if len(c.buffer) > maxChannel {
 		return errTooLong
 	}
+	c.sent++
 	if _, errno := transfer(short, unix.SYS_SENDTO, c.fd, c.buffer, sendNow); errno != 0 {
 		return fmt.Errorf("tell the daemon of flows: %w", errno)
 	}
-	return c.answer(short)
+	return nil
 }
 
-// answer waits for the answer to the latest request as long as the socket's timeout.
+// answer waits for the answer to the oldest request that has none, as long as patience. errRefused: the daemon did
+// not do all of it.
 func (c *channel) answer(w wait) error {
 	var b [maxRefusal]byte
 	n, errno := transfer(w, unix.SYS_RECVFROM, c.fd, b[:], 0)
@@ -75,9 +75,11 @@ func (c *channel) answer(w wait) error {
 		return fmt.Errorf("wait for the daemon: %w", errno)
 	case n == 0:
 		return errors.New("wait for the daemon: it has closed the channel")
-	case n < 4 || binary.BigEndian.Uint32(b[:]) != c.number:
+	case n < 4 || binary.BigEndian.Uint32(b[:]) != c.answered+1:
 		return errors.New("wait for the daemon: the answer is to another request")
-	case n > 4:
+	}
+	c.answered++
+	if n > 4 {
 		return fmt.Errorf("%w: %s", errRefused, b[4:n])
 	}
 	return nil

@@ -123,7 +123,6 @@ func (s *server) start(c *core) error {
 	relay, err := transparent.New(transparent.Config{
 		Listeners:   sockets,
 		Handle:      c.handle,
-		Wait:        c.wait,
 		Inside:      func(a netip.Addr) bool { return s.settings.Load().inside(a) },
 		Open:        s.openSockets,
 		Secure:      c.security.Load,

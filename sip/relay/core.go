@@ -96,8 +96,25 @@ func (c *counters) all() map[string]uint64 {
 
 // handle decides about one message. It is called by the goroutine that read it.
 func (c *core) handle(m *transparent.Message) (action transparent.Action) {
-	action, action.Wait = c.judge(m)
+	action, done := c.judge(m)
+	switch {
+	case done == nil:
+	case isFirst(m.SIP):
+		action.Wait = c.asker.start
+	default:
+		action.Wait = func() { c.wait(done) }
+	}
 	return action
+}
+
+// isFirst reports whether a message is the INVITE that begins a call. It does not wait for the flows of its offer: who
+// is called has yet to read it, and to find out who he is, before he sends anything. The answer waits.
+func isFirst(m *message.Message) bool {
+	if !m.Request || m.Method != message.INVITE {
+		return false
+	}
+	to, _ := message.ParseAddress(m.Header(message.To))
+	return len(to.Tag()) == 0
 }
 
 // wait returns when the daemon has what a message needs, or after a moment.

@@ -106,7 +106,7 @@ func (rd *reader) round() error {
 	for i := range rd.n {
 		j := &rd.judged[i]
 		if j.Wait != nil {
-			rd.r.config.Wait(j.Wait)
+			j.Wait()
 		}
 		rd.beat.work(rd.r.now())
 		rd.relay(j)

@@ -134,7 +134,7 @@ func (d *direction) show(s *scratch, b []byte, why message.Reason) Action {
 	defer d.beat.wait()
 	a := d.p.r.config.Handle(&s.message)
 	if a.Wait != nil {
-		d.p.r.config.Wait(a.Wait)
+		a.Wait()
 	}
 	return a
 }

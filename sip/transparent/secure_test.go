@@ -546,8 +546,11 @@ func TestAServerThatFailsOnceIsAskedAgainWhereNothingIsBlocked(t *testing.T) {
 	shook := make(chan error, 1)
 	phone := tls.Client(raw, phoneConfig(s.ca))
 	go func() { shook <- phone.Handshake() }()
-	reset(s.accept())
-	_, err := s.serve(nil)() // the second connection, which passes unread
+	failing := s.accept()
+	_, err := failing.Read(make([]byte, 1)) // its handshake has begun: it is not the dialling that fails
+	require.NoError(t, err)
+	reset(failing)
+	_, err = s.serve(nil)() // the second connection, which passes unread
 	require.NoError(t, err)
 	require.NoError(t, <-shook)
 	assert.EqualValues(t, 1, s.count("tls_unread_server_failed"))

@@ -73,8 +73,9 @@ type Action struct {
 	Raw []byte
 	// Close ends the TCP connection, after Reply and Raw have been written.
 	Close bool
-	// Wait is what has to be closed before the message goes on; nil: nothing. Config.Wait waits for it.
-	Wait <-chan struct{}
+	// Wait is called before the message goes on; nil: nothing is. While it does not return, nothing else of the
+	// listener goes on: it has to be bounded.
+	Wait func()
 }
 
 // Handler judges a message. It is called on the goroutine that read it: several at once, those of one listener or
@@ -129,9 +130,6 @@ type Listener struct {
 type Config struct {
 	Listeners []Listener
 	Handle    Handler
-	// Wait returns when a message whose Action has this Wait may go on. While it does not, nothing else of the listener
-	// goes on: the caller bounds it. Nil: it waits for as long as it takes.
-	Wait func(<-chan struct{})
 
 	// Inside reports whether an address is behind a tunnel. It is called for every datagram.
 	Inside func(netip.Addr) bool
@@ -207,9 +205,6 @@ func set[T comparable](field *T, value T) {
 
 func (c Config) withDefaults() Config {
 	c.Limits = c.Limits.withDefaults()
-	if c.Wait == nil {
-		c.Wait = func(done <-chan struct{}) { <-done }
-	}
 	if c.Inside == nil {
 		c.Inside = func(netip.Addr) bool { return false }
 	}
