@@ -47,7 +47,7 @@ type asker struct {
 
 	collecting atomic.Bool // run is to look for answers in a moment
 
-	asking  sync.Mutex      // held by who asks the daemon; before mu. It guards:
+	asking  sync.Mutex      // held while the daemon is asked; before mu. It guards:
 	channel *channel        // nil: it has to be opened
 	sent    []chan struct{} // for each request by the channel without an answer yet: closed when it has come
 
@@ -203,7 +203,7 @@ func (a *asker) start() {
 		a.kick()
 		return
 	}
-	if len(a.sent) > 0 && !a.collecting.Swap(true) { // whoever asks next reads the answer, or else run does
+	if len(a.sent) > 0 && !a.collecting.Swap(true) { // the next request reads the answer, or else run does
 		time.AfterFunc(closeAfter, func() {
 			a.collecting.Store(false)
 			a.kick()

@@ -196,8 +196,8 @@ func (b *Box) Iperf(far *Box, seconds int, args ...string) float64 {
 	return b.iperf(far, append([]string{"-t", strconv.Itoa(seconds)}, args...)...)
 }
 
-// Transfer sends an amount of data from b to far, as iperf3 writes it ("8M"): it has to arrive, however slow the machine
-// is (under the race detector an engine moves some 10 Mbit/s).
+// Transfer sends an amount of data from b to far, as iperf3 writes it ("8M"). It has to arrive, however slow the
+// machine is: under the race detector an engine moves some 10 Mbit/s.
 func (b *Box) Transfer(far *Box, amount string, args ...string) {
 	b.T.Helper()
 	require.Positive(b.T, b.iperf(far, append([]string{"-n", amount}, args...)...))
