@@ -231,6 +231,11 @@ func (p *plan) guard() {
 			rule(iifIn("wan"), addrIn(f, "saddr", "own"), counter(CounterSpoofWAN), drop),
 			rule(iifIn("tunnel"), addrNotIn(f, "saddr", "sites"), counter(CounterSpoofTunnel), drop))
 	}
+	// An ICMP error to a private address as it stands is about no flow of the WAN, whose errors come to the WAN's
+	// address. Conntrack would take it for a part of a flow through a tunnel, and a phone be told that its call's far
+	// end is unreachable.
+	rules = append(rules, rule(iifIn("wan"), icmpIn(ipv4, "icmp_errors4"), addrIn(ipv4, "daddr", "nat"),
+		counter(CounterForwardDrop), drop))
 	rules = append(rules, rule(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), notrack))
 	rules = append(rules, p.untrack()...)
 	lans := slices.Concat(p.Voice, p.Data)

@@ -2,6 +2,7 @@ package calls
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -79,6 +80,8 @@ func (w *world) side(a netip.Addr) side {
 		return nowhere
 	case a.Zone() != "" || a.Is4In6(): // no network contains it, and an element for it would be another address's
 		return nowhere
+	case slices.ContainsFunc(w.own, func(n netip.Prefix) bool { return broadcast(n, a) }):
+		return nowhere
 	case contains(w.own, a):
 		return here
 	case w.site(a) != nil:
@@ -97,6 +100,18 @@ func (w *world) site(a netip.Addr) []netip.Prefix {
 		}
 	}
 	return nil
+}
+
+// broadcast reports whether an address stands for all hosts of an IPv4 network: its last address, or its first, which
+// is the old form (RFC 1122, section 3.3.6). A /31 has neither (RFC 3021).
+func broadcast(n netip.Prefix, a netip.Addr) bool {
+	if !a.Is4() || n.Bits() > 30 || !n.Contains(a) {
+		return false
+	}
+	b := a.As4()
+	host := ^uint32(0) >> n.Bits()
+	is := binary.BigEndian.Uint32(b[:]) & host
+	return is == 0 || is == host
 }
 
 func contains(networks []netip.Prefix, a netip.Addr) bool {

@@ -191,6 +191,8 @@ func TestWhatACallMayNotOpen(t *testing.T) {
 		{"this box", phoneAndPBX, flow("10.2.20.5", "10.1.10.1:4000"), refusedAddress},
 		{"all addresses", phoneAndPBX, flow("10.2.20.5", "0.0.0.0:4000"), refusedAddress},
 		{"multicast", phoneAndPBX, flow("10.1.10.9", "224.0.1.75:4000"), refusedAddress},
+		{"all hosts of a LAN", phoneAndPBX, flow("10.2.20.5", "10.1.10.255:4000"), refusedAddress},
+		{"all hosts of a LAN, in the old form", phoneAndPBX, flow("10.2.20.5", "10.1.10.0:4000"), refusedAddress},
 		{"loopback", phoneAndPBX, flow("10.2.20.5", "127.0.0.1:4000"), refusedAddress},
 		{"another family", phoneAndPBX, flow("10.2.20.5", "[2001:db8:1:10::9]:4000"), refusedAddress},
 		{"a private network that nobody knows", phoneAndPBX, flow("10.1.10.9", "192.168.7.7:4000"), refusedAddress},

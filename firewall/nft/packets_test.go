@@ -536,6 +536,18 @@ func TestWhatPasses(t *testing.T) {
 	assert.Equal(t, "198.51.100.2", from.Addr().String(), "masqueraded")
 	w.send(out, "198.51.100.2", int(from.Port()), 0)
 	w.receive(pc, "reply from the internet")
+
+	var refused net.Conn
+	require.NoError(t, w.pc.Do(func() (err error) {
+		refused, err = (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(pc4)}}).Dial("udp", internet4+":5301")
+		return err
+	}))
+	defer refused.Close()
+	_, err = refused.Write([]byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, refused.SetReadDeadline(time.Now().Add(3*time.Second)))
+	_, err = refused.Read(buf)
+	assert.ErrorIs(t, err, unix.ECONNREFUSED, "an ICMP error about a flow of the WAN arrives")
 }
 
 func TestSegmentsFitTheTunnel(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -22,12 +23,20 @@ type wire struct {
 // listenTo begins to record a phone's interface.
 func listenTo(t *testing.T, h *lab.Host) *wire {
 	t.Helper()
+	return listenAt(t, h, "eth0")
+}
+
+// listenAt begins to record one interface of a host, or all of them for "".
+func listenAt(t *testing.T, h *lab.Host, device string) *wire {
+	t.Helper()
 	w := &wire{t: t}
 	protocol := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	require.NoError(t, h.Do(func() (err error) {
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
+		link := &net.Interface{} // index 0 is all
+		if device != "" {
+			if link, err = net.InterfaceByName(device); err != nil {
+				return err
+			}
 		}
 		// Protocol 0: nothing arrives before it is bound to the interface.
 		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -36,6 +45,7 @@ func listenTo(t *testing.T, h *lab.Host) *wire {
 		t.Cleanup(func() { unix.Close(w.fd) })
 		return errors.Join(
 			unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
+			unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 			unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: link.Index}))
 	}))
 	return w
@@ -46,22 +56,13 @@ func listenTo(t *testing.T, h *lab.Host) *wire {
 func (w *wire) stop() (sent, came map[string]string) {
 	w.t.Helper()
 	streams := [2]map[string]*stream{{}, {}}
-	packet := make([]byte, 1<<17)
-	for {
-		n, from, err := unix.Recvfrom(w.fd, packet, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EAGAIN) {
-			break
-		}
-		require.NoError(w.t, err)
+	w.each(func(packet []byte, outgoing bool, _ time.Time) {
 		way := 1
-		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING {
+		if outgoing {
 			way = 0
 		}
-		take(streams[way], packet[:n])
-	}
-	stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-	require.NoError(w.t, err)
-	require.Zero(w.t, stats.Drops, "the recording missed packets")
+		take(streams[way], packet)
+	})
 	texts := [2]map[string]string{{}, {}}
 	for way, all := range streams {
 		for pair, s := range all {
@@ -71,6 +72,38 @@ func (w *wire) stop() (sent, came map[string]string) {
 		}
 	}
 	return texts[0], texts[1]
+}
+
+// each calls f with what was recorded and not read so far: each packet from its IP header on, borrowed until f
+// returns, and the kernel's time.
+func (w *wire) each(f func(packet []byte, outgoing bool, at time.Time)) {
+	w.t.Helper()
+	packet, control := make([]byte, 1<<17), make([]byte, 256)
+	for {
+		n, m, _, from, err := unix.Recvmsg(w.fd, packet, control, unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		require.NoError(w.t, err)
+		f(packet[:n], from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING, w.time(control[:m]))
+	}
+	stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	require.NoError(w.t, err)
+	require.Zero(w.t, stats.Drops, "the recording missed packets")
+}
+
+// time reads SCM_TIMESTAMPNS (socket(7)).
+func (w *wire) time(control []byte) time.Time {
+	w.t.Helper()
+	messages, err := unix.ParseSocketControlMessage(control)
+	require.NoError(w.t, err)
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= 16 {
+			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+		}
+	}
+	w.t.Fatal("a packet without a time")
+	return time.Time{}
 }
 
 // stream is one way of a connection.
