@@ -79,7 +79,7 @@ bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cak
 	TEST_VM_LINK="$(CURDIR)/bench-out/vm/link.json" $(GO) test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
 
 .PHONY: test-long
-test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls (root, 7 minutes)
+test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls, attacks (root, 9 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -count=1 -v -timeout 12m -p 1 -run '^TestLong' ./test/e2e ./test/bench ./tunnel/realtime
 
 .PHONY: test-rekey

@@ -34,8 +34,7 @@ import (
 //	a phone's network    10.1.10.1xx            10.2.10.12
 //
 // Each attack has an address of its own, so that no ban of an earlier one helps.
-func TestAttacksFromEveryPlace(t *testing.T) {
-	t.Parallel()
+func TestLongAttacksFromEveryPlace(t *testing.T) {
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", map[string]string{
 		"sip.limits.phone": "50", "sip.servers": `[{name: pbx, address: [10.2.20.5]}]`,
 	})})
