@@ -76,7 +76,7 @@ func (d *day) newCall(n int) *dayCall {
 	}
 	c.ends[caller].tag = fmt.Sprintf("a%d", n)
 	switch {
-	case rng.IntN(400) == 0:
+	case rng.IntN(60) == 0:
 		c.ends[callee].user = "112"
 	case len(c.path) == 3:
 		c.ends[callee].user = fmt.Sprintf("00%d%07d", 43+rng.IntN(3), rng.IntN(1e7))
@@ -89,7 +89,8 @@ func (d *day) newCall(n int) *dayCall {
 
 func (c *dayCall) chance(percent float64) bool { return c.rng.Float64()*100 < percent }
 
-// pause waits between two durations. No two of a day's moments are the same, so that a seed means one order.
+// pause waits between two durations, to the nanosecond: hardly two of a day's moments are the same, so that a seed means
+// one order of the messages.
 func (c *dayCall) pause(least, most time.Duration) {
 	time.Sleep(least + time.Duration(c.rng.Int64N(int64(most-least))))
 }
