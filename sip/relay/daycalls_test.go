@@ -89,8 +89,8 @@ func (d *day) newCall(n int) *dayCall {
 
 func (c *dayCall) chance(percent float64) bool { return c.rng.Float64()*100 < percent }
 
-// pause waits between two durations, to the nanosecond: hardly two of a day's moments are the same, so that a seed means
-// one order of the messages.
+// pause waits between two durations, to the nanosecond: hardly two of a day's moments are the same, so that a seed
+// means one order of the messages.
 func (c *dayCall) pause(least, most time.Duration) {
 	time.Sleep(least + time.Duration(c.rng.Int64N(int64(most-least))))
 }
