@@ -267,8 +267,8 @@ func (d *day) heap() uint64 {
 	return m.HeapAlloc
 }
 
-// maxGrowth is what maps that have become larger, and what Go keeps of goroutines that have ended, may take: 120 to 180
-// KiB were seen, in two hours as in a day.
+// maxGrowth is what maps that have become larger, and what Go keeps of goroutines that have ended, may take: 80 to 180
+// KiB were seen, in two hours as in three days.
 const maxGrowth = 256 << 10
 
 func (d *day) sameHeap(before uint64, began int) {
