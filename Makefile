@@ -82,6 +82,10 @@ bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cak
 test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls, attacks (root, 9 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -count=1 -v -timeout 12m -p 1 -run '^TestLong' ./test/e2e ./test/bench ./tunnel/realtime
 
+.PHONY: test-day
+test-day: ## 24 hours of calls on a simulated clock end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)
+	$(GO) test -count=1 -v -timeout 5m -p 1 -run '^TestLongADay' ./sip/relay
+
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 5 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_REKEY=1 $(GO) test -count=1 -v -timeout 12m -parallel 4 -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)

@@ -227,9 +227,12 @@ func (h *holes) change(ctx context.Context, changes []relay.Change, whole bool) 
 		}
 	}
 	var errs []error
+	var gone []key
 	for set, keys := range add {
-		errs = append(errs, h.add(ctx, set, keys))
+		refused, err := h.add(ctx, set, keys)
+		gone, errs = append(gone, refused...), append(errs, err)
 	}
+	h.forget(gone)
 	return errors.Join(errs...)
 }
 
@@ -240,20 +243,27 @@ var ended = func() context.Context {
 	return ctx
 }()
 
-func (h *holes) add(ctx context.Context, set string, keys []nft.Key) error {
+// add adds elements to a set. refused are those that it did not take.
+func (h *holes) add(ctx context.Context, set string, elements []nft.Key) (refused []key, err error) {
 	s, ok := h.sets(set)
 	if !ok {
-		return h.count(refusedKernel, len(keys), fmt.Errorf("open holes: there is no set %s", set))
+		return nil, h.count(refusedKernel, len(elements), fmt.Errorf("open holes: there is no set %s", set))
 	}
-	refused, err := addEach(ctx, s, keys)
+	not, err := addEach(ctx, s, elements)
 	switch {
-	case len(refused) > 0:
-		h.forget(set, refused)
-		return h.count(refusedFull, len(refused), h.again(fmt.Errorf("open holes: %w", err)))
+	case len(not) > 0:
+		return keysOf(set, not), h.count(refusedFull, len(not), h.again(fmt.Errorf("open holes: %w", err)))
 	case err != nil: // it follows
-		return h.count(late, len(keys), nil)
+		return nil, h.count(late, len(elements), nil)
 	}
-	return nil
+	return nil, nil
+}
+
+func keysOf(set string, elements []nft.Key) (keys []key) {
+	for _, e := range elements {
+		keys = append(keys, key{set, e})
+	}
+	return keys
 }
 
 // addEach adds the elements that a set takes. It takes all of one call or none, so those that it refuses are looked
@@ -288,19 +298,40 @@ func (h *holes) again(err error) error {
 	return err
 }
 
-// forget takes elements off the table that the set did not take: with them, no other one could be refreshed.
-func (h *holes) forget(set string, elements []nft.Key) {
+// forget takes flows off the table of which a set did not take an element: with it, no other one could be refreshed.
+// What only they needed goes from the sets, also what those had taken. It comes after all that is added: what is added
+// behind it would stay.
+func (h *holes) forget(refused []key) {
+	if len(refused) == 0 {
+		return
+	}
+	for set, elements := range h.forgetFlows(refused) {
+		if s, ok := h.sets(set); ok {
+			s.DropKeys(elements)
+		}
+	}
+}
+
+func (h *holes) forgetFlows(refused []key) (remove map[string][]nft.Key) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	gone := map[key]bool{}
-	for _, e := range elements {
-		gone[key{set, e}] = true
+	for _, k := range refused {
+		gone[k] = true
 	}
+	var touched []key
 	for f, keys := range h.flows {
 		if slices.ContainsFunc(keys, func(k key) bool { return gone[k] }) {
-			h.closeFlow(f, nil)
+			touched = h.closeFlow(f, touched)
 		}
 	}
+	remove = map[string][]nft.Key{}
+	for _, k := range touched {
+		if h.open[k] == nil {
+			remove[k.set] = append(remove[k.set], k.element)
+		}
+	}
+	return remove
 }
 
 func (h *holes) count(reason string, n int, err error) error {
@@ -428,6 +459,7 @@ func (h *holes) refresh() error {
 	}
 	h.mu.Unlock()
 	var errs []error
+	var gone []key
 	for set, list := range keys {
 		s, ok := h.sets(set)
 		if !ok {
@@ -435,11 +467,12 @@ func (h *holes) refresh() error {
 		}
 		for part := range slices.Chunk(list, refreshBatch) {
 			if refused, err := addEach(ended, s, part); len(refused) > 0 {
-				h.forget(set, refused)
+				gone = append(gone, keysOf(set, refused)...)
 				errs = append(errs, h.count(refusedFull, len(refused), err))
 			}
 		}
 	}
+	h.forget(gone)
 	return errors.Join(errs...)
 }
 

@@ -14,7 +14,11 @@ type Raw = cbor.RawMessage
 
 var (
 	encoding = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano}.UserBufferEncMode())
-	decoding = must(cbor.DecOptions{MaxArrayElements: 1 << 16, MaxMapPairs: 1 << 12, MaxNestedLevels: 16}.DecMode())
+	// Strings may be any bytes: a Call-ID with one that is no UTF-8, or that was cut in the middle of a character, must
+	// not cost the calls behind it in the journal, nor block the records behind it.
+	decoding = must(cbor.DecOptions{
+		MaxArrayElements: 1 << 16, MaxMapPairs: 1 << 12, MaxNestedLevels: 16, UTF8: cbor.UTF8DecodeInvalid,
+	}.DecMode())
 )
 
 func must[T any](mode T, err error) T {

@@ -264,6 +264,7 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 	for _, l := range st.Ended {
 		c.dirty[l] = false
 		delete(c.policy.muted, l)
+		c.endWatched(l)
 		x := c.known[l]
 		delete(c.known, l)
 		if x == nil {
@@ -351,11 +352,6 @@ func (c *core) expireCalls(now time.Time) (next time.Time) {
 	var change Change
 	c.carryOut(&change, c.policy.ledger.Follow(now, st, admission.Info{}))
 	c.settleAlone(&st, change)
-	if c.policy.watch != nil {
-		for _, l := range st.Ended {
-			c.policy.watch.Ended(now, l.CallID)
-		}
-	}
 	return c.tracker.Next()
 }
 

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"ringway/process"
+	"ringway/sip/compact"
 )
 
 // journalFile opens a journal as the daemon does.
@@ -97,6 +101,37 @@ func testAJournalThatFailsIsWrittenAgain(t *testing.T) {
 	after, err := os.ReadFile(path)
 	require.NoError(t, err)
 	assert.Equal(t, before, after)
+}
+
+// Bytes that are no text, in a Call-ID, a tag or a name, cost neither the journal nor the records anything.
+func TestBytesThatAreNoTextAreKept(t *testing.T) { synctest.Test(t, testBytesThatAreNoTextAreKept) }
+
+func testBytesThatAreNoTextAreKept(t *testing.T) {
+	odd := func(s string) string {
+		return strings.NewReplacer("one@10.1.10.9", "one\xff@10.1.10.9", "tag=a", "tag=a\xfe", "ann@", "an\xc3@").Replace(s)
+	}
+	j, _ := journalFile(t)
+	before := newWorld(t)
+	before.answer(func() { before.pass(phone, pbx, odd(invite)) }, nil)
+	before.answer(func() { before.pass(pbx, phone, odd(okay)) }, nil)
+	require.NoError(t, before.keepOnce(j))
+
+	legs, err := newJournal(j.fd).read()
+	require.NoError(t, err)
+	require.Len(t, legs, 1)
+	next := newWorld(t)
+	next.answer(func() { assert.NoError(t, next.load(legs)); <-next.told }, nil)
+	next.pass(phone, pbx, odd(bye))
+	next.pass(pbx, phone, odd(ended))
+	assert.Len(t, next.closed(), 4)
+
+	var sent reportsRequest
+	next.handOverOnce(context.Background(), func(_ context.Context, r process.Request) error {
+		return compact.Decode(r.Attached, &sent)
+	})
+	require.Len(t, sent.Records, 1)
+	assert.Equal(t, "one\xff@10.1.10.9", sent.Records[0].CallID)
+	assert.Empty(t, next.records)
 }
 
 // Numbers that were kept while they were shown are masked once they no longer are.

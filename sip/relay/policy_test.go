@@ -1,12 +1,14 @@
 package relay
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -14,6 +16,7 @@ import (
 	"ringway/qos"
 	"ringway/sip/abuse"
 	"ringway/sip/admission"
+	"ringway/sip/dialog"
 	"ringway/sip/message"
 	"ringway/sip/transparent"
 )
@@ -89,6 +92,44 @@ func testAnEmergencyCallPasses(t *testing.T) {
 	w.answer(func() { assert.False(t, w.pass(phone, pbx, ring("help", "112")).Drop) }, nil)
 	assert.Len(t, w.policy.muted, 1)
 	assert.False(t, w.pass(phone, pbx, bye).Drop, "signalling goes on")
+}
+
+// A call that its far end does not know any more has ended for the watch for abuse as well, and so has one that time
+// ended, with its last leg.
+func TestTheWatchHearsOfEnds(t *testing.T) { synctest.Test(t, testTheWatchHearsOfEnds) }
+
+func testTheWatchHearsOfEnds(t *testing.T) {
+	w := newWorld(t)
+	w.core.asker = newAsker(func(context.Context, flowsRequest) error { return nil }, w.flows)
+	require.NoError(t, w.use(narrow(func(s *Settings) { s.Admit = false })))
+	again := strings.Replace(text("INVITE sip:bob@10.2.20.5 SIP/2.0", ";tag=b", ""), "1 INVITE", "2 INVITE", 1)
+	unknown := strings.Replace(text("SIP/2.0 481 Unknown", ";tag=b", ""), "1 INVITE", "2 INVITE", 1)
+	w.pass(phone, pbx, invite)
+	w.pass(pbx, phone, okay)
+	w.pass(phone, pbx, again)
+	require.Equal(t, 1, w.policy.watch.Sizes().Calls)
+	w.pass(pbx, phone, unknown)
+	require.Equal(t, string(dialog.Lost), w.calls()[0].Why)
+	assert.Zero(t, w.policy.watch.Sizes().Calls)
+
+	const proxied = "10.2.20.6:5060" // the PBX tries another one, too, who does not answer
+	w.pass(phone, pbx, ring("forked", "bob"))
+	w.pass(pbx, phone, strings.ReplaceAll(okay, "one@10.1.10.9", "forked"))
+	w.pass(phone, pbx, strings.NewReplacer("1 INVITE", "1 ACK", "one@10.1.10.9", "forked").Replace(
+		text("ACK sip:bob@10.2.20.5 SIP/2.0", ";tag=b", "")))
+	w.pass(phone, proxied, ring("forked", "bob"))
+	after := func(d time.Duration) {
+		time.Sleep(d)
+		w.core.mu.Lock()
+		w.expireCalls(time.Now())
+		w.core.mu.Unlock()
+	}
+	after(40 * time.Second)
+	assert.Equal(t, 1, w.stats().Calls, "the other one has not answered")
+	assert.Equal(t, 1, w.policy.watch.Sizes().Calls)
+	after(dialog.DefaultIdle)
+	assert.Zero(t, w.stats().Calls)
+	assert.Zero(t, w.policy.watch.Sizes().Calls)
 }
 
 // What the config allows, the process takes.

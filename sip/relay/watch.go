@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ringway/sip/abuse"
+	"ringway/sip/dialog"
 	"ringway/sip/message"
 	"ringway/sip/refusal"
 	"ringway/sip/transparent"
@@ -101,6 +102,19 @@ func (c *core) watch(now time.Time, m *transparent.Message, emergency bool) (act
 		action.Reply = p.answer(m, refusal.Forbidden)
 	}
 	return action, true
+}
+
+// endWatched tells of the end of a call that the watch does not see in its messages: time ended it, or a request within
+// it was answered as by one who does not know it. Else its time abroad would count on.
+func (c *core) endWatched(l *dialog.Leg) {
+	if c.policy.watch == nil || len(c.tracker.Hops(l)) > 0 { // another leg of the call lives
+		return
+	}
+	switch l.Why() {
+	case dialog.ByBye, dialog.Cancelled, dialog.Rejected, dialog.Refused, dialog.Redirected:
+	default:
+		c.policy.watch.Ended(c.now(), l.CallID)
+	}
 }
 
 // blocks reports whether something is done about abuse.
