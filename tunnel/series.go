@@ -55,6 +55,10 @@ type SeriesStatus struct {
 	FarBox   uint32 `json:"lost_in_far_box,omitempty"`
 	Line     uint32 `json:"lost_on_line,omitempty"` // between the boxes
 
+	// Delay is the one-way delay between the boxes while the media came, the mean: half of the round trip that both ends
+	// measure. Absent: not known, since the far end does not say.
+	Delay time.Duration `json:"delay_ns,omitempty"`
+
 	// Jitter is that of RFC 3550, section 6.4.1. All are 0 as long as the rate of the sender's clock is not known.
 	Jitter     time.Duration `json:"jitter_ns"`
 	JitterMean time.Duration `json:"jitter_mean_ns"`

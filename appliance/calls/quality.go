@@ -269,8 +269,11 @@ func qualityOf(list []*measured, codec string) *call.Quality {
 		q.JitterMax = max(q.JitterMax, milliseconds(x.JitterPeak))
 	}
 	q.Jitter = milliseconds(most.JitterMean)
+	if most.Delay > 0 {
+		q.Delay = max(milliseconds(most.Delay), 0.01) // absent would be unknown
+	}
 	c, _ := quality.CodecNamed(strings.TrimSpace(codec))
-	v := quality.Rate(q.Loss(), most.JitterMean, 0, c)
+	v := quality.Rate(q.Loss(), most.JitterMean, most.Delay, c)
 	q.R, q.MOS = hundredths(v.R), hundredths(v.MOS)
 	return q
 }

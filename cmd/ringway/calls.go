@@ -35,8 +35,8 @@ Each line is one leg: what two hops exchange, for example a phone and its PBX. F
 and RTCP the leg needs now.
 
 SENT and RECEIVED are what its media went through between this branch and a site, as far as this box knows: MOS (ITU-T
-G.107), loss, mean jitter (RFC 3550), and in which segment the lost packets were lost. "-" is media that does not pass the
-voice tunnel, or an engine that does not see packets.`,
+G.107), loss, mean jitter (RFC 3550), one-way delay between the boxes where both measure it, and in which segment the lost
+packets were lost. "-" is media that does not pass the voice tunnel, or an engine that does not see packets.`,
 		Example: `  ringway calls
   ringway calls --watch
   ringway calls show 5f2a91c3

@@ -22,14 +22,17 @@ var Segments = [...]string{PhoneLAN, ThisBox, Line, FarBox, FarLAN, Unknown}
 
 // Quality is what media went through in one direction, as far as this box knows.
 type Quality struct {
-	Packets   uint64            `json:"packets"`   // that came, as far as this box knows
-	Lost      uint64            `json:"lost"`      // between the first and the last of them
-	Jitter    float64           `json:"jitter_ms"` // RFC 3550, section 6.4.1: the mean
-	JitterMax float64           `json:"jitter_max_ms,omitempty"`
-	R         float64           `json:"r"` // ITU-T G.107
-	MOS       float64           `json:"mos"`
-	Where     map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
-	Why       map[string]uint64 `json:"dropped,omitempty"`    // packets that this box dropped, by reason
+	Packets   uint64  `json:"packets"`   // that came, as far as this box knows
+	Lost      uint64  `json:"lost"`      // between the first and the last of them
+	Jitter    float64 `json:"jitter_ms"` // RFC 3550, section 6.4.1: the mean
+	JitterMax float64 `json:"jitter_max_ms,omitempty"`
+	// Delay is the one-way delay between the boxes, as far as both measure it: half of the round trip, the mean. Absent: not
+	// known, and then R and MOS are without it.
+	Delay float64           `json:"delay_ms,omitempty"`
+	R     float64           `json:"r"` // ITU-T G.107
+	MOS   float64           `json:"mos"`
+	Where map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
+	Why   map[string]uint64 `json:"dropped,omitempty"`    // packets that this box dropped, by reason
 }
 
 // Loss is the share of packets that were lost, 0 to 1.
@@ -46,6 +49,9 @@ func (q *Quality) String() string {
 		return "-"
 	}
 	s := fmt.Sprintf("%.2f, %.1f%%, %.1fms", q.MOS, 100*q.Loss(), q.Jitter)
+	if q.Delay > 0 {
+		s += fmt.Sprintf(", delay %.1fms", q.Delay)
+	}
 	if where := q.where(); where != "" {
 		s += " (" + where + ")"
 	}

@@ -117,7 +117,7 @@ func (in *inbound) arrive(p *peer, packet []byte, now int64) (*series.Table, ser
 		return nil, series.Mark{}
 	}
 	mark := m.in.Arrive(packet, p.number, now)
-	if mark == (series.Mark{}) && series.IsReceptionReport(packet) && in.e.rtcp.put(p.number, packet) {
+	if mark == (series.Mark{}) && series.IsReceptionReport(packet) && in.e.rtcp.put(p.number, packet, now) {
 		in.e.notify()
 	}
 	return m.in, mark
@@ -240,7 +240,7 @@ func (e *Engine) addFate(s *tunnel.SeriesStatus, r *series.Record) {
 	e.exchange.mu.Lock()
 	f := e.exchange.comparer.Fate(r, s.Out)
 	e.exchange.mu.Unlock()
-	s.Compared, s.FarLAN, s.FarBox, s.Line = f.Compared, f.FarLAN, f.FarBox, f.Line
+	s.Compared, s.FarLAN, s.FarBox, s.Line, s.Delay = f.Compared, f.FarLAN, f.FarBox, f.Line, f.Delay
 }
 
 func (e *Engine) peerNumbers() map[uint32]tunnel.PublicKey {

@@ -3,12 +3,13 @@ package series
 import (
 	"encoding/binary"
 	"math/bits"
+	"time"
 )
 
 // What both ends tell each other: the words of their series, so that each can say in which segment packets were lost.
 // A report is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are no
-// version of IP, so that an end that does not know reports drops it. Nothing that it says makes state, and it counts
-// only for series with that peer.
+// version of IP, so that an end that does not know reports drops it. It counts only for series with that peer, and
+// makes no state but the peer's times (trip.go).
 //
 //	magic (4 bytes), then entries:
 //	  flags (1)  bit 0: IPv6; bit 1: these are packets that the sender of the report sent, else that it received
@@ -19,7 +20,7 @@ import (
 //	  ends (1)   sequence numbers up to the end of what is known of the last word, 1 to 64
 //	  words (16 each): a bit for each packet that came, one for each that went on
 //
-// Flags of zero, or the end, end the report: messages are padded.
+// Flags of zero, or the end, end the entries: messages are padded. Times may follow (trip.go).
 const (
 	// MaxReport bounds a report, so that it passes any path that a voice tunnel does.
 	MaxReport = 1104
@@ -52,6 +53,8 @@ type Fate struct {
 	FarLAN   uint32 // lost before they came to the far box, or after they left it for who reports by RTCP
 	FarBox   uint32 // lost in it
 	Line     uint32 // lost between the boxes
+	// Delay is the one-way delay between the boxes, the mean of its life: half of the round trip; 0: not known.
+	Delay time.Duration
 }
 
 // Comparer compares the words of an engine's series with those that the far ends tell. It is not for several
@@ -59,6 +62,7 @@ type Fate struct {
 type Comparer struct {
 	series  map[subject]*watched
 	origins map[origin]*watched // of those that are sent
+	trips   map[uint32]*trip    // by peer
 	look    uint32
 }
 
@@ -78,6 +82,7 @@ type watched struct {
 	ends                 uint8         // sequence numbers that were told of the last one
 	own, far             [kept]fates
 	fate                 Fate
+	delays               delays
 
 	receiver *receiver // of what is sent: it reports by RTCP; nil: it does not (rtcp.go)
 }
@@ -91,7 +96,7 @@ type fates struct {
 
 // NewComparer makes a Comparer without series.
 func NewComparer() *Comparer {
-	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}}
+	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}, trips: map[uint32]*trip{}}
 }
 
 // Begin begins a look at all series: Look follows for each of them, and End.
@@ -99,6 +104,7 @@ func (c *Comparer) Begin() { c.look++ }
 
 // End ends a look, and forgets series that have ended.
 func (c *Comparer) End() {
+	c.forgetTrips()
 	for k, w := range c.series {
 		if c.look-w.seen > forgetLooks {
 			delete(c.series, k)
@@ -118,7 +124,7 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		before := w
 		w = &watched{peer: e.peer, born: e.born, restarts: e.restarts}
 		if before != nil && before.born == e.born {
-			w.fate = before.fate
+			w.fate, w.delays = before.fate, before.delays
 			if r := before.receiver; r != nil {
 				w.receiver = &receiver{lost: r.lost}
 			}
@@ -129,6 +135,10 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		}
 	}
 	w.seen = c.look
+	if took := c.RoundTrip(e.peer); took != 0 && e.highest != w.latest[looks-1] { // packets came since the last look
+		w.delays.sum += took
+		w.delays.n++
+	}
 	highest := e.highest >> 6
 	end, ends := w.highest[0], uint8(64)
 	if e.highest == w.latest[0] { // silent since: the call is over, or on hold, and its last word is told as it is
@@ -187,8 +197,8 @@ func appendHeader(b []byte, n *name, sent bool, first, count uint32, skip, ends 
 	return append(b, skip, ends)
 }
 
-// Hear takes a report of a peer. It returns false for one that cannot be read to its end.
-func (c *Comparer) Hear(peer uint32, p []byte) bool {
+// Hear takes a report of a peer, which came at a time. It returns false for one that cannot be read to its end.
+func (c *Comparer) Hear(peer uint32, p []byte, at int64) bool {
 	if !IsReport(p) {
 		return false
 	}
@@ -233,7 +243,7 @@ func (c *Comparer) Hear(peer uint32, p []byte) bool {
 			}
 		}
 	}
-	return true
+	return c.hearTimes(peer, p, at)
 }
 
 // compare counts a word of which both ends have told, once.
@@ -266,6 +276,7 @@ func (c *Comparer) Fate(r *Record, sent bool) Fate {
 		return Fate{}
 	}
 	f := w.fate
+	f.Delay = w.delays.oneWay()
 	if w.receiver != nil {
 		f.FarLAN = uint32(max(w.receiver.lost, 0))
 	}

@@ -86,13 +86,13 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 			if i%50 == 20 {
 				r := a.tell()
 				if lostA = !lostA && random.Draw(t, "report lost?") < reportsLost; !lostA {
-					require.True(t, b.Hear(5, r))
+					require.True(t, b.Hear(5, r, 0))
 				}
 			}
 			if i%50 == 45 {
 				r := b.tell()
 				if lostB = !lostB && random.Draw(t, "report lost?") < reportsLost; !lostB {
-					require.True(t, a.Hear(4, append(r, 0, 0, 0)))
+					require.True(t, a.Hear(4, append(r, 0, 0, 0), 0))
 				}
 			}
 		}
@@ -104,8 +104,8 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 		if rapid.Bool().Draw(t, "over") {
 			for range looks + 1 {
 				r, s := a.tell(), b.tell()
-				a.Hear(4, s)
-				b.Hear(5, r)
+				a.Hear(4, s, 0)
+				b.Hear(5, r, 0)
 			}
 			atA, atB = a.Fate(&ra, true), b.Fate(&rb, false)
 			require.EqualValues(t, packets, atA.Compared)
@@ -156,8 +156,8 @@ func TestANewPlaneClaimsNoLosses(t *testing.T) {
 		}
 		if i%50 == 49 {
 			ra, rb := a.tell(), b.tell()
-			a.Hear(4, rb)
-			b.Hear(5, ra)
+			a.Hear(4, rb, 0)
+			b.Hear(5, ra, 0)
 		}
 	}
 	ra, rb := one(t, a.table), one(t, b.table)
@@ -183,8 +183,8 @@ func TestARestartKeepsTheFate(t *testing.T) {
 		}
 		if i%50 == 49 {
 			ra, rb := a.tell(), b.tell()
-			a.Hear(4, rb)
-			b.Hear(5, ra)
+			a.Hear(4, rb, 0)
+			b.Hear(5, ra, 0)
 		}
 	}
 	ra := one(t, a.table)
@@ -209,7 +209,7 @@ func TestReportsThatDoNotCount(t *testing.T) {
 			a.tell()
 			if r := b.tell(); len(r) > 4 {
 				reports = append(reports, r)
-				a.Hear(9, r) // from a peer whose series it is not
+				a.Hear(9, r, 0) // from a peer whose series it is not
 			}
 		}
 	}
@@ -217,7 +217,7 @@ func TestReportsThatDoNotCount(t *testing.T) {
 	assert.Zero(t, a.Fate(&ra, true))
 	last := reports[len(reports)-1]
 	for range 3 {
-		a.Hear(4, last)
+		a.Hear(4, last, 0)
 	}
 	once := a.Fate(&ra, true)
 	assert.EqualValues(t, 64, once.Compared)
@@ -229,10 +229,10 @@ func TestReportsThatDoNotCount(t *testing.T) {
 		"cut short":         last[:len(last)-1],
 		"an entry too many": append(append([]byte{}, last...), 0x80),
 	} {
-		assert.False(t, a.Hear(4, p), name)
+		assert.False(t, a.Hear(4, p, 0), name)
 	}
 	assert.Equal(t, once, a.Fate(&ra, true))
-	assert.True(t, a.Hear(4, NewReport(nil)), "nothing to tell")
+	assert.True(t, a.Hear(4, NewReport(nil), 0), "nothing to tell")
 }
 
 // Series that have ended are forgotten.
@@ -261,8 +261,8 @@ func FuzzHear(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		a.Hear(4, p)
-		a.Hear(4, binary.BigEndian.AppendUint64(NewReport(nil), binary.BigEndian.Uint64(append(p, make([]byte, 8)...))))
+		a.Hear(4, p, 0)
+		a.Hear(4, binary.BigEndian.AppendUint64(NewReport(nil), binary.BigEndian.Uint64(append(p, make([]byte, 8)...))), 0)
 		records := all(a.table)
 		for i := range records {
 			fate := a.Fate(&records[i], true)
