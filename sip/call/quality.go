@@ -1,6 +1,7 @@
 package call
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -33,6 +34,10 @@ type Quality struct {
 	MOS   float64           `json:"mos"`
 	Where map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
 	Why   map[string]uint64 `json:"dropped,omitempty"`    // packets that this box dropped, by reason
+
+	// WANDrops is how many packets the queues of this box's WANs dropped, of whatever traffic, in the seconds in which media
+	// was lost on the line, by class. Absent: none was, or it is not known; of media that is received it is never.
+	WANDrops map[string]uint64 `json:"wan_queue_drops,omitempty"`
 }
 
 // Loss is the share of packets that were lost, 0 to 1.
@@ -58,18 +63,52 @@ func (q *Quality) String() string {
 	return s
 }
 
-// where is the lost packets by segment, most first.
+// Detail is all of it, in a line.
+func (q *Quality) Detail() string {
+	if q == nil {
+		return "not measured"
+	}
+	s := fmt.Sprintf("MOS %.2f (R %.1f), %d of %d packets lost", q.MOS, q.R, q.Lost, q.Packets+q.Lost)
+	if where := counts(q.Where); where != "" {
+		s += " (" + where + ")"
+	}
+	if why := counts(q.Why); why != "" {
+		s += ", dropped here: " + why
+	}
+	s += fmt.Sprintf(", jitter %.1f ms, at most %.1f ms, ", q.Jitter, q.JitterMax)
+	if q.Delay > 0 {
+		s += fmt.Sprintf("delay %.1f ms", q.Delay)
+	} else {
+		s += "delay not known"
+	}
+	if q.WANDrops != nil {
+		s += "; while the line lost packets, the WANs' queues dropped " + cmp.Or(counts(q.WANDrops), "none")
+	}
+	return s
+}
+
+// where is the lost packets by segment, most first, and what the WANs' queues dropped meanwhile.
 func (q *Quality) where() string {
-	names := slices.SortedFunc(maps.Keys(q.Where), func(a, b string) int {
-		if q.Where[a] != q.Where[b] {
-			return int(int64(q.Where[b]) - int64(q.Where[a]))
-		}
-		return strings.Compare(a, b)
+	s := counts(q.Where)
+	if q.WANDrops == nil {
+		return s
+	}
+	sum := uint64(0)
+	for _, n := range q.WANDrops {
+		sum += n
+	}
+	return fmt.Sprintf("%s; WAN queues dropped %d", s, sum)
+}
+
+// counts is what is not zero, most first.
+func counts(of map[string]uint64) string {
+	names := slices.SortedFunc(maps.Keys(of), func(a, b string) int {
+		return cmp.Or(cmp.Compare(of[b], of[a]), strings.Compare(a, b))
 	})
 	var parts []string
 	for _, n := range names {
-		if q.Where[n] > 0 {
-			parts = append(parts, fmt.Sprintf("%s %d", n, q.Where[n]))
+		if of[n] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", strings.ReplaceAll(n, "_", " "), of[n]))
 		}
 	}
 	return strings.Join(parts, ", ")

@@ -82,7 +82,7 @@ func (e *Engine) tell() {
 		return
 	}
 	x.mu.Lock()
-	x.comparer.Begin()
+	x.comparer.Begin(e.now())
 	x.mu.Unlock()
 	for _, out := range []bool{true, false} {
 		if e.lookAt(out) != nil {

@@ -3,6 +3,7 @@ package series
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 	"time"
 )
 
@@ -39,6 +40,8 @@ const (
 	looks = 2
 	// forgetLooks is how long a series is remembered of which Look has seen nothing.
 	forgetLooks = 60
+	// lineKept is of how many looks it is known that packets were lost on the line in their time.
+	lineKept = 32
 )
 
 // IsReport reports whether the content of a message begins like one.
@@ -64,6 +67,7 @@ type Comparer struct {
 	origins map[origin]*watched // of those that are sent
 	trips   map[uint32]*trip    // by peer
 	look    uint32
+	looked  [looks + 1]int64 // when the last looks began
 }
 
 // subject is a series as both ends know it.
@@ -83,6 +87,8 @@ type watched struct {
 	own, far             [kept]fates
 	fate                 Fate
 	delays               delays
+	lineAt               [lineKept]int64 // looks by whose time packets were lost on the line; 0: none
+	lineAts              int             // in all
 
 	receiver *receiver // of what is sent: it reports by RTCP; nil: it does not (rtcp.go)
 }
@@ -91,6 +97,7 @@ type watched struct {
 type fates struct {
 	word
 	number uint32 // from 1 on; of far words, as they are told
+	sent   int64  // of own words: by when its packets were
 	known  uint64 // bits of which this end knows
 }
 
@@ -99,8 +106,12 @@ func NewComparer() *Comparer {
 	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}, trips: map[uint32]*trip{}}
 }
 
-// Begin begins a look at all series: Look follows for each of them, and End.
-func (c *Comparer) Begin() { c.look++ }
+// Begin begins a look at all series, now: Look follows for each of them, and End.
+func (c *Comparer) Begin(now int64) {
+	c.look++
+	copy(c.looked[:], c.looked[1:])
+	c.looked[looks] = now
+}
 
 // End ends a look, and forgets series that have ended.
 func (c *Comparer) End() {
@@ -124,7 +135,7 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		before := w
 		w = &watched{peer: e.peer, born: e.born, restarts: e.restarts}
 		if before != nil && before.born == e.born {
-			w.fate, w.delays = before.fate, before.delays
+			w.fate, w.delays, w.lineAt, w.lineAts = before.fate, before.delays, before.lineAt, before.lineAts
 			if r := before.receiver; r != nil {
 				w.receiver = &receiver{lost: r.lost}
 			}
@@ -164,7 +175,7 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	}
 	*entry = appendHeader(*entry, &e.name, sent, first, end-first, skip, ends)
 	for n := first; n < end; n++ {
-		x := fates{word: e.window[n%words], number: n, known: ^uint64(0) << skip}
+		x := fates{word: e.window[n%words], number: n, sent: c.looked[0], known: ^uint64(0) << skip}
 		if skip = 0; n == end-1 {
 			x.known &= ^uint64(0) >> (64 - ends)
 		}
@@ -256,7 +267,11 @@ func (w *watched) compare(at uint32, sent bool) {
 	ones := func(x uint64) uint32 { return uint32(bits.OnesCount64(x & known)) }
 	w.fate.Compared += ones(^uint64(0))
 	if sent {
-		w.fate.Line += ones(own.passed &^ far.arrived)
+		line := ones(own.passed &^ far.arrived)
+		if w.fate.Line += line; line > 0 && !slices.Contains(w.lineAt[:], own.sent) {
+			w.lineAt[w.lineAts%lineKept] = own.sent
+			w.lineAts++
+		}
 		w.fate.FarBox += ones(own.passed & far.arrived &^ far.passed)
 		if w.receiver != nil {
 			w.receiver.settle(own.number, known, far.passed)
@@ -281,4 +296,14 @@ func (c *Comparer) Fate(r *Record, sent bool) Fate {
 		f.FarLAN = uint32(max(w.receiver.lost, 0))
 	}
 	return f
+}
+
+// LineAt is when packets of a series that is sent were lost on the line, the latest times, in order: each was sent
+// before one of them, by a look and the length of a word at most.
+func (c *Comparer) LineAt(r *Record) []int64 {
+	w := c.series[subject{r.e.name, true}]
+	if w == nil || w.born != r.e.born || w.lineAts == 0 {
+		return nil
+	}
+	return slices.Sorted(slices.Values(w.lineAt[:min(w.lineAts, lineKept)]))
 }

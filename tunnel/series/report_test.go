@@ -2,6 +2,7 @@ package series
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -19,9 +20,11 @@ type end struct {
 func newEnd(sends bool) *end { return &end{table: New(seed, 0), Comparer: NewComparer(), sends: sends} }
 
 // tell looks at all series, and returns the report.
-func (e *end) tell() []byte {
+func (e *end) tell() []byte { return e.tellAt(int64(e.look+1) * sec) }
+
+func (e *end) tellAt(now int64) []byte {
 	report := NewReport(nil)
-	e.Begin()
+	e.Begin(now)
 	records := all(e.table)
 	for i := range records {
 		e.Look(&records[i], e.sends, func(uint32, int) *[]byte { return &report })
@@ -138,6 +141,49 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 		}
 		assert.Equal(t, Fate{Compared: want.Compared, Line: want.Line, FarBox: boxB}, atA)
 		assert.Equal(t, Fate{Compared: want.Compared, Line: want.Line, FarBox: boxA, FarLAN: want.FarLAN}, atB)
+	})
+}
+
+// When the line lost packets is known to a look and a word: each lost packet was sent in the span before one of the
+// times, and each time has one.
+func TestWhenTheLineLosesPackets(t *testing.T) {
+	const span = sec + 64*gap
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := newEnd(true), newEnd(false)
+		var lost []int64
+		bad := rapid.SampledFrom([]int{0, 0, 0, 40}) // percent, of a second
+		percent, phase := 0, rapid.IntRange(0, 49).Draw(t, "phase")
+		const packets = 50 * 25
+		for i := range packets {
+			now := sec + int64(i)*gap
+			if i%50 == 0 {
+				percent = bad.Draw(t, "percent")
+			}
+			p := rtp(false, 1, 7, uint16(i), 0, uint32(160*i))
+			a.table.Pass(a.table.Arrive(p, 4, now))
+			if i > 0 && i < packets-300 && rapid.IntRange(0, 99).Draw(t, "lost?") < percent {
+				lost = append(lost, now)
+			} else {
+				b.table.Pass(b.table.Arrive(p, 5, now))
+			}
+			if i%50 == phase {
+				a.Hear(4, b.tellAt(now), 0)
+				b.Hear(5, a.tellAt(now), 0)
+			}
+		}
+		r := one(t, a.table)
+		at := a.LineAt(&r)
+		require.EqualValues(t, len(lost), a.Fate(&r, true).Line)
+		within := func(l, at int64) bool { return l > at-span && l <= at }
+		for _, l := range lost {
+			known := slices.ContainsFunc(at, func(x int64) bool { return within(l, x) })
+			assert.True(t, known, "%v of %v", l, at)
+		}
+		for _, x := range at {
+			meant := slices.ContainsFunc(lost, func(l int64) bool { return within(l, x) })
+			assert.True(t, meant, "%v for %v", x, lost)
+		}
+		assert.True(t, slices.IsSorted(at))
 	})
 }
 

@@ -13,7 +13,7 @@ const ms = int64(time.Millisecond)
 
 // times is a report of times alone.
 func (e *end) times(peer uint32, now int64) []byte {
-	e.Begin()
+	e.Begin(now)
 	defer e.End()
 	return append(e.AppendTimes(NewReport(nil), peer, now), 0, 0, 0)
 }
