@@ -56,8 +56,8 @@ func (r *queueRig) lines(all []call.Call, lost uint32, ago ...time.Duration) *ca
 	return all[0].Sent
 }
 
-// Beside packets that the line lost stands what the WANs' queues dropped in those seconds, and in no others; each second
-// counts once, however often the engine tells of it, with a clock that is read again each time.
+// Beside packets that the line lost stands what the WANs' queues dropped in those seconds, and in no others; each
+// second counts once, however often the engine tells of it, with a clock that is read again each time.
 func TestQueueDropsStandBesideLossesOfTheLine(t *testing.T) {
 	r := newQueueRig()
 	all := []call.Call{r.testCall()}

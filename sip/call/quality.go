@@ -27,16 +27,16 @@ type Quality struct {
 	Lost      uint64  `json:"lost"`      // between the first and the last of them
 	Jitter    float64 `json:"jitter_ms"` // RFC 3550, section 6.4.1: the mean
 	JitterMax float64 `json:"jitter_max_ms,omitempty"`
-	// Delay is the one-way delay between the boxes, as far as both measure it: half of the round trip, the mean. Absent: not
-	// known, and then R and MOS are without it.
+	// Delay is the one-way delay between the boxes, as far as both measure it: half of the round trip, the mean.
+	// Absent: not known, and then R and MOS are without it.
 	Delay float64           `json:"delay_ms,omitempty"`
 	R     float64           `json:"r"` // ITU-T G.107
 	MOS   float64           `json:"mos"`
 	Where map[string]uint64 `json:"lost_where,omitempty"` // lost packets by segment: `line`, `far LAN` …
 	Why   map[string]uint64 `json:"dropped,omitempty"`    // packets that this box dropped, by reason
 
-	// WANDrops is how many packets the queues of this box's WANs dropped, of whatever traffic, in the seconds in which media
-	// was lost on the line, by class. Absent: none was, or it is not known; of media that is received it is never.
+	// WANDrops is how many packets the queues of this box's WANs dropped, of whatever traffic, in the seconds in which
+	// media was lost on the line, by class. Absent: none was, it is not known, or the media is what is received.
 	WANDrops map[string]uint64 `json:"wan_queue_drops,omitempty"`
 }
 
