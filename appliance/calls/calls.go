@@ -211,7 +211,7 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { c.places.run(ctx) })
 	tasks.Go(func() { every(ctx, refreshEvery, func() { _ = c.holes.refresh() }) })
 	tasks.Go(func() { every(ctx, measureEvery, func() { c.measure(ctx) }) })
-	tasks.Go(func() { every(ctx, queuesEvery, func() { c.meter.queues.sample(time.Now(), c.holes.busy()) }) })
+	tasks.Go(func() { c.meter.queues.run(ctx, c.holes.busy) })
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
 	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx); c.keepMappings(ctx) }) })

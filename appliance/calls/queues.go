@@ -1,6 +1,7 @@
 package calls
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -12,8 +13,11 @@ import (
 const (
 	// queuesEvery is how often the counters of the WANs' queues are read while there are calls.
 	queuesEvery = time.Second
+	// queuesRest is how many times as long as a reading the time to the next one is at least: those of 500 sites take
+	// some 40 ms of CPU, and media needs it, too.
+	queuesRest = 50
 	// maxQueueGap is how far apart two readings are at most whose difference says what was dropped when.
-	maxQueueGap = 3 * queuesEvery
+	maxQueueGap = 5 * queuesEvery
 	// queueSecondsKept is for how long it is known: the engine tells of losses some seconds later, and is asked every
 	// measureEvery.
 	queueSecondsKept = 120
@@ -43,6 +47,23 @@ type queueSecond struct {
 	number   uint64
 	from, to time.Time
 	drops    map[string]uint64
+}
+
+// run reads the counters while there are calls, until ctx ends.
+func (q *queueDrops) run(ctx context.Context, busy func() bool) {
+	next := time.NewTimer(queuesEvery)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-next.C:
+			began := time.Now()
+			q.sample(began, busy())
+			took := time.Since(began)
+			next.Reset(max(queuesEvery-took, queuesRest*took))
+		}
+	}
 }
 
 // sample reads the counters, or, if there are no calls, forgets the latest reading.
