@@ -14,6 +14,7 @@ import (
 	"ringway/appliance/metrics"
 	"ringway/appliance/reflector"
 	"ringway/appliance/wanted"
+	"ringway/qos"
 	"ringway/sip/admission"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
@@ -54,6 +55,7 @@ func (d *Daemon) serveMetrics(w http.ResponseWriter, r *http.Request) {
 func (d *Daemon) newCalls() (*calls.Calls, error) {
 	return calls.New(calls.Options{
 		RunDir: d.opts.Paths.planes(), RecordDir: d.opts.Paths.records(), Log: d.log, Engine: voiceEngine{d},
+		Queues:  func() ([]qos.QueueStats, error) { return wanQueues(d.config()) },
 		Budgets: func(cfg *config.Config) admission.Plan { return wanted.CallBudgets(cfg, d.factsLocked()) },
 		Sets: func(name string) (calls.Set, bool) {
 			if d.ruleset == nil {

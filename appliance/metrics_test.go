@@ -117,6 +117,7 @@ func busy() status.Status {
 		p := tunnel.PeerStatus{Site: site, LastHandshake: at(), RxBytes: n(), TxBytes: n(), Keepalive: time.Duration(n())}
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
+			p.RoundTrip = time.Duration(n()) * time.Second
 			p.Media = &tunnel.MediaStatus{
 				Budget: rate(), LineBudget: rate(), Taken: rate(),
 				Flows: int(n()), Reserved: int(n()), Refused: n(), Refusing: true, LineFull: true,
@@ -269,7 +270,9 @@ func TestEveryNumberOfTheStatusIsAMetric(t *testing.T) {
 			}
 			return
 		case float64:
-			number = v
+			if number = v; strings.HasSuffix(path, "/round_trip_ns") {
+				number /= 1e9
+			}
 		case string:
 			at, err := time.Parse(time.RFC3339, v)
 			if err != nil {

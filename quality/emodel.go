@@ -91,7 +91,7 @@ func (m EModel) delay(ro, no float64) float64 {
 	rle := 10.5 * (m.WEPL + 7) * math.Pow(m.Tr+1, -0.25)
 	idle := (ro-rle)/2 + math.Sqrt((ro-rle)*(ro-rle)/4+169)
 
-	idd := 0.0
+	idd := 0.0 // equations 7-27 and 7-28: 0 up to mT, 100 ms by default
 	if m.Ta > m.MinDelay {
 		x, e := math.Log2(m.Ta/m.MinDelay), 6*m.DelaySense
 		idd = 25 * (root(1+math.Pow(x, e), e) - 3*root(1+math.Pow(x/3, e), e) + 2)

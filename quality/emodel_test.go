@@ -58,7 +58,10 @@ func TestIddAtKnownPoints(t *testing.T) {
 	}
 	assert.Zero(t, idd(100))
 	assert.InDelta(t, 25*(1.1224620483-3*1.0002285+2), idd(200), 0.001)
-	assert.Greater(t, idd(400), idd(200))
+	// Equation 7-27 with X of 7-28, reckoned apart.
+	for ms, want := range map[float64]float64{150: 0.1635, 200: 3.0444, 300: 14.7607, 400: 24.0701} {
+		assert.InDelta(t, want, idd(ms), 0.0005, "%v ms", ms)
+	}
 }
 
 // G.113 appendix I: Ie of G.711 with packet loss as measured (table I.2/I.3), with and without concealment. The

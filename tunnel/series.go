@@ -15,6 +15,9 @@ type Measured struct {
 // MaxSeries bounds Measured.Series.
 const MaxSeries = 8192
 
+// LineSpan is how exactly SeriesStatus.LineAt says when: both ends compare 64 packets at a time, once a second.
+const LineSpan = 3 * time.Second
+
 // Check says what no engine can work with.
 func (m Measured) Check() error {
 	if m.Series < 0 || m.Series > MaxSeries {
@@ -54,6 +57,14 @@ type SeriesStatus struct {
 	FarLAN   uint32 `json:"lost_in_far_lan,omitempty"` // beyond the far box, seen from here
 	FarBox   uint32 `json:"lost_in_far_box,omitempty"`
 	Line     uint32 `json:"lost_on_line,omitempty"` // between the boxes
+
+	// LineAt is, of what goes to the site, when packets were lost on the line, the latest times, in order: those were sent
+	// in the LineSpan before. An engine measures it to that.
+	LineAt []time.Time `json:"lost_on_line_at,omitempty"`
+
+	// Delay is the one-way delay between the boxes while the media came, the mean: half of the round trip that both ends
+	// measure. Absent: not known, since the far end does not say.
+	Delay time.Duration `json:"delay_ns,omitempty"`
 
 	// Jitter is that of RFC 3550, section 6.4.1. All are 0 as long as the rate of the sender's clock is not known.
 	Jitter     time.Duration `json:"jitter_ns"`

@@ -271,6 +271,9 @@ type PeerStatus struct {
 	TxPackets     uint64         `json:"tx_packets,omitempty"`
 	AllowedIPs    []netip.Prefix `json:"allowed_ips"`
 	Keepalive     time.Duration  `json:"keepalive_ns"`
+	// RoundTrip is how long messages took lately to the peer and back; absent: not known. The engine realtime measures it
+	// while there are calls with the peer, if that measures, too.
+	RoundTrip time.Duration `json:"round_trip_ns,omitempty"`
 	// Media is nil where calls with the site have no budget, or the engine does not know calls.
 	Media *MediaStatus `json:"media,omitempty"`
 }

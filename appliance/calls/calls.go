@@ -67,6 +67,9 @@ type Options struct {
 	Extend    func(from, to netip.AddrPort, life time.Duration) error
 	Engine    Engine // of the voice tunnel
 
+	// Queues reads the counters of the WANs' queues.
+	Queues func() ([]qos.QueueStats, error)
+
 	// Budgets is what calls may take. Follow calls it.
 	Budgets func(*config.Config) admission.Plan
 }
@@ -114,7 +117,7 @@ func New(o Options) (*Calls, error) {
 		meter: newMeter(o.Engine), again: task.NewSignal(),
 		worked: time.Now(), silent: true, gone: true, certificates: newCertificates(secrets.Below("")),
 	}
-	c.cfg.Mode = config.SIPOff
+	c.cfg.Mode, c.meter.queues.read = config.SIPOff, o.Queues
 	var err error
 	c.relay, err = relay.NewSupervisor(relay.Config{
 		RunDir: o.RunDir, Log: o.Log, Listen: relay.Listen, Open: relay.Open,
@@ -208,6 +211,7 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { c.places.run(ctx) })
 	tasks.Go(func() { every(ctx, refreshEvery, func() { _ = c.holes.refresh() }) })
 	tasks.Go(func() { every(ctx, measureEvery, func() { c.measure(ctx) }) })
+	tasks.Go(func() { c.meter.queues.run(ctx, c.holes.busy) })
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
 	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx); c.keepMappings(ctx) }) })

@@ -500,6 +500,13 @@ func (h *holes) seen(packets func(yield func(from, to netip.AddrPort))) (flows [
 	return flows
 }
 
+// busy reports whether calls need any flow.
+func (h *holes) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.flows) > 0
+}
+
 // state is how many flows and holes there are, and what was refused.
 func (h *holes) state() (flows, open int, refused map[string]uint64) {
 	h.mu.Lock()

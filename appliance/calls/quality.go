@@ -32,6 +32,7 @@ const (
 // meter knows what the media of calls went through: it asks the engine, and remembers what the engine forgets.
 type meter struct {
 	engine Engine
+	queues queueDrops
 	now    func() time.Time
 
 	asking sync.Mutex // held while the engine is asked; before mu
@@ -58,6 +59,7 @@ type seriesKey struct {
 type measured struct {
 	tunnel.SeriesStatus
 	counted total
+	losses  lineLosses
 }
 
 // totalKey is whose media is summed up.
@@ -164,6 +166,7 @@ func (m *meter) takeLocked(k seriesKey, s tunnel.SeriesStatus) {
 		s.Last = x.Last
 	}
 	x.SeriesStatus = s
+	x.losses.take(s.LineAt, &m.queues)
 	sum := m.totals[totalKey{s.SiteName, s.Out}]
 	if sum == nil {
 		sum = &total{}
@@ -268,9 +271,13 @@ func qualityOf(list []*measured, codec string) *call.Quality {
 		}
 		q.JitterMax = max(q.JitterMax, milliseconds(x.JitterPeak))
 	}
+	q.WANDrops = wanDrops(list)
 	q.Jitter = milliseconds(most.JitterMean)
+	if most.Delay > 0 {
+		q.Delay = max(milliseconds(most.Delay), 0.01) // absent would be unknown
+	}
 	c, _ := quality.CodecNamed(strings.TrimSpace(codec))
-	v := quality.Rate(q.Loss(), most.JitterMean, 0, c)
+	v := quality.Rate(q.Loss(), most.JitterMean, most.Delay, c)
 	q.R, q.MOS = hundredths(v.R), hundredths(v.MOS)
 	return q
 }

@@ -2,6 +2,7 @@ package calls
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
 	"testing"
 	"time"
@@ -90,6 +91,40 @@ func TestTheQualityOfACall(t *testing.T) {
 	all[0].Media[0].From = "192.0.2.9"
 	r.fill(all[:1])
 	assert.NotNil(t, all[0].Sent)
+}
+
+// The delay of the line counts, by ITU-T G.107, with that of packet, codec and jitter buffer: 43.75 ms of G.711. Below
+// 100 ms in all it costs next to nothing; where it is not known, it is absent.
+func TestTheDelayOfACall(t *testing.T) {
+	r := newMeterRig()
+	all := []call.Call{r.testCall()}
+	rated := func(delay time.Duration) call.Quality {
+		s := r.series(1, false, 1000, 1000, 1000)
+		s.JitterMean, s.JitterPeak, s.Delay = 0, 0, delay
+		r.engine.series = []tunnel.SeriesStatus{s}
+		r.ask(5 * time.Second)
+		r.fill(all)
+		return *all[0].Received
+	}
+	unknown := rated(0)
+	b, err := json.Marshal(unknown)
+	require.NoError(t, err)
+	assert.NotContains(t, string(b), "delay_ms")
+	near := rated(40 * time.Millisecond)
+	assert.EqualValues(t, 40, near.Delay)
+	assert.InDelta(t, unknown.R, near.R, 1.5)
+	b, err = json.Marshal(near)
+	require.NoError(t, err)
+	assert.Contains(t, string(b), `"delay_ms":40,`)
+	assert.Contains(t, near.String(), "0.0ms, delay 40.0ms")
+
+	// Id = 0.024 d + 0.11 (d - 177.3) H(d - 177.3) is the well-known fit (Cole and Rosenbluth, 2001), good to 2 points.
+	for ms, r := range map[float64]float64{100: 90.8, 200: 85.9, 300: 72.5} {
+		q := rated(time.Duration((ms - 43.75) * float64(time.Millisecond)))
+		assert.InDelta(t, r, q.R, 2.2, "%v ms from mouth to ear", ms)
+	}
+	assert.Less(t, rated(300*time.Millisecond).MOS, 3.6, "annex B: many are dissatisfied below R = 70")
+	assert.EqualValues(t, 0.01, rated(2*time.Microsecond).Delay, "known, however short")
 }
 
 // The next call between the same ports is not taken for this one, nor the one before.

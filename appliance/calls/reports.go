@@ -266,13 +266,31 @@ func (c *Calls) Unban(ctx context.Context, source netip.Addr) error {
 	return err
 }
 
-// Ladder is what is kept of a call's messages.
+// Ladder is what is kept of a call's messages, and what its media went through, as long as the call is listed.
 func (c *Calls) Ladder(ctx context.Context, id string) (*ladder.View, error) {
 	v, err := c.relay.Ladder(ctx, id)
-	if err == nil && v == nil {
+	if err != nil {
+		return v, err
+	}
+	if v == nil {
 		return nil, fmt.Errorf("no messages of call %s are kept (ringway calls lists the calls)", id)
 	}
-	return v, err
+	all, err := c.Calls(ctx)
+	if err != nil {
+		c.log.Warn("quality of a call is not shown", "error", err)
+	}
+	v.Sent, v.Received = measuredOf(all, id)
+	return v, nil
+}
+
+// measuredOf is what media of a leg went through, or of the first leg of a call that was measured.
+func measuredOf(all []call.Call, id string) (sent, received *call.Quality) {
+	for i := range all {
+		if x := &all[i]; (x.ID == id || x.CallID == id) && (x.Sent != nil || x.Received != nil) {
+			return x.Sent, x.Received
+		}
+	}
+	return nil, nil
 }
 
 // Records are the records of calls that were under way at some time from from to to, and that a phone took part in,

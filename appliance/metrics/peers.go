@@ -20,6 +20,8 @@ var (
 		"Packets received from a site. Not for the engine kernel.", peerLabels...)
 	peerTxPackets = peerFamilies.Counter("ringway_peer_transmit_packets_total",
 		"Packets sent to a site. Not for the engine kernel.", peerLabels...)
+	peerRoundTrip = peerFamilies.Gauge("ringway_peer_round_trip_seconds",
+		"Round trip to a site and back, as both boxes measure it during calls.", peerLabels...)
 
 	mediaBudget = peerFamilies.Gauge("ringway_media_budget_bytes_per_second",
 		"Voice budget of a site: maximum rate of calls in this direction. Only where calls are admitted.",
@@ -56,6 +58,9 @@ func collectPeers(d tunnel.DeviceStatus, to exposition.Sink) {
 		if d.Engine != tunnel.EngineKernel {
 			to.Put(peerRxPackets, float64(p.RxPackets), labels...)
 			to.Put(peerTxPackets, float64(p.TxPackets), labels...)
+		}
+		if p.RoundTrip > 0 {
+			to.Put(peerRoundTrip, p.RoundTrip.Seconds(), labels...)
 		}
 		if p.Media != nil {
 			collectMedia(*p.Media, to, labels)

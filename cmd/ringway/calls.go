@@ -35,8 +35,9 @@ Each line is one leg: what two hops exchange, for example a phone and its PBX. F
 and RTCP the leg needs now.
 
 SENT and RECEIVED are what its media went through between this branch and a site, as far as this box knows: MOS (ITU-T
-G.107), loss, mean jitter (RFC 3550), and in which segment the lost packets were lost. "-" is media that does not pass the
-voice tunnel, or an engine that does not see packets.`,
+G.107), loss, mean jitter (RFC 3550), one-way delay between the boxes where both measure it, and in which segment the lost
+packets were lost; beside losses on the line, how many packets the queues of this box's WANs dropped meanwhile. "-" is media
+that does not pass the voice tunnel, or an engine that does not see packets.`,
 		Example: `  ringway calls
   ringway calls --watch
   ringway calls show 5f2a91c3
@@ -132,9 +133,10 @@ func showRecords(c *cobra.Command, a *app, at, phone string) (err error) {
 func callsShowCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "show ID", Short: "Draw the messages of one call", Args: cobra.ExactArgs(1),
-		Long: `Draws the latest messages of a call, a column for each hop, with their time in milliseconds. ID is that of ringway calls,
-or a Call-ID. The messages are kept in memory, without credentials, keys and bodies other than session descriptions; those
-of old calls make room for new ones. Root only.`,
+		Long: `Draws the latest messages of a call, a column for each hop, with their time in milliseconds, and says what its media went
+through, as long as ringway calls lists it. ID is that of ringway calls, or a Call-ID. The messages are kept in memory,
+without credentials, keys and bodies other than session descriptions; those of old calls make room for new ones. Root
+only.`,
 		Example: `  ringway calls show 5f2a91c3
   ringway calls show 5f2a91c3 --json | jq -r '.messages[].text'`,
 		RunE: func(c *cobra.Command, args []string) error {

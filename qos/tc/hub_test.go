@@ -130,6 +130,24 @@ func BenchmarkHub(b *testing.B) {
 			require.Empty(b, reconcile(b, ns, qos.Want(in)))
 		}
 	})
+	b.Run("counters", func(b *testing.B) { // once a second while there are calls
+		ns := netnstest.New(b)
+		netnstest.Veth(b, ns, "wan0", netnstest.New(b), "wan0")
+		reconcile(b, ns, want)
+		var sites []string
+		for _, s := range in.Sites {
+			sites = append(sites, s.Name)
+		}
+		b.ReportAllocs()
+		b.ResetTimer()
+		for range b.N {
+			require.NoError(b, ns.Do(func() error {
+				stats, err := Stats([]string{"wan0"}, sites)
+				require.Len(b, stats, 4*(len(sites)+1))
+				return err
+			}))
+		}
+	})
 }
 
 // sockets opens one for each site's queue of a class.

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	shown "ringway/sip/call"
 	"ringway/sip/message"
 	"ringway/sip/privacy"
 )
@@ -90,6 +91,27 @@ func TestDrawing(t *testing.T) {
      3006  |                         |                         |  10.2.10.5:5060 -> 10.2.10.5:7000: OPTIONS
      4000  |-- [keep_alive, blank… ->|                         |
 `, v.Draw())
+}
+
+// What media went through stands above the messages, where it was measured.
+func TestQualityIsDrawn(t *testing.T) {
+	c, _ := aCall().Call("1")
+	v := c.View()
+	v.Sent = &shown.Quality{
+		Packets: 2910, Lost: 90, Jitter: 2.25, JitterMax: 9, Delay: 40.3, R: 79.6, MOS: 4.02,
+		Where:    map[string]uint64{shown.PhoneLAN: 20, shown.Line: 60, shown.ThisBox: 10},
+		Why:      map[string]uint64{"over_budget": 10},
+		WANDrops: map[string]uint64{"data": 340, "media": 12, "background": 0},
+	}
+	assert.Contains(t, v.Draw(), `
+2026-11-29 10:00:00.000 UTC
+
+sent:     MOS 4.02 (R 79.6), 90 of 3000 packets lost (line 60, phone's LAN 20, this box 10), `+
+		`dropped here: over budget 10, jitter 2.2 ms, at most 9.0 ms, delay 40.3 ms; `+
+		`while the line lost packets, the WANs' queues dropped data 340, media 12
+received: not measured
+
+       ms  10.1.10.10`)
 }
 
 func TestJSON(t *testing.T) {

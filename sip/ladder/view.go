@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"ringway/sip/body"
+	shown "ringway/sip/call"
 	"ringway/sip/message"
 	"ringway/sip/sdp"
 )
@@ -24,6 +25,10 @@ type View struct {
 	Rows    []Row     `json:"messages"`
 	Missing int       `json:"missing"` // messages that are not kept
 	After   int       `json:"missing_after"`
+
+	// What media of the call went through; nil: not measured. The daemon adds it.
+	Sent     *shown.Quality `json:"sent,omitempty"`
+	Received *shown.Quality `json:"received,omitempty"`
 }
 
 // Row is one message.
@@ -165,6 +170,10 @@ func (v *View) Draw() string {
 		return b.String()
 	}
 	fmt.Fprintf(&b, "%s\n\n", v.Began.UTC().Format("2006-01-02 15:04:05.000 UTC"))
+
+	if v.Sent != nil || v.Received != nil {
+		fmt.Fprintf(&b, "sent:     %s\nreceived: %s\n\n", clean(v.Sent.Detail()), clean(v.Received.Detail()))
+	}
 
 	columns := min(len(v.Hops), maxHops)
 	line := blank(columns, ' ')

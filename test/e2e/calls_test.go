@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -140,6 +141,7 @@ func assertKept(t *testing.T, e *lab.Edge, ended []call.Call) {
 		require.NotNil(t, q)
 		assert.Greater(t, q.Packets, uint64(250))
 		assert.Greater(t, q.MOS, 4.0)
+		assert.Positive(t, q.Delay)
 	}
 
 	out, err := e.Ringway(within(t, 5*time.Second), "calls", "show", ended[0].ID)
@@ -160,11 +162,13 @@ func assertMeasured(t *testing.T, e *lab.Edge, ended []call.Call) {
 			assert.Zero(t, q.Lost, q.Where)
 			assert.Greater(t, q.MOS, 4.0)
 			assert.Positive(t, q.Jitter)
+			assert.Positive(t, q.Delay)
+			assert.Less(t, q.Delay, 20.0, "ms")
 		}
 	}
 	out, err := e.Ringway(within(t, 5*time.Second), "calls", "--ended")
 	require.NoError(t, err)
-	assert.Regexp(t, `\d\.\d\d, 0\.0%, \d+\.\dms +\d\.\d\d, 0\.0%, \d+\.\dms`, out)
+	assert.Regexp(t, `(\d\.\d\d, 0\.0%, \d+\.\dms, delay \d+\.\dms\s+){2}`, out)
 	text, err := e.Ringway(within(t, 5*time.Second), "status", "--metrics")
 	require.NoError(t, err)
 	for _, direction := range []string{"in", "out"} {
@@ -173,6 +177,52 @@ func assertMeasured(t *testing.T, e *lab.Edge, ended []call.Call) {
 	st := callsStatus(t, e)
 	assert.True(t, st.Media.Measured)
 	assert.Zero(t, st.Media.Beyond)
+}
+
+// A long line that loses packets, while one box floods its own WAN: calls show the delay, both ways and at both ends,
+// and beside what the line lost what the box's own queues dropped meanwhile. The other box's dropped none.
+func TestCallsOverABadLine(t *testing.T) {
+	t.Parallel()
+	const way = 40 * time.Millisecond
+	l := branches(t, lab.Options{
+		WAN: 4 * qos.Mbit, Delay: way, Loss: 0.03, Seed: 7, EdgeConfig: reading("observe", nil),
+	})
+	talk := talking(t, l, 2, 12*time.Second)
+	// Through the tunnel a flood would be dropped before it is encrypted, and not in the WAN's queue.
+	flood := fmt.Sprintf(`exec 3>/dev/udp/%s/9; p=$(printf %%01200d 0)
+		while :; do for i in {1..20}; do printf %%s "$p" >&3; done; sleep 0.01; done`,
+		l.Pair(lab.Ringway).WANAddress("b"))
+	var flooding sync.WaitGroup
+	flooding.Go(func() { _, _ = l.Edge("a").Run(t.Context(), "timeout", "10", "bash", "-c", flood) })
+	talk.heard()
+	flooding.Wait()
+
+	for _, side := range []string{"a", "b"} {
+		e := l.Edge(side)
+		ended := callsOf(t, e, "--ended")
+		require.Len(t, ended, 2)
+		for _, x := range ended {
+			for _, q := range []*call.Quality{x.Sent, x.Received} {
+				require.NotNil(t, q)
+				assert.InDelta(t, 45, q.Delay, 10, "ms, with what waits in queues")
+				assert.Positive(t, q.Where[call.Line], q.Where)
+				assert.Less(t, q.Loss(), 0.1)
+			}
+			assert.Nil(t, x.Received.WANDrops)
+			require.NotNil(t, x.Sent.WANDrops)
+			if side == "a" {
+				assert.Greater(t, x.Sent.WANDrops["data"], uint64(100))
+			} else {
+				assert.Zero(t, x.Sent.WANDrops["data"])
+			}
+			assert.Zero(t, x.Sent.WANDrops["media"])
+		}
+		out, err := e.Ringway(within(t, 5*time.Second), "calls", "show", ended[0].ID)
+		require.NoError(t, err)
+		assert.Regexp(t, `sent: +MOS .* lost \(line \d+.*delay \d\d\.\d ms; `+
+			`while the line lost packets, the WANs' queues dropped `+map[string]string{"a": `data \d+`, "b": "none"}[side], out)
+		t.Logf("edge-%s: %s", side, out[:strings.Index(out, " ms  ")])
+	}
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

@@ -92,7 +92,7 @@ var mayImport = map[string][]string{
 	"sip/emergency":        {"sip/message"},
 	"sip/hep":              {"sip/privacy"},
 	"sip/host":             {},
-	"sip/ladder":           {"sip/body", "sip/message", "sip/privacy", "sip/sdp"},
+	"sip/ladder":           {"sip/body", "sip/call", "sip/message", "sip/privacy", "sip/sdp"},
 	"sip/message":          {"sip/host"},
 	"sip/privacy":          {"sip/message"},
 	"sip/record":           {"durable", "sip/call", "sip/privacy"},

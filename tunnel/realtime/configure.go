@@ -342,7 +342,9 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 		s.PublicKey = e.self.public.String()
 	}
 	for _, p := range e.sortedLocked() {
-		s.Peers = append(s.Peers, p.statusLocked(e.now()))
+		st := p.statusLocked(e.now())
+		st.RoundTrip = e.exchange.roundTrip(p.number)
+		s.Peers = append(s.Peers, st)
 	}
 	return s
 }

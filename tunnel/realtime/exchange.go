@@ -12,7 +12,8 @@ import (
 // all series, and tells each peer the words that closed two seconds ago, in messages of the peer's session: what is in
 // them is no IP packet, so it never reaches a network. An end that does not know them drops them (inner_malformed here,
 // an error of the device elsewhere), so a peer that has said nothing in a minute is told that we would, every ten
-// seconds and only while there is a call with it.
+// seconds and only while there is a call with it. The last report of a second has times, from which both ends know the
+// round trip between them: it is sent without words, too.
 
 const (
 	tellEvery  = time.Second
@@ -81,7 +82,7 @@ func (e *Engine) tell() {
 		return
 	}
 	x.mu.Lock()
-	x.comparer.Begin()
+	x.comparer.Begin(e.now())
 	x.mu.Unlock()
 	for _, out := range []bool{true, false} {
 		if e.lookAt(out) != nil {
@@ -128,7 +129,7 @@ func (x *exchange) outbox(peer uint32) *outbox {
 // report is the report to a peer that has so much space.
 func (x *exchange) report(peer uint32, space int) *[]byte {
 	b := x.outbox(peer)
-	if b.n > 0 && len(b.reports[b.n-1])+space <= series.MaxReport {
+	if b.n > 0 && len(b.reports[b.n-1])+space <= series.MaxReport-series.TimesSize {
 		return &b.reports[b.n-1]
 	}
 	if b.n == maxReports {
@@ -162,11 +163,13 @@ func (e *Engine) sendReports() {
 			continue
 		}
 		if at, ok := x.heard[p.number]; ok && now-at < heardFor {
-			for _, r := range b.reports[:b.n] {
+			last := x.report(p.number, 0)
+			for _, r := range b.reports[:b.n-1] {
 				e.sendReportLocked(p, r)
 			}
+			e.sendReportLocked(p, x.comparer.AppendTimes(*last, p.number, e.now()))
 		} else if at, ok := x.greeted[p.number]; !ok || now-at >= helloEvery {
-			e.sendReportLocked(p, series.NewReport(nil))
+			e.sendReportLocked(p, x.comparer.AppendTimes(series.NewReport(nil), p.number, e.now()))
 			x.greeted[p.number] = now
 		}
 	}
@@ -209,7 +212,7 @@ func (e *Engine) hearReports() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for e.reports.get(&x.message) {
-		if m := &x.message; x.comparer.Hear(m.peer, m.b[:m.n]) {
+		if m := &x.message; x.comparer.Hear(m.peer, m.b[:m.n], m.at) {
 			x.heard[m.peer] = e.now()
 		} else {
 			e.drops.add(dropReport)
@@ -220,9 +223,17 @@ func (e *Engine) hearReports() {
 	}
 }
 
+// roundTrip is how long messages took lately to a peer and back; 0: not known.
+func (x *exchange) roundTrip(peer uint32) time.Duration {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.comparer.RoundTrip(peer)
+}
+
 // reportMessage is a report of a peer, or a packet of RTCP, on its way to the control side.
 type reportMessage struct {
 	peer uint32 // its number
+	at   int64  // when it came
 	n    int
 	b    [series.MaxReport + paddingMultiple]byte
 }
@@ -238,13 +249,13 @@ type reportRing struct {
 const reportRingSize = 64
 
 // put is for the inbound thread. It returns false if the ring is full, or the report is too long.
-func (r *reportRing) put(peer uint32, p []byte) bool {
+func (r *reportRing) put(peer uint32, p []byte, now int64) bool {
 	t := r.tail.Load()
 	if t-r.head.Load() == reportRingSize || len(p) > len(r.messages[0].b) {
 		return false
 	}
 	m := &r.messages[t%reportRingSize]
-	m.peer, m.n = peer, copy(m.b[:], p)
+	m.peer, m.at, m.n = peer, now, copy(m.b[:], p)
 	r.tail.Store(t + 1)
 	return true
 }

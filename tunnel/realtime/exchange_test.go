@@ -276,3 +276,80 @@ func TestReportsAreNotMedia(t *testing.T) {
 	}
 	assert.Equal(t, 24<<2, tos)
 }
+
+// carry lets everything that is on its way to an engine arrive, some time later.
+func (r *rig) carry(to *bare, from *bare, way time.Duration) {
+	messages := to.wire()
+	r.now += int64(way)
+	for _, m := range messages {
+		to.inject(m, from.at)
+	}
+	to.hearReports()
+	to.got()
+}
+
+// A line of 80 ms each way is known as that to both ends, in the second after the first packet, and so is the mean of
+// one that is not the same both ways.
+func TestBothEnginesKnowTheDelay(t *testing.T) {
+	for _, x := range []struct{ there, back time.Duration }{
+		{80 * time.Millisecond, 80 * time.Millisecond}, {150 * time.Millisecond, 10 * time.Millisecond},
+	} {
+		r := newRig(t)
+		r.talk()
+		for _, b := range []*bare{r.a, r.b} {
+			require.NoError(t, b.SetMeasured(measured))
+		}
+		for i := range uint16(8) {
+			for n := range uint16(20) {
+				r.a.send(rtpPacket(5000, 20*i+n))
+				r.a.out.batch(r.now)
+				r.b.send(reversed(rtpPacket(5000, 20*i+n)))
+				r.b.out.batch(r.now)
+			}
+			r.tell(r.a)
+			r.carry(r.b, r.a, x.there)
+			r.now += int64(400 * time.Millisecond)
+			r.tell(r.b)
+			r.carry(r.a, r.b, x.back)
+			r.now += int64(400 * time.Millisecond)
+			if i == 1 {
+				assert.Equal(t, x.there+x.back, r.a.Status().Peers[0].RoundTrip)
+			}
+		}
+		want := (x.there + x.back) / 2
+		for _, b := range []*bare{r.a, r.b} {
+			assert.Equal(t, 2*want, b.Status().Peers[0].RoundTrip)
+			all := r.series(b)
+			require.Len(t, all, 2)
+			for _, s := range all {
+				assert.Equal(t, want, s.Delay, "out %v", s.Out)
+			}
+			assert.Empty(t, b.drops.all()["bad_report"])
+		}
+	}
+}
+
+// An end of an older release sends reports without times: no delay is known.
+func TestAnOlderEndTellsNoDelay(t *testing.T) {
+	r := newRig(t)
+	r.talk()
+	require.NoError(t, r.a.SetMeasured(measured))
+	for i := range uint16(300) {
+		r.now += int64(20 * time.Millisecond)
+		r.a.send(rtpPacket(5000, i))
+		r.settle()
+		if i%50 == 49 {
+			r.b.mu.Lock()
+			r.b.sendReportLocked(r.b.peerOf(r.a), series.NewReport(nil))
+			r.b.mu.Unlock()
+			r.settle()
+			r.tell(r.a)
+			r.settle()
+		}
+	}
+	assert.Zero(t, r.a.Status().Peers[0].RoundTrip)
+	s := r.series(r.a)
+	require.Len(t, s, 1)
+	assert.Zero(t, s[0].Delay)
+	assert.Zero(t, r.a.drops.all()["bad_report"])
+}

@@ -146,7 +146,7 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		return // a keepalive
 	}
 	if series.IsReport(plain) && e.measuring.Load() != nil {
-		if !e.reports.put(s.peer.number, plain) {
+		if !e.reports.put(s.peer.number, plain, now) {
 			e.drops.add(dropReport)
 		}
 		e.notify()

@@ -117,7 +117,7 @@ func (in *inbound) arrive(p *peer, packet []byte, now int64) (*series.Table, ser
 		return nil, series.Mark{}
 	}
 	mark := m.in.Arrive(packet, p.number, now)
-	if mark == (series.Mark{}) && series.IsReceptionReport(packet) && in.e.rtcp.put(p.number, packet) {
+	if mark == (series.Mark{}) && series.IsReceptionReport(packet) && in.e.rtcp.put(p.number, packet, now) {
 		in.e.notify()
 	}
 	return m.in, mark
@@ -193,7 +193,7 @@ func (e *Engine) Series(from int) (page tunnel.SeriesPage, err error) {
 		now, wall := e.now(), time.Now()
 		for i := range c.records[:c.n] {
 			s := seriesStatus(&c.records[i], out, now, wall)
-			e.addFate(&s, &c.records[i])
+			e.addFate(&s, &c.records[i], now, wall)
 			s.Site = sites[c.records[i].Peer()]
 			page.Series = append(page.Series, s)
 		}
@@ -235,12 +235,17 @@ func (e *Engine) askForSeries(c *seriesCopy, out bool) error {
 	}
 }
 
-// addFate adds what both ends together know of a series.
-func (e *Engine) addFate(s *tunnel.SeriesStatus, r *series.Record) {
+// addFate adds what both ends together know of a series. now and wall are one moment.
+func (e *Engine) addFate(s *tunnel.SeriesStatus, r *series.Record, now int64, wall time.Time) {
 	e.exchange.mu.Lock()
+	defer e.exchange.mu.Unlock()
 	f := e.exchange.comparer.Fate(r, s.Out)
-	e.exchange.mu.Unlock()
-	s.Compared, s.FarLAN, s.FarBox, s.Line = f.Compared, f.FarLAN, f.FarBox, f.Line
+	s.Compared, s.FarLAN, s.FarBox, s.Line, s.Delay = f.Compared, f.FarLAN, f.FarBox, f.Line, f.Delay
+	if s.Out && f.Line > 0 {
+		for _, at := range e.exchange.comparer.LineAt(r) {
+			s.LineAt = append(s.LineAt, wall.Add(time.Duration(at-now)))
+		}
+	}
 }
 
 func (e *Engine) peerNumbers() map[uint32]tunnel.PublicKey {

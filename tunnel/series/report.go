@@ -3,12 +3,14 @@ package series
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
+	"time"
 )
 
 // What both ends tell each other: the words of their series, so that each can say in which segment packets were lost.
 // A report is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are no
-// version of IP, so that an end that does not know reports drops it. Nothing that it says makes state, and it counts
-// only for series with that peer.
+// version of IP, so that an end that does not know reports drops it. It counts only for series with that peer, and
+// makes no state but the peer's times (trip.go).
 //
 //	magic (4 bytes), then entries:
 //	  flags (1)  bit 0: IPv6; bit 1: these are packets that the sender of the report sent, else that it received
@@ -19,7 +21,7 @@ import (
 //	  ends (1)   sequence numbers up to the end of what is known of the last word, 1 to 64
 //	  words (16 each): a bit for each packet that came, one for each that went on
 //
-// Flags of zero, or the end, end the report: messages are padded.
+// Flags of zero, or the end, end the entries: messages are padded. Times may follow (trip.go).
 const (
 	// MaxReport bounds a report, so that it passes any path that a voice tunnel does.
 	MaxReport = 1104
@@ -38,6 +40,8 @@ const (
 	looks = 2
 	// forgetLooks is how long a series is remembered of which Look has seen nothing.
 	forgetLooks = 60
+	// lineKept is of how many looks it is known that packets were lost on the line in their time.
+	lineKept = 32
 )
 
 // IsReport reports whether the content of a message begins like one.
@@ -52,6 +56,8 @@ type Fate struct {
 	FarLAN   uint32 // lost before they came to the far box, or after they left it for who reports by RTCP
 	FarBox   uint32 // lost in it
 	Line     uint32 // lost between the boxes
+	// Delay is the one-way delay between the boxes, the mean of its life: half of the round trip; 0: not known.
+	Delay time.Duration
 }
 
 // Comparer compares the words of an engine's series with those that the far ends tell. It is not for several
@@ -59,7 +65,9 @@ type Fate struct {
 type Comparer struct {
 	series  map[subject]*watched
 	origins map[origin]*watched // of those that are sent
+	trips   map[uint32]*trip    // by peer
 	look    uint32
+	looked  [looks + 1]int64 // when the last looks began
 }
 
 // subject is a series as both ends know it.
@@ -78,6 +86,9 @@ type watched struct {
 	ends                 uint8         // sequence numbers that were told of the last one
 	own, far             [kept]fates
 	fate                 Fate
+	delays               delays
+	lineAt               [lineKept]int64 // looks by whose time packets were lost on the line; 0: none
+	lineAts              int             // in all
 
 	receiver *receiver // of what is sent: it reports by RTCP; nil: it does not (rtcp.go)
 }
@@ -86,19 +97,25 @@ type watched struct {
 type fates struct {
 	word
 	number uint32 // from 1 on; of far words, as they are told
+	sent   int64  // of own words: by when its packets were
 	known  uint64 // bits of which this end knows
 }
 
 // NewComparer makes a Comparer without series.
 func NewComparer() *Comparer {
-	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}}
+	return &Comparer{series: map[subject]*watched{}, origins: map[origin]*watched{}, trips: map[uint32]*trip{}}
 }
 
-// Begin begins a look at all series: Look follows for each of them, and End.
-func (c *Comparer) Begin() { c.look++ }
+// Begin begins a look at all series, now: Look follows for each of them, and End.
+func (c *Comparer) Begin(now int64) {
+	c.look++
+	copy(c.looked[:], c.looked[1:])
+	c.looked[looks] = now
+}
 
 // End ends a look, and forgets series that have ended.
 func (c *Comparer) End() {
+	c.forgetTrips()
 	for k, w := range c.series {
 		if c.look-w.seen > forgetLooks {
 			delete(c.series, k)
@@ -118,7 +135,7 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		before := w
 		w = &watched{peer: e.peer, born: e.born, restarts: e.restarts}
 		if before != nil && before.born == e.born {
-			w.fate = before.fate
+			w.fate, w.delays, w.lineAt, w.lineAts = before.fate, before.delays, before.lineAt, before.lineAts
 			if r := before.receiver; r != nil {
 				w.receiver = &receiver{lost: r.lost}
 			}
@@ -129,6 +146,10 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 		}
 	}
 	w.seen = c.look
+	if took := c.RoundTrip(e.peer); took != 0 && e.highest != w.latest[looks-1] { // packets came since the last look
+		w.delays.sum += took
+		w.delays.n++
+	}
 	highest := e.highest >> 6
 	end, ends := w.highest[0], uint8(64)
 	if e.highest == w.latest[0] { // silent since: the call is over, or on hold, and its last word is told as it is
@@ -154,7 +175,7 @@ func (c *Comparer) Look(r *Record, sent bool, report func(peer uint32, space int
 	}
 	*entry = appendHeader(*entry, &e.name, sent, first, end-first, skip, ends)
 	for n := first; n < end; n++ {
-		x := fates{word: e.window[n%words], number: n, known: ^uint64(0) << skip}
+		x := fates{word: e.window[n%words], number: n, sent: c.looked[0], known: ^uint64(0) << skip}
 		if skip = 0; n == end-1 {
 			x.known &= ^uint64(0) >> (64 - ends)
 		}
@@ -187,8 +208,8 @@ func appendHeader(b []byte, n *name, sent bool, first, count uint32, skip, ends 
 	return append(b, skip, ends)
 }
 
-// Hear takes a report of a peer. It returns false for one that cannot be read to its end.
-func (c *Comparer) Hear(peer uint32, p []byte) bool {
+// Hear takes a report of a peer, which came at a time. It returns false for one that cannot be read to its end.
+func (c *Comparer) Hear(peer uint32, p []byte, at int64) bool {
 	if !IsReport(p) {
 		return false
 	}
@@ -233,7 +254,7 @@ func (c *Comparer) Hear(peer uint32, p []byte) bool {
 			}
 		}
 	}
-	return true
+	return c.hearTimes(peer, p, at)
 }
 
 // compare counts a word of which both ends have told, once.
@@ -246,7 +267,11 @@ func (w *watched) compare(at uint32, sent bool) {
 	ones := func(x uint64) uint32 { return uint32(bits.OnesCount64(x & known)) }
 	w.fate.Compared += ones(^uint64(0))
 	if sent {
-		w.fate.Line += ones(own.passed &^ far.arrived)
+		line := ones(own.passed &^ far.arrived)
+		if w.fate.Line += line; line > 0 && !slices.Contains(w.lineAt[:], own.sent) {
+			w.lineAt[w.lineAts%lineKept] = own.sent
+			w.lineAts++
+		}
 		w.fate.FarBox += ones(own.passed & far.arrived &^ far.passed)
 		if w.receiver != nil {
 			w.receiver.settle(own.number, known, far.passed)
@@ -266,8 +291,19 @@ func (c *Comparer) Fate(r *Record, sent bool) Fate {
 		return Fate{}
 	}
 	f := w.fate
+	f.Delay = w.delays.oneWay()
 	if w.receiver != nil {
 		f.FarLAN = uint32(max(w.receiver.lost, 0))
 	}
 	return f
+}
+
+// LineAt is when packets of a series that is sent were lost on the line, the latest times, in order: each was sent
+// before one of them, by a look and the length of a word at most.
+func (c *Comparer) LineAt(r *Record) []int64 {
+	w := c.series[subject{r.e.name, true}]
+	if w == nil || w.born != r.e.born || w.lineAts == 0 {
+		return nil
+	}
+	return slices.Sorted(slices.Values(w.lineAt[:min(w.lineAts, lineKept)]))
 }

@@ -2,6 +2,7 @@ package series
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -19,9 +20,11 @@ type end struct {
 func newEnd(sends bool) *end { return &end{table: New(seed, 0), Comparer: NewComparer(), sends: sends} }
 
 // tell looks at all series, and returns the report.
-func (e *end) tell() []byte {
+func (e *end) tell() []byte { return e.tellAt(int64(e.look+1) * sec) }
+
+func (e *end) tellAt(now int64) []byte {
 	report := NewReport(nil)
-	e.Begin()
+	e.Begin(now)
 	records := all(e.table)
 	for i := range records {
 		e.Look(&records[i], e.sends, func(uint32, int) *[]byte { return &report })
@@ -86,13 +89,13 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 			if i%50 == 20 {
 				r := a.tell()
 				if lostA = !lostA && random.Draw(t, "report lost?") < reportsLost; !lostA {
-					require.True(t, b.Hear(5, r))
+					require.True(t, b.Hear(5, r, 0))
 				}
 			}
 			if i%50 == 45 {
 				r := b.tell()
 				if lostB = !lostB && random.Draw(t, "report lost?") < reportsLost; !lostB {
-					require.True(t, a.Hear(4, append(r, 0, 0, 0)))
+					require.True(t, a.Hear(4, append(r, 0, 0, 0), 0))
 				}
 			}
 		}
@@ -104,8 +107,8 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 		if rapid.Bool().Draw(t, "over") {
 			for range looks + 1 {
 				r, s := a.tell(), b.tell()
-				a.Hear(4, s)
-				b.Hear(5, r)
+				a.Hear(4, s, 0)
+				b.Hear(5, r, 0)
 			}
 			atA, atB = a.Fate(&ra, true), b.Fate(&rb, false)
 			require.EqualValues(t, packets, atA.Compared)
@@ -141,6 +144,49 @@ func TestBothEndsFindTheSegment(t *testing.T) {
 	})
 }
 
+// When the line lost packets is known to a look and a word: each lost packet was sent in the span before one of the
+// times, and each time has one.
+func TestWhenTheLineLosesPackets(t *testing.T) {
+	const span = sec + 64*gap
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := newEnd(true), newEnd(false)
+		var lost []int64
+		bad := rapid.SampledFrom([]int{0, 0, 0, 40}) // percent, of a second
+		percent, phase := 0, rapid.IntRange(0, 49).Draw(t, "phase")
+		const packets = 50 * 25
+		for i := range packets {
+			now := sec + int64(i)*gap
+			if i%50 == 0 {
+				percent = bad.Draw(t, "percent")
+			}
+			p := rtp(false, 1, 7, uint16(i), 0, uint32(160*i))
+			a.table.Pass(a.table.Arrive(p, 4, now))
+			if i > 0 && i < packets-300 && rapid.IntRange(0, 99).Draw(t, "lost?") < percent {
+				lost = append(lost, now)
+			} else {
+				b.table.Pass(b.table.Arrive(p, 5, now))
+			}
+			if i%50 == phase {
+				a.Hear(4, b.tellAt(now), 0)
+				b.Hear(5, a.tellAt(now), 0)
+			}
+		}
+		r := one(t, a.table)
+		at := a.LineAt(&r)
+		require.EqualValues(t, len(lost), a.Fate(&r, true).Line)
+		within := func(l, at int64) bool { return l > at-span && l <= at }
+		for _, l := range lost {
+			known := slices.ContainsFunc(at, func(x int64) bool { return within(l, x) })
+			assert.True(t, known, "%v of %v", l, at)
+		}
+		for _, x := range at {
+			meant := slices.ContainsFunc(lost, func(l int64) bool { return within(l, x) })
+			assert.True(t, meant, "%v for %v", x, lost)
+		}
+		assert.True(t, slices.IsSorted(at))
+	})
+}
+
 // A plane that is replaced counts from the start, and what was before is not lost on the line.
 func TestANewPlaneClaimsNoLosses(t *testing.T) {
 	a, b := newEnd(true), newEnd(false)
@@ -156,8 +202,8 @@ func TestANewPlaneClaimsNoLosses(t *testing.T) {
 		}
 		if i%50 == 49 {
 			ra, rb := a.tell(), b.tell()
-			a.Hear(4, rb)
-			b.Hear(5, ra)
+			a.Hear(4, rb, 0)
+			b.Hear(5, ra, 0)
 		}
 	}
 	ra, rb := one(t, a.table), one(t, b.table)
@@ -183,8 +229,8 @@ func TestARestartKeepsTheFate(t *testing.T) {
 		}
 		if i%50 == 49 {
 			ra, rb := a.tell(), b.tell()
-			a.Hear(4, rb)
-			b.Hear(5, ra)
+			a.Hear(4, rb, 0)
+			b.Hear(5, ra, 0)
 		}
 	}
 	ra := one(t, a.table)
@@ -209,7 +255,7 @@ func TestReportsThatDoNotCount(t *testing.T) {
 			a.tell()
 			if r := b.tell(); len(r) > 4 {
 				reports = append(reports, r)
-				a.Hear(9, r) // from a peer whose series it is not
+				a.Hear(9, r, 0) // from a peer whose series it is not
 			}
 		}
 	}
@@ -217,7 +263,7 @@ func TestReportsThatDoNotCount(t *testing.T) {
 	assert.Zero(t, a.Fate(&ra, true))
 	last := reports[len(reports)-1]
 	for range 3 {
-		a.Hear(4, last)
+		a.Hear(4, last, 0)
 	}
 	once := a.Fate(&ra, true)
 	assert.EqualValues(t, 64, once.Compared)
@@ -229,10 +275,10 @@ func TestReportsThatDoNotCount(t *testing.T) {
 		"cut short":         last[:len(last)-1],
 		"an entry too many": append(append([]byte{}, last...), 0x80),
 	} {
-		assert.False(t, a.Hear(4, p), name)
+		assert.False(t, a.Hear(4, p, 0), name)
 	}
 	assert.Equal(t, once, a.Fate(&ra, true))
-	assert.True(t, a.Hear(4, NewReport(nil)), "nothing to tell")
+	assert.True(t, a.Hear(4, NewReport(nil), 0), "nothing to tell")
 }
 
 // Series that have ended are forgotten.
@@ -261,8 +307,8 @@ func FuzzHear(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		a.Hear(4, p)
-		a.Hear(4, binary.BigEndian.AppendUint64(NewReport(nil), binary.BigEndian.Uint64(append(p, make([]byte, 8)...))))
+		a.Hear(4, p, 0)
+		a.Hear(4, binary.BigEndian.AppendUint64(NewReport(nil), binary.BigEndian.Uint64(append(p, make([]byte, 8)...))), 0)
 		records := all(a.table)
 		for i := range records {
 			fate := a.Fate(&records[i], true)

@@ -73,8 +73,8 @@ func TestLossesInTheFarLAN(t *testing.T) {
 			}
 			if i%50 == 49 {
 				ra, rb := a.tell(), b.tell()
-				require.True(t, a.Hear(4, rb))
-				require.True(t, b.Hear(5, ra))
+				require.True(t, a.Hear(4, rb, 0))
+				require.True(t, b.Hear(5, ra, 0))
 			}
 			if i%251 == 250 {
 				a.HearRTCP(4, far.rtcp(v6, i%2 == 0, 7))
@@ -103,7 +103,7 @@ func TestReportsOfPhonesThatDoNotCount(t *testing.T) {
 		if i%50 == 49 {
 			a.tell()
 			if r := b.tell(); i < 1000 || i > 2000 {
-				a.Hear(4, r)
+				a.Hear(4, r, 0)
 			}
 		}
 		switch {
