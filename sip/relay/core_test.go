@@ -56,7 +56,8 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, w.use(Settings{Privacy: "show"}))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { w.core.asker.run(ctx); close(done) }()
+	a := w.core.asker // a test may have another one later
+	go func() { a.run(ctx); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return w
 }

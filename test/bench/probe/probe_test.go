@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"ringway/quality"
@@ -109,26 +110,38 @@ func TestProbeSendsAndReceives(t *testing.T) {
 	}
 }
 
+// ready is a probe that has its sockets, on a port that was free a moment before: another program may have taken it
+// since, and then it is another port.
+func ready(t *testing.T, at string) (p *Client, address string, ended chan error) {
+	t.Helper()
+	for {
+		l, err := net.ListenPacket("udp", net.JoinHostPort(at, "0"))
+		require.NoError(t, err)
+		l.Close()
+		c := Config{Run: 42, Port: l.LocalAddr().(*net.UDPAddr).Port, TOS: 0xb8, Paths: []Ends{{at, at}, {at, at}},
+			Shape: Shape{Streams: 4, Interval: 10 * time.Millisecond, Size: 172, Length: 200 * time.Millisecond}}
+		inR, inW := io.Pipe()
+		outR, outW := io.Pipe()
+		ended = make(chan error, 1)
+		go func() {
+			err := Main(inR, outW)
+			outW.CloseWithError(err)
+			ended <- err
+		}()
+		p, err = NewClient("loopback", inW, outR, c)
+		require.NoError(t, err)
+		if err = p.Ready(t.Context()); err == nil {
+			return p, l.LocalAddr().String(), ended
+		}
+		p.Close()
+		require.ErrorContains(t, err, unix.EADDRINUSE.Error())
+	}
+}
+
 func sendsAndReceives(t *testing.T, at string) {
-	l, err := net.ListenPacket("udp", net.JoinHostPort(at, "0"))
-	require.NoError(t, err)
-	port := l.LocalAddr().(*net.UDPAddr).Port
-	l.Close()
-	c := Config{Run: 42, Port: port, TOS: 0xb8, Paths: []Ends{{at, at}, {at, at}},
-		Shape: Shape{Streams: 4, Interval: 10 * time.Millisecond, Size: 172, Length: 200 * time.Millisecond}}
-	inR, inW := io.Pipe()
-	outR, outW := io.Pipe()
-	ended := make(chan error, 1)
-	go func() {
-		err := Main(inR, outW)
-		outW.CloseWithError(err)
-		ended <- err
-	}()
-	p, err := NewClient("loopback", inW, outR, c)
-	require.NoError(t, err)
+	p, address, ended := ready(t, at)
 	defer p.Close()
-	require.NoError(t, p.Ready(t.Context()))
-	stranger, err := net.Dial("udp", l.LocalAddr().String())
+	stranger, err := net.Dial("udp", address)
 	require.NoError(t, err)
 	defer stranger.Close()
 	_, err = stranger.Write([]byte("not of this run"))
