@@ -103,7 +103,7 @@ func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	t.Logf("%d sites, 100 datagrams a second, each from a new address: %.1f %% of a core, "+
 		"of which %.1f %% are this test's own; drops %v",
 		manySites, 100*all, 100*sending, a.E.Status().Drops)
-	assert.Less(t, all-sending, 0.1)
+	assert.Less(t, all-sending, max(0.1, 2*sending)) // what the test itself takes says how slow the machine is
 
 	// While the peers are being looked at already, a request is remembered.
 	p := engine(a).hub.peers
