@@ -191,8 +191,8 @@ func pad(out []byte) []byte { return append(out, "\x00\x00\x00"[:-len(out)&3]...
 func (s *elementSocket) answers(last uint32) error {
 	var refused error
 	for answered := false; !answered; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(s.in))),
-			uintptr(len(s.in)), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(s.fd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(s.in))), uintptr(len(s.in)), unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
 			continue

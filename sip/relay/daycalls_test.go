@@ -72,7 +72,9 @@ func (d *day) newCall(n int) *dayCall {
 		c.path, media[callee] = []netip.AddrPort{here, dayPBX}, dayPhone(rng.IntN(dayPhones)).Addr()
 	}
 	for i := range c.ends {
-		c.ends[i] = sipEnd{user: fmt.Sprint(1000 + rng.IntN(dayPhones)), media: media[i], port: 10000 + 2*rng.IntN(20000)}
+		c.ends[i] = sipEnd{
+			user: fmt.Sprint(1000 + rng.IntN(dayPhones)), media: media[i], port: 10000 + 2*rng.IntN(20000),
+		}
 	}
 	c.ends[caller].tag = fmt.Sprintf("a%d", n)
 	switch {
