@@ -161,7 +161,8 @@ func untilInterrupted(t *testing.T, e *lab.Edge, mark string, terminal bool, arg
 	t.Helper()
 	cmd := e.Host.Command(ringway, args...)
 	if terminal {
-		cmd = e.Host.Command("script", "-qec", strings.Join(append([]string{ringway}, args...), " "), "/dev/null")
+		// exec: a shell that stays is ended by the Ctrl-C too, and script returns its 130.
+		cmd = e.Host.Command("script", "-qec", "exec "+strings.Join(append([]string{ringway}, args...), " "), "/dev/null")
 	}
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
