@@ -45,7 +45,7 @@ func TestBaresip(t *testing.T) {
 				require.Len(t, list, 1, "edge-%s", side)
 				assert.Equal(t, []string{"phone-a", "phone-b", "confirmed"},
 					[]string{list[0].From, list[0].To, list[0].State})
-				assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+				holesSettle(t, l.Edge(side), 4)
 			}
 			a.do("hangup", "")
 			a.wait("CALL_CLOSED")

@@ -39,10 +39,10 @@ func TestTheModeIsChangedInCalls(t *testing.T) {
 	mode(config.SIPEnforce)
 	require.Eventually(t, func() bool { return strings.Contains(set("sip_enforced"), "elements") }, 5*time.Second,
 		50*time.Millisecond)
-	assert.Len(t, holesOf(t, e), 8)
+	holesSettle(t, e, 8)
 	mode(config.SIPObserve)
 	assert.Empty(t, set("sip_enforced"))
-	assert.Len(t, holesOf(t, e), 8)
+	holesSettle(t, e, 8)
 
 	mode(config.SIPOff)
 	require.Eventually(t, func() bool { return callsStatus(t, e).PID == 0 }, 5*time.Second, 50*time.Millisecond)
@@ -61,6 +61,6 @@ func TestTheModeIsChangedInCalls(t *testing.T) {
 	require.Eventually(t, reads, 5*time.Second, 50*time.Millisecond)
 	assert.Zero(t, callsStatus(t, e).Holes)
 	talk = talking(t, l, 2, 3*time.Second)
-	assert.Len(t, holesOf(t, e), 8)
+	holesSettle(t, e, 8)
 	talk.unharmed()
 }

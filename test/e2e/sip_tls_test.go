@@ -52,7 +52,7 @@ func TestCallsOverTLS(t *testing.T) {
 	passText(t, phone, server, tlsRequest("INVITE", "2", "", tlsOffer("10.1.10.10", 40000)))
 	passText(t, server, phone, tlsResponse("INVITE", "2", "", tlsOffer("10.2.10.10", 40002)))
 	for _, side := range []string{"a", "b"} {
-		assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s: RTP and RTCP, both ways", side)
+		holesSettle(t, l.Edge(side), 4) // RTP and RTCP, both ways
 		list := callsOf(t, l.Edge(side))
 		require.Len(t, list, 1)
 		assert.Equal(t, []string{"anna", "ben"}, []string{list[0].From, list[0].To})
@@ -163,7 +163,7 @@ func TestBaresipOverTLS(t *testing.T) {
 		list := callsOf(t, l.Edge(side))
 		require.Len(t, list, 1, "edge-%s", side)
 		assert.Equal(t, []string{"phone-a", "phone-b", "confirmed"}, []string{list[0].From, list[0].To, list[0].State})
-		assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+		holesSettle(t, l.Edge(side), 4)
 		assert.Equal(t, 1, callsStatus(t, l.Edge(side)).Encrypted, "edge-%s", side)
 	}
 	a.do("hangup", "")
@@ -215,7 +215,7 @@ func TestKamailioOverTLS(t *testing.T) {
 			for _, x := range list {
 				assert.Equal(t, []string{call.caller, call.callee}, []string{x.From, x.To}, "edge-%s", side)
 			}
-			assert.Len(t, holesOf(t, l.Edge(side)), 4, "edge-%s", side)
+			holesSettle(t, l.Edge(side), 4)
 		}
 		call.from.do("hangup", "")
 		call.from.wait("CALL_CLOSED")
