@@ -133,7 +133,7 @@ func (d *dayOfChanges) begin() {
 	c := &dayCall{change: relay.Change{Hops: [2]netip.Addr{here, there}}}
 	to := netip.AddrPortFrom(here, d.port())
 	control := netip.AddrPortFrom(here, to.Port()+1)
-	c.change.Open = []dialog.Flow{{Asked: there, To: to}, {Asked: there, To: control, RTCP: true}}
+	c.change.Open = []dialog.Flow{dialog.FlowAsked(there, to, false), dialog.FlowAsked(there, control, true)}
 	d.calls = append(d.calls, c)
 	d.ports++
 	c.place = place(uint16(1024+d.ports%60000), false)
@@ -151,7 +151,7 @@ func (d *dayOfChanges) move(c *dayCall) {
 	here, there := c.change.Hops[0], c.change.Hops[1]
 	a, b := netip.AddrPortFrom(here, d.port()), netip.AddrPortFrom(there, d.port())
 	before := c.change.Open
-	c.change.Open = []dialog.Flow{{From: there, To: a}, {From: here, To: b}}
+	c.change.Open = []dialog.Flow{dialog.NewFlow(there, a, false), dialog.NewFlow(here, b, false)}
 	d.tell(c, c.change.Open, before, nil)
 }
 

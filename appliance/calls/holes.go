@@ -132,19 +132,20 @@ func (h *holes) mayBan(a netip.Addr) bool {
 // sources are the networks that a flow may come from. What comes from the receiver's own network does not cross this
 // box.
 func (w *world) sources(f dialog.Flow) []netip.Prefix {
-	if f.From.IsValid() {
-		return []netip.Prefix{netip.PrefixFrom(f.From, f.From.BitLen())}
+	source := f.Source()
+	if f.From().IsValid() {
+		return []netip.Prefix{netip.PrefixFrom(source, source.BitLen())}
 	}
 	var all []netip.Prefix
-	switch w.side(f.Asked) {
+	switch w.side(source) {
 	case here:
 		all = w.own
 	case atSite:
-		all = w.site(f.Asked)
+		all = w.site(source)
 	default:
-		all = []netip.Prefix{netip.PrefixFrom(f.Asked, f.Asked.BitLen())}
+		all = []netip.Prefix{netip.PrefixFrom(source, source.BitLen())}
 	}
-	to := f.To.Addr()
+	to := f.To().Addr()
 	return slices.DeleteFunc(slices.Clone(all), func(n netip.Prefix) bool {
 		return n.Addr().Is4() != to.Is4() || n.Contains(to) && !n.IsSingleIP()
 	})
@@ -152,20 +153,17 @@ func (w *world) sources(f dialog.Flow) []netip.Prefix {
 
 // check says why the call of a change may not have a flow; empty: it may.
 func (w *world) check(f dialog.Flow, c *relay.Change) string {
-	from := f.From
-	if !from.IsValid() {
-		from = f.Asked
-	}
+	from, to := f.Source(), f.To()
 	var reached [internet + 1]bool
 	for _, hops := range [][]netip.Addr{c.Hops[:], c.Via} {
 		for _, h := range hops {
 			reached[w.side(h)] = true
 		}
 	}
-	switch x, y := w.side(from), w.side(f.To.Addr()); {
-	case f.To.Port() < lowestPort:
+	switch x, y := w.side(from), w.side(to.Addr()); {
+	case to.Port() < lowestPort:
 		return refusedPort
-	case x == nowhere || y == nowhere || f.From.IsValid() && from.Is4() != f.To.Addr().Is4():
+	case x == nowhere || y == nowhere || f.From().IsValid() && from.Is4() != to.Addr().Is4():
 		return refusedAddress
 	case !reached[x] || !reached[y]:
 		return refusedNetwork
@@ -401,7 +399,7 @@ func (h *holes) openFlow(f dialog.Flow, c *relay.Change, again bool, touched []k
 	phone, most := h.countedFor(c.Hops, f)
 	var keys []key
 	for _, source := range h.world.sources(f) {
-		keys = append(keys, key{firewall.HoleSet(source), nft.HoleKey(source, f.To)})
+		keys = append(keys, key{firewall.HoleSet(source), nft.HoleKey(source, f.To())})
 	}
 	if h.phones[phone]+len(keys) > most {
 		h.refused[refusedPhone]++
@@ -424,7 +422,7 @@ func (h *holes) openFlow(f dialog.Flow, c *relay.Change, again bool, touched []k
 // countedFor is the address that a flow's holes are counted for, and how many it may have: the phone of this box
 // that takes part, or else who began the call. A PBX among the phones has more calls than a phone has.
 func (h *holes) countedFor(hops [2]netip.Addr, f dialog.Flow) (a netip.Addr, most int) {
-	for _, a := range []netip.Addr{hops[0], hops[1], f.To.Addr(), f.From} {
+	for _, a := range []netip.Addr{hops[0], hops[1], f.To().Addr(), f.From()} {
 		if contains(h.world.voice, a) && !slices.Contains(h.world.servers, a) {
 			return a, maxHolesOf
 		}
@@ -481,15 +479,15 @@ func (h *holes) seen(packets func(yield func(from, to netip.AddrPort))) (flows [
 	h.mu.Lock()
 	byTo := map[netip.AddrPort][]dialog.Flow{}
 	for f := range h.flows {
-		if !f.RTCP {
-			byTo[f.To] = append(byTo[f.To], f)
+		if !f.RTCP() {
+			byTo[f.To()] = append(byTo[f.To()], f)
 		}
 	}
 	h.mu.Unlock()
 	found := map[dialog.Flow]bool{}
 	packets(func(from, to netip.AddrPort) {
 		for _, f := range byTo[to] {
-			if !f.From.IsValid() || f.From == from.Addr() {
+			if !f.From().IsValid() || f.From() == from.Addr() {
 				found[f] = true
 			}
 		}

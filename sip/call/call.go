@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -36,13 +35,6 @@ type Call struct {
 
 // MaxMedia bounds Call.Media.
 const MaxMedia = 32
-
-// Had notes a flow of RTP that the call needs.
-func (c *Call) Had(f Flow) {
-	if len(c.Media) < MaxMedia && !slices.Contains(c.Media, f) {
-		c.Media = append(c.Media, f)
-	}
-}
 
 // Flow is one direction of media of a call.
 type Flow struct {

@@ -23,13 +23,3 @@ func TestPrintShowsTheQuality(t *testing.T) {
 5f2a91c3  21    31  10.1.10.21, 10.2.10.5  confirmed  1m0s  PCMA   0      4.05, 3.0%, 2.2ms (line 60, phone's LAN 30)  -
 `, b.String())
 }
-
-func TestTheMediaOfACallAreBounded(t *testing.T) {
-	var c Call
-	for port := range 100 {
-		f := Flow{From: "10.1.10.21", To: "10.2.10.31:" + strings.Repeat("1", port%40+1)}
-		c.Had(f)
-		c.Had(f)
-	}
-	assert.Len(t, c.Media, MaxMedia)
-}

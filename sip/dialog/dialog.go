@@ -98,6 +98,7 @@ type Leg struct {
 	flows []Flow    // that it has in the tracker's count, sorted
 	due   time.Time // when something of it expires
 	at    int       // in the tracker's heap
+	next  *Leg      // with the same Call-ID
 }
 
 // branch is one INVITE transaction of a leg: a proxy may send several to one hop.

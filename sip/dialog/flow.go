@@ -1,7 +1,11 @@
 package dialog
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -10,25 +14,149 @@ import (
 	"ringway/sip/sdp"
 )
 
-// Flow is one direction of media, or of its RTCP, that a dialog needs.
+// Flow is one direction of media, or of its RTCP, that a dialog needs. It is small and has no pointers: each call has
+// four or more, in several tables that the garbage collector would have to look through. Zones are not kept: no flow
+// crosses a link.
 type Flow struct {
-	// From is the address that sends. It is invalid while only the offer is known: then it may be any
-	// address of the site of Asked.
-	From  netip.Addr
-	Asked netip.Addr // the hop that was asked; invalid if From is known
-	To    netip.AddrPort
-	RTCP  bool
+	from, to [16]byte // an IPv4 address as RFC 4291, section 2.5.5.2, maps it
+	port     uint16
+	is       flowBits
 }
 
-func compare(a, b Flow) int {
-	return cmp.Or(a.To.Compare(b.To), a.From.Compare(b.From), a.Asked.Compare(b.Asked), bit(a.RTCP)-bit(b.RTCP))
+type flowBits uint8
+
+const (
+	fromKnown flowBits = 1 << iota // from is the address that sends
+	fromAsked                      // from is the hop that was asked
+	fromIs4
+	toKnown
+	toIs4
+	isRTCP
+)
+
+// NewFlow is a flow from an address that is known.
+func NewFlow(from netip.Addr, to netip.AddrPort, rtcp bool) Flow {
+	f := toward(to, rtcp)
+	f.setFrom(from, fromKnown)
+	return f
 }
 
-func bit(b bool) int {
-	if b {
-		return 1
+// FlowAsked is a flow of which only the offer is known: it may come from any address of the site of the hop that was
+// asked.
+func FlowAsked(asked netip.Addr, to netip.AddrPort, rtcp bool) Flow {
+	f := toward(to, rtcp)
+	f.setFrom(asked, fromAsked)
+	return f
+}
+
+func toward(to netip.AddrPort, rtcp bool) (f Flow) {
+	if to.Addr().IsValid() {
+		f.to, f.is = to.Addr().As16(), toKnown
 	}
-	return 0
+	if to.Addr().Is4() {
+		f.is |= toIs4
+	}
+	if rtcp {
+		f.is |= isRTCP
+	}
+	f.port = to.Port()
+	return f
+}
+
+func (f *Flow) setFrom(a netip.Addr, known flowBits) {
+	if !a.IsValid() {
+		return
+	}
+	f.from = a.As16()
+	f.is |= known
+	if a.Is4() {
+		f.is |= fromIs4
+	}
+}
+
+// From is the address that sends. It is invalid while only the offer is known: then Asked is the hop that was asked.
+func (f Flow) From() netip.Addr { return f.source(fromKnown) }
+
+// Asked is the hop that was asked; invalid if From is known.
+func (f Flow) Asked() netip.Addr { return f.source(fromAsked) }
+
+// Source is From, or else Asked.
+func (f Flow) Source() netip.Addr { return f.source(fromKnown | fromAsked) }
+
+func (f Flow) source(known flowBits) netip.Addr {
+	if f.is&known == 0 {
+		return netip.Addr{}
+	}
+	return unmapped(f.from, f.is&fromIs4 != 0)
+}
+
+// To is the address and port that receive.
+func (f Flow) To() netip.AddrPort {
+	if f.is&toKnown == 0 {
+		return netip.AddrPortFrom(netip.Addr{}, f.port)
+	}
+	return netip.AddrPortFrom(unmapped(f.to, f.is&toIs4 != 0), f.port)
+}
+
+// RTCP reports whether the flow is RTCP with a port of its own.
+func (f Flow) RTCP() bool { return f.is&isRTCP != 0 }
+
+func unmapped(a [16]byte, is4 bool) netip.Addr {
+	if is4 {
+		return netip.AddrFrom4([4]byte(a[12:]))
+	}
+	return netip.AddrFrom16(a)
+}
+
+// flowSize is the length of a flow in binary form.
+const flowSize = 1 + 2 + 16 + 16
+
+// MarshalBinary writes a flow for another process of Ringway.
+func (f Flow) MarshalBinary() ([]byte, error) {
+	b := append(make([]byte, 0, flowSize), byte(f.is))
+	b = binary.BigEndian.AppendUint16(b, f.port)
+	return append(append(b, f.from[:]...), f.to[:]...), nil
+}
+
+// UnmarshalBinary reads what MarshalBinary wrote.
+func (f *Flow) UnmarshalBinary(b []byte) error {
+	if len(b) != flowSize {
+		return fmt.Errorf("a flow of %d bytes, not %d", len(b), flowSize)
+	}
+	f.is, f.port = flowBits(b[0]), binary.BigEndian.Uint16(b[1:])
+	copy(f.from[:], b[3:])
+	copy(f.to[:], b[3+len(f.from):])
+	return nil
+}
+
+// MarshalText writes the binary form in base64: JSON takes no bytes.
+func (f Flow) MarshalText() ([]byte, error) {
+	b, err := f.MarshalBinary()
+	return base64.StdEncoding.AppendEncode(nil, b), err
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (f *Flow) UnmarshalText(text []byte) error {
+	b, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil {
+		return fmt.Errorf("a flow: %w", err)
+	}
+	return f.UnmarshalBinary(b)
+}
+
+// String is for people: who sends, or was asked, and who receives.
+func (f Flow) String() string {
+	from := f.From().String()
+	if f.is&fromKnown == 0 {
+		from = "any(" + f.Asked().String() + ")"
+	}
+	return from + ">" + f.To().String()
+}
+
+// compare orders flows: those to one address and port stand together.
+func compare(a, b Flow) int {
+	return cmp.Or(bytes.Compare(a.to[:], b.to[:]), cmp.Compare(a.port, b.port), cmp.Compare(a.is, b.is),
+		bytes.Compare(a.from[:], b.from[:]))
 }
 
 // party is what one end said of one medium.
@@ -96,8 +224,8 @@ func (p *party) sources() []netip.Addr {
 // offered are the flows to whoever made an offer that is not answered yet.
 func offered(flows []Flow, offer []party, asked netip.Addr) []Flow {
 	for i := range offer {
-		flows = toward(flows, &offer[i], offer[i].receives(), true, func(to netip.AddrPort, rtcp bool) Flow {
-			return Flow{Asked: asked, To: to, RTCP: rtcp}
+		flows = flowsTo(flows, &offer[i], offer[i].receives(), true, func(to netip.AddrPort, rtcp bool) Flow {
+			return FlowAsked(asked, to, rtcp)
 		})
 	}
 	return flows
@@ -121,16 +249,16 @@ func agreed(flows []Flow, a, b []party) []Flow {
 func between(flows []Flow, x, y *party) []Flow {
 	for _, source := range x.sources() {
 		rtp, rtcp := x.sends() && y.receives(), !(x.mux && y.mux)
-		flows = toward(flows, y, rtp, rtcp, func(to netip.AddrPort, rtcp bool) Flow {
-			return Flow{From: source, To: to, RTCP: rtcp}
+		flows = flowsTo(flows, y, rtp, rtcp, func(to netip.AddrPort, rtcp bool) Flow {
+			return NewFlow(source, to, rtcp)
 		})
 	}
 	return flows
 }
 
-// toward are the flows to one party: RTP if it flows in this direction; RTCP also on hold, if it has a port
+// flowsTo are the flows to one party: RTP if it flows in this direction; RTCP also on hold, if it has a port
 // of its own.
-func toward(flows []Flow, p *party, rtp, rtcp bool, flow func(to netip.AddrPort, rtcp bool) Flow) []Flow {
+func flowsTo(flows []Flow, p *party, rtp, rtcp bool, flow func(to netip.AddrPort, rtcp bool) Flow) []Flow {
 	add := func(to netip.AddrPort, rtcp bool) {
 		if to.Port() > 0 && usable(to.Addr()) {
 			flows = append(flows, flow(to, rtcp))

@@ -158,7 +158,7 @@ func (t *Tracker) Load(now time.Time, saved []byte) (st Step, err error) {
 	if l.accepted && len(l.dialogs) == 0 {
 		return st, errors.New("load a call: it was accepted and has no dialog")
 	}
-	t.calls[l.CallID] = append(t.calls[l.CallID], l)
+	t.calls.add(l)
 	t.legs++
 	heap.Push(&t.timers, l)
 	st.Leg = l

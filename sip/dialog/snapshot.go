@@ -29,6 +29,15 @@ func (l *Leg) Began() time.Time { return l.began }
 // Flows are those that the leg needs now.
 func (l *Leg) Flows() []Flow { return slices.Clone(l.flows) }
 
+// EachFlow calls f with each flow that the leg needs now, until it returns false.
+func (l *Leg) EachFlow(f func(Flow) bool) {
+	for _, x := range l.flows {
+		if !f(x) {
+			return
+		}
+	}
+}
+
 // Needs is how many flows that are.
 func (l *Leg) Needs() int { return len(l.flows) }
 
@@ -45,8 +54,8 @@ func (l *Leg) Held() bool {
 
 // Legs calls f with each leg, in no order.
 func (t *Tracker) Legs(f func(*Leg)) {
-	for _, legs := range t.calls {
-		for _, l := range legs {
+	for _, first := range t.calls {
+		for l := first; l != nil; l = l.next {
 			f(l)
 		}
 	}

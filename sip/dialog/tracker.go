@@ -24,9 +24,9 @@ type Tracker struct {
 	// MaxLegs bounds the legs. What is beyond passes without being followed.
 	MaxLegs int
 
-	calls  map[string][]*Leg // by Call-ID
+	calls  legs
 	legs   int
-	flows  map[Flow][]*Leg // that need each
+	flows  needs
 	timers timers
 	beyond uint64
 
@@ -35,7 +35,7 @@ type Tracker struct {
 
 // New makes a Tracker without legs.
 func New(maxLegs int) *Tracker {
-	return &Tracker{Idle: DefaultIdle, MaxLegs: maxLegs, calls: map[string][]*Leg{}, flows: map[Flow][]*Leg{}}
+	return &Tracker{Idle: DefaultIdle, MaxLegs: maxLegs, calls: legs{}, flows: newNeeds()}
 }
 
 // Drop says why a message must not go on.
@@ -83,7 +83,7 @@ func (st *Step) offer(l *Leg, d *Dialog, by side) {
 
 // Hops are those of all legs of a leg's call: where a proxy passes the call on, those beyond it as well.
 func (t *Tracker) Hops(l *Leg) (all []netip.Addr) {
-	for _, x := range t.calls[l.CallID] {
+	for x := t.calls[l.CallID]; x != nil; x = x.next {
 		for _, h := range x.Hops {
 			if !slices.Contains(all, h) {
 				all = append(all, h)
@@ -183,10 +183,14 @@ func (t *Tracker) cancel(st *Step, x *seen) {
 
 // foreign reports whether a request belongs to a call that is followed, and its sender does not.
 func (t *Tracker) foreign(x *seen) bool {
-	all := t.calls[string(x.CallID())]
-	return len(all) > 0 && !slices.ContainsFunc(all, func(l *Leg) bool {
-		return l.Hops[caller] == x.from || l.Hops[callee] == x.from
-	})
+	known := false
+	for l := range t.calls.of(x.CallID()) {
+		if l.Hops[caller] == x.from || l.Hops[callee] == x.from {
+			return false
+		}
+		known = true
+	}
+	return known
 }
 
 // inDialog takes all other requests.
@@ -395,7 +399,7 @@ func (t *Tracker) Refuse(now time.Time, st Step) (undone Step) {
 
 // Media says that media of a flow was seen, so that its legs are not idle.
 func (t *Tracker) Media(now time.Time, flow Flow) {
-	for _, l := range t.flows[flow] {
+	for l := range t.flows.of(flow) {
 		l.seen = now
 		for _, d := range l.dialogs {
 			d.seen = now
@@ -513,7 +517,7 @@ func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
 	}
 	for _, f := range flows {
 		if _, has := slices.BinarySearchFunc(l.flows, f, compare); !has {
-			if t.flows[f] = append(t.flows[f], l); len(t.flows[f]) == 1 {
+			if t.flows.add(f, l) {
 				st.Opened = append(st.Opened, f)
 			} else {
 				st.Shared = append(st.Shared, f)
@@ -522,9 +526,7 @@ func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
 	}
 	for _, f := range l.flows {
 		if _, has := slices.BinarySearchFunc(flows, f, compare); !has {
-			t.flows[f] = slices.DeleteFunc(t.flows[f], func(x *Leg) bool { return x == l })
-			if len(t.flows[f]) == 0 {
-				delete(t.flows, f)
+			if t.flows.remove(f, l) {
 				st.Closed = append(st.Closed, f)
 			}
 		}
@@ -543,7 +545,7 @@ func (l *Leg) addDialog(tag []byte, state State, now time.Time) *Dialog {
 
 // leg finds the leg of an INVITE that one hop sends to another.
 func (t *Tracker) leg(callID, tag []byte, from, to netip.Addr) *Leg {
-	for _, l := range t.calls[string(callID)] {
+	for l := range t.calls.of(callID) {
 		if l.Tag == string(tag) && l.Hops == [2]netip.Addr{from, to} {
 			return l
 		}
@@ -563,7 +565,7 @@ type member struct {
 // one.
 func (t *Tracker) within(callID, fromTag, toTag []byte, from, to netip.Addr) (related []member) {
 	known := false
-	for _, l := range t.calls[string(callID)] {
+	for l := range t.calls.of(callID) {
 		x := member{leg: l, sender: caller}
 		if l.Tag == string(fromTag) {
 			x.dialog = l.dialog(toTag)
@@ -596,7 +598,7 @@ func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
 		CallID: id, Hops: [2]netip.Addr{from, to}, Tag: string(tag),
 		cseq: x.CSeq, began: x.now, seen: x.now, due: x.now,
 	}
-	t.calls[id] = append(t.calls[id], l)
+	t.calls.add(l)
 	t.legs++
 	heap.Push(&t.timers, l)
 	return l
@@ -605,12 +607,7 @@ func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
 func (t *Tracker) remove(l *Leg) {
 	heap.Remove(&t.timers, l.at)
 	t.legs--
-	rest := slices.DeleteFunc(t.calls[l.CallID], func(x *Leg) bool { return x == l })
-	if len(rest) == 0 {
-		delete(t.calls, l.CallID)
-		return
-	}
-	t.calls[l.CallID] = rest
+	t.calls.remove(l)
 }
 
 // timers are legs by due, the next one first.

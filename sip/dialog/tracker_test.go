@@ -140,7 +140,7 @@ func essence(st Step) [6]any {
 }
 
 func flowsOf(t *Tracker) []Flow {
-	return slices.SortedFunc(maps.Keys(t.flows), compare)
+	return slices.SortedFunc(maps.Keys(t.flows.first), compare)
 }
 
 // after lets time go by.
@@ -156,20 +156,13 @@ func (s *script) after(d time.Duration) *script {
 // open are the flows that are needed now, RTP alone, with `any` for a source that is not known.
 func (s *script) open() string {
 	var all []string
-	for f := range maps.Keys(s.tr.flows) {
-		if !f.RTCP {
-			all = append(all, show(f))
+	for f := range maps.Keys(s.tr.flows.first) {
+		if !f.RTCP() {
+			all = append(all, f.String())
 		}
 	}
 	slices.Sort(all)
 	return strings.Join(all, " ")
-}
-
-func show(f Flow) string {
-	if f.From.IsValid() {
-		return f.From.String() + ">" + f.To.String()
-	}
-	return "any(" + f.Asked.String() + ")>" + f.To.String()
 }
 
 func (s *script) has(want string) *script {
@@ -184,7 +177,8 @@ func (s *script) ended(why End) *script {
 	if assert.Len(s.t, s.st.Ended, 1) {
 		assert.Equal(s.t, why, s.st.Ended[0].ended)
 	}
-	assert.Empty(s.t, s.tr.flows)
+	assert.Empty(s.t, s.tr.flows.first)
+	assert.Empty(s.t, s.tr.flows.others)
 	assert.Empty(s.t, s.tr.calls)
 	assert.Zero(s.t, s.tr.Len())
 	assert.Zero(s.t, s.tr.Next())
@@ -221,17 +215,17 @@ func TestAChallengedByeEndsNothing(t *testing.T) {
 
 func TestRTCPIsOpenBesideRTP(t *testing.T) {
 	s := up(t)
-	assert.Contains(t, s.tr.flows, Flow{From: hosts["A"], To: netip.MustParseAddrPort("10.2.10.31:7001"), RTCP: true})
-	assert.Contains(t, s.tr.flows, Flow{From: hosts["X"], To: netip.MustParseAddrPort("10.1.10.10:5005"), RTCP: true})
-	assert.Len(t, s.tr.flows, 4)
+	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["A"], netip.MustParseAddrPort("10.2.10.31:7001"), true))
+	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["X"], netip.MustParseAddrPort("10.1.10.10:5005"), true))
+	assert.Len(t, s.tr.flows.first, 4)
 
 	// Offered with rtcp-mux and an address of its own: it stays until mux is answered, and goes when it is.
 	s = play(t).says("A>P INVITE a c=10.1.10.10:5004 a=rtcp:6001 a=rtcp-mux").
 		says("P>A 200 INVITE a b c=10.2.10.31:7000")
-	assert.Contains(t, s.tr.flows, Flow{From: hosts["X"], To: netip.MustParseAddrPort("10.1.10.10:6001"), RTCP: true})
+	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["X"], netip.MustParseAddrPort("10.1.10.10:6001"), true))
 	s = play(t).says("A>P INVITE a c=10.1.10.10:5004 a=rtcp:6001 a=rtcp-mux").
 		says("P>A 200 INVITE a b c=10.2.10.31:7000 a=rtcp-mux")
-	assert.Len(t, s.tr.flows, 2, "RTCP goes with RTP")
+	assert.Len(t, s.tr.flows.first, 2, "RTCP goes with RTP")
 }
 
 func TestCallsThatCameToNothing(t *testing.T) {
@@ -309,8 +303,8 @@ func TestTheNewerAnswerCounts(t *testing.T) {
 func TestHold(t *testing.T) {
 	s := up(t).says("A>P INVITE a b cseq=2 c=0.0.0.0:5004 a=inactive").has(bothOpen).
 		says("P>A 200 INVITE a b cseq=2 c=10.2.10.31:7000 a=inactive").says("A>P ACK a b cseq=2").has("")
-	assert.Contains(t, s.tr.flows, Flow{From: hosts["X"], To: netip.MustParseAddrPort("10.1.10.10:5005"), RTCP: true})
-	assert.Contains(t, s.tr.flows, Flow{From: hosts["A"], To: netip.MustParseAddrPort("10.2.10.31:7001"), RTCP: true})
+	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["X"], netip.MustParseAddrPort("10.1.10.10:5005"), true))
+	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["A"], netip.MustParseAddrPort("10.2.10.31:7001"), true))
 	s.after(time.Hour)
 	assert.Equal(t, 1, s.tr.Len(), "a call on hold is never idle")
 	s.says("A>P INVITE a b cseq=3 c=10.1.10.10:5004").has("any(10.2.10.5)>10.1.10.10:5004").
@@ -360,7 +354,7 @@ func TestSessionTimers(t *testing.T) {
 
 func TestIdleCalls(t *testing.T) {
 	s := up(t).after(9 * time.Minute)
-	s.tr.Media(s.now, Flow{From: hosts["A"], To: netip.MustParseAddrPort("10.2.10.31:7000")})
+	s.tr.Media(s.now, NewFlow(hosts["A"], netip.MustParseAddrPort("10.2.10.31:7000"), false))
 	s.after(9 * time.Minute).has(bothOpen).after(time.Minute).ended(Idle)
 }
 
@@ -399,7 +393,7 @@ func TestTwoPhonesHereOverAProxyThere(t *testing.T) {
 		says("A>B ACK a b").says("B>A BYE b a").says("A>B 200 BYE b a")
 	assert.Len(t, s.st.Ended, 2)
 	assert.Zero(t, s.tr.Len())
-	assert.Empty(t, s.tr.flows)
+	assert.Empty(t, s.tr.flows.first)
 }
 
 // Case 33: the first server does not answer.

@@ -13,9 +13,8 @@ import (
 )
 
 func flowTo(port uint16) dialog.Flow {
-	return dialog.Flow{
-		From: netip.MustParseAddr("10.2.20.5"), To: netip.AddrPortFrom(netip.MustParseAddr("10.1.10.9"), port),
-	}
+	to := netip.AddrPortFrom(netip.MustParseAddr("10.1.10.9"), port)
+	return dialog.NewFlow(netip.MustParseAddr("10.2.20.5"), to, false)
 }
 
 // asked runs f beside an asker, and gives what the daemon was asked with the times.

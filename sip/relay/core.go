@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,7 +49,7 @@ type core struct {
 	tracker *dialog.Tracker
 	policy  policy
 	sdp     sdp.Description
-	known   map[*dialog.Leg]*call.Call
+	known   map[*dialog.Leg]*about
 	dirty   map[*dialog.Leg]bool // not in the journal as they are; false: they have ended
 	reports []Report             // for the daemon
 	records []Ended              // likewise
@@ -61,14 +62,16 @@ type core struct {
 	certificates *certificate.Set
 	tls          []TLSServer // one for each source of the settings
 
-	ended []call.Call // a ring, the oldest at first once it is full
+	codecs codecNames
+
+	ended []endedLeg // a ring, the oldest at first once it is full
 	first int
 	woken chan struct{} // a leg may expire sooner than was known
 }
 
 func newCore(now func() time.Time) *core {
 	return &core{
-		now: now, tracker: dialog.New(maxLegs), known: map[*dialog.Leg]*call.Call{}, dirty: map[*dialog.Leg]bool{},
+		now: now, tracker: dialog.New(maxLegs), known: map[*dialog.Leg]*about{}, dirty: map[*dialog.Leg]bool{},
 		woken: make(chan struct{}, 1), policy: newPolicy(), ladder: ladder.New(ladder.Defaults()),
 	}
 }
@@ -216,20 +219,16 @@ func (c *core) note(
 	}
 	x := c.known[st.Leg]
 	if x == nil {
-		x = &call.Call{
-			ID: shortID(st.Leg), CallID: st.Leg.CallID, Began: st.Leg.Began(),
-			From: c.party(m.SIP, message.From), To: c.party(m.SIP, message.To),
-			Hops: [2]string{st.Leg.Hops[0].String(), st.Leg.Hops[1].String()},
-		}
+		x = &about{from: c.party(m.SIP, message.From), to: c.party(m.SIP, message.To)}
 		c.known[st.Leg] = x
 	}
-	if x.Answered.IsZero() && !m.SIP.Request && m.SIP.Method == message.INVITE && m.SIP.Status/100 == 2 {
-		x.Answered = now
+	if x.answered.IsZero() && !m.SIP.Request && m.SIP.Method == message.INVITE && m.SIP.Status/100 == 2 {
+		x.answered = now
 	}
-	x.Emergency = x.Emergency || emergency
+	x.emergency = x.emergency || emergency
 	c.draw(now, st.Leg.CallID, m)
 	if d != nil {
-		x.Codecs = codecs(d)
+		x.codecs = c.codecs.of(d)
 	}
 }
 
@@ -249,7 +248,7 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 	if st.Leg != nil {
 		c.dirty[st.Leg] = true
 		if x := c.known[st.Leg]; x != nil {
-			x.Holes = max(x.Holes, st.Leg.Needs())
+			x.holes = max(x.holes, st.Leg.Needs())
 		}
 		if more {
 			c.noteMedia(st.Leg)
@@ -270,13 +269,16 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 		if x == nil {
 			continue
 		}
-		x.State, x.Ended, x.Why, x.Status = dialog.Ended.String(), c.now(), string(l.Why()), l.Status()
-		c.record(l, x)
+		e := endedLeg{
+			about: *x, callID: l.CallID, tag: l.Tag, hops: l.Hops, began: l.Began(), ended: c.now(),
+			why: l.Why(), status: l.Status(),
+		}
+		c.record(&e)
 		if len(c.ended) < maxEnded {
-			c.ended = append(c.ended, *x)
+			c.ended = append(c.ended, e)
 			continue
 		}
-		c.ended[c.first] = *x
+		c.ended[c.first] = e
 		c.first = (c.first + 1) % maxEnded
 	}
 	return done, queued
@@ -291,24 +293,9 @@ func (c *core) settleAlone(st *dialog.Step, change Change) {
 
 // noteMedia keeps which flows of RTP a call has had: what they were like is known by their addresses.
 func (c *core) noteMedia(l *dialog.Leg) {
-	x := c.known[l]
-	if x == nil {
-		return
+	if x := c.known[l]; x != nil {
+		x.had(l)
 	}
-	for _, f := range l.Flows() {
-		if !f.RTCP {
-			x.Had(flowOf(f))
-		}
-	}
-}
-
-// flowOf is a flow as people are told of it.
-func flowOf(f dialog.Flow) call.Flow {
-	from := f.From
-	if !from.IsValid() {
-		from = f.Asked
-	}
-	return call.Flow{From: from.String(), To: f.To.String(), RTCP: f.RTCP}
 }
 
 // expire ends what time ends, until ctx does.
@@ -374,12 +361,12 @@ func (c *core) load(legs []entry) (failed error) {
 			failed = errors.Join(failed, err)
 			continue
 		}
-		if l.Call != nil {
-			c.known[st.Leg] = l.Call
+		if l.About != nil {
+			c.known[st.Leg] = l.About.load()
 		}
 		var change Change
 		c.carryOut(&change, c.policy.ledger.Settle(st.Leg.Began(), admission.Update{
-			Leg: st.Leg, Streams: st.Leg.Streams(), Emergency: l.Call != nil && l.Call.Emergency,
+			Leg: st.Leg, Streams: st.Leg.Streams(), Emergency: l.About != nil && l.About.Emergency,
 		}))
 		c.settleAlone(&st, change)
 	}
@@ -484,19 +471,24 @@ func (c *core) calls() []call.Call {
 	defer c.mu.Unlock()
 	all := make([]call.Call, 0, len(c.known)+len(c.ended))
 	for l, known := range c.known {
-		x := *known
-		x.State, x.Flows = l.State().String(), []call.Flow{}
-		if l.Held() {
-			x.State = "on hold"
-		}
-		for _, f := range l.Flows() {
-			x.Flows = append(x.Flows, flowOf(f))
-		}
-		all = append(all, x)
+		all = append(all, callOf(l, known))
 	}
 	slices.SortFunc(all, func(a, b call.Call) int { return a.Began.Compare(b.Began) })
-	all = append(all, c.ended[c.first:]...)
-	return append(all, c.ended[:c.first]...)
+	for e := range c.endedInOrder {
+		all = append(all, e.call())
+	}
+	return all
+}
+
+// endedInOrder calls f with each leg that has ended, the oldest first, until it returns false.
+func (c *core) endedInOrder(f func(*endedLeg) bool) {
+	for _, part := range [][]endedLeg{c.ended[c.first:], c.ended[:c.first]} {
+		for i := range part {
+			if !f(&part[i]) {
+				return
+			}
+		}
+	}
 }
 
 func (c *core) stats() Stats {
@@ -511,9 +503,9 @@ func (c *core) stats() Stats {
 }
 
 // shortID names a leg: eight hexadecimal digits that a person can type.
-func shortID(l *dialog.Leg) string {
+func shortID(callID, tag string, hops [2]netip.Addr) string {
 	h := fnv.New32a()
-	for _, part := range []string{l.CallID, l.Tag, l.Hops[0].String(), l.Hops[1].String()} {
+	for _, part := range []string{callID, tag, hops[0].String(), hops[1].String()} {
 		_, _ = h.Write([]byte(part))
 		_, _ = h.Write([]byte{0})
 	}
@@ -532,16 +524,4 @@ func (c *core) party(m *message.Message, k message.Kind) string {
 		return string(uri.Host[:min(len(uri.Host), maxName)])
 	}
 	return privacy.Number(c.redactor.Policy, string(name[:min(len(name), maxName)]))
-}
-
-// codecs are the names of the formats that a description puts first, one for each medium.
-func codecs(d *sdp.Description) (names []string) {
-	for i := range d.Media {
-		m := &d.Media[i]
-		if m.Port != 0 && len(m.Formats) > 0 {
-			name := m.Formats[0].Name
-			names = append(names, string(name[:min(len(name), maxCodec)]))
-		}
-	}
-	return names
 }

@@ -134,8 +134,8 @@ func testACallOpensItsFlowsBeforeItsMessagesGoOn(t *testing.T) {
 	require.Len(t, r.Changes, 1)
 	assert.Equal(t, [2]netip.Addr{netip.MustParseAddr("10.1.10.9"), netip.MustParseAddr("10.2.20.5")}, r.Changes[0].Hops)
 	assert.Equal(t, []dialog.Flow{
-		{Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("10.1.10.9:4000")},
-		{Asked: netip.MustParseAddr("10.2.20.5"), To: netip.MustParseAddrPort("10.1.10.9:4001"), RTCP: true},
+		dialog.FlowAsked(netip.MustParseAddr("10.2.20.5"), netip.MustParseAddrPort("10.1.10.9:4000"), false),
+		dialog.FlowAsked(netip.MustParseAddr("10.2.20.5"), netip.MustParseAddrPort("10.1.10.9:4001"), true),
 	}, r.Changes[0].Open)
 
 	r = w.answer(func() { assert.Equal(t, transparent.Action{}, w.pass(pbx, phone, okay)) }, nil)

@@ -432,8 +432,8 @@ func (c *dayCall) talk() bool {
 		}
 		a, b := c.ends[caller], c.ends[callee]
 		c.d.media([]dialog.Flow{
-			{From: a.media, To: netip.AddrPortFrom(b.media, uint16(b.port))},
-			{From: b.media, To: netip.AddrPortFrom(a.media, uint16(a.port))},
+			dialog.NewFlow(a.media, netip.AddrPortFrom(b.media, uint16(b.port)), false),
+			dialog.NewFlow(b.media, netip.AddrPortFrom(a.media, uint16(a.port)), false),
 		})
 		switch x := c.rng.IntN(100); {
 		case x < 8:

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ringway/sip/call"
 	"ringway/sip/compact"
 	"ringway/sip/dialog"
 )
@@ -41,9 +40,9 @@ type kept struct {
 
 // entry is one entry of the journal.
 type entry struct {
-	Key  uint64      `cbor:"1,keyasint"`
-	Leg  compact.Raw `cbor:"2,keyasint,omitempty"`
-	Call *call.Call  `cbor:"3,keyasint,omitempty"`
+	Key   uint64      `cbor:"1,keyasint"`
+	Leg   compact.Raw `cbor:"2,keyasint,omitempty"`
+	About *savedAbout `cbor:"4,keyasint,omitempty"` // 3 was a call as people see it
 }
 
 const (
@@ -118,7 +117,7 @@ func readAll(fd int) ([]byte, error) {
 }
 
 // encode queues the entry of a leg as it is now.
-func (j *journal) encode(l *dialog.Leg, about *call.Call) error {
+func (j *journal) encode(l *dialog.Leg, x *about) error {
 	k := j.keys[l]
 	if k == nil {
 		j.next++
@@ -130,7 +129,7 @@ func (j *journal) encode(l *dialog.Leg, about *call.Call) error {
 		return err
 	}
 	before := j.buffer.Len()
-	if err := compact.Append(&j.buffer, entry{k.key, saved, about}); err != nil {
+	if err := compact.Append(&j.buffer, entry{k.key, saved, x.save()}); err != nil {
 		j.buffer.Truncate(before)
 		return err
 	}

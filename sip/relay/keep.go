@@ -9,7 +9,6 @@ import (
 	"ringway/process"
 	"ringway/sip/call"
 	"ringway/sip/compact"
-	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/privacy"
 	"ringway/sip/record"
@@ -36,14 +35,14 @@ func (c *core) view(id string) (v ladder.View, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	callID := id
-	for _, x := range c.known {
-		if x.ID == id {
-			callID = x.CallID
+	for l := range c.known {
+		if shortID(l.CallID, l.Tag, l.Hops) == id {
+			callID = l.CallID
 		}
 	}
-	for i := range c.ended {
-		if c.ended[i].ID == id {
-			callID = c.ended[i].CallID
+	for e := range c.endedInOrder {
+		if shortID(e.callID, e.tag, e.hops) == id {
+			callID = e.callID
 		}
 	}
 	kept, ok := c.ladder.Call(callID)
@@ -58,21 +57,21 @@ func (c *core) forget(number string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	masked := privacy.Number(privacy.Mask, number)
-	is := func(x *call.Call) bool {
-		for _, n := range []string{x.From, x.To} {
+	is := func(x *about) bool {
+		for _, n := range []string{x.from, x.to} {
 			if n == number || n == masked {
 				return true
 			}
 		}
 		return false
 	}
-	var rest []call.Call
-	for _, x := range slices.Concat(c.ended[c.first:], c.ended[:c.first]) { // the oldest first
-		if is(&x) {
-			c.ladder.Forget(x.CallID)
+	var rest []endedLeg
+	for e := range c.endedInOrder {
+		if is(&e.about) {
+			c.ladder.Forget(e.callID)
 			continue
 		}
-		rest = append(rest, x)
+		rest = append(rest, *e)
 	}
 	c.ended, c.first = rest, 0
 }
@@ -80,41 +79,42 @@ func (c *core) forget(number string) {
 // hideNumbers masks what was kept while numbers were shown. Messages have them in many places: those go.
 func (c *core) hideNumbers() {
 	c.ladder = ladder.New(ladder.Defaults())
-	hide := func(x *call.Call) {
-		x.From, x.To = privacy.Number(privacy.Mask, x.From), privacy.Number(privacy.Mask, x.To)
+	hide := func(x *about) {
+		x.from, x.to = privacy.Number(privacy.Mask, x.from), privacy.Number(privacy.Mask, x.to)
 	}
 	for l, x := range c.known {
 		hide(x)
 		c.dirty[l] = true
 	}
 	for i := range c.ended {
-		hide(&c.ended[i])
+		hide(&c.ended[i].about)
 	}
 }
 
 // record queues the record of a call that has ended.
-func (c *core) record(l *dialog.Leg, x *call.Call) {
+func (c *core) record(e *endedLeg) {
 	if len(c.records) == maxRecords {
 		return // it is counted where they are written: nothing takes them
 	}
 	s := &c.policy.settings
 	r := record.Record{
-		ID: x.ID, CallID: x.CallID[:min(len(x.CallID), maxCallID)], Began: x.Began, Answered: x.Answered, Ended: x.Ended,
-		Caller: record.Party{Number: x.From}, Callee: record.Party{Number: x.To},
-		Emergency: x.Emergency,
-		Why:       x.Why, Status: x.Status, Hops: l.Hops[:], Holes: x.Holes,
+		ID:     shortID(e.callID, e.tag, e.hops),
+		CallID: e.callID[:min(len(e.callID), maxCallID)], Began: e.began, Answered: e.answered, Ended: e.ended,
+		Caller: record.Party{Number: e.from}, Callee: record.Party{Number: e.to},
+		Emergency: e.emergency,
+		Why:       string(e.why), Status: e.status, Hops: slices.Clone(e.hops[:]), Holes: e.holes,
 	}
-	if len(x.Codecs) > 0 {
-		r.Codec = x.Codecs[0]
+	if len(e.codecs) > 0 {
+		r.Codec = e.codecs[0]
 	}
-	r.Direction, r.Site = s.direction(l.Hops)
-	if s.isPhone(l.Hops[0]) {
-		r.Caller.Address = l.Hops[0]
+	r.Direction, r.Site = s.direction(e.hops)
+	if s.isPhone(e.hops[0]) {
+		r.Caller.Address = e.hops[0]
 	}
-	if s.isPhone(l.Hops[1]) {
-		r.Callee.Address = l.Hops[1]
+	if s.isPhone(e.hops[1]) {
+		r.Callee.Address = e.hops[1]
 	}
-	c.records = append(c.records, Ended{Record: r, Media: slices.Clone(x.Media)})
+	c.records = append(c.records, Ended{Record: r, Media: flowsOf(e.media)})
 }
 
 // Ended is the record of a call that has ended, and the flows of RTP that it had: what they were like is for whoever

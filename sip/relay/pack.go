@@ -88,7 +88,7 @@ func packAddrPort(b []byte, a netip.AddrPort) []byte {
 }
 
 func packFlow(b []byte, f *dialog.Flow) []byte {
-	return packAddrPort(packAddr(packAddr(append(b, flag(f.RTCP)), f.From), f.Asked), f.To)
+	return packAddrPort(packAddr(packAddr(append(b, flag(f.RTCP())), f.From()), f.Asked()), f.To())
 }
 
 // packAddr appends the length of an address, 0 for none, and its bytes. A zone is lost: no flow has one.
@@ -121,7 +121,7 @@ func (u *unpacker) change() (c Change) {
 			*list = make([]dialog.Flow, 0, n)
 		}
 		for range n {
-			*list = append(*list, dialog.Flow{RTCP: u.flag(), From: u.addr(), Asked: u.addr(), To: u.addrPort()})
+			*list = append(*list, u.flow())
 		}
 	}
 	for range u.length(minPlace) {
@@ -132,6 +132,14 @@ func (u *unpacker) change() (c Change) {
 		c.Places = append(c.Places, p)
 	}
 	return c
+}
+
+func (u *unpacker) flow() dialog.Flow {
+	rtcp, from, asked, to := u.flag(), u.addr(), u.addr(), u.addrPort()
+	if from.IsValid() {
+		return dialog.NewFlow(from, to, rtcp)
+	}
+	return dialog.FlowAsked(asked, to, rtcp)
 }
 
 // minFlow is the least that a flow takes, minPlace a place.

@@ -17,8 +17,8 @@ func packed() []Change {
 	return []Change{
 		{
 			Hops: [2]netip.Addr{a, b}, Via: []netip.Addr{b},
-			Open:  []dialog.Flow{{Asked: a, To: netip.MustParseAddrPort("[2001:db8::2]:4000"), RTCP: true}},
-			Close: []dialog.Flow{{From: b, To: netip.MustParseAddrPort("10.1.10.9:65535")}},
+			Open:  []dialog.Flow{dialog.FlowAsked(a, netip.MustParseAddrPort("[2001:db8::2]:4000"), true)},
+			Close: []dialog.Flow{dialog.NewFlow(b, netip.MustParseAddrPort("10.1.10.9:65535"), false)},
 		},
 		{Places: []Place{{Release: true}, {Reserve: tunnel.Reservation{
 			Flow: tunnel.Flow{
@@ -27,7 +27,7 @@ func packed() []Change {
 			},
 			Site: tunnel.PublicKey{1, 31: 2}, Rate: 1 << 40,
 		}}}},
-		{Hops: [2]netip.Addr{b, a}, Close: []dialog.Flow{{From: a, To: netip.MustParseAddrPort("10.1.10.9:1")}}},
+		{Hops: [2]netip.Addr{b, a}, Close: []dialog.Flow{dialog.NewFlow(a, netip.MustParseAddrPort("10.1.10.9:1"), false)}},
 	}
 }
 
