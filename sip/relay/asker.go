@@ -20,6 +20,9 @@ const (
 	// one transaction, for what many calls have left. It is part of the second within which media of an ended call
 	// stops.
 	closeAfter = 20 * time.Millisecond
+	// openAfter is how long what opens for a message that goes on at once waits for one that has to wait: the daemon then
+	// has one request for both. It is less than a called phone takes to send media after an INVITE.
+	openAfter = 2 * time.Millisecond
 	// maxAtOnce bounds the changes that go with a message which waits. More are a burst, and a burst has to wait.
 	maxAtOnce = 64
 	// maxSent bounds the requests without an answer yet.
@@ -45,6 +48,7 @@ type asker struct {
 	wake chan struct{}
 	late atomic.Bool // a message has given up waiting: the others do not wait either until an answer comes
 
+	planned    atomic.Bool // start is called within openAfter
 	collecting atomic.Bool // run is to look for answers in a moment
 
 	asking  sync.Mutex      // held while the daemon is asked; before mu. It guards:
@@ -192,8 +196,16 @@ func (a *asker) askNow(done <-chan struct{}) bool {
 	return true
 }
 
-// start sends what is queued. Nobody waits for it now.
+// soon sends what is queued within openAfter. Nobody waits for it.
+func (a *asker) soon() {
+	if !a.planned.Swap(true) {
+		time.AfterFunc(openAfter, a.start)
+	}
+}
+
+// start sends what is queued, and does not wait for the answer.
 func (a *asker) start() {
+	a.planned.Store(false)
 	if a.late.Load() || !a.asking.TryLock() {
 		a.kick()
 		return

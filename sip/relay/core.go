@@ -103,7 +103,7 @@ func (c *core) handle(m *transparent.Message) (action transparent.Action) {
 	switch {
 	case done == nil:
 	case isFirst(m.SIP):
-		action.Wait = c.asker.start
+		action.Wait = c.asker.soon
 	default:
 		action.Wait = func() { c.wait(done) }
 	}
