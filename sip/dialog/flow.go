@@ -182,6 +182,8 @@ func partiesOf(d *sdp.Description, before []party) []party {
 		switch {
 		case m.Port == 0:
 			p.refused = true
+		case m.IsTCP():
+			// It needs no hole, and is none of the calls' budget.
 		case m.Named && len(m.Candidates) == 0:
 			p.named = true // where that is, the phones look up
 		case usable(m.Address) || len(m.Candidates) > 0:

@@ -367,9 +367,12 @@ func (m *Media) finish() {
 }
 
 // Control is where RTCP goes: of a=rtcp, else the port above (RFC 3550, section 11), both also if RTCPMux
-// is offered, for it may not be accepted. It is invalid without an address or a port.
+// is offered, for it may not be accepted. It is invalid without an address or a port, and where there is no RTP, as
+// with T.38 over UDPTL.
 func (m *Media) Control() netip.AddrPort {
 	switch {
+	case !m.isRTP():
+		return netip.AddrPort{}
 	case m.RTCP.IsValid():
 		return m.RTCP
 	case m.Port == 0 || m.Port == 65535 || !m.Address.IsValid():
@@ -377,6 +380,17 @@ func (m *Media) Control() netip.AddrPort {
 	default:
 		return netip.AddrPortFrom(m.Address, m.Port+1)
 	}
+}
+
+// isRTP reports whether the medium is RTP: its protocol says so, as RTP/AVP and UDP/TLS/RTP/SAVPF do, or is one that
+// nobody knows, of sound or video.
+func (m *Media) isRTP() bool {
+	return m.Kind == Audio || m.Kind == Video || bytes.Contains(bytes.ToUpper(m.Protocol), []byte("RTP"))
+}
+
+// IsTCP reports whether the medium is a TCP connection, as MSRP is (RFC 4975) and T.38 may be (RFC 4145).
+func (m *Media) IsTCP() bool {
+	return len(m.Protocol) >= 3 && bytes.EqualFold(m.Protocol[:3], []byte("TCP"))
 }
 
 // cutField cuts at white space.

@@ -74,11 +74,26 @@ func holesOf(t *testing.T, e *lab.Edge) (all []string) {
 // even if the holes that it asks for are not open yet, so that at the phones it may be a moment ahead of them.
 func holesSettle(t *testing.T, e *lab.Edge, n int) (all []string) {
 	t.Helper()
-	assert.Eventually(t, func() bool {
+	polled(holeLeft, func() bool {
 		all = holesOf(t, e)
 		return len(all) == n
-	}, holeLeft, 20*time.Millisecond, "not %d holes", n)
+	})
+	assert.Len(t, all, n)
 	return all
+}
+
+// polled reports whether f becomes true in time. It looks in the test's own goroutine, so that f may fail the test.
+func polled(limit time.Duration, f func() bool) bool {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; <-tick.C {
+		if f() {
+			return true
+		}
+		if time.Since(began) > limit {
+			return false
+		}
+	}
 }
 
 // Calls cross two boxes that read their signalling and let nothing pass but what the calls need, and go on as
