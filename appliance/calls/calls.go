@@ -214,7 +214,8 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { c.meter.queues.run(ctx, c.holes.busy) })
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
 	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
-	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx); c.keepMappings(ctx) }) })
+	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx) }) })
+	tasks.Go(func() { every(ctx, mappingEvery, func() { c.keepMappings(ctx) }) })
 	return c.again.Loop(ctx, ready, c.configure)
 }
 

@@ -13,12 +13,17 @@ import (
 	"ringway/sip/registrar"
 )
 
-// mappingLife is how long a connection that a registration needs is kept without packets: until it is looked again,
-// and some more.
-const mappingLife = 3 * mediaEvery
+const (
+	// mappingEvery is how often it is looked. Each packet sets the connection's life to the kernel's: 30 s, or 120 s
+	// once both ends have sent again after two seconds, which a registration alone does not make them do.
+	mappingEvery = 12 * time.Second
+	// mappingLife is how long a connection that a registration needs is kept without packets: until it is looked
+	// again, also by the daemon that replaces this one.
+	mappingLife = 2 * time.Minute
+)
 
 // keepMappings keeps what NAT does for phones that are registered with a server in the internet: without it, the
-// kernel forgets the connection after two minutes without packets, and calls from there no longer arrive.
+// kernel forgets the connection, and calls from there no longer arrive.
 func (c *Calls) keepMappings(ctx context.Context) {
 	c.mu.Lock()
 	off := c.cfg.Mode == config.SIPOff || !c.applied

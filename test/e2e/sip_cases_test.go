@@ -57,7 +57,8 @@ type said struct {
 	start     string // a method, or a status with its reason
 	of        string // the method that a response is to: INVITE
 	cseq      int    // 1
-	tag       string // the callee's, who is b
+	caller    string // a
+	tag       string // the callee's
 	branch    string // its own for each request
 	callID    string // of another call
 	more      []string
@@ -89,9 +90,15 @@ func (f *field) text(m said) string {
 	if m.branch == "" {
 		m.branch = fmt.Sprintf("%s-%d-%s", m.callID, m.cseq, strings.Replace(m.of, "CANCEL", "INVITE", 1))
 	}
-	a, b := "<sip:anna@"+fieldA+">;tag=ta", "<sip:ben@"+fieldB+">"
+	a, b := "<sip:anna@"+fieldA+">", "<sip:ben@"+fieldB+">"
+	called := &b
+	if m.caller == "b" {
+		b, called = b+";tag=caller", &a
+	} else {
+		a += ";tag=caller"
+	}
 	if m.tag != "" {
-		b += ";tag=" + m.tag
+		*called += ";tag=" + m.tag
 	}
 	at := fieldA
 	if m.asker == "b" {
@@ -215,7 +222,7 @@ var fieldCases = []struct {
 		body := audio(fieldA, 40000)
 		f.pass("a", strings.Join([]string{
 			"INVITE sip:ben@" + fieldB + " SIP/2.0", "v: SIP/2.0/UDP " + fieldA + ":5060;branch=z9hG4bK" + f.id + "-1-INVITE",
-			"f: <sip:anna@" + fieldA + ">;tag=ta", "t: <sip:ben@" + fieldB + ">", "i: " + f.id, "CSeq: 1 INVITE",
+			"f: <sip:anna@" + fieldA + ">;tag=caller", "t: <sip:ben@" + fieldB + ">", "i: " + f.id, "CSeq: 1 INVITE",
 			"m: <sip:anna@" + fieldA + ">", "c: application/sdp", fmt.Sprintf("l : %d", len(body)), "", "",
 		}, "\r\n")+body, "*>A:40000+")
 		f.say(said{by: "b", start: "200 OK", tag: "tb", body: audio(fieldX, 7000)}, "A>X:7000+ X>A:40000+")
@@ -376,16 +383,18 @@ var fieldCases = []struct {
 		f.say(said{by: "a", start: "REFER", cseq: 2, tag: "tb", more: []string{"Refer-To: <sip:carl@" + fieldB + ">"}}, holes)
 		f.say(said{by: "b", start: "202 Accepted", of: "REFER", cseq: 2, tag: "tb"}, holes)
 		both := holes + " B>A:43000+ A>B:9000+"
-		replaces := []string{"Replaces: " + f.id + ";to-tag=ta;from-tag=tb"}
+		replaces := []string{"Replaces: " + f.id + ";to-tag=caller;from-tag=tb"}
 		f.say(said{
-			by: "b", start: "INVITE", callID: f.id + "-new", tag: "tc", more: replaces, body: audio(fieldB, 9000),
-		}, "?")
-		f.say(said{by: "a", start: "200 OK", callID: f.id + "-new", tag: "tc", body: audio(fieldA, 43000)}, both)
-		f.say(said{by: "b", start: "ACK", callID: f.id + "-new", tag: "tc", branch: "new-ack"}, both)
+			by: "b", start: "INVITE", caller: "b", callID: f.id + "-new", more: replaces, body: audio(fieldB, 9000),
+		}, holes+" *>B:9000+")
+		f.say(said{
+			by: "a", start: "200 OK", caller: "b", callID: f.id + "-new", tag: "tc", body: audio(fieldA, 43000),
+		}, both)
+		f.say(said{by: "b", start: "ACK", caller: "b", callID: f.id + "-new", tag: "tc", branch: "new-ack"}, both)
 		f.say(said{by: "a", start: "BYE", cseq: 3, tag: "tb"}, both)
 		f.say(said{by: "b", start: "200 OK", of: "BYE", cseq: 3, tag: "tb"}, "B>A:43000+ A>B:9000+")
-		f.say(said{by: "b", start: "BYE", callID: f.id + "-new", cseq: 2, tag: "tc"}, "B>A:43000+ A>B:9000+")
-		f.say(said{by: "a", start: "200 OK", of: "BYE", callID: f.id + "-new", cseq: 2, tag: "tc"}, "")
+		f.say(said{by: "b", start: "BYE", caller: "b", callID: f.id + "-new", cseq: 2, tag: "tc"}, "B>A:43000+ A>B:9000+")
+		f.say(said{by: "a", start: "200 OK", of: "BYE", caller: "b", callID: f.id + "-new", cseq: 2, tag: "tc"}, "")
 	}},
 	{"a description with bare line feeds", func(f *field) {
 		f.say(said{by: "a", start: "INVITE", body: strings.ReplaceAll(audio(fieldA, 40000), "\r\n", "\n")}, "*>A:40000+")
@@ -459,7 +468,7 @@ func TestLongCallsThatNobodyEnds(t *testing.T) {
 
 	stays := "A>X:7100+ X>A:40100+"
 	for _, side := range []string{"a", "b"} {
-				require.True(t, polled(45*time.Second, func() bool {
+		require.True(t, polled(45*time.Second, func() bool {
 			return slices.Equal(expandHoles(t, stays), holesOf(t, l.Edge(side)))
 		}), "edge-%s: %v", side, holesOf(t, l.Edge(side)))
 		why := map[string]string{}

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,4 +112,70 @@ func onlyTheWANsAddress(t *testing.T, wan *capture.Frames) {
 	}
 	assert.GreaterOrEqual(t, kinds[capture.SIP], 3, "INVITE, ACK, BYE: %v", kinds)
 	assert.Greater(t, kinds[capture.RTP], 50, "%v", kinds)
+}
+
+// A phone that is registered with a PBX in the internet is called after minutes in which it sent nothing, though the
+// kernel forgets a UDP connection after 30 s, or after 120 s where both ends have sent. Another one, which only asked the
+// PBX something, has no way in by then.
+func TestLongAProviderCallsARegisteredPhone(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	registered := udpOn(t, l.Host(lab.PhoneA), fieldA+":5060")
+	stranger := udpOn(t, l.Host(lab.PhoneA), fieldA+":5064")
+	provider := udpOn(t, l.Host(lab.Provider), providerAt+":5060")
+	f := &field{t: t, l: l, id: "outside"}
+
+	_, seenAt := arrives(t, registered, provider, providerAt+":5060",
+		f.text(said{by: "a", start: "REGISTER", more: []string{"Contact: <sip:anna@" + fieldA + ">;expires=600"}}))
+	arrives(t, provider, registered, seenAt, f.text(said{
+		by: "b", start: "200 OK", of: "REGISTER", tag: "pbx", more: []string{"Contact: <sip:anna@" + fieldA + ">;expires=600"},
+	}))
+	_, strangerAt := arrives(t, stranger, provider, providerAt+":5060", f.text(said{by: "a", start: "OPTIONS", callID: "s"}))
+	arrives(t, provider, stranger, strangerAt, f.text(said{by: "b", start: "200 OK", of: "OPTIONS", callID: "s", tag: "p"}))
+
+	// The kernel has to forget the stranger's first.
+	require.True(t, polled(150*time.Second, func() bool {
+		out, err := l.Edge("a").Run(within(t, 5*time.Second), "conntrack", "-L", "-p", "udp")
+		require.NoError(t, err)
+		return !strings.Contains(out, "sport=5064")
+	}))
+	invite := f.text(said{by: "b", start: "INVITE", caller: "b", callID: "in", body: audio(providerAt, 20000)})
+	sendUDP(t, provider, strangerAt, strings.ReplaceAll(invite, "Call-ID: in", "Call-ID: no"))
+	arrives(t, provider, registered, seenAt, invite)
+	list := callsOf(t, l.Edge("a"))
+	require.Len(t, list, 1, "the stranger's did not come through the box")
+	assert.Equal(t, [2]string{providerAt, fieldA}, list[0].Hops)
+
+	ok := f.text(said{by: "a", start: "200 OK", caller: "b", callID: "in", tag: "ta", body: audio(fieldA, 40000)})
+	arrives(t, registered, provider, providerAt+":5060", ok)
+	want := []string{
+		fieldA + " . " + providerAt + " . 20000", fieldA + " . " + providerAt + " . 20001",
+		providerAt + " . " + fieldA + " . 40000", providerAt + " . " + fieldA + " . 40001",
+	}
+	var holes []string
+	polled(holeLeft, func() bool {
+		holes = holesOf(t, l.Edge("a"))
+		return slices.Equal(want, holes)
+	})
+	assert.Equal(t, want, holes)
+}
+
+const providerAt = "198.51.100.1"
+
+func sendUDP(t *testing.T, from net.PacketConn, to, text string) {
+	t.Helper()
+	_, err := from.WriteTo([]byte(text), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+	require.NoError(t, err)
+}
+
+// arrives sends a message, and demands that it arrives as it is. from is what the receiver sees.
+func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (n int, from string) {
+	t.Helper()
+	sendUDP(t, sender, to, text)
+	require.NoError(t, receiver.SetReadDeadline(time.Now().Add(5*time.Second)))
+	got := make([]byte, 1<<16)
+	n, at, err := receiver.ReadFrom(got)
+	require.NoError(t, err, "the message did not arrive: %s", text)
+	require.Equal(t, text, string(got[:n]))
+	return n, at.String()
 }
