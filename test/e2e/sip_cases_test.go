@@ -158,8 +158,9 @@ func (f *field) has(after, holes string) {
 func expandHoles(t *testing.T, holes string) (all []string) {
 	t.Helper()
 	addresses := map[string][]string{
-		"A": {fieldA}, "B": {fieldB}, "X": {fieldX}, "Y": {fieldY},
+		"A": {fieldA}, "B": {fieldB}, "X": {fieldX}, "Y": {fieldY}, "P": {pbxAt},
 		"*A": {"10.2.10.0", "10.2.20.0"}, "*B": {"10.1.10.0", "10.1.20.0"}, "*X": {"10.1.10.0", "10.1.20.0"},
+		"*P": {"10.1.10.0", "10.1.20.0"},
 	}
 	for _, h := range strings.Fields(holes) {
 		from, to, _ := strings.Cut(h, ">")
