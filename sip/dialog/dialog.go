@@ -27,6 +27,9 @@ const (
 	// sessionGrace is how long a session stays after it expired: a BYE may be on its way (RFC 4028, section
 	// 10).
 	sessionGrace = timerB
+	// maxSession bounds what a Session-Expires promises: phones say half an hour, and a call with one has no other end
+	// if its phones disappear.
+	maxSession = 24 * time.Hour
 	// DefaultIdle is how long a call without a session timer stays when nothing of it is seen, neither
 	// signalling nor media.
 	DefaultIdle = 10 * time.Minute

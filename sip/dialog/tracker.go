@@ -353,7 +353,7 @@ func (l *Leg) accept(d *Dialog, x *seen) {
 func (d *Dialog) timer(x *seen) {
 	d.session, d.expires = 0, time.Time{}
 	if seconds, ok := message.Seconds(x.Header(message.SessionExpires)); ok && seconds > 0 {
-		d.session = time.Duration(seconds) * time.Second
+		d.session = min(time.Duration(seconds)*time.Second, maxSession)
 		d.expires = x.now.Add(d.session + sessionGrace)
 	}
 }

@@ -352,6 +352,13 @@ func TestSessionTimers(t *testing.T) {
 		after(30 * time.Minute).has(bothOpen).after(32 * time.Second).ended(Expired)
 }
 
+// What a Session-Expires promises is bounded: the phones may disappear.
+func TestASessionLastsADayAtMost(t *testing.T) {
+	s := play(t).says("A>P INVITE a c=10.1.10.10:5004").
+		says("P>A 200 INVITE a b c=10.2.10.31:7000 se=4294967295").says("A>P ACK a b")
+	s.after(24*time.Hour).has(bothOpen).after(sessionGrace).ended(Expired)
+}
+
 func TestIdleCalls(t *testing.T) {
 	s := up(t).after(9 * time.Minute)
 	s.tr.Media(s.now, NewFlow(hosts["A"], netip.MustParseAddrPort("10.2.10.31:7000"), false))
