@@ -356,7 +356,7 @@ func TestSessionTimers(t *testing.T) {
 func TestASessionLastsADayAtMost(t *testing.T) {
 	s := play(t).says("A>P INVITE a c=10.1.10.10:5004").
 		says("P>A 200 INVITE a b c=10.2.10.31:7000 se=4294967295").says("A>P ACK a b")
-	s.after(24*time.Hour).has(bothOpen).after(sessionGrace).ended(Expired)
+	s.after(24 * time.Hour).has(bothOpen).after(sessionGrace).ended(Expired)
 }
 
 func TestIdleCalls(t *testing.T) {

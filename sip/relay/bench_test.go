@@ -38,8 +38,8 @@ func BenchmarkCall(b *testing.B) {
 	b.ReportMetric(float64(size)/float64(b.N), "bytes/call")
 }
 
-// BenchmarkDialogs is what the process holds of each call that is up, in the budget of a site. The ladder is off: it has
-// a bound of its own.
+// BenchmarkDialogs is what the process holds of each call that is up, in the budget of a site. The ladder is off: it
+// has a bound of its own.
 func BenchmarkDialogs(b *testing.B) {
 	c := benchCore(b)
 	c.ladder = ladder.New(ladder.Limits{})
@@ -91,7 +91,8 @@ func benchCore(b *testing.B) *benched {
 			}},
 		},
 	}))
-	return &benched{core: c, m: transparent.Message{Transport: transparent.UDP, FromNear: true, SIP: new(message.Message)}}
+	m := transparent.Message{Transport: transparent.UDP, FromNear: true, SIP: new(message.Message)}
+	return &benched{core: c, m: m}
 }
 
 const benchPBX = "10.2.200.9"

@@ -135,8 +135,8 @@ func (f *field) pass(by, text, holes string) {
 	f.has(text, holes)
 }
 
-// has demands that both boxes come to have these holes: "A>X:7000+" is from a's address to X's port 7000 and to the port
-// after it, "*>A:4000" from any address of the networks that lie beyond the tunnel from A.
+// has demands that both boxes come to have these holes: "A>X:7000+" is from a's address to X's port 7000 and to the
+// port after it, "*>A:4000" from any address of the networks that lie beyond the tunnel from A.
 func (f *field) has(after, holes string) {
 	f.t.Helper()
 	if holes == "?" {

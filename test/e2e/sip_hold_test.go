@@ -91,8 +91,8 @@ func (k *talkers) end() {
 }
 
 // The line is full of calls. One of them is held, and silent for longer than an engine keeps the place of a flow that
-// nobody reserved; others are refused meanwhile, by 488 to the phone. When it is resumed its sound is there at once, and
-// nobody else's ever missed a packet.
+// nobody reserved; others are refused meanwhile, by 488 to the phone. When it is resumed its sound is there at once,
+// and nobody else's ever missed a packet.
 func TestLongAHeldCallKeepsItsPlace(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: 4 * qos.Mbit, EdgeConfig: reading("enforce", nil)})
@@ -130,8 +130,9 @@ func TestLongAHeldCallKeepsItsPlace(t *testing.T) {
 		size, _, err := ends["a"].ReadFrom(got)
 		require.NoError(t, err, "nobody answered a call that does not fit")
 		require.Regexp(t, `(?s)^SIP/2\.0 488 .*\r\nWarning: 370 `, string(got[:size]))
-		before := k.all[fit-1].came.Load()
-		require.True(t, polled(5*time.Second, func() bool { return k.all[fit-1].came.Load() > before+50 }), "a second of sound")
+		another := k.all[fit-1]
+		before := another.came.Load()
+		require.True(t, polled(5*time.Second, func() bool { return another.came.Load() > before+50 }), "a second of sound")
 	}
 
 	first.say(said{by: "a", start: "INVITE", cseq: 3, tag: "tb", body: audio(fieldA, port(0))}, "?")

@@ -23,7 +23,8 @@ func TestAPBXWithPortsOfItsOwn(t *testing.T) {
 		e := l.Edge(side)
 		text, err := e.Config()
 		require.NoError(t, err)
-		servers := "sip:\n  servers:\n    - name: pbx\n      address: " + pbxAt + "\n      ports: [udp/5060, udp/7000, tcp/7000]\n"
+		servers := "sip:\n  servers:\n    - name: pbx\n      address: " + pbxAt +
+			"\n      ports: [udp/5060, udp/7000, tcp/7000]\n"
 		require.Contains(t, string(text), "\nsip:\n")
 		require.NoError(t, e.WriteConfig([]byte(strings.Replace(string(text), "sip:\n", servers, 1))))
 		out, err := e.Ringway(within(t, 10*time.Second), "reload")
@@ -52,7 +53,8 @@ func TestAPBXWithPortsOfItsOwn(t *testing.T) {
 	done("UDP from port 7000")
 
 	near, far := connected(t, l.Host(lab.PhoneA), fieldA+":58750", l.Host(lab.PCB), pbxAt+":7000")
-	register := f.text(said{by: "a", start: "REGISTER", callID: "reg", more: []string{"Contact: <sip:anna@" + fieldA + ":5070>"}})
+	contact := []string{"Contact: <sip:anna@" + fieldA + ":5070>"}
+	register := f.text(said{by: "a", start: "REGISTER", callID: "reg", more: contact})
 	_, err := near.Write([]byte(register))
 	require.NoError(t, err)
 	expectText(t, far, register)

@@ -114,9 +114,9 @@ func onlyTheWANsAddress(t *testing.T, wan *capture.Frames) {
 	assert.Greater(t, kinds[capture.RTP], 50, "%v", kinds)
 }
 
-// A phone that is registered with a PBX in the internet is called after minutes in which it sent nothing, though the
-// kernel forgets a UDP connection after 30 s, or after 120 s where both ends have sent. Another one, which only asked the
-// PBX something, has no way in by then.
+// A phone that is registered with a PBX in the internet is called when it has sent nothing for long, though the kernel
+// forgets a UDP connection after 30 s, or after 120 s where both ends went on sending. Another one, which only asked
+// the PBX something, has no way in by then.
 func TestLongAProviderCallsARegisteredPhone(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
@@ -125,13 +125,15 @@ func TestLongAProviderCallsARegisteredPhone(t *testing.T) {
 	provider := udpOn(t, l.Host(lab.Provider), providerAt+":5060")
 	f := &field{t: t, l: l, id: "outside"}
 
-	_, seenAt := arrives(t, registered, provider, providerAt+":5060",
-		f.text(said{by: "a", start: "REGISTER", more: []string{"Contact: <sip:anna@" + fieldA + ">;expires=600"}}))
-	arrives(t, provider, registered, seenAt, f.text(said{
-		by: "b", start: "200 OK", of: "REGISTER", tag: "pbx", more: []string{"Contact: <sip:anna@" + fieldA + ">;expires=600"},
-	}))
-	_, strangerAt := arrives(t, stranger, provider, providerAt+":5060", f.text(said{by: "a", start: "OPTIONS", callID: "s"}))
-	arrives(t, provider, stranger, strangerAt, f.text(said{by: "b", start: "200 OK", of: "OPTIONS", callID: "s", tag: "p"}))
+	contact := []string{"Contact: <sip:anna@" + fieldA + ">;expires=600"}
+	seenAt := arrives(t, registered, provider, providerAt+":5060",
+		f.text(said{by: "a", start: "REGISTER", more: contact}))
+	arrives(t, provider, registered, seenAt,
+		f.text(said{by: "b", start: "200 OK", of: "REGISTER", tag: "pbx", more: contact}))
+	strangerAt := arrives(t, stranger, provider, providerAt+":5060",
+		f.text(said{by: "a", start: "OPTIONS", callID: "s"}))
+	arrives(t, provider, stranger, strangerAt,
+		f.text(said{by: "b", start: "200 OK", of: "OPTIONS", callID: "s", tag: "p"}))
 
 	// The kernel has to forget the stranger's first.
 	require.True(t, polled(150*time.Second, func() bool {
@@ -169,7 +171,7 @@ func sendUDP(t *testing.T, from net.PacketConn, to, text string) {
 }
 
 // arrives sends a message, and demands that it arrives as it is. from is what the receiver sees.
-func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (n int, from string) {
+func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (from string) {
 	t.Helper()
 	sendUDP(t, sender, to, text)
 	require.NoError(t, receiver.SetReadDeadline(time.Now().Add(5*time.Second)))
@@ -177,5 +179,5 @@ func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (n 
 	n, at, err := receiver.ReadFrom(got)
 	require.NoError(t, err, "the message did not arrive: %s", text)
 	require.Equal(t, text, string(got[:n]))
-	return n, at.String()
+	return at.String()
 }
