@@ -45,6 +45,7 @@ func shapedInwards(t *testing.T, downlink qos.BitRate) (*world, qos.Downlink) {
 
 // Only what a WAN brought in clear, and is no call, takes the WAN's queue.
 func TestWhatComesInTakesItsQueue(t *testing.T) {
+	t.Parallel()
 	w, _ := shapedInwards(t, 20*qos.Mbit)
 	for _, l := range []string{
 		"addr add 2001:db8:99::1/64 dev eth0 nodad", "-6 route add 2001:db8:1::/48 via 2001:db8:99::2",
@@ -94,6 +95,7 @@ func TestWhatComesInTakesItsQueue(t *testing.T) {
 // A flood from the internet at twice the line is limited to its part of it, and a call out of the tunnel to
 // the same LAN does not wait behind it.
 func TestAFloodFromTheInternetIsHeldAndCallsGoFirst(t *testing.T) {
+	t.Parallel()
 	const line = 20 * qos.Mbit
 	w, d := shapedInwards(t, line)
 	phone, download := w.listen(w.phone, phone4, 20001), w.listen(w.phone, phone4, 20002)

@@ -48,6 +48,7 @@ func (r *relay) assertPasses(from, to *net.UDPConn, tos int, what string) {
 // T7. `established` outlives a hole, and the rules that need one come first: the flow ends with its hole, in both
 // directions, though conntrack still has it.
 func TestAFlowEndsWithItsHole(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	phone, pbx := r.listen(r.phone, phone4, 21000), r.listen(r.far, farPBX4, 20000)
 	there, back := farPBX4+" . "+phone4+" . 21000", phone4+" . "+farPBX4+" . 20000"
@@ -82,6 +83,7 @@ func TestAFlowEndsWithItsHole(t *testing.T) {
 
 // What has no hole, and no open port, does not pass between phones and anybody outside.
 func TestWithoutAHoleUDPIsClosed(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	for _, c := range []struct {
 		what     string
@@ -118,6 +120,7 @@ func TestWithoutAHoleUDPIsClosed(t *testing.T) {
 
 // What stays open without a hole: services, SIP that passes unread, what Allow lists, and the answers to it.
 func TestOpenPortsNeedNoHole(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	r.release("sip_udp")
 	for _, c := range []struct {
@@ -158,6 +161,7 @@ func TestOpenPortsNeedNoHole(t *testing.T) {
 
 // Networks that are none of the phones', and phones of one box, are not concerned.
 func TestEnforcementConcernsPhonesAlone(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Enforce)
 	in.Voice = append(in.Voice, firewall.LAN{Device: "voice1", Networks: prefixes("10.1.30.0/24")})
 	r := newRelay(t, in)
@@ -176,6 +180,7 @@ func TestEnforcementConcernsPhonesAlone(t *testing.T) {
 
 // With a set of devices it is enforced only while the set's owner says so: one that is gone blocks nobody's calls.
 func TestEnforcementEndsWithItsOwner(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Enforce)
 	in.Dynamic = append(in.Dynamic, firewall.EnforcedSet("calls", 16, time.Minute))
 	r := newRelay(t, in)
@@ -197,6 +202,7 @@ func TestEnforcementEndsWithItsOwner(t *testing.T) {
 
 // With Unread, what voice networks mark as media passes as it would without SIP, and so do the answers.
 func TestMarkedMediaPassesUnread(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Enforce)
 	in.Signalling.Unread = true
 	r := newRelay(t, in)
@@ -225,6 +231,7 @@ func TestMarkedMediaPassesUnread(t *testing.T) {
 
 // Where it is only observed, nothing is blocked that passed before.
 func TestObservedMediaPasses(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	r.assertPasses(r.listen(r.phone, phone4, 0), r.listen(r.far, farPhone4, 20000), 0, "to a far phone")
 	r.assertPasses(r.listen(r.far, farPhone4, 0), r.listen(r.phone, phone4, 20000), 0, "from a far phone")
@@ -239,6 +246,7 @@ func TestObservedMediaPasses(t *testing.T) {
 
 // What has a hole is media, however it is marked and whatever its connection was before.
 func TestMediaIsKnownByItsHole(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	key := func(from, to string, port int) string { return fmt.Sprintf("%s . %s . %d", from, to, port) }
 	for _, c := range []struct {
@@ -281,6 +289,7 @@ func TestMediaIsKnownByItsHole(t *testing.T) {
 
 // A site with one tunnel only: both tables lead to it, so that its media may have a class of the voice tunnel.
 func TestMediaOfASiteWithOneTunnelIsKnownByItsHole(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Enforce)
 	in.SingleSiteNetworks = prefixes("10.2.20.2/32")
 	r := newRelay(t, in)

@@ -15,6 +15,7 @@ import (
 // same phone to the same phone, loses nothing. What no transport's ports tell apart is bounded by its two
 // addresses. Data is nobody's business here.
 func TestAFlowOfMediaIsHeldToItsBound(t *testing.T) {
+	t.Parallel()
 	const ef, size = 46 << 2, 1000
 	in := branch()
 	in.Classes[0].FlowLimit = 64 * qos.Kbit // 8000 bytes a second, and as many at once with 3000 more

@@ -31,6 +31,7 @@ func branchWithHoles(t *testing.T) (*world, *Ruleset, firewall.Input) {
 // A hole lets a PBX in a data network, here the far site's, send media to a phone; it closes when its life
 // ends.
 func TestAHoleOpensAndCloses(t *testing.T) {
+	t.Parallel()
 	w, r, _ := branchWithHoles(t)
 	for _, c := range []struct {
 		set, key string
@@ -77,6 +78,7 @@ func TestAHoleOpensAndCloses(t *testing.T) {
 // The table is replaced again and again while holes are opened: no packet of an open hole is lost, and no
 // hole, and each keeps the life that it had.
 func TestAReplacedTableKeepsItsHoles(t *testing.T) {
+	t.Parallel()
 	w, r, in := branchWithHoles(t)
 	o := owner(t, r, "media4")
 	const port = 21000
@@ -145,6 +147,7 @@ func TestAReplacedTableKeepsItsHoles(t *testing.T) {
 // `established` outlives a hole: the flow that passed through it goes on until its conntrack entry is
 // deleted (T7).
 func TestAFlowEndsWithItsConntrackEntry(t *testing.T) {
+	t.Parallel()
 	w, r, _ := branchWithHoles(t)
 	const port = 21000
 	o := owner(t, r, "media4")

@@ -8,6 +8,7 @@ import (
 )
 
 func TestLiveSetExpires(t *testing.T) {
+	t.Parallel()
 	at := time.Unix(1000, 0)
 	s := newLiveSet(3)
 	k := func(i byte) Key { return Key([]byte{i}) }
@@ -35,6 +36,7 @@ func TestLiveSetExpires(t *testing.T) {
 }
 
 func TestChangesThatWaitAreBounded(t *testing.T) {
+	t.Parallel()
 	at := time.Unix(1000, 0)
 	s := newLiveSet(4)
 	i := byte(0)

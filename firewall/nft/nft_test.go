@@ -116,6 +116,7 @@ func bare(s firewall.State) string {
 // The oracle: nft(8) reads the plan's text in one namespace, the adapter applies the plan in
 // another; both read back as the same expressions and values, and as the plan itself.
 func TestTextAndApplyMakeTheSame(t *testing.T) {
+	t.Parallel()
 	flat := branch()
 	flat.SingleSiteNetworks = prefixes("10.9.0.0/16")
 	flat.Data[0].Device = "lan-0.20"
@@ -176,6 +177,7 @@ func listing(t *testing.T, ns *netnstest.NS) string {
 
 // What `plan` prints are commands: nft(8) takes them, one difference as one file, and the result is the plan.
 func TestChangesAreCommands(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	next := branch()
 	next.SiteDataNetworks = next.SiteDataNetworks[1:]
@@ -214,6 +216,7 @@ func TestChangesAreCommands(t *testing.T) {
 }
 
 func TestATransactionIsAllOrNothing(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	applyIn(t, ns, firewall.Want(branch()))
 	before := observeIn(t, ns)
@@ -234,6 +237,7 @@ func TestATransactionIsAllOrNothing(t *testing.T) {
 
 // A hub with many sites: sets grow, rules do not, and the transaction still fits.
 func TestManySites(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	in := branch()
 	for i := range 2000 {
@@ -269,6 +273,7 @@ func TestManySites(t *testing.T) {
 
 // What somebody changed by hand comes back: a rule, an element, the whole table switched off.
 func TestRepairs(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	want := firewall.Want(branch())
 	applyIn(t, ns, want)

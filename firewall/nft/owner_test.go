@@ -105,6 +105,7 @@ func kernels(t testing.TB) map[string]ElementFeatures {
 
 // What older kernels cannot do in one step is done in several; the result is the same.
 func TestElementsComeAndGo(t *testing.T) {
+	t.Parallel()
 	for name, f := range kernels(t) {
 		t.Run(name, func(t *testing.T) {
 			ns, r := withHoles(t, f)
@@ -154,6 +155,7 @@ func TestElementsComeAndGo(t *testing.T) {
 // A refresh with the life that the element has already starts that life again. The kernel does not do that
 // by itself.
 func TestRefreshWithTheSameLife(t *testing.T) {
+	t.Parallel()
 	for name, f := range kernels(t) {
 		t.Run(name, func(t *testing.T) {
 			ns, r := withHoles(t, f)
@@ -176,6 +178,7 @@ func TestRefreshWithTheSameLife(t *testing.T) {
 
 // An element that expired in the kernel before it was deleted takes no other one's deletion with it.
 func TestDeletionIsIdempotent(t *testing.T) {
+	t.Parallel()
 	for name, f := range kernels(t) {
 		t.Run(name, func(t *testing.T) {
 			ns, r := withHoles(t, f)
@@ -191,6 +194,7 @@ func TestDeletionIsIdempotent(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	o := owner(t, r, "banned4")
 	ctx := t.Context()
@@ -221,6 +225,7 @@ func TestBounds(t *testing.T) {
 }
 
 func TestWhatIsRefused(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	ctx := t.Context()
 	for _, c := range []struct {
@@ -273,6 +278,7 @@ func TestWhatIsRefused(t *testing.T) {
 
 // What several sets have to change goes to the kernel in one transaction: no packet meets a state between.
 func TestOneTransactionForAllSets(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	network, exact := owner(t, r, "media4_24"), owner(t, r, "media4")
 	to := netip.MustParseAddrPort("10.1.10.2:16384")
@@ -292,6 +298,7 @@ func TestOneTransactionForAllSets(t *testing.T) {
 
 // Where there is no table the elements wait for it.
 func TestElementsBeforeTheTable(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	r := openRuleset(t, ns, thisKernel(t), dynamicSets()...)
 	o := owner(t, r, "media4")
@@ -316,6 +323,7 @@ func TestElementsBeforeTheTable(t *testing.T) {
 
 // The next process takes over what this one left, with its remaining life.
 func TestElementsOutliveTheProcess(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	require.NoError(t, owner(t, r, "media4").Add(t.Context(), 30*time.Second, "10.2.20.2 . 10.1.10.2 . 16384"))
 	require.NoError(
@@ -358,6 +366,7 @@ func remake(t testing.TB, ns *netnstest.NS, r *Ruleset, in firewall.Input) {
 
 // A caller that cannot wait goes on; what it asked for follows.
 func TestCallersDoNotWaitForTheKernel(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	o := owner(t, r, "media4")
 	const hole = "10.2.20.2 . 10.1.10.2 . 16384"

@@ -201,6 +201,7 @@ func (w *world) assertCounter(name string, atLeast uint64, what string) {
 }
 
 func TestClassOfPackets(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	const ef, cs3, cs1, af31 = 46 << 2, 24 << 2, 8 << 2, 26 << 2
 	for _, c := range []struct {
@@ -313,6 +314,7 @@ func TestClassOfPackets(t *testing.T) {
 
 // A far end with one tunnel: its packets are told apart by ports and DSCP, whichever tunnel it is.
 func TestSiteWithOneTunnel(t *testing.T) {
+	t.Parallel()
 	in := branch()
 	in.SingleSiteNetworks = prefixes("10.2.10.0/24")
 	w := newWorld(t, in)
@@ -328,6 +330,7 @@ func TestSiteWithOneTunnel(t *testing.T) {
 
 // A reply has the class of the request, whatever its own DSCP says, through LAN and tunnel.
 func TestConntrackRemembers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	phone, far := w.listen(w.phone, phone4, 16000), w.listen(w.far, farPhone4, 16002)
 	w.send(far, phone4, 16000, 46<<2)
@@ -343,6 +346,7 @@ func TestConntrackRemembers(t *testing.T) {
 
 // Ciphertext keeps its mark and gets the tunnel's DSCP and queue; a peer in the map its own.
 func TestCiphertext(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	w.internet.Run("ip", "addr", "add", "203.0.113.2/32", "dev", "lo")
 	mark := func(c *net.UDPConn, m int) {
@@ -448,6 +452,7 @@ func TestCiphertext(t *testing.T) {
 }
 
 func TestWhatIsDropped(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	// Routes as if the daemon's rules were gone: site networks would leave on the WAN.
 	lost := func() {
@@ -500,6 +505,7 @@ func TestWhatIsDropped(t *testing.T) {
 
 // What has to go through: services between voice and data, local internet with masquerade, pings.
 func TestWhatPasses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	for _, c := range []struct {
 		name     string
@@ -551,6 +557,7 @@ func TestWhatPasses(t *testing.T) {
 }
 
 func TestSegmentsFitTheTunnel(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	var l net.Listener
 	require.NoError(t, w.far.Do(func() (err error) { l, err = net.Listen("tcp4", farPC4+":5201"); return }))
@@ -589,6 +596,7 @@ func TestSegmentsFitTheTunnel(t *testing.T) {
 
 // A change touches what differs, and nothing else: counters and handles stay.
 func TestReloadTouchesOnlyTheDifference(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	w.send(w.listen(w.pc, pc4, 0), phone4, 8080, 0)
 	w.assertCounter(firewall.CounterVoiceDataApart, 1, "before")
@@ -634,6 +642,7 @@ func TestReloadTouchesOnlyTheDifference(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	var missing []firewall.Feature
 	require.NoError(t, ns.Do(func() (err error) { missing, err = Probe(); return }))

@@ -13,6 +13,7 @@ const box4, boxWAN4 = "10.1.10.1", "198.51.100.2"
 // What the box itself asks a far reflector takes the tunnel that its code point says; nothing else of the
 // box is believed.
 func TestOwnProbesChooseTheirTunnel(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, branch())
 	const ef = 46 << 2
 	for _, c := range []struct {
@@ -41,6 +42,7 @@ func TestOwnProbesChooseTheirTunnel(t *testing.T) {
 
 // Probes reach the box from tunnels alone; the answer goes back as the question came.
 func TestReflectorIsReachedFromTunnelsAlone(t *testing.T) {
+	t.Parallel()
 	in := branch()
 	in.Reflector = true
 	w := newWorld(t, in)

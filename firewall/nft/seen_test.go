@@ -12,6 +12,7 @@ import (
 // Signalling that nobody reads is counted once a connection, where it passes and where it does not, and only if a
 // phone begins it.
 func TestOtherSignallingIsCounted(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []firewall.SignallingMode{firewall.Observe, firewall.Enforce} {
 		t.Run(string(mode), func(t *testing.T) {
 			r := newRelay(t, signalled(mode))

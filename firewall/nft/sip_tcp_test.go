@@ -67,6 +67,7 @@ func (r *relay) assertEchoes(c net.Conn, size int, what string) {
 // T3, T4. A connection goes through the relay as two that have the same addresses and ports, and conntrack, which has
 // one entry for both, is asked about one of them only.
 func TestTCPThroughTheRelay(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	invalid := r.invalid()
 	for _, c := range []struct {
@@ -104,6 +105,7 @@ func TestTCPThroughTheRelay(t *testing.T) {
 
 // Far ends open connections too: to SIP ports, and a server to whatever port a phone has registered.
 func TestTCPFromFarEnds(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	invalid := r.invalid()
 	for _, c := range []struct{ what, src, dst string }{
@@ -142,6 +144,7 @@ func TestTCPFromFarEnds(t *testing.T) {
 
 // T9. A destination that does not answer the relay is the phone's to reach; the relay's connections to it stay.
 func TestBypassedDestinations(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	for _, c := range []struct{ src, dst, side string }{
 		{phone4, farPhone4, "lan4"}, {phone6, farPhone6, "lan6"},
@@ -171,6 +174,7 @@ func TestBypassedDestinations(t *testing.T) {
 
 // A connection that was opened past the relay is reset when there is one, so that the phone opens it again.
 func TestAConnectionThatPassedUnreadIsReset(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	r.release("sip_tcp")
 	r.echo(r.far, farPhone4, 5060)
@@ -216,6 +220,7 @@ func (r *relay) behindANarrowPath() *netnstest.NS {
 
 // T6. The relay learns how large a packet may be on the path, though the errors bear the phone's address.
 func TestThePathMTUReachesTheRelay(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	server := r.behindANarrowPath()
 	for side, c := range map[string]struct{ src, dst string }{
@@ -231,6 +236,7 @@ func TestThePathMTUReachesTheRelay(t *testing.T) {
 
 // The ends of a connection that passes unread have to learn it themselves.
 func TestConnectionsThatPassUnreadKeepTheirErrors(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	server := r.behindANarrowPath()
 	r.release("sip_tcp")
@@ -245,6 +251,7 @@ func TestConnectionsThatPassUnreadKeepTheirErrors(t *testing.T) {
 // A datagram that does not fit is lost; the next one of that size is sent in parts. In IPv4 nobody need learn that if
 // the relay lets the routers do it.
 func TestThePathMTUReachesTheRelaysUDP(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	server := r.behindANarrowPath()
 	for _, c := range []struct{ src, dst string }{{phone6, "2001:db8:2:10::50"}, {phone4, "10.2.10.50"}} {
@@ -265,6 +272,7 @@ func TestThePathMTUReachesTheRelaysUDP(t *testing.T) {
 
 // That a port is closed is the phone's to know: its datagram went there, whoever passed it on.
 func TestAClosedPortReachesThePhone(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	for side, c := range map[string]struct{ src, dst string }{"lan4": {phone4, farPhone4}, "lan6": {phone6, farPhone6}} {
 		var phone *net.UDPConn

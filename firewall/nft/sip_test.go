@@ -22,6 +22,7 @@ import (
 // SIP over UDP goes to the relay, whichever way it takes; with its own addresses, in both families, past the strict
 // reverse path check (T1) and input (T2).
 func TestSIPOverUDPIsTaken(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	for _, c := range []struct {
 		what  string
@@ -60,6 +61,7 @@ func TestSIPOverUDPIsTaken(t *testing.T) {
 
 // What is not SIP, is for the box, or would not be forwarded, is none of the relay's.
 func TestWhatIsNotTaken(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	for _, c := range []struct {
 		what     string
@@ -104,6 +106,7 @@ func TestWhatIsNotTaken(t *testing.T) {
 
 // Nobody listens: the rules do not match, and the packet goes on as without a relay.
 func TestWithoutARelaySIPPassesUnread(t *testing.T) {
+	t.Parallel()
 	r := relayWorld(t, signalled(firewall.Observe))
 	r.take("sip_udp")
 	r.take("sip_tcp")
@@ -134,6 +137,7 @@ func TestWithoutARelaySIPPassesUnread(t *testing.T) {
 
 // A relay that hangs still has its sockets: the sets of devices take the packets away from them (T17).
 func TestTheSetsDecideWhatIsTaken(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	assert.Contains(t, r.edge.Run("nft", "list", "set", "inet", "ringway", "sip_udp"), `"voice0"`, "nft reads the names")
 	phone, server := r.listen(r.phone, phone4, 5060), r.listen(r.far, farPhone4, 5060)
@@ -167,6 +171,7 @@ func TestTheSetsDecideWhatIsTaken(t *testing.T) {
 // T18. A relay that died leaves packets untracked until the sets are empty: NAT does not translate them, and they must
 // not leave. Then they are translated as ever.
 func TestADeadRelayLeaksNoPrivateAddress(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	provider := r.listen(r.internet, internet4, 5060)
 	r.listenTCP(r.internet, internet4, 5060)
@@ -190,6 +195,7 @@ func TestADeadRelayLeaksNoPrivateAddress(t *testing.T) {
 
 // Nor does one that lives: what conntrack takes for no connection's is not translated either.
 func TestTheRelaysInvalidPacketsStay(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	r.internet.Run("nft", `table inet leak {
 		counter private { }
@@ -225,6 +231,7 @@ func TestTheRelaysInvalidPacketsStay(t *testing.T) {
 // T4, T3. What the relay sends for a phone to a provider is translated, and the answer finds the relay, with the class
 // of its connection.
 func TestTheRelayBehindNAT(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	phone, provider := r.listen(r.phone, phone4, 5060), r.listen(r.internet, internet4, 5062)
 	r.send(phone, internet4, 5062, 0) // from a SIP port
@@ -252,6 +259,7 @@ func TestTheRelayBehindNAT(t *testing.T) {
 
 // The relay's packets to a site take the voice tunnel; those to a LAN go first in its queue.
 func TestTheRelaysOwnPackets(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	far, phone, pc := r.listen(r.far, farPhone4, 40100), r.listen(r.phone, phone4, 40200), r.listen(r.pc, pc4, 40300)
 	r.send(r.socket(phone4, 5060, markToSite), farPhone4, 40100, 0)
@@ -270,6 +278,7 @@ func TestTheRelaysOwnPackets(t *testing.T) {
 
 // Whoever took the relay over has sockets that send from any address. They reach no port but those of signalling.
 func TestTheRelaySendsSignallingOnly(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Enforce))
 	for _, c := range []struct {
 		what     string
@@ -304,6 +313,7 @@ func TestTheRelaySendsSignallingOnly(t *testing.T) {
 
 // A datagram larger than any packet of the path arrives whole.
 func TestAFragmentedMessageIsTakenWhole(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	for side, c := range map[string]struct{ src, dst string }{"lan4": {phone4, farPhone4}, "lan6": {phone6, farPhone6}} {
 		message := strings.Repeat("INVITE ", 450)
@@ -313,6 +323,7 @@ func TestAFragmentedMessageIsTakenWhole(t *testing.T) {
 }
 
 func TestBannedAddresses(t *testing.T) {
+	t.Parallel()
 	r := newRelay(t, signalled(firewall.Observe))
 	r.phone.Run("ip", "addr", "add", "10.1.10.3/24", "dev", "eth0")
 	l := r.listenTCP(r.far, farPhone4, 5060)
@@ -352,6 +363,7 @@ func TestBannedAddresses(t *testing.T) {
 
 // One phone cannot fill the buffer that all phones share, and a PBX may send more than a phone.
 func TestFloodsAreLimited(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Observe)
 	in.Signalling.LANLimit = firewall.MessageLimit{Rate: 5, Burst: 20}
 	in.Signalling.FarLimit = firewall.MessageLimit{Rate: 5, Burst: 100}
@@ -402,6 +414,7 @@ func TestFloodsAreLimited(t *testing.T) {
 
 // Observe blocks nothing: what is above the limit of its source is forwarded unread.
 func TestAFloodPassesUnreadWhereNothingIsBlocked(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Observe)
 	in.Signalling.LANLimit = firewall.MessageLimit{Rate: 1, Burst: 5}
 	r := newRelay(t, in)
@@ -419,6 +432,7 @@ func TestAFloodPassesUnreadWhereNothingIsBlocked(t *testing.T) {
 
 // Of TCP, connections are counted and not their segments: TCP itself waits for a slow reader.
 func TestNewConnectionsAreLimited(t *testing.T) {
+	t.Parallel()
 	in := signalled(firewall.Enforce)
 	in.Signalling.LANLimit = firewall.MessageLimit{Rate: 1, Burst: 3}
 	r := newRelay(t, in)
@@ -438,6 +452,7 @@ func TestNewConnectionsAreLimited(t *testing.T) {
 
 // Each of the rules is the plan's, in what the adapter reads back: one that lacks its tproxy or socket is another one.
 func TestTProxyAndSocketAreReadBack(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	want := firewall.Want(signalled(firewall.Enforce))
 	applyIn(t, ns, want)

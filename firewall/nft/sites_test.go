@@ -137,6 +137,7 @@ var ciphertexts = []struct {
 // Each class of ciphertext to each site is counted in that site's class of the tree, over IPv4 and IPv6; a
 // site that roams takes its queues along by elements of the maps alone; who is nowhere is local.
 func TestCiphertextTakesItsSitesQueue(t *testing.T) {
+	t.Parallel()
 	h := newHub(t, 6)
 	send := func(to []netip.AddrPort, want map[qos.Place]int) {
 		t.Helper()

@@ -15,6 +15,7 @@ import (
 
 // Whoever changes our table is told of, whoever changes another is not.
 func TestWatchTellsOfOurTableAlone(t *testing.T) {
+	t.Parallel()
 	ns := netnstest.New(t)
 	require.NoError(
 		t,
@@ -57,6 +58,7 @@ func TestWatchTellsOfOurTableAlone(t *testing.T) {
 // Each change of the table costs a reconciliation: at a hub with 500 sites a third of a second of processor
 // time. Elements of dynamic sets, which change with every call, must cost none (T11).
 func TestElementsOfDynamicSetsAreNotTold(t *testing.T) {
+	t.Parallel()
 	ns, r := withHoles(t, thisKernel(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}, 2), make(chan error, 2)
