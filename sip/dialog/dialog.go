@@ -92,6 +92,7 @@ type Leg struct {
 	cancelled bool
 	responded bool // with anything
 	accepted  bool // with a 2xx
+	partial   bool // another leg of the call is not followed, for there was no room: its hops are not known
 	began     time.Time
 	seen      time.Time // its latest message
 	dialogs   []*Dialog

@@ -30,6 +30,7 @@ type (
 		Began     time.Time     `cbor:"10,keyasint"`
 		Seen      time.Time     `cbor:"11,keyasint"`
 		Dialogs   []savedDialog `cbor:"12,keyasint,omitempty"`
+		Partial   bool          `cbor:"13,keyasint,omitempty"`
 	}
 	savedBranch struct {
 		ID     string `cbor:"1,keyasint"`
@@ -80,7 +81,7 @@ type (
 func (l *Leg) Save() ([]byte, error) {
 	s := savedLeg{
 		CallID: l.CallID, Hops: l.Hops, Tag: l.Tag, Offer: saveParties(l.offer), CSeq: l.cseq, Cancelled: l.cancelled,
-		Responded: l.responded, Accepted: l.accepted, Began: l.began, Seen: l.seen,
+		Responded: l.responded, Accepted: l.accepted, Partial: l.partial, Began: l.began, Seen: l.seen,
 	}
 	for _, b := range l.branches {
 		s.Branches = append(s.Branches, savedBranch{b.id, b.failed})
@@ -144,7 +145,7 @@ func (t *Tracker) Load(now time.Time, saved []byte) (st Step, err error) {
 	}
 	l := &Leg{
 		CallID: s.CallID, Hops: s.Hops, Tag: s.Tag, offer: loadParties(s.Offer), cseq: s.CSeq, cancelled: s.Cancelled,
-		responded: s.Responded, accepted: s.Accepted, began: s.Began, seen: s.Seen, due: now,
+		responded: s.Responded, accepted: s.Accepted, partial: s.Partial, began: s.Began, seen: s.Seen, due: now,
 	}
 	for _, b := range s.Branches[:min(len(s.Branches), maxBranches)] {
 		l.branches = append(l.branches, branch{b.ID, b.Failed})

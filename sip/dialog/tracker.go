@@ -185,7 +185,7 @@ func (t *Tracker) cancel(st *Step, x *seen) {
 func (t *Tracker) foreign(x *seen) bool {
 	known := false
 	for l := range t.calls.of(x.CallID()) {
-		if l.Hops[caller] == x.from || l.Hops[callee] == x.from {
+		if l.Hops[caller] == x.from || l.Hops[callee] == x.from || l.partial {
 			return false
 		}
 		known = true
@@ -591,6 +591,9 @@ func (t *Tracker) within(callID, fromTag, toTag []byte, from, to netip.Addr) (re
 func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
 	if t.legs >= t.MaxLegs {
 		t.beyond++
+		for l := range t.calls.of(x.CallID()) {
+			l.partial = true
+		}
 		return nil
 	}
 	id := string(x.CallID())

@@ -376,6 +376,12 @@ func TestForeignHops(t *testing.T) {
 	s := play(t).says("A>P INVITE a c=10.1.10.10:5004").says("Z>P CANCEL a")
 	assert.Equal(t, ForeignHop, s.st.Drop)
 
+	// Where there was no room for another leg of the call, its hops are not known.
+	full := up(t)
+	full.tr.MaxLegs = 1
+	full.says("P>Z INVITE a c=10.2.10.31:7000")
+	assert.Empty(t, full.says("Z>P BYE b a").st.Drop)
+
 	// One that belongs to no call is not dropped.
 	assert.Empty(t, play(t).says("Z>A BYE b a").st.Drop)
 }
