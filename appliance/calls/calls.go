@@ -65,6 +65,7 @@ type Options struct {
 	Sets      func(name string) (Set, bool) // the firewall's, by name
 	Seen      func(yield func(from, to netip.AddrPort)) error
 	Extend    func(from, to netip.AddrPort, life time.Duration) error
+	FindTCP   func(from, to netip.AddrPort) error
 	Engine    Engine // of the voice tunnel
 
 	// Queues reads the counters of the WANs' queues.
@@ -83,6 +84,7 @@ type Calls struct {
 	places *places
 	meter  *meter
 	again  task.Signal // the config may have changed
+	moved  task.Signal // a WAN may have another address
 
 	certificates *certificates
 
@@ -104,17 +106,17 @@ type Calls struct {
 	reported  map[string]uint64     // abuse, by kind
 	said      quota                 // of it, in the log
 	banKinds  map[netip.Addr]string // what the firewall bans addresses for
-	unmapped  int                   // registrations over a WAN that no call can come by any more
+	unmapped  map[mapping]bool      // registrations over a WAN that no call can come by any more
 }
 
 // New makes the component. It starts nothing.
 func New(o Options) (*Calls, error) {
 	if o.Seen == nil {
-		o.Seen, o.Extend = conntrack.EachUDP, conntrack.ExtendUDP
+		o.Seen, o.Extend, o.FindTCP = conntrack.EachUDP, conntrack.ExtendUDP, conntrack.FindTCP
 	}
 	c := &Calls{
 		o: o, log: o.Log, holes: newHoles(o.Sets), places: newPlaces(o.Engine, o.Log),
-		meter: newMeter(o.Engine), again: task.NewSignal(),
+		meter: newMeter(o.Engine), again: task.NewSignal(), moved: task.NewSignal(),
 		worked: time.Now(), silent: true, gone: true, certificates: newCertificates(secrets.Below("")),
 	}
 	c.cfg.Mode, c.meter.queues.read = config.SIPOff, o.Queues
@@ -145,6 +147,7 @@ func (c *Calls) Follow(cfg *config.Config) {
 	c.cfg, c.settings, c.wantCalls = cfg.SIP, settings, cfg.Records
 	c.devices, c.phones = wanted.SignallingDevices(cfg), wanted.PhoneDevices(cfg)
 	c.holes.follow(w)
+	c.moved.Raise()
 	if !same {
 		c.applied = false
 		c.again.Raise()
@@ -215,7 +218,7 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { every(ctx, expireEvery, c.expireRecords) })
 	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx) }) })
-	tasks.Go(func() { every(ctx, mappingEvery, func() { c.keepMappings(ctx) }) })
+	tasks.Go(func() { c.runMappings(ctx) })
 	return c.again.Loop(ctx, ready, c.configure)
 }
 
@@ -401,8 +404,31 @@ func (c *Calls) measure(ctx context.Context) {
 	}
 }
 
-// Phones are the registrations that are known.
-func (c *Calls) Phones(ctx context.Context) ([]registrar.Binding, error) { return c.relay.Phones(ctx) }
+// Phones are the registrations that are known, each with the line that it goes over.
+func (c *Calls) Phones(ctx context.Context) ([]registrar.Binding, error) {
+	all, err := c.relay.Phones(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range all {
+		b := &all[i]
+		b.Site, b.Line = lineTo(&c.settings.Budgets, b.PBX.Addr())
+		b.LineGone = b.Transport == registrar.UDP && c.unmapped[mapping{b.Phone, b.PBX}]
+	}
+	return all, err
+}
+
+// lineTo is the site that an address is at, and the WAN that leads there; neither for one of the branch's own.
+func lineTo(p *admission.Plan, to netip.Addr) (site, line string) {
+	if contains(p.Own, to) || len(p.Lines) == 0 {
+		return "", ""
+	}
+	for _, s := range p.Sites {
+		if contains(s.Networks, to) && s.Line < len(p.Lines) {
+			return s.Name, p.Lines[s.Line].Name
+		}
+	}
+	return "", p.Lines[0].Name
+}
 
 // Upgrade replaces the process by one of this build, without losing a TCP connection.
 func (c *Calls) Upgrade(ctx context.Context) error { return c.relay.Upgrade(ctx) }

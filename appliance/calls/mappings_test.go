@@ -26,10 +26,10 @@ func TestWhichMappingsAreKept(t *testing.T) {
 		binding("10.1.10.10:5060", cloud, registrar.TCP, time.Hour),
 		binding("10.1.10.11:5060", cloud, registrar.UDP, -time.Minute),
 		binding("10.1.10.12:5060", "10.2.20.5:5060", registrar.UDP, time.Hour), // at a site
-	})
+	}, registrar.UDP)
 	assert.Equal(t, []mapping{{netip.MustParseAddrPort(phone), netip.MustParseAddrPort(cloud)}}, all)
 
 	assert.Empty(t, c.lostMappings())
-	c.unmapped = 2
+	c.unmapped = map[mapping]bool{{}: true, all[0]: true}
 	assert.Contains(t, c.lostMappings()[0].Text, "2 phones")
 }

@@ -249,9 +249,9 @@ Root only.`,
 				return err
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "ADDRESS OF RECORD\tPHONE\tSERVER\tOVER\tSINCE\tEXPIRES IN")
+			fmt.Fprintln(w, "ADDRESS OF RECORD\tPHONE\tSERVER\tOVER\tLINE\tSINCE\tEXPIRES IN")
 			for _, b := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", b.AOR, b.Phone, b.PBX, b.Transport,
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", b.AOR, b.Phone, b.PBX, b.Transport, b.Path(),
 					b.Since.Local().Format(time.DateTime), time.Until(b.Expires).Round(time.Second))
 			}
 			return w.Flush()

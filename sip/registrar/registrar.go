@@ -8,6 +8,7 @@
 package registrar
 
 import (
+	"cmp"
 	"container/heap"
 	"net/netip"
 	"slices"
@@ -57,6 +58,24 @@ type Binding struct {
 	Since     time.Time      `json:"since"`
 	Refreshed time.Time      `json:"refreshed"`
 	Expires   time.Time      `json:"expires"`
+
+	// The path to the PBX, as the daemon knows it: the tunnel's site, or none, and the WAN; neither within the branch.
+	// LineGone: NAT has forgotten the path, as when the WAN's address changes. Calls to the phone do not arrive until it
+	// registers again.
+	Site     string `json:"site,omitempty"`
+	Line     string `json:"line,omitempty"`
+	LineGone bool   `json:"line_gone,omitempty"`
+}
+
+// Path is the way to the PBX in words.
+func (b *Binding) Path() string {
+	switch {
+	case b.LineGone:
+		return b.Line + " as it was, gone"
+	case b.Site != "":
+		return b.Site + " by " + b.Line
+	}
+	return cmp.Or(b.Line, "-")
 }
 
 // Table has the bindings. It is not for several goroutines at once.

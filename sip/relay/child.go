@@ -53,6 +53,7 @@ func Main(build string) error {
 			typeUnban:    s.withCore(handleUnban),
 			typeForget:   s.withCore(handleForget),
 			typeMedia:    s.handleMedia,
+			typeReset:    s.handleReset,
 			typeExport:   s.handleExport,
 			typeTake:     s.handleTake,
 			typeImport:   s.handleImport,
@@ -351,6 +352,21 @@ func (s *server) handlePhones(context.Context, *process.Message) (process.Reply,
 		return process.Reply{}, errors.New("no settings yet")
 	}
 	return process.Reply{Body: phonesAnswer{c.bindings()}}, nil
+}
+
+func (s *server) handleReset(_ context.Context, m *process.Message) (process.Reply, error) {
+	var r resetRequest
+	if err := m.Decode(&r); err != nil {
+		return process.Reply{}, err
+	}
+	s.mu.Lock()
+	relay := s.relay
+	s.mu.Unlock()
+	var a resetAnswer
+	if relay != nil {
+		a.Reset = relay.Reset(r.Connections)
+	}
+	return process.Reply{Body: a}, nil
 }
 
 func (s *server) handleMedia(_ context.Context, m *process.Message) (process.Reply, error) {

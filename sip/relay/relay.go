@@ -34,6 +34,9 @@ const (
 	ProtocolMinor = 0
 )
 
+// Ends are who opened a TCP connection, and to whom.
+type Ends = transparent.Ends
+
 // Requests of the daemon, requests of the process, and the event that the process pushes.
 const (
 	typeSettings = "settings"
@@ -48,6 +51,7 @@ const (
 	typeImport   = "import"
 	typePhones   = "phones"
 	typeMedia    = "media" // these flows were seen
+	typeReset    = "reset" // these connections go over a line that is gone
 
 	typeSockets     = "sockets"     // fresh sockets to send from
 	typeFlows       = "flows"       // calls need other flows
@@ -167,6 +171,12 @@ type (
 	}
 	forgetRequest struct {
 		Number string `json:"number"`
+	}
+	resetRequest struct {
+		Connections []Ends `json:"connections"`
+	}
+	resetAnswer struct {
+		Reset int `json:"reset"`
 	}
 	mediaRequest struct {
 		Flows []dialog.Flow `json:"flows"`

@@ -406,6 +406,13 @@ func (s *Supervisor) Forget(ctx context.Context, number string) error {
 	return s.ask(ctx, process.Request{Type: typeForget, Body: forgetRequest{number}}, nil)
 }
 
+// Reset has the process end connections, since the line that they go over is gone. It returns how many there were.
+func (s *Supervisor) Reset(ctx context.Context, connections []Ends) (n int, err error) {
+	var a resetAnswer
+	err = s.ask(ctx, process.Request{Type: typeReset, Body: resetRequest{connections}}, &a)
+	return a.Reset, err
+}
+
 // Media tells the process that packets of these flows were seen, so that their calls are not idle.
 func (s *Supervisor) Media(ctx context.Context, flows []dialog.Flow) error {
 	return s.ask(ctx, process.Request{Type: typeMedia, Body: mediaRequest{flows}}, nil)

@@ -53,6 +53,7 @@ const (
 	memoryExhausted
 	peerReset
 	closedByHandler
+	lineGone
 	relayClosed
 
 	// TLS: what was read, why connections passed unread, and why they ended.
@@ -117,6 +118,7 @@ var eventNames = [events]string{
 	memoryExhausted:       "tcp_memory_exhausted",
 	peerReset:             "tcp_peer_reset",
 	closedByHandler:       "tcp_closed_by_handler",
+	lineGone:              "tcp_line_gone",
 	relayClosed:           "tcp_relay_closed",
 
 	tlsEstablished:             "tls_established",

@@ -283,6 +283,28 @@ func (r *Relay) openPairs() []*pair {
 	return all
 }
 
+// Reset ends the connections between these ends, since the line that they go over is gone: both peers see a reset, and
+// nothing of what is on its way goes on. It returns how many there were.
+func (r *Relay) Reset(ends []Ends) (n int) {
+	named := map[Ends]bool{}
+	for _, e := range ends {
+		named[e] = true
+	}
+	for _, p := range r.openPairs() {
+		if named[Ends{p.from, p.to}] {
+			p.abort(failure(lineGone))
+			n++
+		}
+	}
+	return n
+}
+
+// Ends are who connected, and to whom.
+type Ends struct {
+	From netip.AddrPort `json:"from"`
+	To   netip.AddrPort `json:"to"`
+}
+
 // unlimited is for a pair that another process has carried.
 const unlimited = -1
 

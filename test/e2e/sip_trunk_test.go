@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
@@ -180,4 +181,63 @@ func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (fr
 	require.NoError(t, err, "the message did not arrive: %s", text)
 	require.Equal(t, text, string(got[:n]))
 	return at.String()
+}
+
+// The WAN gets another address while phones are registered with a PBX in the internet. The connection of one is reset at
+// once, so that it registers again, by the new address; of another, over UDP, it is said that calls no longer reach it.
+func TestPhonesOfALineThatMoved(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	e := l.Edge("a")
+	f := &field{t: t, l: l, id: "moved"}
+	register := func(user, at string) (request, response string) {
+		contact := []string{"Contact: <sip:" + user + "@" + at + ">;expires=600"}
+		request = f.text(said{by: "a", start: "REGISTER", callID: user, more: contact})
+		response = f.text(said{by: "b", start: "200 OK", of: "REGISTER", callID: user, tag: "pbx", more: contact})
+		rename := strings.NewReplacer("sip:anna@", "sip:"+user+"@", "sip:ben@", "sip:"+user+"@")
+		return rename.Replace(request), rename.Replace(response)
+	}
+	// overTCP has a phone register on a connection of its own, and returns that and where the PBX saw it.
+	overTCP := func(port string) (phone net.Conn, seenAt string) {
+		phone, pbx := connected(t, l.Host(lab.PhoneA), fieldA+":"+port, l.Host(lab.Provider), providerAt+":5060")
+		request, response := register("carl", fieldA+":"+port)
+		_, err := phone.Write([]byte(request))
+		require.NoError(t, err)
+		expectText(t, pbx, request)
+		_, err = pbx.Write([]byte(response))
+		require.NoError(t, err)
+		expectText(t, phone, response)
+		host, _, err := net.SplitHostPort(pbx.RemoteAddr().String())
+		require.NoError(t, err)
+		return phone, host
+	}
+	phone, seenAt := overTCP("40060")
+	assert.Equal(t, edgeA, seenAt)
+	request, response := register("dora", fieldA+":5062")
+	byUDP := udpOn(t, l.Host(lab.PhoneA), fieldA+":5062")
+	pbx := udpOn(t, l.Host(lab.Provider), providerAt+":5060")
+	arrives(t, pbx, byUDP, arrives(t, byUDP, pbx, providerAt+":5060", request), response)
+
+	text, err := e.Config()
+	require.NoError(t, err)
+	const moved = "198.51.100.7"
+	require.NoError(t, e.WriteConfig([]byte(strings.ReplaceAll(string(text), edgeA+"/24", moved+"/24"))))
+	_, err = e.Ringway(within(t, 10*time.Second), "reload")
+	require.NoError(t, err)
+
+	require.NoError(t, phone.SetReadDeadline(time.Now().Add(10*time.Second)))
+	_, err = phone.Read(make([]byte, 1))
+	require.ErrorIs(t, err, unix.ECONNRESET)
+	_, seenAt = overTCP("40062")
+	assert.Equal(t, moved, seenAt)
+
+	require.True(t, polled(20*time.Second, func() bool {
+		out, err := e.Ringway(within(t, 5*time.Second), "status")
+		require.NoError(t, err)
+		return strings.Contains(out, "1 phones are registered over a line that is gone")
+	}))
+	out, err := e.Ringway(within(t, 5*time.Second), "phones")
+	require.NoError(t, err)
+	assert.Regexp(t, `(?m)^dora@\S+ +\S+ +\S+ +udp +wan0 as it was, gone `, out)
+	assert.Regexp(t, `(?m)^carl@\S+ +\S+ +\S+ +tcp +wan0 +\d`, out)
 }
