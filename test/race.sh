@@ -28,6 +28,7 @@ code=0
   -race -covermode=atomic -coverprofile="$dir/profile" -count=1 -timeout 5m -p "${SIDE:-2}" \
   -skip "^Test(Timed|Long)|Alloc|^Test($measures)\$|$crossing" || code=$?
 test/skips.sh "$dir/events" || code=1
+test/complete.sh "$dir/events" || code=1
 if [ -s "$dir/again" ]; then
   echo "tests that ran again:"
   cat "$dir/again"

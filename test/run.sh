@@ -5,18 +5,21 @@
 # beside them, and no other test. All others run before, SIDE packages side by side, where no benchmark keeps the cores
 # awake. TestLong… takes so long that it does not run here: make test-long. There are no other marks.
 #
-# A skipped test has to be in test/skips.txt; else the exit code is 2, after which gotestsum runs nothing again.
+# A skipped test has to be in test/skips.txt, and what began has to end (test/complete.sh); else the exit code is 2,
+# after which gotestsum runs nothing again.
 #
 # With arguments, a pattern and a package, it runs that test alone: gotestsum calls it so for one that failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 go=${GO:-go}
-if [ $# -gt 0 ]; then
-  case $1 in *TestTimed*) ;; *) export BENCH_AWAKE=no ;; esac
-  exec "$go" test -json -count=1 -timeout 8m "$@"
-fi
 events=$(mktemp)
 trap 'rm -f "$events"' EXIT
+if [ $# -gt 0 ]; then
+  case $1 in *TestTimed*) ;; *) export BENCH_AWAKE=no ;; esac
+  "$go" test -json -count=1 -timeout 8m "$@" | tee "$events" || exit 1
+  test/skips.sh "$events" >&2 || exit 2
+  exit 0
+fi
 
 # timed lists the packages that have a test with the mark.
 timed() {
@@ -30,4 +33,5 @@ BENCH_AWAKE=no "$go" test -json -count=1 -timeout 8m -p "${SIDE:-2}" -skip '^Tes
 mapfile -t packages < <(timed)
 "$go" test -json -count=1 -timeout 4m -p 1 -run '^TestTimed' "${packages[@]}" | tee -a "$events" || failed=1
 test/skips.sh "$events" >&2 || failed=2
+test/complete.sh "$events" >&2 || failed=2
 exit $failed

@@ -9,7 +9,6 @@ package dialog
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"ringway/sip/message"
@@ -28,7 +27,7 @@ const (
 	// 10).
 	sessionGrace = timerB
 	// maxSession bounds what a Session-Expires promises: phones say half an hour, and a call with one has no other end
-	// if its phones disappear.
+	// if its phones disappear. Beyond it, the call goes on as long as something of it is seen.
 	maxSession = 24 * time.Hour
 	// DefaultIdle is how long a call without a session timer stays when nothing of it is seen, neither
 	// signalling nor media.
@@ -237,7 +236,7 @@ func (d *Dialog) agree(offerer side, offer exchange, answer []party, now time.Ti
 	d.media[offerer], d.media[offerer.other()] = offer.media, answer
 	d.pending[offerer] = nil
 	d.answered, d.offerer = offer.transaction, offerer
-	d.held = !slices.ContainsFunc(answer, func(p party) bool { return !p.refused && p.direction != sdp.Inactive })
+	d.held = onHold(answer)
 }
 
 // withdraw forgets the offers of a transaction that ended without an answer to them.

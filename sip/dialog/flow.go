@@ -126,6 +126,12 @@ func (f *Flow) UnmarshalBinary(b []byte) error {
 	f.is, f.port = flowBits(b[0]), binary.BigEndian.Uint16(b[1:])
 	copy(f.from[:], b[3:])
 	copy(f.to[:], b[3+len(f.from):])
+	// One flow has one form, whatever was written.
+	if f.From().IsValid() {
+		*f = NewFlow(f.From(), f.To(), f.RTCP())
+	} else {
+		*f = FlowAsked(f.Asked(), f.To(), f.RTCP())
+	}
 	return nil
 }
 
@@ -168,6 +174,7 @@ type party struct {
 	mux        bool
 	candidates []netip.AddrPort
 
+	tcp    bool        // a TCP connection: nothing is known of where
 	named  bool        // its address is a name
 	srtp   bool        // its packets have SRTP's tag, or may have it
 	codecs []qos.Codec // in its order, one at least (codec.Formats)
@@ -183,7 +190,7 @@ func partiesOf(d *sdp.Description, before []party) []party {
 		case m.Port == 0:
 			p.refused = true
 		case m.IsTCP():
-			// It needs no hole, and is none of the calls' budget.
+			p.tcp = true // no hole, and none of the calls' budget
 		case m.Named && len(m.Candidates) == 0:
 			p.named = true // where that is, the phones look up
 		case usable(m.Address) || len(m.Candidates) > 0:
@@ -202,6 +209,24 @@ func partiesOf(d *sdp.Description, before []party) []party {
 		all[i] = p
 	}
 	return all
+}
+
+// onHold reports whether an answer stops all media. What goes over TCP is not asked: beside it a call may be on hold,
+// and alone it has nothing to hold.
+func onHold(answer []party) bool {
+	tcp, others := false, false
+	for i := range answer {
+		switch p := &answer[i]; {
+		case p.refused:
+		case p.tcp:
+			tcp = true
+		case p.direction != sdp.Inactive:
+			return false
+		default:
+			others = true
+		}
+	}
+	return others || !tcp
 }
 
 func usable(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() }

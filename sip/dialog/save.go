@@ -51,7 +51,7 @@ type (
 		Expires  time.Time         `cbor:"12,keyasint,omitzero"`
 		Seen     time.Time         `cbor:"13,keyasint"`
 		Held     bool              `cbor:"14,keyasint,omitempty"`
-		Previous []Flow            `cbor:"15,keyasint,omitempty"`
+		Previous []Flow            `cbor:"17,keyasint,omitempty"` // 15 had another form
 		Until    time.Time         `cbor:"16,keyasint,omitzero"`
 	}
 	savedExchange struct {
@@ -74,6 +74,7 @@ type (
 		Named      bool             `cbor:"8,keyasint,omitempty"`
 		SRTP       bool             `cbor:"9,keyasint,omitempty"`
 		Codecs     []qos.Codec      `cbor:"10,keyasint,omitempty"`
+		TCP        bool             `cbor:"11,keyasint,omitempty"`
 	}
 )
 
@@ -112,7 +113,7 @@ func (s savedTransaction) load() transaction { return transaction{s.Method, s.CS
 func saveParties(all []party) (out []savedParty) {
 	for _, p := range all {
 		out = append(out, savedParty{
-			p.kind, p.refused, p.rtp, p.rtcp, p.direction, p.mux, p.candidates, p.named, p.srtp, p.codecs,
+			p.kind, p.refused, p.rtp, p.rtcp, p.direction, p.mux, p.candidates, p.named, p.srtp, p.codecs, p.tcp,
 		})
 	}
 	return out
@@ -124,7 +125,8 @@ func loadParties(all []savedParty) (out []party) {
 			p.Codecs = []qos.Codec{qos.G711}
 		}
 		out = append(out, party{
-			p.Kind, p.Refused, p.RTP, p.RTCP, p.Direction, p.Mux, p.Candidates, p.Named, p.SRTP, p.Codecs,
+			kind: p.Kind, refused: p.Refused, rtp: p.RTP, rtcp: p.RTCP, direction: p.Direction, mux: p.Mux,
+			candidates: p.Candidates, tcp: p.TCP, named: p.Named, srtp: p.SRTP, codecs: p.Codecs,
 		})
 	}
 	return out

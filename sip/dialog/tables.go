@@ -71,7 +71,8 @@ func (n *needs) remove(f Flow, l *Leg) bool {
 			delete(n.first, f)
 			return true
 		}
-		n.first[f], others = others[0], others[1:]
+		n.first[f] = others[0]
+		others = slices.Delete(others, 0, 1)
 	} else {
 		others = slices.DeleteFunc(others, func(x *Leg) bool { return x == l })
 	}

@@ -442,6 +442,10 @@ func (t *Tracker) expire(l *Leg, now time.Time) {
 		case !d.deadline.IsZero() && !d.deadline.After(now):
 			d.end(d.atEnd)
 		case !d.expires.IsZero() && !d.expires.After(now):
+			if d.session == maxSession && d.seen.Add(t.Idle).After(now) { // its phones said more, and are still there
+				d.expires = d.seen.Add(t.Idle)
+				continue
+			}
 			d.end(Expired)
 		case t.idles(d) && !d.seen.Add(t.Idle).After(now):
 			d.end(Idle)

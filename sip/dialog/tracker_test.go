@@ -352,6 +352,16 @@ func TestSessionTimers(t *testing.T) {
 		after(30 * time.Minute).has(bothOpen).after(32 * time.Second).ended(Expired)
 }
 
+// Media over TCP need no flow; a call is on hold beside them, and idle with nothing else.
+func TestMediaOverTCP(t *testing.T) {
+	udp := party{direction: sdp.Inactive}
+	tcp := party{tcp: true}
+	assert.True(t, onHold([]party{udp, tcp}))
+	assert.False(t, onHold([]party{tcp}))
+	assert.False(t, onHold([]party{{}, tcp}))
+	assert.True(t, onHold([]party{{refused: true}}))
+}
+
 // What a Session-Expires promises is bounded: the phones may disappear.
 func TestASessionLastsADayAtMost(t *testing.T) {
 	s := play(t).says("A>P INVITE a c=10.1.10.10:5004").

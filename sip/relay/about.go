@@ -21,9 +21,10 @@ type about struct {
 	emergency bool
 }
 
-// had notes the flows of RTP that a leg needs.
+// had notes the flows of RTP that a leg needs. What was asked of a hop and what then comes from it are one.
 func (x *about) had(l *dialog.Leg) {
 	for f := range l.EachFlow {
+		f = dialog.NewFlow(f.Source(), f.To(), f.RTCP())
 		if !f.RTCP() && len(x.media) < call.MaxMedia && !slices.Contains(x.media, f) {
 			x.media = append(x.media, f)
 		}
@@ -40,26 +41,35 @@ type endedLeg struct {
 	status       int
 }
 
-// call is what people are told of it.
-func (e *endedLeg) call() call.Call {
-	return call.Call{
-		ID: shortID(e.callID, e.tag, e.hops), CallID: e.callID, From: e.from, To: e.to,
-		Hops: [2]string{e.hops[0].String(), e.hops[1].String()}, State: dialog.Ended.String(),
-		Began: e.began, Answered: e.answered, Ended: e.ended, Emergency: e.emergency,
-		Why: string(e.why), Status: e.status, Codecs: e.codecs, Holes: e.holes, Media: flowsOf(e.media),
-	}
+// told is a leg as it was when somebody asked. What people see is made of it without the core's lock.
+type told struct {
+	endedLeg
+	state string
+	flows []dialog.Flow // nil: it has ended
 }
 
-// callOf is what people are told of a leg that lives.
-func callOf(l *dialog.Leg, x *about) call.Call {
-	c := call.Call{
-		ID: shortID(l.CallID, l.Tag, l.Hops), CallID: l.CallID, From: x.from, To: x.to,
-		Hops: [2]string{l.Hops[0].String(), l.Hops[1].String()}, State: l.State().String(),
-		Began: l.Began(), Answered: x.answered, Emergency: x.emergency,
-		Codecs: x.codecs, Holes: x.holes, Flows: flowsOf(l.Flows()), Media: flowsOf(x.media),
+// tell takes down a leg that lives. Lists of an about are appended to, and never changed.
+func tell(l *dialog.Leg, x *about) told {
+	t := told{
+		endedLeg: endedLeg{about: *x, callID: l.CallID, tag: l.Tag, hops: l.Hops, began: l.Began()},
+		state:    l.State().String(), flows: l.Flows(),
 	}
 	if l.Held() {
-		c.State = "on hold"
+		t.state = "on hold"
+	}
+	return t
+}
+
+// call is what people are told of it.
+func (t *told) call() call.Call {
+	c := call.Call{
+		ID: shortID(t.callID, t.tag, t.hops), CallID: t.callID, From: t.from, To: t.to,
+		Hops: [2]string{t.hops[0].String(), t.hops[1].String()}, State: t.state,
+		Began: t.began, Answered: t.answered, Ended: t.ended, Emergency: t.emergency,
+		Why: string(t.why), Status: t.status, Codecs: t.codecs, Holes: t.holes, Media: flowsOf(t.media),
+	}
+	if t.ended.IsZero() {
+		c.Flows = flowsOf(t.flows)
 	}
 	return c
 }

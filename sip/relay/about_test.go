@@ -3,6 +3,7 @@ package relay
 import (
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -63,4 +64,20 @@ func TestAnAboutIsSaved(t *testing.T) {
 	assert.True(t, got.answered.Equal(x.answered))
 	got.answered = x.answered
 	assert.Equal(t, &x, got)
+}
+
+// A flow that was asked of a hop, and comes from it, is one for people.
+func TestTheMediaOfACallAreNamedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.answer(func() { w.pass(phone, pbx, invite) }, nil)
+		w.answer(func() { w.pass(pbx, phone, okay) }, nil)
+		list := w.calls()
+		require.Len(t, list, 1)
+		assert.Equal(t, []call.Flow{
+			{From: "10.2.20.5", To: "10.1.10.9:4000"}, {From: "10.1.10.9", To: "10.2.20.5:6000"},
+		}, list[0].Media)
+		assert.Len(t, list[0].Flows, 4)
+		w.closed()
+	})
 }

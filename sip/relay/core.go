@@ -467,17 +467,29 @@ func (c *core) flows() (all []Change) {
 
 // calls are the calls that are followed, the oldest first, and after them those that ended, the latest last.
 func (c *core) calls() []call.Call {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	all := make([]call.Call, 0, len(c.known)+len(c.ended))
-	for l, known := range c.known {
-		all = append(all, callOf(l, known))
-	}
-	slices.SortFunc(all, func(a, b call.Call) int { return a.Began.Compare(b.Began) })
-	for e := range c.endedInOrder {
-		all = append(all, e.call())
+	live, ended := c.snapshot()
+	slices.SortFunc(live, func(a, b told) int { return a.began.Compare(b.began) })
+	all := make([]call.Call, 0, len(live)+len(ended))
+	for _, part := range [][]told{live, ended} {
+		for i := range part {
+			all = append(all, part[i].call())
+		}
 	}
 	return all
+}
+
+// snapshot takes down the legs that live, in no order, and those that have ended, the oldest first.
+func (c *core) snapshot() (live, ended []told) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	live, ended = make([]told, 0, len(c.known)), make([]told, 0, len(c.ended))
+	for l, x := range c.known {
+		live = append(live, tell(l, x))
+	}
+	for e := range c.endedInOrder {
+		ended = append(ended, told{endedLeg: *e, state: dialog.Ended.String()})
+	}
+	return live, ended
 }
 
 // endedInOrder calls f with each leg that has ended, the oldest first, until it returns false.

@@ -29,7 +29,7 @@ import (
 
 const (
 	// ProtocolMajor changes when requests change their meaning: a process of another one is replaced.
-	ProtocolMajor = 2
+	ProtocolMajor = 3
 	// ProtocolMinor changes when a request is added.
 	ProtocolMinor = 0
 )

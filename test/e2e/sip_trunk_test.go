@@ -183,8 +183,9 @@ func arrives(t *testing.T, sender, receiver net.PacketConn, to, text string) (fr
 	return at.String()
 }
 
-// The WAN gets another address while phones are registered with a PBX in the internet. The connection of one is reset at
-// once, so that it registers again, by the new address; of another, over UDP, it is said that calls no longer reach it.
+// The WAN gets another address while phones are registered with a PBX in the internet. The connection of one is reset
+// at once, so that it registers again, by the new address; of another, over UDP, it is said that calls no longer reach
+// it.
 func TestPhonesOfALineThatMoved(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
@@ -193,7 +194,8 @@ func TestPhonesOfALineThatMoved(t *testing.T) {
 	register := func(user, at string) (request, response string) {
 		contact := []string{"Contact: <sip:" + user + "@" + at + ">;expires=600"}
 		request = f.text(said{by: "a", start: "REGISTER", callID: user, more: contact})
-		response = f.text(said{by: "b", start: "200 OK", of: "REGISTER", callID: user, tag: "pbx", more: contact})
+		ok := said{by: "b", start: "200 OK", of: "REGISTER", callID: user, tag: "pbx", more: contact}
+		response = f.text(ok)
 		rename := strings.NewReplacer("sip:anna@", "sip:"+user+"@", "sip:ben@", "sip:"+user+"@")
 		return rename.Replace(request), rename.Replace(response)
 	}
