@@ -15,6 +15,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/nftables"
@@ -237,13 +238,23 @@ func queue(c *nftables.Conn, t *nftables.Table, ch firewall.Change) error {
 	return nil
 }
 
+// setIDs numbers the sets that are made in transactions. The library has a counter of its own, which transactions of
+// several goroutines must not use.
+var setIDs atomic.Uint32
+
+// addSet queues a set that is to be made.
+func addSet(c *nftables.Conn, s *nftables.Set) error {
+	s.ID = setIDs.Add(1)
+	return c.AddSet(s, nil)
+}
+
 func queueSet(c *nftables.Conn, t *nftables.Table, ch firewall.Change) error {
 	s, err := encodeSet(t, ch.Set)
 	if err != nil {
 		return err
 	}
 	if ch.Op == firewall.AddSet {
-		return c.AddSet(s, nil)
+		return addSet(c, s)
 	}
 
 	elems, err := encodeElements(ch.Set)

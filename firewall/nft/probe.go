@@ -101,7 +101,7 @@ func try(typ nftables.ChainType, hook *nftables.ChainHook, exprs []expr.Any, set
 		if err != nil {
 			return err
 		}
-		if err := c.AddSet(set, nil); err != nil {
+		if err := addSet(c, set); err != nil {
 			return err
 		}
 	}
@@ -139,7 +139,7 @@ func ProbeElements() (ElementFeatures, error) {
 		return f, err
 	}
 	c.AddTable(t)
-	if err := c.AddSet(set, nil); err != nil {
+	if err := addSet(c, set); err != nil {
 		return f, err
 	}
 	if err := c.Flush(); err != nil {
