@@ -83,7 +83,7 @@ bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cak
 
 .PHONY: test-long
 test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls, attacks (root, 9 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -count=1 -v -timeout 12m -p 1 -run '^TestLong' ./test/e2e ./test/bench ./tunnel/realtime
+	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" test/long.sh
 
 .PHONY: test-day
 test-day: ## 24 hours of calls on a simulated clock end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)

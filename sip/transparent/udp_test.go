@@ -324,11 +324,15 @@ func TestDatagramsWithoutADestination(t *testing.T) {
 func TestWithoutFreshSockets(t *testing.T) {
 	r := newRig(t)
 	var broken atomic.Bool
+	var opened atomic.Int32
 	r.start(func(c *Config) {
 		c.Limits.Fresh, c.Limits.Fetch = 1, time.Hour
 		c.Open = func(ctx context.Context, kind SocketKind, _ int) ([]int, error) {
 			if broken.Load() {
 				return nil, errors.New("the daemon does not answer")
+			}
+			if kind == (SocketKind{Transport: UDP}) {
+				defer opened.Add(1)
 			}
 			return r.open(ctx, kind, 1)
 		}
@@ -338,6 +342,8 @@ func TestWithoutFreshSockets(t *testing.T) {
 	sendTo(t, a, at(pbx[0], 5060), "x")
 	receive(t, b)
 
+	// One is used, one waits, and the next one is at hand: with fewer, a message would wait for Fetch.
+	require.Eventually(t, func() bool { return opened.Load() == 3 }, patience, time.Millisecond)
 	broken.Store(true)
 	failing := &r.relay.fresh.failing[SocketKind{Transport: UDP}.index()]
 	for port := uint16(7000); r.count("no_fresh_socket") < 10; port++ {
