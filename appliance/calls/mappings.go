@@ -79,14 +79,22 @@ func (c *Calls) keepMappings(ctx context.Context) {
 func (c *Calls) resetStranded(ctx context.Context, phones []registrar.Binding) {
 	var stranded []relay.Ends
 	for _, m := range c.mappings(phones, registrar.TCP, registrar.TLS) {
-		if errors.Is(c.o.FindTCP(m.phone, m.server), conntrack.ErrGone) {
+		err := c.o.FindTCP(m.phone, m.server)
+		switch {
+		case errors.Is(err, conntrack.ErrGone):
 			stranded = append(stranded, relay.Ends{From: m.phone, To: m.server})
+		case err != nil:
+			c.log.Warn("calls to a registered phone may not arrive", "phone", m.phone, "server", m.server, "error", err)
 		}
 	}
 	if len(stranded) == 0 {
 		return
 	}
-	if n, err := c.relay.Reset(ctx, stranded); err == nil && n > 0 {
+	n, err := c.relay.Reset(ctx, stranded)
+	switch {
+	case err != nil:
+		c.log.Warn("connections over a line that is gone are not reset", "connections", len(stranded), "error", err)
+	case n > 0:
 		c.log.Info("connections of registered phones were reset: the line that they went over is gone", "connections", n)
 	}
 }
@@ -124,7 +132,7 @@ func (c *Calls) lostMappings() []problem.Problem {
 	return []problem.Problem{{
 		Subject: "registrations", Severity: problem.Warning,
 		Text: fmt.Sprintf(
-			"%d phones are registered over a line that is gone: calls to them do not arrive", len(c.unmapped)),
+			"phones that are registered over a line that is gone: %d. Calls to them do not arrive", len(c.unmapped)),
 		Action: "have them register again, or wait until they do (ringway phones lists them)",
 	}}
 }

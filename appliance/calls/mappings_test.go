@@ -31,5 +31,5 @@ func TestWhichMappingsAreKept(t *testing.T) {
 
 	assert.Empty(t, c.lostMappings())
 	c.unmapped = map[mapping]bool{{}: true, all[0]: true}
-	assert.Contains(t, c.lostMappings()[0].Text, "2 phones")
+	assert.Contains(t, c.lostMappings()[0].Text, "gone: 2.")
 }

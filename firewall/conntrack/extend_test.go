@@ -45,6 +45,19 @@ func TestAConnectionIsKept(t *testing.T) {
 	assert.ErrorIs(t, ns.Do(func() error { return ExtendUDP(gone, gone, time.Hour) }), ErrGone)
 }
 
+// A connection of TCP is found by its first packet alone: by no other port, and not as one of UDP.
+func TestAConnectionIsFound(t *testing.T) {
+	ns := filled(t)
+	find := func(from, to string) error {
+		return ns.Do(func() error { return FindTCP(netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)) })
+	}
+	assert.NoError(t, find("10.2.20.2:30000", "10.1.10.2:16384"))
+	assert.NoError(t, find("[2001:db8:2::2]:30000", "[2001:db8:1::2]:16384"))
+	assert.ErrorIs(t, find("10.2.20.2:30001", "10.1.10.2:16384"), ErrGone)
+	assert.ErrorIs(t, find("10.2.20.2:30002", "10.1.10.2:16384"), ErrGone, "it is one of UDP")
+	assert.ErrorIs(t, find("[2001:db8:9::9]:1", "[2001:db8:9::9]:1"), ErrGone)
+}
+
 // Each connection is seen from the side that began it, and from the other one once that has answered.
 func TestEachConnectionIsSeen(t *testing.T) {
 	ns := filled(t)

@@ -21,12 +21,12 @@ func run(m *testing.M) int {
 	if code, done := netnstest.Isolate(); done {
 		return code
 	}
-	dir, err := os.MkdirTemp("", "ringway-bench-")
+	dir, remove, err := netnstest.Dir("ringway-bench-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	programs.Ringway, programs.Helper = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-lab")
 	programs.WireGuardGo = filepath.Join(dir, "wireguard-go")
 	for _, b := range []struct{ out, pkg string }{{programs.Ringway, "ringway/cmd/ringway"},

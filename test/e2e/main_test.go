@@ -36,12 +36,12 @@ func run(m *testing.M) int {
 	if code, done := netnstest.Isolate(); done {
 		return code
 	}
-	dir, err := os.MkdirTemp("", "ringway-e2e-")
+	dir, remove, err := netnstest.Dir("ringway-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	ringway, upgraded = filepath.Join(dir, "ringway"), filepath.Join(dir, "ringway-upgraded")
 	helper, wireguardGo = filepath.Join(dir, "ringway-lab"), filepath.Join(dir, "wireguard-go")
 	for _, b := range []struct {

@@ -59,8 +59,7 @@ func TestAnAttackerBesideCalls(t *testing.T) {
 	injected := heardAll(t, l, talk, attacker)
 	sentOff, lost := count(injected)
 	assert.Equal(t, []int{injections, injections}, []int{sentOff, lost}, "RTP that the attacker sent, and of that lost")
-	assert.Eventually(t, func() bool { return len(holesOf(t, l.Edge("a"))) == 0 }, holeLeft, 50*time.Millisecond,
-		"%v", holesOf(t, l.Edge("a")))
+	holesSettle(t, l.Edge("a"), 0)
 	for _, side := range []string{"a", "b"} {
 		assert.Zero(t, callsStatus(t, l.Edge(side)).Restarts)
 	}

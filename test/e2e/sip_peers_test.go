@@ -76,11 +76,8 @@ const holeLeft = time.Second
 // noHoles demands that no hole is left on either box, after at most a second.
 func noHoles(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	assert.Eventually(t, func() bool {
-		return len(holesOf(t, l.Edge("a")))+len(holesOf(t, l.Edge("b"))) == 0
-	}, holeLeft, 50*time.Millisecond, "holes are left")
 	for _, side := range []string{"a", "b"} {
-		assert.Empty(t, holesOf(t, l.Edge(side)), "edge-%s", side)
+		holesSettle(t, l.Edge(side), 0)
 		assert.Empty(t, callsOf(t, l.Edge(side)), "edge-%s", side)
 	}
 }

@@ -236,7 +236,7 @@ func TestPhonesOfALineThatMoved(t *testing.T) {
 	require.True(t, polled(20*time.Second, func() bool {
 		out, err := e.Ringway(within(t, 5*time.Second), "status")
 		require.NoError(t, err)
-		return strings.Contains(out, "1 phones are registered over a line that is gone")
+		return strings.Contains(out, "registered over a line that is gone: 1.")
 	}))
 	out, err := e.Ringway(within(t, 5*time.Second), "phones")
 	require.NoError(t, err)

@@ -32,12 +32,12 @@ func run(m *testing.M) int {
 	if code, done := netnstest.Isolate(); done {
 		return code
 	}
-	dir, err := os.MkdirTemp("", "ringway-interop-")
+	dir, remove, err := netnstest.Dir("ringway-interop-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	ringway, helper, wireguardGo = filepath.Join(dir, "ringway"), filepath.Join(dir,
 		"ringway-lab"), filepath.Join(dir, "wireguard-go")
 	for out, what := range map[string]string{ringway: "ringway/cmd/ringway", helper: "ringway/cmd/ringway-lab",

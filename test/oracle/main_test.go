@@ -36,12 +36,12 @@ func run(m *testing.M) int {
 	if code, done := netnstest.Isolate(); done {
 		return code
 	}
-	dir, err := os.MkdirTemp("", "ringway-oracle-")
+	dir, remove, err := netnstest.Dir("ringway-oracle-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	if err := os.Chmod(dir, 0o755); err != nil { // a user without rights runs it, too
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -1,0 +1,103 @@
+package dialog
+
+import "time"
+
+// Next is when Expire has something to do; zero: never.
+func (t *Tracker) Next() time.Time {
+	if len(t.timers) == 0 {
+		return time.Time{}
+	}
+	return t.timers[0].due
+}
+
+// Expire ends what has expired.
+func (t *Tracker) Expire(now time.Time) (st Step) {
+	for len(t.timers) > 0 && !t.timers[0].due.After(now) {
+		l := t.timers[0]
+		t.expire(l, now)
+		t.settle(&st, l, now)
+		st.Others = append(st.Others, l)
+	}
+	return st
+}
+
+func (t *Tracker) expire(l *Leg, now time.Time) {
+	if !l.responded && !l.seen.Add(timerB).After(now) {
+		l.ended = Unanswered
+	}
+	if l.responded && !l.accepted && !l.seen.Add(t.Idle).After(now) {
+		l.ended = Idle
+	}
+	for _, d := range l.dialogs {
+		if d.previous != nil && !d.until.After(now) {
+			d.previous = nil
+		}
+		switch {
+		case d.State == Ended:
+		case !d.deadline.IsZero() && !d.deadline.After(now):
+			d.end(d.atEnd)
+		case !d.expires.IsZero() && !d.expires.After(now):
+			if d.session == maxSession && d.seen.Add(t.Idle).After(now) { // its phones said more, and are still there
+				d.expires = d.seen.Add(t.Idle)
+				continue
+			}
+			d.end(Expired)
+		case t.idles(d) && !d.seen.Add(t.Idle).After(now):
+			d.end(Idle)
+		}
+	}
+}
+
+// idles reports whether a dialog ends when nothing of it is seen: not while it is on hold, and not if a
+// session timer says when.
+func (t *Tracker) idles(d *Dialog) bool { return !d.held && d.expires.IsZero() }
+
+// nextDue is when something of a leg expires, or has to be looked at again.
+func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
+	due := now.Add(24 * time.Hour) // to look again, at the latest
+	sooner := func(x time.Time) {
+		if !x.IsZero() && x.Before(due) {
+			due = x
+		}
+	}
+	switch {
+	case !l.responded:
+		sooner(l.seen.Add(timerB))
+	case !l.accepted:
+		sooner(l.seen.Add(t.Idle))
+	}
+	for _, d := range l.dialogs {
+		if d.State == Ended {
+			continue
+		}
+		sooner(d.deadline)
+		sooner(d.expires)
+		if d.previous != nil {
+			sooner(d.until)
+		}
+		if t.idles(d) {
+			sooner(d.seen.Add(t.Idle))
+		}
+	}
+	return due
+}
+
+// timers are legs by due, the next one first.
+type timers []*Leg
+
+func (t timers) Len() int           { return len(t) }
+func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
+func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i]; t[i].at, t[j].at = i, j }
+
+func (t *timers) Push(x any) {
+	l := x.(*Leg)
+	l.at = len(*t)
+	*t = append(*t, l)
+}
+
+func (t *timers) Pop() any {
+	old := *t
+	l := old[len(old)-1]
+	*t = old[:len(old)-1]
+	return l
+}
