@@ -81,7 +81,7 @@ func (c Change) Forwards() int {
 //  4. links made and set up
 //  5. sysctls, forwarding on last: the guard is in place by now
 //  6. addresses added
-//  7. routes through devices, added or replaced in place
+//  7. routes through devices, added or replaced in place, and what ends their tables
 //  8. what is not wanted any more, in reverse: routes through devices, rules (guard last), routes without a device
 //     (guard last), addresses, links
 //  9. promote_secondaries off, if it is not wanted: it must be on while addresses are removed
@@ -105,12 +105,12 @@ func diff(want, have State, made []string, everySysctl bool) []Change {
 	d.usable = usableLinks(want, d.have)
 	d.want = d.possible(want)
 	d.forwardingOff()
-	d.addRoutes(func(r Route) bool { return r.Device == "" })
+	d.addRoutes(func(r Route) bool { return !r.laterAdded() })
 	d.addRules()
 	d.addLinks()
 	d.setSysctls(everySysctl)
 	d.addAddresses()
-	d.addRoutes(func(r Route) bool { return r.Device != "" })
+	d.addRoutes(Route.laterAdded)
 	d.removeRoutes(func(r Route) bool { return r.Device != "" })
 	d.removeRules()
 	d.removeRoutes(func(r Route) bool { return r.Device == "" && r.Table != TableGuard })
@@ -352,6 +352,10 @@ func sameRoutePlace(a, b Route) bool {
 	return a.Table == b.Table && a.Prefix == b.Prefix && a.Metric == b.Metric
 }
 
+// laterAdded reports whether r is added with the routes through devices: it goes through one, or it ends a table of
+// which the other routes do, and would be taken instead of them.
+func (r Route) laterAdded() bool { return r.Device != "" || r.Type == Blackhole }
+
 // owned reports whether Ringway may change h.
 func (h Route) owned() bool { return h.Protocol == Protocol || OwnTable(h.Table) }
 
@@ -390,9 +394,18 @@ func (d *differ) removeRoutes(which func(Route) bool) {
 	}
 }
 
+// adding orders rules: the higher, the earlier a rule is added, and the later it is removed. It is the priority, but a
+// rule that lets packets pass which come behind the guard is there only while the guard is.
+func (r Rule) adding() int {
+	if r.Priority > PriorityGuard {
+		return PriorityFirst - r.Priority
+	}
+	return r.Priority
+}
+
 func (d *differ) addRules() {
 	rules := slices.Clone(d.want.Rules)
-	slices.SortStableFunc(rules, func(a, b Rule) int { return b.Priority - a.Priority })
+	slices.SortStableFunc(rules, func(a, b Rule) int { return b.adding() - a.adding() })
 	for _, r := range rules {
 		if r.Protocol == Protocol && !slices.ContainsFunc(d.have.Rules, r.sameAs) {
 			d.do(Change{Verb: Add, Rule: &r})
@@ -402,7 +415,7 @@ func (d *differ) addRules() {
 
 func (d *differ) removeRules() {
 	rules := slices.Clone(d.have.Rules)
-	slices.SortStableFunc(rules, func(a, b Rule) int { return a.Priority - b.Priority })
+	slices.SortStableFunc(rules, func(a, b Rule) int { return a.adding() - b.adding() })
 	for _, h := range rules {
 		if h.Protocol == Protocol && !slices.Contains(d.want.Rules, h) {
 			d.do(Change{Verb: Delete, Rule: &h})

@@ -18,22 +18,28 @@ const (
 	TableGuard   = 5273 // packets without a mark: a site's prefix is unreachable
 	TableOwn     = 5274 // packets of this machine before they have a mark
 	TableRelayed = 5275 // packets for a relay on this machine, whatever address they have
+	TableWAN     = 5281 // packets from an address of the first WAN; the next WAN's table follows
+	MaxWANs      = 8    // tables of WANs
 
 	PriorityFirst   = 5190 // Ringway's rules have priorities from here …
 	PriorityRelayed = 5190
+	PrioritySource  = 5195 // ciphertext from a WAN's address
 	PriorityOuter   = 5200
 	PriorityVoice   = 5210
 	PriorityData    = 5220
 	PriorityOwn     = 5225
 	PriorityGuard   = 5230
-	PriorityLast    = 5230 // … to here
+	PriorityAnswer  = 5240 // what this machine itself sends from a WAN's address
+	PriorityLast    = 5240 // … to here
 
 	// LinkAlias marks the VLAN devices that Ringway made: only those are ever deleted.
 	LinkAlias = "ringway"
 )
 
 // OwnTable reports whether a whole route table is Ringway's.
-func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableRelayed }
+func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableRelayed || isTableOfWAN(t) }
+
+func isTableOfWAN(t uint32) bool { return t >= TableWAN && t < TableWAN+MaxWANs }
 
 // RouteType is what a route does.
 type RouteType string
@@ -43,6 +49,7 @@ const (
 	Unicast     RouteType = "unicast"
 	Throw       RouteType = "throw"       // go on with the next rule
 	Unreachable RouteType = "unreachable" // answer with ICMP, send nothing
+	Blackhole   RouteType = "blackhole"   // send nothing; who sends from this machine gets EINVAL
 	Local       RouteType = "local"       // to this machine itself; its device is lo, and Route.Device empty
 )
 
@@ -98,9 +105,11 @@ type Rule struct {
 	Mark     uint32 `json:"mark,omitempty"`
 	Mask     uint32 `json:"mask,omitempty"` // 0: any mark
 	Input    string `json:"input,omitempty"`
-	Table    uint32 `json:"table"`
-	Protocol uint8  `json:"protocol,omitempty"`
-	More     bool   `json:"more,omitempty"` // of others only: it has selectors that the fields here cannot hold
+	// Source is the address that a packet comes from; zero: any.
+	Source   netip.Addr `json:"source,omitzero"`
+	Table    uint32     `json:"table"`
+	Protocol uint8      `json:"protocol,omitempty"`
+	More     bool       `json:"more,omitempty"` // of others only: it has selectors that the fields here cannot hold
 }
 
 // sameAs reports whether h is r, whoever made it: the kernel refuses a second one.
@@ -293,7 +302,7 @@ func compareRules(a, b Rule) int {
 	return cmp.Or(
 		cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Family, b.Family),
 		cmp.Compare(a.Mark, b.Mark), cmp.Compare(a.Mask, b.Mask),
-		cmp.Compare(a.Input, b.Input), cmp.Compare(a.Table, b.Table))
+		cmp.Compare(a.Input, b.Input), a.Source.Compare(b.Source), cmp.Compare(a.Table, b.Table))
 }
 
 func comparePrefix(a, b netip.Prefix) int {

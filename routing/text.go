@@ -124,6 +124,9 @@ func (r Route) text(v Verb) string {
 func (r Rule) text(v Verb) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s rule %s pref %d", ipCommand(r.Family == 6), v, r.Priority)
+	if r.Source.IsValid() {
+		b.WriteString(" from " + r.Source.String())
+	}
 	if r.Input != "" {
 		b.WriteString(" iif " + r.Input)
 	}

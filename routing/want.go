@@ -83,7 +83,8 @@ const (
 	// metricDefault is that of the first WAN's default route: it takes effect before a network manager's (100
 	// and more), and after one set by hand (0).
 	metricDefault = 10
-	minMTUIPv6    = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
+	metricLast    = 1 << 30 // behind every other route of a table
+	minMTUIPv6    = 1280    // RFC 8200, section 5: below it a device has no IPv6 at all
 )
 
 // Values of the reverse path check, rp_filter (Linux, networking/ip-sysctl).
@@ -99,6 +100,7 @@ func Want(in Input) State {
 	s.mainRoutes(in)
 	s.classTables(in)
 	s.rules(in.Marks)
+	s.sourceTables(in)
 	s.relayed(in)
 	s.sysctls(in)
 	s.Sort()
@@ -140,30 +142,116 @@ func (s *State) links(in Input) {
 	}
 }
 
-// mainRoutes adds a default route for each WAN and family; the first WAN's is preferred.
-func (s *State) mainRoutes(in Input) {
-	for i, w := range in.WANs {
-		gateways, addresses := slices.Clone(w.Gateways), slices.Clone(w.Addresses)
+// uplink is how a WAN leads out, by its config and its lease.
+type uplink struct {
+	device    string
+	addresses []netip.Prefix
+	gateways  []netip.Addr // at most one per family
+}
+
+// uplinks are the WANs of the input, in its order.
+func uplinks(in Input) (all []uplink) {
+	for _, w := range in.WANs {
+		u := uplink{device: w.Interface, addresses: slices.Clone(w.Addresses)}
+		gateways := slices.Clone(w.Gateways)
 		if l, ok := in.Leases[w.Interface]; ok && w.DHCP {
 			gateways = append(gateways, l.Gateways...)
-			addresses = append(addresses, l.Address)
-		}
-
-		done := map[netip.Prefix]bool{}
-		for _, g := range gateways {
-			prefix := everywhere(g)
-			if done[prefix] {
-				continue // a static gateway takes precedence over the lease's
+			if l.Address.IsValid() {
+				u.addresses = append(u.addresses, l.Address)
 			}
-			done[prefix] = true
-			s.Routes = append(s.Routes, Route{
-				Table: TableMain, Type: Unicast, Prefix: prefix, Device: w.Interface, Gateway: g.WithZone(""),
-				OnLink:   !g.IsLinkLocalUnicast() && !inAny(g, addresses),
-				Metric:   uint32(metricDefault * (i + 1)),
-				Protocol: Protocol,
-			})
+		}
+		for _, g := range gateways { // a static gateway takes precedence over the lease's
+			if _, have := u.gateway(g); !have {
+				u.gateways = append(u.gateways, g)
+			}
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
+// gateway is the one of the family of a.
+func (u uplink) gateway(a netip.Addr) (g netip.Addr, ok bool) {
+	i := slices.IndexFunc(u.gateways, func(g netip.Addr) bool { return g.Is4() == a.Is4() })
+	if i < 0 {
+		return g, false
+	}
+	return u.gateways[i], true
+}
+
+// defaultRoute leads everything to a gateway.
+func (u uplink) defaultRoute(table uint32, g netip.Addr, metric int) Route {
+	return Route{
+		Table: table, Type: Unicast, Prefix: everywhere(g), Device: u.device, Gateway: g.WithZone(""),
+		OnLink:   !g.IsLinkLocalUnicast() && !inAny(g, u.addresses),
+		Metric:   uint32(metric),
+		Protocol: Protocol,
+	}
+}
+
+// mainRoutes adds a default route for each WAN and family; the first WAN's is preferred.
+func (s *State) mainRoutes(in Input) {
+	for i, u := range uplinks(in) {
+		for _, g := range u.gateways {
+			s.Routes = append(s.Routes, u.defaultRoute(TableMain, g, metricDefault*(i+1)))
 		}
 	}
+}
+
+// sourceTables has what this machine sends from an address of a WAN leave by that WAN, whatever the default route is:
+// a provider drops the addresses of others (BCP 38), and the far end expects its answer from where it called. Each WAN
+// has a table of its networks and its gateways. With one WAN there is nothing to choose.
+//
+// Ciphertext is looked for before PriorityOuter, and everything else behind the guard: a rule for an address alone that
+// came before would lead what is meant for a site out of the WAN.
+//
+// A table ends in a blackhole. Without a carrier the routes through the device do not count
+// (ignore_routes_with_linkdown), the sender has EINVAL, and lets the kernel choose another address; if the look-up went
+// on in main, the packet would leave by another WAN with an address that is not of it.
+func (s *State) sourceTables(in Input) {
+	if len(in.WANs) < 2 {
+		return
+	}
+	add := func(r Route) {
+		r.Protocol = Protocol
+		s.Routes = append(s.Routes, r)
+	}
+	for i, u := range uplinks(in) {
+		table := uint32(TableWAN + i)
+		for _, g := range u.gateways {
+			add(u.defaultRoute(table, g, metricDefault))
+			add(Route{Table: table, Type: Blackhole, Prefix: everywhere(g), Metric: metricLast})
+		}
+		for _, l := range in.LANs { // an answer to a LAN goes on in main
+			for _, n := range l.Networks() {
+				if _, ok := u.gateway(n.Addr()); ok {
+					add(Route{Table: table, Type: Throw, Prefix: n, Metric: metricOf(n)})
+				}
+			}
+		}
+		for _, a := range u.addresses {
+			if _, ok := u.gateway(a.Addr()); !ok {
+				continue // nothing is known of how it leads out
+			}
+			if n := a.Masked(); !n.IsSingleIP() {
+				add(Route{Table: table, Type: Unicast, Prefix: n, Device: u.device, Metric: metricOf(n)})
+			}
+			s.sourceRules(in.Marks, a.Addr(), table)
+		}
+	}
+}
+
+func (s *State) sourceRules(m Marks, from netip.Addr, table uint32) {
+	r := Rule{Family: 4, Source: from, Table: table, Protocol: Protocol}
+	if from.Is6() {
+		r.Family = 6
+	}
+	for _, v := range m.OuterValues {
+		r.Priority, r.Mark, r.Mask = PrioritySource, v, m.OuterMask
+		s.Rules = append(s.Rules, r)
+	}
+	r.Priority, r.Mark, r.Mask = PriorityAnswer, 0, 0
+	s.Rules = append(s.Rules, r)
 }
 
 // classTables adds the tables for packets with and without a class:
@@ -177,9 +265,7 @@ func (s *State) mainRoutes(in Input) {
 func (s *State) classTables(in Input) {
 	add := func(r Route) {
 		r.Protocol = Protocol
-		if r.Prefix.Addr().Is6() {
-			r.Metric = metricIPv6
-		}
+		r.Metric = metricOf(r.Prefix)
 		s.Routes = append(s.Routes, r)
 	}
 	for _, table := range []uint32{TableVoice, TableData} {
@@ -266,11 +352,10 @@ func (s *State) relayed(in Input) {
 		}
 	}
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		r := Route{Table: TableRelayed, Type: Local, Prefix: netip.PrefixFrom(a, 0), Protocol: Protocol}
-		if a.Is6() {
-			r.Metric = metricIPv6
-		}
-		s.Routes = append(s.Routes, r)
+		all := netip.PrefixFrom(a, 0)
+		s.Routes = append(s.Routes, Route{
+			Table: TableRelayed, Type: Local, Prefix: all, Metric: metricOf(all), Protocol: Protocol,
+		})
 	}
 }
 
@@ -310,6 +395,10 @@ func (s *State) sysctls(in Input) {
 	}
 	for _, w := range in.WANs {
 		device(w.Interface, wan)
+		if len(in.WANs) > 1 { // without it the default route of a WAN stays chosen when its cable is out
+			s.set("net/ipv4/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
+			s.setOptional("net/ipv6/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
+		}
 		if w.DHCP { // forwarding would end the provider's IPv6 autoconfiguration
 			s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 2)
 		}
@@ -352,6 +441,14 @@ func (s *State) deviceSysctls(name string, rpFilter int) {
 	s.set(v4+nameSecondaries, 1) // otherwise the removal of an address removes the others of its network
 	s.setOptional(v6+"accept_redirects", 0)
 	s.setOptional(v6+"accept_source_route", 0)
+}
+
+// metricOf is the metric of a route that is not compared with others.
+func metricOf(p netip.Prefix) uint32 {
+	if p.Addr().Is6() {
+		return metricIPv6
+	}
+	return 0
 }
 
 // everywhere is the prefix of a default route.

@@ -6,10 +6,11 @@ import (
 	"time"
 
 	"ringway/qos"
+	"ringway/routing"
 )
 
 const (
-	maxWANs     = 8
+	maxWANs     = routing.MaxWANs
 	defaultLink = "kernel"
 )
 

@@ -255,6 +255,9 @@ func applyRule(v routing.Verb, r routing.Rule) error {
 	if r.Mask != 0 {
 		o.Mark, o.Mask = r.Mark, &r.Mask
 	}
+	if r.Source.IsValid() {
+		o.Src = ipNet(netip.PrefixFrom(r.Source, r.Source.BitLen()))
+	}
 	if v == routing.Add {
 		return netlink.RuleAdd(o)
 	}

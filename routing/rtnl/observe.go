@@ -210,7 +210,7 @@ func kernelTagsAddresses() bool {
 
 var routeTypes = map[int]routing.RouteType{
 	unix.RTN_UNICAST: routing.Unicast, unix.RTN_THROW: routing.Throw, unix.RTN_UNREACHABLE: routing.Unreachable,
-	unix.RTN_BLACKHOLE: "blackhole", unix.RTN_PROHIBIT: "prohibit", unix.RTN_LOCAL: routing.Local,
+	unix.RTN_BLACKHOLE: routing.Blackhole, unix.RTN_PROHIBIT: "prohibit", unix.RTN_LOCAL: routing.Local,
 }
 
 func observeRoutes(s *routing.State, scope routing.State, family int, names map[int]string) error {
@@ -274,6 +274,11 @@ func observeRules(s *routing.State, family int) error {
 		if r.Mask != nil {
 			o.Mask = *r.Mask
 		}
+		if whole, of := 0, 0; r.Src != nil {
+			if whole, of = r.Src.Mask.Size(); whole == of {
+				o.Source = addrOf(r.Src.IP).Unmap()
+			}
+		}
 		o.More = r.Protocol != routing.Protocol && hasMore(r)
 		s.Rules = append(s.Rules, o)
 	}
@@ -282,7 +287,12 @@ func observeRules(s *routing.State, family int) error {
 
 // hasMore reports whether a rule has selectors or actions that a routing.Rule cannot hold.
 func hasMore(r netlink.Rule) bool {
-	selectors := r.Src != nil || r.Dst != nil || r.OifName != "" || r.Tos != 0 || r.TunID != 0 || r.Invert ||
+	network := false
+	if r.Src != nil {
+		ones, bits := r.Src.Mask.Size()
+		network = ones != bits
+	}
+	selectors := network || r.Dst != nil || r.OifName != "" || r.Tos != 0 || r.TunID != 0 || r.Invert ||
 		r.Dport != nil || r.Sport != nil || r.IPProto != 0 || r.UIDRange != nil
 	actions := r.Goto >= 0 || r.Flow >= 0 || r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0
 	return selectors || actions
