@@ -11,9 +11,11 @@ import (
 	"ringway/appliance/config"
 	"ringway/appliance/exposition"
 	"ringway/appliance/lease"
+	"ringway/appliance/line"
 	"ringway/appliance/metrics"
 	"ringway/appliance/reflector"
 	"ringway/appliance/wanted"
+	"ringway/firewall/conntrack"
 	"ringway/qos"
 	"ringway/sip/admission"
 	"ringway/tunnel"
@@ -25,6 +27,12 @@ import (
 func (d *Daemon) newComponents() component.List {
 	d.leases = lease.New(d.opts.Paths.leases(), d.log, func() { d.touch(); d.names.Again() })
 	return component.List{
+		line.New(line.Options{
+			Log: d.log, Flush: conntrack.DeleteTranslated,
+			Reroute: func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error {
+				return d.engines[c].Reroute(ctx, r)
+			},
+		}),
 		d.leases,
 		d.calls,
 		reflector.New(d.log),

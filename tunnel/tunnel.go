@@ -197,6 +197,18 @@ func (p Peer) MustTellEndpoint(before *Peer) bool {
 	return changed || p.EndpointRevision > before.EndpointRevision
 }
 
+// Reroute has an engine choose again which of our addresses it sends from.
+type Reroute struct {
+	// From are addresses that are not to be sent from any more: they have gone, their line has no carrier, or another
+	// line is preferred. The kernel's routes choose another.
+	From []netip.Addr `json:"from"`
+	// Keys are the peers that it is about; none: all.
+	Keys []PublicKey `json:"keys,omitempty"`
+}
+
+// About reports whether r is about a peer.
+func (r Reroute) About(k PublicKey) bool { return len(r.Keys) == 0 || slices.Contains(r.Keys, k) }
+
 // Bounds holds what stands between the tunnel device and the WAN to a time. They are sized together
 // (qos.PathBounds): the sum is the longest that a data packet waits inside the box.
 type Bounds struct {

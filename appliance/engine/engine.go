@@ -21,6 +21,7 @@ import (
 type Engine interface {
 	Configure(ctx context.Context, d tunnel.Device) error
 	Status(ctx context.Context) (tunnel.DeviceStatus, error)
+	Reroute(ctx context.Context, r tunnel.Reroute) error
 	Stop(ctx context.Context) error // removes the device
 }
 
@@ -246,6 +247,15 @@ func (h *Holder) Status(ctx context.Context) (tunnel.DeviceStatus, error) {
 		st.Peers[i].Site = site[p.PublicKey]
 	}
 	return st, err
+}
+
+// Reroute has the engine choose again which of our addresses it sends from.
+func (h *Holder) Reroute(ctx context.Context, r tunnel.Reroute) error {
+	e, _ := h.current()
+	if e == nil {
+		return nil
+	}
+	return e.Reroute(ctx, r)
 }
 
 // Missing lists the restrictions of its plane that this machine did not allow.

@@ -312,7 +312,7 @@ func TestOthersRoutesAndRulesStay(t *testing.T) {
 	assert.Equal(t, `another program's route is in the place of `+
 		`"ip -4 route add default via 198.51.100.1 dev wan0 table 254 proto 82 metric 10": `+
 		`"ip -4 route add default via 198.51.100.9 dev wan0 table 254 proto 4 metric 10"`, conflicts[0])
-	assert.Contains(t, conflicts[1], `another program's rule is among Ringway's (priorities 5190 to 5230): `+
+	assert.Contains(t, conflicts[1], `another program's rule is among Ringway's (priorities 5190 to 5240): `+
 		`"ip -4 rule add pref 5210 lookup 77 (and more)"`)
 	assert.Contains(t, conflicts[2], "pref 5229")
 

@@ -39,6 +39,7 @@ func Suite(t *testing.T, newEngine NewEngine, o Options) {
 		{"EngineEndsWithItsDevice", s.EngineEndsWithItsDevice},
 		{"EndpointsArePushed", s.EndpointsArePushed},
 		{"ReplyComesFromTheAddressThatWasAsked", s.ReplyComesFromTheAddressThatWasAsked},
+		{"AddressIsLeft", s.AddressIsLeft},
 		{"OuterDSCP", s.OuterDSCP},
 		{"SuperPacketsHaveABound", s.SuperPacketsHaveABound},
 		{"InnerSourceIsHeldToAllowedIPs", s.InnerSourceIsHeldToAllowedIPs},
@@ -232,6 +233,38 @@ func (s *suite) ReplyComesFromTheAddressThatWasAsked(t *testing.T) {
 			assert.NotEqual(t, at, a.E.Status().Peers[0].Endpoint, "it followed")
 		})
 	}
+}
+
+// AddressIsLeft: the far end hears of it although nothing is to be sent, and what it still sends to the old address
+// does not bring the engine back.
+func (s *suite) AddressIsLeft(t *testing.T) {
+	const old, other = "192.0.2.20", "192.0.2.2"
+	a, b := Wire(t, s.make)
+	for _, x := range []*Box{a, b} {
+		x.Open(0, 0, Wide)
+		x.Start(Wide)
+	}
+	b.NS.Run("ip", "address", "add", old+"/24", "dev", "wire0")
+	a.Set(a.Peer(b, old+":51820"))
+	b.Set(b.Peer(a, ""))
+	require.NoError(t, a.Ping("10.66.0.2"))
+	ends := a.E.Endpoints()
+	heardAt := func(address string) func() bool {
+		return func() bool {
+			select {
+			case at := <-ends:
+				return at[b.Key.Public()].Addr().String() == address
+			default:
+				return false
+			}
+		}
+	}
+	require.Eventually(t, heardAt(old), 5*time.Second, time.Millisecond)
+
+	b.E.Reroute(tunnel.Reroute{From: []netip.Addr{netip.MustParseAddr(old)}})
+	require.Eventually(t, heardAt(other), 5*time.Second, time.Millisecond)
+	require.NoError(t, a.Ping("10.66.0.2"))
+	assert.Equal(t, other, a.E.Status().Peers[0].Endpoint.Addr().String())
 }
 
 func (s *suite) OuterDSCP(t *testing.T) {

@@ -240,6 +240,67 @@ func (k *Device) Status(context.Context) (tunnel.DeviceStatus, error) {
 	return st, nil
 }
 
+// Reroute has the kernel forget which address it sends to peers from, and says something to each. An endpoint that is
+// told again clears the address (drivers/net/wireguard/socket.c), and an interval that begins has a keepalive sent at
+// once (netlink.c). The kernel does not tell which address a peer is sent to from.
+func (k *Device) Reroute(_ context.Context, r tunnel.Reroute) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	name := k.want.Settings.Interface
+	if name == "" {
+		return nil
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	have, err := c.Device(name)
+	if err != nil {
+		return fmt.Errorf("read WireGuard device %s: %w", name, err)
+	}
+	for _, cfg := range reroute(have, r) {
+		if err := c.ConfigureDevice(name, cfg); err != nil {
+			return fmt.Errorf("have WireGuard device %s choose its address: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// reroute are the steps of Reroute. It is pure.
+func reroute(have *wgtypes.Device, r tunnel.Reroute) []wgtypes.Config {
+	var forget, say, restore wgtypes.Config
+	off, on := time.Duration(0), time.Second
+	for _, p := range have.Peers {
+		if p.Endpoint == nil || !r.About(tunnel.PublicKey(p.PublicKey)) {
+			continue
+		}
+		peer := wgtypes.PeerConfig{PublicKey: p.PublicKey, UpdateOnly: true}
+		first, then := peer, peer
+		first.Endpoint, first.PersistentKeepaliveInterval = p.Endpoint, &off
+		then.PersistentKeepaliveInterval = &p.PersistentKeepaliveInterval
+		forget.Peers = append(forget.Peers, first)
+		if p.PersistentKeepaliveInterval > 0 {
+			say.Peers = append(say.Peers, then)
+			continue
+		}
+		if p.LastHandshakeTime.IsZero() {
+			continue // it knows nothing of us
+		}
+		begin := peer
+		begin.PersistentKeepaliveInterval = &on
+		say.Peers = append(say.Peers, begin)
+		restore.Peers = append(restore.Peers, then)
+	}
+	var steps []wgtypes.Config
+	for _, s := range []wgtypes.Config{forget, say, restore} {
+		if len(s.Peers) > 0 {
+			steps = append(steps, s)
+		}
+	}
+	return steps
+}
+
 // Stop removes the device and all its sessions. A device that is not there is no error.
 func (k *Device) Stop(context.Context) error {
 	k.mu.Lock()

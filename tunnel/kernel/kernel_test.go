@@ -106,3 +106,32 @@ func TestProbeLeavesNothing(t *testing.T) {
 	require.NoError(t, ns.Do(func() error { _, err := Supported(); return err }))
 	assert.Equal(t, before, ns.Run("ip", "-br", "link"))
 }
+
+// Each endpoint is told again, which clears the address that the kernel sends from, and each peer that knows us hears
+// something: an interval that begins sends a keepalive. The intervals are at last what they were.
+func TestReroute(t *testing.T) {
+	have := observed(ep1)
+	idle, stranger, elsewhere, unknown := have.Peers[0], have.Peers[0], have.Peers[0], have.Peers[0]
+	idle.PublicKey, idle.PersistentKeepaliveInterval, idle.LastHandshakeTime = wgtypes.Key(pubB), 0, time.Now()
+	stranger.PublicKey, stranger.PersistentKeepaliveInterval = wgtypes.Key{3}, 0
+	elsewhere.PublicKey = wgtypes.Key{4}
+	unknown.PublicKey, unknown.Endpoint = wgtypes.Key{5}, nil
+	have.Peers = append(have.Peers, idle, stranger, elsewhere, unknown)
+
+	told := map[wgtypes.Key][]string{}
+	for _, step := range reroute(have, tunnel.Reroute{Keys: []tunnel.PublicKey{pubA, pubB, {3}, {5}}}) {
+		for _, p := range step.Peers {
+			assert.True(t, p.UpdateOnly)
+			said := p.PersistentKeepaliveInterval.String()
+			if p.Endpoint != nil {
+				said += " at " + p.Endpoint.String()
+			}
+			told[p.PublicKey] = append(told[p.PublicKey], said)
+		}
+	}
+	assert.Equal(t, map[wgtypes.Key][]string{
+		wgtypes.Key(pubA): {"0s at " + ep1.String(), "25s"},
+		wgtypes.Key(pubB): {"0s at " + ep1.String(), "1s", "0s"},
+		{3}:               {"0s at " + ep1.String()},
+	}, told)
+}

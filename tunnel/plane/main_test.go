@@ -70,6 +70,7 @@ type fake struct {
 	done      chan struct{}
 	closing   sync.Once
 	endpoints chan map[tunnel.PublicKey]netip.AddrPort
+	rerouted  []tunnel.Reroute
 	hang      chan struct{}
 	spin      chan struct{}
 }
@@ -305,6 +306,7 @@ func (e *fake) Status() tunnel.DeviceStatus {
 	defer e.mu.Unlock()
 	s.Drops = map[string]uint64{
 		"sets": uint64(e.sets), "handshakes": uint64(e.shaken), "mtu": uint64(e.mtu),
+		"rerouted":   uint64(len(e.rerouted)),
 		"processors": uint64(runtime.GOMAXPROCS(0)),
 	}
 	return s
@@ -322,6 +324,11 @@ func (e *fake) ServeUAPI(l net.Listener) error {
 }
 
 func (e *fake) Handshake(...tunnel.PublicKey) { e.mu.Lock(); e.shaken++; e.mu.Unlock() }
+func (e *fake) Reroute(r tunnel.Reroute) {
+	e.mu.Lock()
+	e.rerouted = append(e.rerouted, r)
+	e.mu.Unlock()
+}
 func (e *fake) Endpoints() <-chan map[tunnel.PublicKey]netip.AddrPort {
 	return e.endpoints
 }

@@ -48,6 +48,7 @@ type Engine interface {
 	ServeUAPI(l net.Listener) error
 	Status() tunnel.DeviceStatus
 	Handshake(keys ...tunnel.PublicKey) // none = all peers with an endpoint
+	Reroute(r tunnel.Reroute)
 	Endpoints() <-chan map[tunnel.PublicKey]netip.AddrPort
 	SetMTU(mtu int) error
 	SetBounds(b tunnel.Bounds) error

@@ -20,7 +20,8 @@ const (
 	// 3: `settings` in place of the requests `bounds`, `link`, `outer` and `admission`.
 	// 4: `reserve`, `release` and `reservations` (reserve.go).
 	// 5: `series` (series.go).
-	ProtocolMinor = 5
+	// 6: `reroute` (reroute.go).
+	ProtocolMinor = 6
 )
 
 // Requests, and the event that a plane pushes.
@@ -37,6 +38,8 @@ const (
 	typeReservations = "reservations" // list them
 
 	typeSeries = "series" // what was counted of media
+
+	typeReroute = "reroute" // leave addresses of ours
 
 	typeEndpoints = "endpoints" // pushed: peers moved
 )

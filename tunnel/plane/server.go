@@ -91,6 +91,8 @@ func (s *server) handlers() map[string]process.Handler {
 
 		typeSeries: s.withEngine(s.handleSeries),
 
+		typeReroute: s.withEngine(s.handleReroute),
+
 		olderBounds:    s.withEngine(s.handleSettings),
 		olderLink:      s.withEngine(s.handleSettings),
 		olderOuter:     s.withEngine(s.handleSettings),

@@ -326,6 +326,29 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	}
 }
 
+// Reroute stops sending from addresses of ours, and says something at once to each peer that was sent to from one of
+// them, or from whichever the kernel chose, so that it knows where we are.
+func (e *Engine) Reroute(r tunnel.Reroute) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.now()
+	e.left.Set(r.From, now+int64(datagram.TrialTime))
+	for k, p := range e.peers {
+		to := p.endpoint.Load()
+		if to == nil || !r.About(k) || to.controls > 0 && !slices.Contains(r.From, to.src) {
+			continue
+		}
+		e.forgetSource(p)
+		switch s := p.current.Load(); {
+		case s.usable(now):
+			e.keepaliveLocked(p, s)
+		case p.keepalive > 0 || !p.lastHandshake.IsZero():
+			p.attempts = 0
+			e.initiateLocked(p)
+		}
+	}
+}
+
 // Status describes the device and its peers. It contains no secret.
 func (e *Engine) Status() tunnel.DeviceStatus {
 	s := tunnel.DeviceStatus{

@@ -101,6 +101,8 @@ type Engine struct {
 	rtcp       reportRing  // what far phones do
 	moved      atomic.Bool // a peer's endpoint changed
 
+	left datagram.Left // addresses of ours, after a Reroute
+
 	reservations reservations
 	exchange     *exchange
 

@@ -297,7 +297,7 @@ func (e *Engine) noteHandshakeLocked(p *peer, m *message) {
 	p.noteReceived(e.now(), false)
 	p.rxBytes.Add(uint64(m.n))
 	if to := p.endpoint.Load(); to == nil || to.raw != m.from || to.src != m.src {
-		p.endpoint.Store(newEndpoint(m.from, m.src))
+		p.endpoint.Store(newEndpoint(m.from, m.src)) // also an address that was left: the answer must come from there
 		e.moved.Store(true)
 		e.publishEndpointsLocked()
 	}

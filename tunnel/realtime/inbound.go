@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"hash"
+	"net/netip"
 	"sync/atomic"
 	"unsafe"
 
@@ -190,10 +191,19 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 		peer.fresh.Store(true)
 		in.e.notify()
 	}
-	if to := peer.endpoint.Load(); to == nil || to.raw != *name || to.src != a.Source {
-		peer.endpoint.Store(in.recent.get(name, a.Source))
-		in.e.moved.Store(true)
+	to := peer.endpoint.Load()
+	if to != nil && to.raw == *name && to.src == a.Source {
+		return
 	}
+	src := a.Source
+	if in.e.left.Has(src, now) {
+		if to != nil && to.raw == *name {
+			return // it has yet to hear that we have left the address
+		}
+		src = netip.Addr{}
+	}
+	peer.endpoint.Store(in.recent.get(name, src))
+	in.e.moved.Store(true)
 }
 
 // write gives a packet to the tunnel device. b begins with space for the device's header.

@@ -12,8 +12,7 @@ import (
 type endpoint struct {
 	dst netip.AddrPort
 	src netip.Addr // our address; zero: the kernel chooses
-	// The interface is left to the kernel: no one tells us of route changes, and a pinned
-	// interface would outlive them.
+	// The interface is left to the kernel, which knows the routes: a pinned interface would outlive them.
 	cleared atomic.Bool
 	raw     datagram.Sockaddr
 }

@@ -26,6 +26,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/uapi"
 )
 
@@ -91,7 +92,7 @@ func newEngine(f Files, class tunnel.Class, b tunnel.Bounds, mtu int, log *slog.
 		return nil, fmt.Errorf("MTU %d (allowed 576-%d)", mtu, maxPacket)
 	}
 
-	h := &hub{log: log, peers: newPeers(), closed: make(chan struct{})}
+	h := &hub{log: log, peers: newPeers(), closed: make(chan struct{}), began: time.Now()}
 	bind, err := newBind(f, h)
 	if err != nil {
 		return nil, err
@@ -275,6 +276,24 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 		}
 		if dev := e.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)); dev != nil {
 			_ = dev.SendHandshakeInitiation(false) // the device has logged it
+		}
+	}
+}
+
+// Reroute stops sending from addresses of ours, and says something at once to each peer, so that it knows where we
+// are. The device does not tell which of our addresses it sends to a peer from.
+func (e *Engine) Reroute(r tunnel.Reroute) {
+	e.hub.former.Set(r.From, int64(time.Since(e.hub.began)+datagram.TrialTime))
+	status, _, err := e.read()
+	if err != nil {
+		return
+	}
+	for _, p := range status {
+		if !p.Endpoint.IsValid() || !r.About(p.PublicKey) || p.LastHandshake.IsZero() && p.Keepalive == 0 {
+			continue
+		}
+		if dev := e.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)); dev != nil {
+			dev.SendKeepalive()
 		}
 	}
 }

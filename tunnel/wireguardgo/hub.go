@@ -3,9 +3,13 @@ package wireguardgo
 import (
 	"encoding/binary"
 	"log/slog"
+	"net/netip"
 	"runtime"
+	"time"
 
 	"golang.zx2c4.com/wireguard/device"
+
+	"ringway/tunnel/datagram"
 )
 
 // hub is what the two ends of the device, TUN and sockets, share.
@@ -18,7 +22,12 @@ type hub struct {
 	cross  *crossings
 	closed chan struct{}
 	fair   *fair
+	began  time.Time
+	former datagram.Left // addresses of ours, after a Reroute
 }
+
+// hasLeft reports whether an address of ours is not to be sent from at present.
+func (h *hub) hasLeft(a netip.Addr) bool { return h.former.Has(a, int64(time.Since(h.began))) }
 
 // isClosed reports whether the engine ends.
 func (h *hub) isClosed() bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -172,7 +173,11 @@ func (r *receiver) open() {
 	if !ok || len(m.Rest) == 0 {
 		return
 	}
-	r.ep = r.recent.get(m.From, m.Source)
+	src := m.Source
+	if r.hub.hasLeft(src) {
+		src = netip.Addr{}
+	}
+	r.ep = r.recent.get(m.From, src)
 	r.now = m
 }
 

@@ -71,6 +71,10 @@ func newSendState() *sendState {
 // packets.
 func (st *sendState) group(bufs [][]byte, ep *endpoint, maxPayload int) (n int) {
 	src, pinned := ep.source()
+	if pinned && st.bind.hub.hasLeft(src) {
+		ep.ClearSrc()
+		pinned = false
+	}
 	for i := 0; i < len(bufs); n++ {
 		st.first[n] = i
 		st.iovs[i].Base = &bufs[i][0]

@@ -1,0 +1,199 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"ringway/test/lab"
+)
+
+// The second WAN of berlin, and what the provider has at the other end of it.
+const (
+	secondA  = "192.0.2.2"
+	secondGW = "192.0.2.1"
+)
+
+// twoLines gives berlin a second WAN, lte0, beside wan0. The provider drops what does not come from an address of the
+// line that it comes by (BCP 38), and counts it.
+func twoLines(t *testing.T, o lab.Options) *lab.Lab {
+	t.Helper()
+	more := o.EdgeConfig
+	o.EdgeConfig = func(site string, values map[string]string) {
+		if site == "berlin" {
+			values["wan[+]"] = "{interface: lte0, address: " + secondA + "/24, gateway: " + secondGW +
+				", uplink: 20mbit, downlink: 20mbit}"
+		}
+		if more != nil {
+			more(site, values)
+		}
+	}
+	l := branches(t, o)
+	edge, provider := l.Host(lab.EdgeA), l.Host(lab.Provider)
+	require.NoError(t, edge.IP(t.Context(), provider,
+		"link add lte0 type veth peer name lte-a netns /proc/self/fd/3"))
+	require.NoError(t, provider.IP(t.Context(), nil, "addr add "+secondGW+"/24 dev lte-a", "link set lte-a up"))
+	_, err := provider.RunInput(t.Context(), `table inet bcp38 {
+	counter foreign {}
+	chain forward {
+		type filter hook forward priority 0;
+		iifname "wan-a" ip saddr != 198.51.100.0/24 counter name foreign drop
+		iifname "lte-a" ip saddr != 192.0.2.0/24 counter name foreign drop
+	}
+}`, "nft", "-f", "-")
+	require.NoError(t, err)
+	require.True(t, polled(20*time.Second, func() bool {
+		out, err := edge.Run(t.Context(), "ip", "-4", "route", "show", "table", "5282")
+		return err == nil && strings.Contains(out, "via "+secondGW)
+	}), "the second WAN is not taken up")
+	return l
+}
+
+// The cable of the WAN that carries the calls is pulled, and plugged in again.
+func TestTimedALineThatIsCutIsLeftAtOnce(t *testing.T) {
+	l := twoLines(t, lab.Options{WAN: twenty})
+	provider := l.Host(lab.Provider)
+	const internet = "203.0.113.1"
+	pc, server := udpOn(t, l.Host(lab.PCA), "10.1.20.10:40000"), udpOn(t, provider, internet+":4000")
+	assert.Contains(t, arrives(t, pc, server, internet+":4000", "by the first line"), edgeA+":")
+
+	k := talking(t, l, 10, 12*time.Second)
+	require.NoError(t, provider.IP(t.Context(), nil, "link set wan-a down"))
+	require.True(t, polled(5*time.Second, func() bool {
+		return strings.Contains(statusText(t, l.Edge("a")), "wan0 without a carrier")
+	}))
+	require.True(t, polled(5*time.Second, func() bool {
+		out, err := l.Edge("b").Ringway(t.Context(), "status")
+		return err == nil && strings.Contains(out, secondA)
+	}), "munich has not heard berlin by its second line")
+	assert.Contains(t, arrives(t, pc, server, internet+":4000", "by the second line"), secondA+":")
+	require.NoError(t, provider.IP(t.Context(), nil, "link set wan-a up"))
+
+	h, result := k.heard()
+	sent, lost := count(h)
+	assert.Less(t, silence(h), 300*time.Millisecond)
+	assert.Equal(t, 10, result.Completed, result.Why)
+	t.Logf("%d voice packets, %d lost, longest silence %s", sent, lost, silence(h))
+	nothingForeign(t, provider)
+}
+
+// The far end calls berlin at the address of its second WAN. It is answered from there, by that WAN: the provider drops
+// anything else, and a NAT before the far end lets nothing else in.
+func TestWhoCallsTheSecondLineIsAnsweredByIt(t *testing.T) {
+	t.Parallel()
+	l := twoLines(t, lab.Options{WAN: twenty, EdgeConfig: func(site string, values map[string]string) {
+		if site == "berlin" {
+			values["sites[munich].endpoint"] = ""
+		}
+	}})
+	provider := l.Host(lab.Provider)
+	_, err := provider.RunInput(t.Context(), `table inet far {
+	chain forward {
+		type filter hook forward priority 1;
+		oifname "wan-b" ip saddr != `+secondA+` drop
+	}
+}`, "nft", "-f", "-")
+	require.NoError(t, err)
+	e := l.Edge("b")
+	text, err := e.Config()
+	require.NoError(t, err)
+	require.NoError(t, e.WriteConfig([]byte(strings.ReplaceAll(string(text), edgeA, secondA))))
+	_, err = e.Ringway(within(t, 10*time.Second), "reload")
+	require.NoError(t, err)
+
+	reachedWithin(t, l, lab.PhoneB, "10.1.10.10", 10*time.Second)
+	reachedWithin(t, l, lab.PCB, "10.1.20.10", 10*time.Second)
+	nothingForeign(t, provider)
+}
+
+// An idle branch gets another address. It says so: the far end, which knows the old one, reaches it at once.
+func TestALineWithANewAddressIsKnownAtOnce(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: func(site string, values map[string]string) {
+		if site == "munich" {
+			values["sites[berlin].endpoint"] = ""
+		}
+	}})
+	e := l.Edge("a")
+	text, err := e.Config()
+	require.NoError(t, err)
+	require.NoError(t, e.WriteConfig([]byte(strings.ReplaceAll(string(text), edgeA+"/24", "198.51.100.77/24"))))
+	_, err = e.Ringway(within(t, 10*time.Second), "reload")
+	require.NoError(t, err)
+
+	reachedWithin(t, l, lab.PhoneB, "10.1.10.10", time.Second)
+	reachedWithin(t, l, lab.PCB, "10.1.20.10", time.Second)
+}
+
+// Whatever address of its own the box sends from, what is meant for a site leaves by a tunnel or not at all.
+func TestNoAddressOfALineLeadsToASiteInClear(t *testing.T) {
+	t.Parallel()
+	l := twoLines(t, lab.Options{WAN: twenty})
+	edge := l.Host(lab.EdgeA)
+	for _, to := range []string{"10.2.10.10", "10.2.20.10", "2001:db8:2:10::10", "2001:db8:2:20::10"} {
+		for _, from := range []string{edgeA, secondA} {
+			if strings.Contains(to, ":") {
+				from = "::"
+			}
+			out, err := edge.Run(t.Context(), "ip", "route", "get", to, "from", from)
+			if err == nil {
+				assert.Contains(t, out, "dev rw-", "from %s", from)
+			}
+		}
+	}
+	for _, from := range []string{edgeA, secondA} {
+		out, err := edge.Run(t.Context(), "ip", "route", "get", edgeB, "from", from)
+		require.NoError(t, err)
+		device := map[string]string{edgeA: "dev wan0", secondA: "dev lte0"}[from]
+		assert.Contains(t, out, device, "an answer from %s", from)
+		out, err = edge.Run(t.Context(), "ip", "route", "get", "10.1.10.10", "from", from)
+		require.NoError(t, err)
+		assert.Contains(t, out, "dev voice0", "an answer from %s to a phone", from)
+	}
+}
+
+// Sites return to the preferred line once it has been well for half a minute. No packet is lost by that.
+func TestLongTheFirstLineIsTakenAgain(t *testing.T) {
+	l := twoLines(t, lab.Options{WAN: twenty})
+	provider := l.Host(lab.Provider)
+	heardAt := func(address string) func() bool {
+		return func() bool { return strings.Contains(statusText(t, l.Edge("b")), address) }
+	}
+	require.NoError(t, provider.IP(t.Context(), nil, "link set wan-a down"))
+	require.True(t, polled(5*time.Second, heardAt(secondA)))
+	require.NoError(t, provider.IP(t.Context(), nil, "link set wan-a up"))
+	k := talking(t, l, 5, 45*time.Second)
+	require.True(t, polled(40*time.Second, heardAt(edgeA)), "berlin stays on its second line")
+	k.unharmed()
+	nothingForeign(t, provider)
+}
+
+// reachedWithin demands that a host is reached by another within a time.
+func reachedWithin(t *testing.T, l *lab.Lab, from, to string, limit time.Duration) {
+	t.Helper()
+	end := time.Now().Add(limit)
+	for {
+		_, err := l.Host(from).Run(t.Context(), "ping", "-n", "-c", "1", "-W", "0.2", to)
+		if err == nil {
+			return
+		}
+		require.True(t, time.Now().Before(end), "%s does not reach %s within %s: %v", from, to, limit, err)
+	}
+}
+
+func nothingForeign(t *testing.T, provider *lab.Host) {
+	t.Helper()
+	out, err := provider.Run(t.Context(), "nft", "list", "counters")
+	require.NoError(t, err)
+	assert.Contains(t, out, "packets 0 bytes 0", "packets came by a line that their address is not of")
+}
+
+func statusText(t *testing.T, e *lab.Edge) string {
+	t.Helper()
+	out, err := e.Ringway(within(t, 5*time.Second), "status")
+	require.NoError(t, err)
+	return out
+}
