@@ -127,12 +127,15 @@ func (s Site) Port(c Class) uint16 {
 
 // Device is the wanted state of one class's WireGuard device, whole.
 type Device struct {
-	Class      Class
-	Settings   Settings
-	FwMark     uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
-	Outer      Outer
-	Admission  Admission
-	Measured   Measured
+	Class     Class
+	Settings  Settings
+	FwMark    uint32 // of the sockets that carry ciphertext (qos.MarkOuter...)
+	Outer     Outer
+	Admission Admission
+	Measured  Measured
+	// Sources are the addresses of our lines, one for each line and family, in order of preference; none where there is
+	// one line.
+	Sources    []netip.Addr
 	PrivateKey PrivateKey
 	Peers      []Peer // sorted by Site
 	Bounds     Bounds
@@ -271,6 +274,22 @@ type ThreadStatus struct {
 	Realtime bool `json:"realtime"`
 }
 
+// PathStatus is a path to a peer: from one of our lines to where the peer is heard.
+type PathStatus struct {
+	Source    netip.Addr    `json:"source"`
+	Used      bool          `json:"used"`
+	State     string        `json:"state"`                   // up, silent or unknown (package path)
+	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the last probe by a path that is not used; 0: not known
+}
+
+// PathMove is a change of the path that is used.
+type PathMove struct {
+	At   time.Time  `json:"at"`
+	From netip.Addr `json:"from,omitzero"` // zero: the kernel chose
+	To   netip.Addr `json:"to"`
+	Why  string     `json:"why"`
+}
+
 // PeerStatus is what a device says of one peer.
 type PeerStatus struct {
 	Site          string         `json:"site"` // empty where the device does not know (the daemon fills it in)
@@ -286,6 +305,10 @@ type PeerStatus struct {
 	// RoundTrip is how long messages took lately to the peer and back; absent: not known. The engine realtime measures it
 	// while there are calls with the peer, if that measures, too.
 	RoundTrip time.Duration `json:"round_trip_ns,omitempty"`
+	// Paths are those to the peer, one for each of our lines, in order of preference; none where there is one line, or the
+	// engine does not know lines. Moves are their last changes, the latest last.
+	Paths []PathStatus `json:"paths,omitempty"`
+	Moves []PathMove   `json:"moves,omitempty"`
 	// Media is nil where calls with the site have no budget, or the engine does not know calls.
 	Media *MediaStatus `json:"media,omitempty"`
 }

@@ -106,6 +106,9 @@ func deviceChanges(d, last tunnel.Device, have tunnel.Observed) []string {
 	if !last.Admission.Equal(d.Admission) {
 		lines = append(lines, plan.AdmissionWords(d))
 	}
+	if !slices.Equal(last.Sources, d.Sources) {
+		lines = append(lines, plan.SourcesWords(d))
+	}
 	if last.Measured != d.Measured {
 		lines = append(lines, plan.MeasuredWords(d))
 	}

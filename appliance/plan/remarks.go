@@ -94,11 +94,27 @@ func MeasuredWords(d tunnel.Device) string {
 		d.Measured.Series)
 }
 
+// SourcesWords says by which lines an engine may send.
+func SourcesWords(d tunnel.Device) string {
+	if len(d.Sources) == 0 {
+		return fmt.Sprintf("# %s: one line, nothing to choose", d.Settings.Interface)
+	}
+	var all []string
+	for _, a := range d.Sources {
+		all = append(all, a.String())
+	}
+	return fmt.Sprintf("# %s: sends by the line that delivers, preferred in this order: %s", d.Settings.Interface,
+		strings.Join(all, ", "))
+}
+
 // TunnelRemarks are what wg(8) commands cannot say: marks, padding and admission.
 func TunnelRemarks(devs []tunnel.Device) (out []string) {
 	for _, d := range devs {
 		if d.Settings.Engine.PerPacket() {
 			out = append(out, OuterWords(d))
+			if len(d.Sources) > 0 {
+				out = append(out, SourcesWords(d))
+			}
 			if d.Class == tunnel.Voice {
 				out = append(out, AdmissionWords(d))
 			}

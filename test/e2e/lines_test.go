@@ -80,6 +80,28 @@ func TestTimedALineThatIsCutIsLeftAtOnce(t *testing.T) {
 	nothingForeign(t, provider)
 }
 
+// The line that carries the calls delivers nothing any more, and has its carrier still.
+func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
+	l := twoLines(t, lab.Options{WAN: twenty})
+	provider := l.Host(lab.Provider)
+	k := talking(t, l, 10, 10*time.Second)
+	_, err := provider.RunInput(t.Context(), `table inet hole {
+	chain forward {
+		type filter hook forward priority 1;
+		iifname "wan-a" drop
+		oifname "wan-a" drop
+	}
+}`, "nft", "-f", "-")
+	require.NoError(t, err)
+
+	h, result := k.heard()
+	sent, lost := count(h)
+	assert.Less(t, silence(h), 300*time.Millisecond)
+	assert.Equal(t, 10, result.Completed, result.Why)
+	t.Logf("%d voice packets, %d lost, longest silence %s", sent, lost, silence(h))
+	nothingForeign(t, provider)
+}
+
 // The far end calls berlin at the address of its second WAN. It is answered from there, by that WAN: the provider drops
 // anything else, and a NAT before the far end lets nothing else in.
 func TestWhoCallsTheSecondLineIsAnsweredByIt(t *testing.T) {

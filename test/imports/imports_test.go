@@ -112,9 +112,10 @@ var mayImport = map[string][]string{
 	"tunnel/datagram":      {},
 	"tunnel/flowqueue":     {"units"},
 	"tunnel/ledger":        {"qos", "tunnel", "units"}, // qos alone computes with budgets
+	"tunnel/path":          {},
 	"tunnel/series":        {},
 	"tunnel/wireguardgo":   {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/flowqueue", "tunnel/uapi", "units"},
-	"tunnel/realtime":      {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/ledger", "tunnel/series", "tunnel/uapi", "units"},
+	"tunnel/realtime":      {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/ledger", "tunnel/path", "tunnel/series", "tunnel/uapi", "units"},
 	"units":                {},
 	"test/bench":           {"appliance/plan", "qos", "qos/tc", "quality", "quality/figures", "test/bench/probe", "test/bench/report", "test/bench/rival", "test/bench/tester", "test/lab", "test/lab/bulk", "test/lab/host", "test/lab/program", "test/lab/report", "tunnel", "units"},
 	"test/bench/probe":     {"quality", "test/lab/fifo"},

@@ -3,6 +3,8 @@ package plane
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"ringway/tunnel"
 )
@@ -20,6 +22,7 @@ type Settings struct {
 	Outer     *tunnel.Outer     `json:"outer,omitempty"`     // how packets look from outside
 	Admission *tunnel.Admission `json:"admission,omitempty"` // how much media may leave for each site
 	Measured  *tunnel.Measured  `json:"measured,omitempty"`  // which media is counted
+	Sources   *[]netip.Addr     `json:"sources,omitempty"`   // addresses of our lines
 }
 
 // marker is an engine that marks and pads packet by packet. An engine that is none is left alone: what a
@@ -38,11 +41,18 @@ type measurer interface {
 	SetMeasured(m tunnel.Measured) error
 }
 
+// pathfinder is an engine that chooses by which line it sends. An engine that is none is left alone.
+type pathfinder interface {
+	SetSources(all []netip.Addr) error
+}
+
 // settingsOf is what a device wants.
 func settingsOf(d tunnel.Device) Settings {
 	mtu := int(d.Settings.MTU)
+	sources := append([]netip.Addr{}, d.Sources...) // none is a list, too: null would be a setting that is not known
 	return Settings{
 		MTU: &mtu, Bounds: &d.Bounds, Outer: &d.Outer, Admission: &d.Admission, Measured: &d.Measured,
+		Sources: &sources,
 	}
 }
 
@@ -54,6 +64,7 @@ func (s Settings) changes(have Settings) Settings {
 		Outer:     changed(s.Outer, have.Outer, tunnel.Outer.Equal),
 		Admission: changed(s.Admission, have.Admission, tunnel.Admission.Equal),
 		Measured:  changed(s.Measured, have.Measured, equal),
+		Sources:   changed(s.Sources, have.Sources, slices.Equal),
 	}
 }
 
@@ -65,6 +76,7 @@ func (s Settings) with(change Settings) Settings {
 		Outer:     cmp.Or(change.Outer, s.Outer),
 		Admission: cmp.Or(change.Admission, s.Admission),
 		Measured:  cmp.Or(change.Measured, s.Measured),
+		Sources:   cmp.Or(change.Sources, s.Sources),
 	}
 }
 
@@ -108,6 +120,14 @@ func (s Settings) apply(e Engine) (done Settings, err error) {
 			}
 		}
 		done.Measured = v
+	}
+	if v := s.Sources; v != nil {
+		if f, ok := e.(pathfinder); ok {
+			if err := f.SetSources(*v); err != nil {
+				return done, fmt.Errorf("sources: %w", err)
+			}
+		}
+		done.Sources = v
 	}
 	return done, nil
 }

@@ -3,6 +3,7 @@ package plane
 import (
 	"context"
 	"encoding/json"
+	"net/netip"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -53,6 +54,7 @@ func TestTheFormOfSettings(t *testing.T) {
 	d := device(tunnel.Voice)
 	d.Outer, d.Admission = voiceOuter, budgets(600_000)
 	d.Measured = tunnel.Measured{Media: 1 << 46, Series: 500}
+	d.Sources = []netip.Addr{netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("2001:db8::2")}
 	text, err := json.MarshalIndent(settingsOf(d), "", " ")
 	require.NoError(t, err)
 	assert.JSONEq(t, `{
@@ -62,7 +64,8 @@ func TestTheFormOfSettings(t *testing.T) {
 		"outer": {"TOS": 184, "Marks": [{"Inner": 24, "Outer": 24}, {"Inner": 46, "Outer": 46}], "PadTo": 256},
 		"admission": {"Media": 70368744177664, "Lines": [{"Rate": 0, "Overhead": 14, "MPU": 0, "ATM": false}],
 			"Sites": [{"Key": "`+key(7).Public().String()+`", "Rate": 600000, "Line": 0}]},
-		"measured": {"Media": 70368744177664, "Series": 500}
+		"measured": {"Media": 70368744177664, "Series": 500},
+		"sources": ["198.51.100.2", "2001:db8::2"]
 	}`, string(text))
 }
 

@@ -332,12 +332,12 @@ func (e *Engine) Reroute(r tunnel.Reroute) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
-	e.left.Set(r.From, now+int64(datagram.TrialTime))
 	for k, p := range e.peers {
 		to := p.endpoint.Load()
 		if to == nil || !r.About(k) || to.controls > 0 && !slices.Contains(r.From, to.src) {
 			continue
 		}
+		p.left.Set(r.From, now+int64(datagram.TrialTime))
 		e.forgetSource(p)
 		switch s := p.current.Load(); {
 		case s.usable(now):
@@ -367,6 +367,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 	for _, p := range e.sortedLocked() {
 		st := p.statusLocked(e.now())
 		st.RoundTrip = e.exchange.roundTrip(p.number)
+		e.pathStatusLocked(p, &st, e.now())
 		s.Peers = append(s.Peers, st)
 	}
 	return s

@@ -90,39 +90,42 @@ type Engine struct {
 	known       atomic.Pointer[knownEndpoints]
 	budgets     atomic.Pointer[ledger.Budgets] // nil: no peer has had a voice budget yet
 	measuring   atomic.Pointer[measuring]      // nil: media is not counted
+	lines       atomic.Pointer[lineAddresses]  // nil: there is one, or none is known
 	mtu         atomic.Int64
 	superPacket atomic.Int64
 
 	// What forwarding threads write.
-	drops      drops
-	fromPeers  messageRing // handshake messages from where peers are known to be
-	fromOthers messageRing
-	reports    reportRing  // what peers tell of media
-	rtcp       reportRing  // what far phones do
-	moved      atomic.Bool // a peer's endpoint changed
-
-	left datagram.Left // addresses of ours, after a Reroute
+	drops        drops
+	fromPeers    messageRing // handshake messages from where peers are known to be
+	fromOthers   messageRing
+	reports      reportRing  // what peers tell of media
+	rtcp         reportRing  // what far phones do
+	pathMessages pathRing    // what peers say of paths
+	moved        atomic.Bool // a peer's endpoint changed
 
 	reservations reservations
 	exchange     *exchange
 
-	mu         sync.Mutex // of what follows, and of control in every peer
-	self       identity
-	peers      map[tunnel.PublicKey]*peer
-	peersMade  uint32
-	table      *routes  // the next routes
-	cookies    *cookies // nil: no key
-	limiter    ratelimiter.Ratelimiter
-	loadUntil  int64           // of the engine's clock: until then cookies are asked for
-	handshakes bucket          // those above it are load
-	admission  *ledger.Budgets // as they were set last; nil: no peer has a voice budget
-	retired    []retired
-	lastEnds   map[tunnel.PublicKey]netip.AddrPort
+	mu          sync.Mutex // of what follows, and of control in every peer
+	self        identity
+	peers       map[tunnel.PublicKey]*peer
+	peersMade   uint32
+	table       *routes  // the next routes
+	cookies     *cookies // nil: no key
+	limiter     ratelimiter.Ratelimiter
+	loadUntil   int64           // of the engine's clock: until then cookies are asked for
+	handshakes  bucket          // those above it are load
+	admission   *ledger.Budgets // as they were set last; nil: no peer has a voice budget
+	retired     []retired
+	calling     map[*peer]bool // peers with calls: their paths are looked at often
+	pathMessage pathMessage    // memory for reading them
+	lastEnds    map[tunnel.PublicKey]netip.AddrPort
 
 	endpoints     chan map[tunnel.PublicKey]netip.AddrPort
 	notifications *os.File // eventfd: forwarding threads have something for the control side
 	notifyFD      int
 	stopOnce      sync.Once
+	called        chan struct{} // a peer has come into calling
 	closed        chan struct{}
 	running       sync.WaitGroup // forwarding threads
 	tasks         sync.WaitGroup
@@ -188,6 +191,7 @@ func (e *Engine) start() {
 	e.tasks.Go(e.handleNotifications)
 	e.tasks.Go(e.runTimers)
 	e.tasks.Go(e.runExchange)
+	e.tasks.Go(e.runPaths)
 	if e.alone {
 		e.tasks.Go(e.collect)
 	}
@@ -230,6 +234,8 @@ func newEngine(o Options) *Engine {
 		peers:       map[tunnel.PublicKey]*peer{},
 		table:       new(routes),
 		endpoints:   make(chan map[tunnel.PublicKey]netip.AddrPort, 1),
+		calling:     map[*peer]bool{},
+		called:      make(chan struct{}, 1),
 		closed:      make(chan struct{}),
 		done:        make(chan struct{}),
 	}

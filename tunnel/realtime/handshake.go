@@ -32,6 +32,7 @@ func (e *Engine) handleNotifications() {
 		}
 		e.finishRequest()
 		e.hearReports()
+		e.hearPaths()
 		e.handlePending()
 	}
 }

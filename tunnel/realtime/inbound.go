@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/tunnel/datagram"
+	"ringway/tunnel/path"
 	"ringway/tunnel/series"
 )
 
@@ -142,6 +143,10 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		return
 	}
 
+	if path.Is(plain) {
+		in.pathMessage(s, p, plain, name, a, now)
+		return
+	}
 	in.noteAuthentic(s, p, len(plain) > 0, name, a, now)
 	if len(plain) == 0 {
 		return // a keepalive
@@ -177,6 +182,18 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 	table.Pass(mark)
 }
 
+// pathMessage hands a message about paths to the control side. A probe says nothing about where the peer is to be sent
+// to, and no silence ends by it.
+func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
+	if !path.Stays(plain) {
+		in.noteAuthentic(s, p, false, name, a, now)
+	}
+	if !in.e.pathMessages.put(s.peer, name, a.Source, plain) {
+		in.e.drops.add(dropReport)
+	}
+	in.e.notify()
+}
+
 // noteAuthentic takes over what an authentic message says of its peer.
 func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram.Sockaddr, a *datagram.Arrival,
 	now int64) {
@@ -196,7 +213,7 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 		return
 	}
 	src := a.Source
-	if in.e.left.Has(src, now) {
+	if peer.left.Has(src, now) {
 		if to != nil && to.raw == *name {
 			return // it has yet to hear that we have left the address
 		}

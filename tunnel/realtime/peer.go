@@ -10,7 +10,9 @@ import (
 	"golang.zx2c4.com/wireguard/tai64n"
 
 	"ringway/tunnel"
+	"ringway/tunnel/datagram"
 	"ringway/tunnel/ledger"
+	"ringway/tunnel/path"
 )
 
 // peer is one site in this device.
@@ -40,6 +42,8 @@ type peer struct {
 
 	staged int // packets that wait for a session; the outbound thread's alone
 
+	left datagram.Left // addresses of ours that it is not sent to from
+
 	control // belongs to the control side, under Engine.mu
 }
 
@@ -63,6 +67,7 @@ type control struct {
 	lastStamp      tai64n.Timestamp
 	lastRead       int64 // when an initiation was last answered
 	proof          proof
+	paths          path.Watch
 	rekeyRequested bool // the last minute of the session has begun a handshake already
 }
 

@@ -108,6 +108,7 @@ func (b *bare) take() (did bool) {
 	did = did || b.unreadMessages() > 0
 	b.out.batch(b.now())
 	b.hearReports()
+	b.hearPaths()
 	b.handlePending()
 	b.mu.Lock()
 	b.wipeRetiredLocked()
@@ -132,6 +133,7 @@ func (r *rig) pass(d time.Duration) {
 			x.mu.Lock()
 			for _, p := range x.peers {
 				x.checkTimersLocked(p, r.now)
+				x.followPathsLocked(p, r.now)
 			}
 			x.wipeRetiredLocked()
 			x.mu.Unlock()

@@ -21,6 +21,7 @@ func (e *Engine) runTimers() {
 		now := e.now()
 		for _, p := range e.peers {
 			e.checkTimersLocked(p, now)
+			e.followPathsLocked(p, now)
 		}
 		e.wipeRetiredLocked()
 		if e.moved.Swap(false) {

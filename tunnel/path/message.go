@@ -1,0 +1,78 @@
+// Package path decides by which of its lines a box sends to a far end, and finds out which of them deliver. It is pure:
+// the engine tells it what was heard and when, and does what it says.
+//
+// A path is an address of ours and the one where the far end is heard. While calls are up both ends send something at
+// least every SayEvery: media, or a message of this package where there is none. So silence means something: who hears
+// nothing for Silence sends by another line, and the far end follows, as it follows any peer that is heard elsewhere.
+// Who hears says in each message for how long it has heard nothing, which finds a path that fails in one direction.
+// Paths that are not used are probed; probes and their answers do not move the far end.
+//
+// A message is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are no
+// version of IP, so that an end that does not know it drops it; only an end that has sent one is sent probes.
+package path
+
+import (
+	"encoding/binary"
+	"math"
+	"time"
+)
+
+// Size is the length of a message in bytes. What follows is padding.
+const Size = 32
+
+const magic = 0x02_72_77_70
+
+// Flags of a message.
+const (
+	flagPromise = 1 << iota // the sender sends something at least every SayEvery
+	flagProbe               // is to be answered where it came from
+	flagAnswer              // of a probe
+)
+
+// never is the number of ms after which it is all the same.
+const never = math.MaxUint16
+
+// Message is what both ends tell each other.
+//
+//	magic (4 bytes), flags (1), zero (1), heard ago (2, ms; 65535: longer, or never),
+//	stamp (8, ns of the sender's clock), echo (8, the stamp of the probe that is answered), zero (8)
+type Message struct {
+	Promise, Probe, Answer bool
+	HeardAgo               time.Duration // since the sender has heard something by the path that is used
+	Stamp, Echo            uint64
+}
+
+// Append appends the message.
+func (m Message) Append(b []byte) []byte {
+	var flags byte
+	for i, on := range []bool{m.Promise, m.Probe, m.Answer} {
+		if on {
+			flags |= 1 << i
+		}
+	}
+	ago := uint16(never)
+	if ms := m.HeardAgo.Milliseconds(); ms >= 0 && ms < never {
+		ago = uint16(ms)
+	}
+	b = binary.BigEndian.AppendUint32(b, magic)
+	b = append(b, flags, 0)
+	b = binary.BigEndian.AppendUint16(b, ago)
+	b = binary.BigEndian.AppendUint64(b, m.Stamp)
+	b = binary.BigEndian.AppendUint64(b, m.Echo)
+	return append(b, make([]byte, 8)...)
+}
+
+// Is reports whether the content of a message of the tunnel is one of paths.
+func Is(p []byte) bool { return len(p) >= Size && binary.BigEndian.Uint32(p) == magic }
+
+// Stays reports whether a message that Is one says nothing about where its sender is to be sent to.
+func Stays(p []byte) bool { return p[4]&(flagProbe|flagAnswer) != 0 }
+
+// Read reads what Is a message.
+func Read(p []byte) Message {
+	return Message{
+		Promise: p[4]&flagPromise != 0, Probe: p[4]&flagProbe != 0, Answer: p[4]&flagAnswer != 0,
+		HeardAgo: time.Duration(binary.BigEndian.Uint16(p[6:])) * time.Millisecond,
+		Stamp:    binary.BigEndian.Uint64(p[8:]), Echo: binary.BigEndian.Uint64(p[16:]),
+	}
+}

@@ -1,0 +1,279 @@
+package path
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestMessageIsReadAsWritten(t *testing.T) {
+	for _, m := range []Message{
+		{}, {Promise: true, HeardAgo: 42 * time.Millisecond, Stamp: 7}, {Probe: true, Stamp: 1 << 60},
+		{Answer: true, Echo: 99, HeardAgo: 65534 * time.Millisecond},
+	} {
+		b := m.Append(nil)
+		require.Len(t, b, Size)
+		require.True(t, Is(b))
+		assert.NotContains(t, []byte{4, 6}, b[0]>>4, "it is no IP packet")
+		assert.Equal(t, m, Read(b))
+		assert.Equal(t, m.Probe || m.Answer, Stays(b))
+		assert.False(t, Is(b[:Size-1]))
+	}
+	far := Message{HeardAgo: time.Hour}.Append(nil)
+	assert.Equal(t, never*time.Millisecond, Read(far).HeardAgo)
+}
+
+// end is a box with lines, as an engine would use a Watch. The far end has one line.
+type end struct {
+	Watch
+	sources []netip.Addr
+	source  netip.Addr
+	heard   int64
+	sent    int64
+	packets uint64
+}
+
+func (e *end) seen() Seen {
+	return Seen{Sources: e.sources, Source: e.source, Session: true, Heard: e.heard, Sent: e.sent, Packets: e.packets}
+}
+
+// net is two ends and the paths between them, in steps of a millisecond.
+type net struct {
+	t       *testing.T
+	now     int64
+	a, b    *end
+	calling func() bool // whether media flows now
+	delay   time.Duration
+	dead    func(source netip.Addr, toB bool) bool
+	flights []flight
+	moves   []string
+	began   int64
+}
+
+type flight struct {
+	at   int64
+	toB  bool
+	from netip.Addr // a's address
+	m    *Message   // nil: media
+}
+
+func newNet(t *testing.T, sources ...string) *net {
+	n := &net{t: t, now: int64(time.Hour), delay: 25 * time.Millisecond, a: &end{}, b: &end{}}
+	for _, s := range sources {
+		n.a.sources = append(n.a.sources, netip.MustParseAddr(s))
+	}
+	n.a.source = n.a.sources[0]
+	n.b.source = n.a.source // where b sends a's packets to
+	n.dead = func(netip.Addr, bool) bool { return false }
+	n.calling = func() bool { return true }
+	n.began = n.now
+	return n
+}
+
+func (n *net) send(toB bool, from netip.Addr, m *Message) {
+	if !n.dead(from, toB) {
+		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, m})
+	}
+}
+
+func (n *net) at() time.Duration { return time.Duration(n.now - n.began) }
+
+// run lets time go by.
+func (n *net) run(d time.Duration) {
+	for until := n.now + int64(d); n.now < until; n.now += int64(time.Millisecond) {
+		ms := n.now / int64(time.Millisecond)
+		if ms%20 == 0 && n.calling() {
+			n.a.packets, n.b.packets = n.a.packets+1, n.b.packets+1
+			n.a.sent, n.b.sent = n.now, n.now
+			n.send(true, n.a.source, nil)
+			n.send(false, n.b.source, nil)
+		}
+		n.arrive()
+		for i, e := range []*end{n.a, n.b} {
+			if ms%10 == 0 && e.Active(n.now) || ms%100 == 0 {
+				n.act(e, i == 0, e.Look(n.now, e.seen()))
+			}
+		}
+	}
+}
+
+func (n *net) arrive() {
+	due := slices.Clone(n.flights)
+	n.flights = slices.DeleteFunc(n.flights, func(f flight) bool { return f.at <= n.now })
+	for _, f := range due {
+		if f.at > n.now {
+			continue
+		}
+		e := n.a
+		if f.toB {
+			e = n.b
+		}
+		if f.m == nil || !f.m.Probe && !f.m.Answer {
+			e.heard = n.now
+			e.packets++
+			if f.toB {
+				n.b.source = f.from // it follows
+			}
+		}
+		if f.m == nil {
+			continue
+		}
+		act, answer, answered := e.Hear(n.now, *f.m, f.from, e.seen())
+		if answered {
+			n.send(!f.toB, f.from, &answer)
+		}
+		n.act(e, e == n.a, act)
+	}
+}
+
+func (n *net) act(e *end, isA bool, a Act) {
+	if a.Move.IsValid() {
+		n.moves = append(n.moves, n.at().String()+" "+a.Move.String())
+		e.source = a.Move
+	}
+	if a.Say {
+		m := e.Message(n.now, e.seen())
+		n.send(isA, e.source, &m)
+		e.sent = n.now
+	}
+	for _, from := range a.Probe {
+		m := e.Probe(n.now)
+		n.send(isA, from, &m)
+	}
+}
+
+const first, second, third = "198.51.100.2", "192.0.2.2", "203.0.113.77"
+
+// A line dies under a call, in both directions or in one of them; the other line carries it within 300 ms. The first one
+// is well again: after half a minute it is taken, and nothing was tried on the way there and back.
+func TestALineThatDeliversNothingIsLeft(t *testing.T) {
+	for name, dead := range map[string]func(toB bool) bool{
+		"both ways":          func(bool) bool { return true },
+		"what we send":       func(toB bool) bool { return toB },
+		"what is sent to us": func(toB bool) bool { return !toB },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNet(t, first, second)
+			n.run(5 * time.Second)
+			require.Empty(t, n.moves)
+			require.True(t, n.a.Knows(n.now) && n.b.Knows(n.now))
+
+			n.dead = func(s netip.Addr, toB bool) bool { return s.String() == first && dead(toB) }
+			n.run(300 * time.Millisecond)
+			require.Len(t, n.moves, 1, "%v", n.moves)
+			assert.Equal(t, second, n.a.source.String())
+			assert.Equal(t, second, n.b.source.String(), "the far end follows")
+			assert.Less(t, time.Duration(n.now-n.a.heard), 50*time.Millisecond)
+			assert.Less(t, time.Duration(n.now-n.b.heard), 50*time.Millisecond)
+			n.run(time.Minute)
+			require.Len(t, n.moves, 1, "%v", n.moves)
+
+			n.dead = func(netip.Addr, bool) bool { return false }
+			n.run(healthTime - time.Second)
+			require.Len(t, n.moves, 1)
+			n.run(3 * time.Second)
+			require.Len(t, n.moves, 2)
+			assert.Equal(t, first, n.a.source.String())
+			_, moves := n.a.Status(n.now, n.a.seen())
+			assert.Equal(t, WhyBack, moves[1].Why)
+		})
+	}
+}
+
+// Of two others only one delivers: it is known from its probes.
+func TestTheLineThatAnswersIsTaken(t *testing.T) {
+	n := newNet(t, first, second, third)
+	n.dead = func(s netip.Addr, _ bool) bool { return s.String() == second }
+	n.run(5 * time.Second)
+	n.dead = func(s netip.Addr, _ bool) bool { return s.String() != third }
+	n.run(300 * time.Millisecond)
+	require.Len(t, n.moves, 1)
+	assert.Equal(t, third, n.a.source.String())
+	states := map[string]State{}
+	paths, _ := n.a.Status(n.now, n.a.seen())
+	for _, p := range paths {
+		states[p.Source.String()] = p.State
+	}
+	assert.Equal(t, Silent, states[second])
+	assert.Equal(t, Up, states[third])
+}
+
+// A call on hold sends nothing, and a call that has ended neither: no line is called dead for that.
+func TestACallThatIsSilentIsNoDeadLine(t *testing.T) {
+	n := newNet(t, first, second)
+	calling := true
+	n.calling = func() bool { return calling }
+	for range 5 {
+		n.run(5 * time.Second)
+		calling = !calling
+	}
+	n.run(time.Minute)
+	assert.Empty(t, n.moves)
+	assert.False(t, n.a.Active(n.now) || n.b.Active(n.now))
+}
+
+// A far end that does not know paths is neither probed nor taken for dead.
+func TestAStrangerIsLeftAlone(t *testing.T) {
+	n := newNet(t, first, second)
+	n.dead = func(_ netip.Addr, toB bool) bool { return !toB && n.now > n.began+int64(3*time.Second) }
+	said := 0
+	for range 40 * 1000 {
+		n.now += int64(time.Millisecond)
+		if n.now/int64(time.Millisecond)%10 == 0 {
+			n.a.packets++
+			a := n.a.Look(n.now, n.a.seen())
+			require.Empty(t, a.Probe)
+			require.False(t, a.Move.IsValid())
+			if a.Say {
+				said++
+			}
+		}
+	}
+	assert.LessOrEqual(t, said, 5)
+	assert.Positive(t, said)
+}
+
+// At 5 % of random loss nothing is called dead in ten minutes, also where one end only listens.
+func TestLossIsNoDeadLine(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	n := newNet(t, first, second)
+	n.dead = func(netip.Addr, bool) bool { return random.Float64() < 0.05 }
+	n.run(10 * time.Minute)
+	assert.Empty(t, n.moves)
+}
+
+// Nothing delivers any more: each line is tried in turn, a few times a second at most, and the first that comes back is
+// taken.
+func TestNoLineDelivers(t *testing.T) {
+	n := newNet(t, first, second)
+	n.run(5 * time.Second)
+	n.dead = func(netip.Addr, bool) bool { return true }
+	n.run(1500 * time.Millisecond)
+	assert.LessOrEqual(t, len(n.moves), 7)
+	n.dead = func(s netip.Addr, _ bool) bool { return s.String() != second }
+	n.run(600 * time.Millisecond)
+	assert.Equal(t, second, n.a.source.String())
+	assert.Less(t, time.Duration(n.now-n.b.heard), 100*time.Millisecond)
+}
+
+func FuzzHear(f *testing.F) {
+	f.Add(Message{Probe: true}.Append(nil), int64(1))
+	f.Add(Message{HeardAgo: time.Second, Promise: true}.Append(nil), int64(1<<40))
+	f.Fuzz(func(t *testing.T, b []byte, now int64) {
+		if !Is(b) {
+			return
+		}
+		var w Watch
+		s := Seen{Sources: []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, Session: true}
+		for range 3 {
+			w.Hear(now, Read(b), s.Sources[1], s)
+			w.Look(now, s)
+			now += int64(LookEvery)
+		}
+	})
+}

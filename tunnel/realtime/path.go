@@ -1,0 +1,224 @@
+package realtime
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"ringway/tunnel"
+	"ringway/tunnel/datagram"
+	"ringway/tunnel/path"
+)
+
+// Paths: by which of our lines each peer is sent to (package path decides). The control side looks at every peer ten
+// times a second (timers.go), and at those with calls every path.LookEvery. Messages of the far ends come from the
+// inbound thread through a ring.
+
+// SetSources tells the engine the addresses of this machine's lines, in order of preference.
+func (e *Engine) SetSources(all []netip.Addr) error {
+	var s lineAddresses
+	for _, a := range all {
+		if a.Is4() {
+			s.v4 = append(s.v4, a)
+		} else {
+			s.v6 = append(s.v6, a)
+		}
+	}
+	e.lines.Store(&s)
+	return nil
+}
+
+// runPaths looks at the peers with calls until the engine is closed.
+func (e *Engine) runPaths() {
+	t := time.NewTimer(time.Hour)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.closed:
+			return
+		case <-e.called:
+		case <-t.C:
+		}
+		if e.lookAtCalls() {
+			t.Reset(path.LookEvery)
+		}
+	}
+}
+
+// lookAtCalls looks at the peers with calls, and reports whether there are any.
+func (e *Engine) lookAtCalls() (any bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.now()
+	for p := range e.calling {
+		if p.gone.Load() || !p.paths.Active(now) {
+			delete(e.calling, p)
+			continue
+		}
+		any = true
+		e.lookAtPathsLocked(p, now)
+	}
+	return any
+}
+
+// followPathsLocked looks at a peer's paths, and has calls with it looked at more often.
+func (e *Engine) followPathsLocked(p *peer, now int64) {
+	if e.calling[p] {
+		return
+	}
+	e.lookAtPathsLocked(p, now)
+	if p.paths.Active(now) {
+		e.calling[p] = true
+		select {
+		case e.called <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (e *Engine) lookAtPathsLocked(p *peer, now int64) {
+	to := p.endpoint.Load()
+	if to == nil {
+		return
+	}
+	s := e.seenLocked(p, to, now)
+	e.actLocked(p, to, s, p.paths.Look(now, s), now)
+}
+
+// seenLocked is what the engine knows of a peer.
+func (e *Engine) seenLocked(p *peer, to *endpoint, now int64) path.Seen {
+	s := path.Seen{
+		Source: to.src, Session: p.current.Load().usable(now), Heard: p.receivedAt.Load(), Sent: p.sentAt.Load(),
+		Packets: p.txPackets.Load() + p.rxPackets.Load(),
+	}
+	if lines := e.lines.Load(); lines != nil {
+		if s.Sources = lines.v4; to.raw.V6() {
+			s.Sources = lines.v6
+		}
+	}
+	return s
+}
+
+// actLocked does what package path says.
+func (e *Engine) actLocked(p *peer, to *endpoint, s path.Seen, a path.Act, now int64) {
+	if a.Move.IsValid() {
+		e.log.Info("a site is sent to by another line", "peer", p.key, "from", s.Source, "to", a.Move,
+			"silent_for", time.Duration(now-s.Heard).Round(time.Millisecond))
+		if to.src.IsValid() {
+			p.left.Set([]netip.Addr{to.src}, now+int64(datagram.TrialTime))
+		}
+		to = newEndpoint(to.raw, a.Move)
+		p.endpoint.Store(to)
+		s.Source = a.Move
+	}
+	if a.Say {
+		e.sayPathLocked(p, to, p.paths.Message(now, s), now)
+		p.noteSent(now, false, true)
+	}
+	for _, from := range a.Probe {
+		e.sayPathLocked(p, newEndpoint(to.raw, from), p.paths.Probe(now), now)
+	}
+}
+
+// sayPathLocked sends a message about paths by one of them. A path by which it cannot be sent is silent.
+func (e *Engine) sayPathLocked(p *peer, to *endpoint, m path.Message, now int64) {
+	s := p.current.Load()
+	if !s.usable(now) {
+		return
+	}
+	var b [headerSize + path.Size + tagSize]byte
+	var nonce [12]byte
+	m.Append(b[headerSize:headerSize])
+	e.sealMessage(s, &nonce, b[:], path.Size)
+	if errno := e.transmit(to, b[:], e.outer.Load().tos[dscpOfReports]); errno == 0 {
+		p.txBytes.Add(uint64(len(b)))
+	}
+}
+
+// hearPaths takes what far ends have said about paths.
+func (e *Engine) hearPaths() {
+	if e.pathMessages.empty() {
+		return // there was another cause to look
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for m := &e.pathMessage; e.pathMessages.get(m); {
+		p := m.peer
+		now := e.now()
+		to := p.endpoint.Load()
+		if p.gone.Load() || to == nil {
+			continue
+		}
+		s := e.seenLocked(p, to, now)
+		act, answer, answered := p.paths.Hear(now, path.Read(m.b[:]), m.src, s)
+		if answered {
+			e.sayPathLocked(p, newEndpoint(m.from, m.src), answer, now)
+		}
+		e.actLocked(p, to, s, act, now)
+	}
+}
+
+// pathStatusLocked adds the paths to a peer's status.
+func (e *Engine) pathStatusLocked(p *peer, st *tunnel.PeerStatus, now int64) {
+	to := p.endpoint.Load()
+	if to == nil {
+		return
+	}
+	paths, moves := p.paths.Status(now, e.seenLocked(p, to, now))
+	for _, s := range paths {
+		st.Paths = append(st.Paths, tunnel.PathStatus{
+			Source: s.Source, Used: s.Used, State: string(s.State), RoundTrip: s.Trip,
+		})
+	}
+	for _, m := range moves {
+		st.Moves = append(st.Moves, tunnel.PathMove{
+			At: time.Now().Add(-time.Duration(now - m.At)), From: m.From, To: m.To, Why: m.Why,
+		})
+	}
+}
+
+// lineAddresses are the addresses of lines, by family.
+type lineAddresses struct{ v4, v6 []netip.Addr }
+
+// pathMessage is a message about paths on its way to the control side.
+type pathMessage struct {
+	peer *peer
+	from datagram.Sockaddr
+	src  netip.Addr // our address
+	b    [path.Size]byte
+}
+
+// pathRing carries them: one writer, one reader, no lock, no allocation.
+type pathRing struct {
+	messages [pathRingSize]pathMessage
+	head     atomic.Uint64 // next to read
+	tail     atomic.Uint64 // next to write
+}
+
+const pathRingSize = 256
+
+// put is for the inbound thread. It returns false if the ring is full.
+func (r *pathRing) put(p *peer, from *datagram.Sockaddr, src netip.Addr, b []byte) bool {
+	t := r.tail.Load()
+	if t-r.head.Load() == pathRingSize {
+		return false
+	}
+	m := &r.messages[t%pathRingSize]
+	m.peer, m.from, m.src = p, *from, src
+	copy(m.b[:], b)
+	r.tail.Store(t + 1)
+	return true
+}
+
+func (r *pathRing) empty() bool { return r.tail.Load() == r.head.Load() }
+
+// get is for the control side, under Engine.mu. It returns false if the ring is empty.
+func (r *pathRing) get(m *pathMessage) bool {
+	h := r.head.Load()
+	if h == r.tail.Load() {
+		return false
+	}
+	*m = r.messages[h%pathRingSize]
+	r.head.Store(h + 1)
+	return true
+}
