@@ -31,6 +31,7 @@ import (
 	"ringway/appliance/exposition"
 	"ringway/appliance/journal"
 	"ringway/appliance/lease"
+	"ringway/appliance/line"
 	"ringway/appliance/lock"
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
@@ -63,7 +64,8 @@ type Daemon struct {
 	since time.Time
 
 	components     component.List
-	leases         *lease.Keeper // one of the components, as calls is
+	leases         *lease.Keeper // one of the components, as lines and calls are
+	lines          *line.Lines
 	calls          *calls.Calls
 	engines        map[tunnel.Class]*engine.Holder
 	endpoints      *endpoint.Memory
@@ -292,6 +294,7 @@ func (d *Daemon) factsLocked() wanted.Facts {
 	f.Keys, f.Endpoint, f.Heard, f.Leases = d.running.Keys, d.endpoints.Tell, d.endpoints.Where, d.leases.Held()
 	f.WANMTU = compare.WANMTU(d.cfg)
 	f.Through = compare.ThroughWAN(d.endpoints.Where)
+	f.Silent = d.lines.Silent()
 	return f
 }
 

@@ -26,13 +26,14 @@ import (
 // follows every config, and appears in status, problems and metrics.
 func (d *Daemon) newComponents() component.List {
 	d.leases = lease.New(d.opts.Paths.leases(), d.log, func() { d.touch(); d.names.Again() })
+	d.lines = line.New(line.Options{
+		Log: d.log, Flush: conntrack.DeleteTranslated, Changed: d.touch,
+		Reroute: func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error {
+			return d.engines[c].Reroute(ctx, r)
+		},
+	})
 	return component.List{
-		line.New(line.Options{
-			Log: d.log, Flush: conntrack.DeleteTranslated,
-			Reroute: func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error {
-				return d.engines[c].Reroute(ctx, r)
-			},
-		}),
+		d.lines,
 		d.leases,
 		d.calls,
 		reflector.New(d.log),

@@ -54,6 +54,9 @@ func (d *Daemon) observeEndpoints(ctx context.Context) {
 		if t.Error != "" {
 			continue
 		}
+		if t.Class == tunnel.Voice {
+			d.lines.Observe(t.Peers)
+		}
 		moved, retried := d.endpoints.Observe(t.Class, t.Peers)
 		if moved {
 			d.roamed.Trigger()

@@ -12,6 +12,7 @@ type Input struct {
 	Tunnels []TunnelDevice
 	Sites   []SiteRoute
 	Leases  map[string]Lease // by WAN interface; a WAN without a lease yet has no entry
+	Silent  []string         // interfaces of WANs that deliver nothing: every other one is preferred
 	Marks   Marks
 	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
 	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
@@ -83,6 +84,7 @@ const (
 	// metricDefault is that of the first WAN's default route: it takes effect before a network manager's (100
 	// and more), and after one set by hand (0).
 	metricDefault = 10
+	metricSilent  = 1000    // added for a WAN that delivers nothing
 	metricLast    = 1 << 30 // behind every other route of a table
 	minMTUIPv6    = 1280    // RFC 8200, section 5: below it a device has no IPv6 at all
 )
@@ -193,7 +195,11 @@ func (u uplink) defaultRoute(table uint32, g netip.Addr, metric int) Route {
 func (s *State) mainRoutes(in Input) {
 	for i, u := range uplinks(in) {
 		for _, g := range u.gateways {
-			s.Routes = append(s.Routes, u.defaultRoute(TableMain, g, metricDefault*(i+1)))
+			metric := metricDefault * (i + 1)
+			if slices.Contains(in.Silent, u.device) {
+				metric += metricSilent
+			}
+			s.Routes = append(s.Routes, u.defaultRoute(TableMain, g, metric))
 		}
 	}
 }

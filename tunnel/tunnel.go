@@ -278,9 +278,19 @@ type ThreadStatus struct {
 type PathStatus struct {
 	Source    netip.Addr    `json:"source"`
 	Used      bool          `json:"used"`
-	State     string        `json:"state"`                   // up, silent or unknown (package path)
+	State     PathState     `json:"state"`
 	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the last probe by a path that is not used; 0: not known
 }
+
+// PathState is what is known of a path.
+type PathState string
+
+// The states of a path.
+const (
+	PathUnknown PathState = "unknown" // nothing was sent by it yet, or the far end does not know paths
+	PathUp      PathState = "up"
+	PathSilent  PathState = "silent" // nothing is heard by it
+)
 
 // PathMove is a change of the path that is used.
 type PathMove struct {

@@ -26,6 +26,10 @@ const Name = "lines"
 // tellLimit bounds how long an engine may take to answer: other lines may go meanwhile.
 const tellLimit = time.Second
 
+// repeatAfter is how long after a line was found silent engines are told once more to leave it. A silent line has a
+// carrier, so that it is the routes that lead to another one, and a reconciliation has to change them before.
+const repeatAfter = time.Second
+
 // Options say who is told what.
 type Options struct {
 	Log *slog.Logger
@@ -34,6 +38,8 @@ type Options struct {
 	// Flush ends the connections of LANs that were translated to an address which they cannot use any more, and says
 	// how many there were.
 	Flush func(netip.Addr) (int, error)
+	// Changed has the routes follow which lines are silent.
+	Changed func()
 }
 
 // Lines is the component.
@@ -48,7 +54,12 @@ type Lines struct {
 	since   map[string]time.Time // when a line got or lost its carrier
 	failed  error                // why the lines cannot be read
 
-	chooser chooser // Run's goroutine alone
+	deliveries deliveries
+	usable     []rtnl.Line // as lines, but a silent one has no carrier
+
+	// Run's goroutine alone:
+	chooser chooser
+	repeat  time.Time // when engines are told once more, since routes have followed by then; zero: they need not
 }
 
 // New returns the component.
@@ -111,19 +122,41 @@ func (l *Lines) Run(ctx context.Context, ready func()) error {
 	}
 }
 
+// Observe takes what the engine of the voice tunnel says of its peers.
+func (l *Lines) Observe(peers []tunnel.PeerStatus) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.deliveries.observe(time.Now(), peers) {
+		l.again.Raise()
+	}
+}
+
+// Silent are the interfaces of the lines that have a carrier and deliver nothing.
+func (l *Lines) Silent() (names []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.lines {
+		if line.Carrier && l.deliveries.isSilent(line) {
+			names = append(names, line.Name)
+		}
+	}
+	return names
+}
+
 // look reads the lines and tells the engines what follows. It returns when to look again.
 func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
 	l.mu.Lock()
-	names, before := l.names, l.lines
+	names, before := l.names, l.usable
 	l.mu.Unlock()
 
 	lines, err := rtnl.Lines(names)
 	l.mu.Lock()
 	news := (err == nil) != (l.failed == nil)
+	changed := false
 	if l.failed = err; err == nil {
-		l.noteLocked(now, lines)
+		changed = l.noteLocked(now, lines)
 	}
-	dialled := l.dialled
+	dialled, usable := l.dialled, l.usable
 	l.mu.Unlock()
 	if err != nil {
 		if news {
@@ -132,7 +165,16 @@ func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
 		return now.Add(time.Second)
 	}
 
-	for _, m := range l.chooser.look(now, lines) {
+	if changed {
+		l.options.Changed()
+		l.repeat = now.Add(repeatAfter)
+	}
+	moves := l.chooser.look(now, usable)
+	if !l.repeat.IsZero() && !now.Before(l.repeat) {
+		l.repeat = time.Time{}
+		moves = append(moves, move{Reroute: tunnel.Reroute{From: slices.Clone(l.chooser.gone)}})
+	}
+	for _, m := range moves {
 		r := m.Reroute
 		if m.Dialled {
 			if len(dialled) == 0 {
@@ -143,12 +185,40 @@ func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
 		}
 		l.tell(ctx, r)
 	}
-	l.flush(before, lines)
-	return l.chooser.next()
+	l.flush(before, usable)
+	next = l.chooser.next()
+	if !l.repeat.IsZero() && (next.IsZero() || l.repeat.Before(next)) {
+		next = l.repeat
+	}
+	return next
 }
 
-// noteLocked takes over how the lines are, and logs what has changed.
-func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
+// noteLocked takes over how the lines are, and logs what has changed. silent is whether other lines are silent now.
+func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) (silent bool) {
+	usable := slices.Clone(lines)
+	for i, line := range lines {
+		if !line.Carrier || !l.deliveries.isSilent(line) {
+			continue
+		}
+		usable[i].Carrier = false
+	}
+	for i, line := range lines {
+		was := slices.IndexFunc(l.lines, func(b rtnl.Line) bool { return b.Name == line.Name })
+		before := was >= 0 && l.lines[was].Carrier && !l.usable[was].Carrier
+		after := line.Carrier && !usable[i].Carrier
+		if before == after {
+			continue
+		}
+		silent = true
+		l.since[line.Name] = now
+		if after {
+			l.options.Log.Warn("a WAN's line delivers nothing: no site is heard by it, and others are by another line",
+				"interface", line.Name)
+		} else {
+			l.options.Log.Info("a WAN's line delivers again", "interface", line.Name)
+		}
+	}
+	l.usable = usable
 	for _, line := range lines {
 		i := slices.IndexFunc(l.lines, func(b rtnl.Line) bool { return b.Name == line.Name })
 		if i >= 0 && l.lines[i].Carrier == line.Carrier {
@@ -162,6 +232,7 @@ func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
 		}
 	}
 	l.lines = lines
+	return silent
 }
 
 func (l *Lines) tell(ctx context.Context, r tunnel.Reroute) {
@@ -209,6 +280,14 @@ func (l *Lines) Problems() (all []problem.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, line := range l.lines {
+		if line.Carrier && l.deliveries.isSilent(line) {
+			all = append(all, problem.Problem{
+				Subject: line.Name, Severity: problem.Warning, Since: l.since[line.Name],
+				Text:   "delivers nothing: it has a carrier, and no site is heard by it",
+				Action: "ask the provider; other WANs are used until sites have answered by it for half a minute",
+			})
+			continue
+		}
 		if !line.Exists || line.Carrier {
 			continue // one that does not exist is the interfaces' problem
 		}
@@ -237,7 +316,8 @@ func (l *Lines) Status() fmt.Stringer {
 	s := Status{}
 	for _, line := range l.lines {
 		s = append(s, WAN{
-			Interface: line.Name, Carrier: line.Carrier, Since: l.since[line.Name], Addresses: line.Addresses,
+			Interface: line.Name, Carrier: line.Carrier, Silent: line.Carrier && l.deliveries.isSilent(line),
+			Since: l.since[line.Name], Addresses: line.Addresses,
 		})
 	}
 	return s
@@ -250,7 +330,8 @@ type Status []WAN
 type WAN struct {
 	Interface string       `json:"interface"`
 	Carrier   bool         `json:"carrier"`
-	Since     time.Time    `json:"since"` // when it got or lost its carrier, as far as the daemon knows
+	Silent    bool         `json:"silent"` // it has a carrier, and delivers nothing
+	Since     time.Time    `json:"since"`  // when that changed, as far as the daemon knows
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
@@ -260,7 +341,11 @@ func (s Status) String() string {
 	down := false
 	for _, w := range s {
 		text := w.Interface + " up"
-		if !w.Carrier {
+		switch {
+		case w.Silent:
+			down = true
+			text = w.Interface + " silent since " + w.Since.Local().Format(time.DateTime)
+		case !w.Carrier:
 			down = true
 			text = w.Interface + " without a carrier since " + w.Since.Local().Format(time.DateTime)
 		}

@@ -25,6 +25,7 @@ type State struct {
 // Facts is what the wanted state depends on besides the config.
 type Facts struct {
 	Leases          map[string]routing.Lease // by WAN interface
+	Silent          []string                 // interfaces of WANs that have a carrier and deliver nothing
 	Queues          qos.Features
 	FirewallMissing []firewall.Feature
 	KernelWireGuard bool

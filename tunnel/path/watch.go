@@ -28,7 +28,8 @@ const (
 	// knownFor is for how long a far end that says nothing still knows paths.
 	knownFor = 5 * time.Minute
 
-	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, at rest.
+	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, every path at rest. The
+	// path that is used is probed as rarely during calls: for its round trip alone.
 	probeEvery     = 500 * time.Millisecond
 	restProbeEvery = 5 * time.Second
 	// lostProbes in a row without an answer and a path is down.
@@ -70,14 +71,14 @@ type Watch struct {
 	movedAt int64
 	moved   bool // since something was last heard by the path that is used
 
-	unused []unused
+	probed []probed
 	moves  []Move
 }
 
-// unused is a path that is probed.
-type unused struct {
+// probed is a path as its probes find it.
+type probed struct {
 	source   netip.Addr
-	probed   int64
+	asked    int64
 	answered int64
 	healthy  int64 // since when every probe is answered; 0: it is not
 	missed   int
@@ -125,7 +126,7 @@ func (w *Watch) Look(now int64, s Seen) (a Act) {
 	}
 	if w.Knows(now) && len(s.Sources) > 1 {
 		a.Probe = w.probe(now, s, up)
-		if silent := max(s.Heard, w.movedAt); w.promised && up && now-silent > int64(w.patience()) {
+		if w.silent(now, s) {
 			a.Move = w.move(now, s, WhySilent)
 		} else if back := w.preferred(now, s); back.IsValid() {
 			a.Move = w.moveTo(now, s, back, WhyBack)
@@ -136,6 +137,20 @@ func (w *Watch) Look(now int64, s Seen) (a Act) {
 		w.said = now
 	}
 	return a
+}
+
+// silent reports whether the path that is used delivers nothing: while calls are up by what is heard, and at rest by
+// probes.
+func (w *Watch) silent(now int64, s Seen) bool {
+	if now < w.active {
+		return w.promised && now-max(s.Heard, w.movedAt) > int64(w.patience())
+	}
+	i := w.find(s.Source)
+	return i >= 0 && w.probed[i].missed >= lostProbes && now-w.movedAt > lostProbes*int64(restProbeEvery)
+}
+
+func (w *Watch) find(a netip.Addr) int {
+	return slices.IndexFunc(w.probed, func(u probed) bool { return u.source == a })
 }
 
 // patience is how long nothing may be heard.
@@ -194,11 +209,11 @@ func (w *Watch) Hear(now int64, m Message, at netip.Addr, s Seen) (act Act, answ
 }
 
 func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
-	i := slices.IndexFunc(w.unused, func(u unused) bool { return u.source == at })
+	i := w.find(at)
 	if i < 0 || m.Echo == 0 || int64(m.Echo) > now {
 		return
 	}
-	u := &w.unused[i]
+	u := &w.probed[i]
 	u.answered, u.trip, u.missed = now, time.Duration(now-int64(m.Echo)), 0
 	if u.healthy == 0 {
 		u.healthy = now
@@ -207,32 +222,27 @@ func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
 
 // probe returns the addresses to probe from now.
 func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
-	w.unused = slices.DeleteFunc(w.unused, func(u unused) bool {
-		return u.source == s.Source || !slices.Contains(s.Sources, u.source)
-	})
-	every := int64(restProbeEvery)
-	if up {
-		every = int64(probeEvery)
-	}
+	w.probed = slices.DeleteFunc(w.probed, func(u probed) bool { return !slices.Contains(s.Sources, u.source) })
 	for _, a := range s.Sources {
-		if a == s.Source {
-			continue
+		every := int64(restProbeEvery)
+		if up && a != s.Source {
+			every = int64(probeEvery)
 		}
-		i := slices.IndexFunc(w.unused, func(u unused) bool { return u.source == a })
+		i := w.find(a)
 		if i < 0 {
-			w.unused = append(w.unused, unused{source: a})
-			i = len(w.unused) - 1
+			w.probed = append(w.probed, probed{source: a})
+			i = len(w.probed) - 1
 		}
-		u := &w.unused[i]
-		if u.probed != 0 && now-u.probed < every {
+		u := &w.probed[i]
+		if u.asked != 0 && now-u.asked < every {
 			continue
 		}
-		if u.probed > u.answered {
+		if u.asked > u.answered {
 			if u.missed++; u.missed >= lostProbes {
 				u.healthy = 0
 			}
 		}
-		u.probed = now
+		u.asked = now
 		from = append(from, a)
 	}
 	return from
@@ -253,10 +263,13 @@ func (w *Watch) move(now int64, s Seen, why string) netip.Addr {
 }
 
 func (w *Watch) answers(a netip.Addr) bool {
-	return slices.ContainsFunc(w.unused, func(u unused) bool { return u.source == a && u.healthy != 0 })
+	return slices.ContainsFunc(w.probed, func(u probed) bool { return u.source == a && u.healthy != 0 })
 }
 
 func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr {
+	if i := w.find(s.Source); i >= 0 && why != WhyBack { // what its probes said is no longer true
+		w.probed[i].healthy, w.probed[i].missed = 0, lostProbes
+	}
 	w.movedAt, w.moved = now, true
 	w.moves = append(w.moves, Move{At: now, From: s.Source, To: to, Why: why})
 	w.moves = w.moves[max(0, len(w.moves)-maxMoves):]
@@ -268,8 +281,8 @@ func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr 
 func (w *Watch) preferred(now int64, s Seen) (best netip.Addr) {
 	i := slices.Index(s.Sources, s.Source)
 	for _, a := range s.Sources[:max(0, i)] {
-		j := slices.IndexFunc(w.unused, func(u unused) bool { return u.source == a })
-		if j >= 0 && w.unused[j].healthy != 0 && now-w.unused[j].healthy >= int64(healthTime) {
+		j := w.find(a)
+		if j >= 0 && w.probed[j].healthy != 0 && now-w.probed[j].healthy >= int64(healthTime) {
 			return a
 		}
 	}
@@ -298,22 +311,20 @@ type Status struct {
 func (w *Watch) Status(now int64, s Seen) (all []Status, moves []Move) {
 	for _, a := range s.Sources {
 		st := Status{Source: a, Used: a == s.Source, State: Unknown}
-		i := slices.IndexFunc(w.unused, func(u unused) bool { return u.source == a })
+		i := w.find(a)
+		if i >= 0 {
+			st.Trip = w.probed[i].trip
+		}
 		switch {
-		case st.Used && w.Knows(now) && now < w.active && w.promised:
+		case st.Used && now < w.active && w.promised && w.Knows(now):
 			st.State = Up
-			if now-max(s.Heard, w.movedAt) > int64(w.patience()) {
+			if w.silent(now, s) {
 				st.State = Silent
 			}
-		case st.Used && s.Heard != 0 && now-s.Heard < int64(knownFor):
+		case i >= 0 && w.probed[i].missed >= lostProbes:
+			st.State = Silent
+		case i >= 0 && w.probed[i].healthy != 0:
 			st.State = Up
-		case i >= 0 && !st.Used:
-			st.Trip = w.unused[i].trip
-			if w.unused[i].healthy != 0 {
-				st.State = Up
-			} else if w.unused[i].missed >= lostProbes {
-				st.State = Silent
-			}
 		}
 		all = append(all, st)
 	}

@@ -159,7 +159,7 @@ func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNet(t, first, second)
-			n.run(5 * time.Second)
+			n.run(2 * healthTime)
 			require.Empty(t, n.moves)
 			require.True(t, n.a.Knows(n.now) && n.b.Knows(n.now))
 
@@ -215,6 +215,23 @@ func TestACallThatIsSilentIsNoDeadLine(t *testing.T) {
 	n.run(time.Minute)
 	assert.Empty(t, n.moves)
 	assert.False(t, n.a.Active(n.now) || n.b.Active(n.now))
+}
+
+// At rest a line that delivers nothing is found by its probes, so that the next call begins on one that does.
+func TestADeadLineIsLeftAtRest(t *testing.T) {
+	n := newNet(t, first, second)
+	calling := true
+	n.calling = func() bool { return calling }
+	n.run(5 * time.Second)
+	calling = false
+	n.run(30 * time.Second)
+	require.Empty(t, n.moves)
+	n.dead = func(s netip.Addr, _ bool) bool { return s.String() == first }
+	n.run(25 * time.Second)
+	require.Len(t, n.moves, 1)
+	assert.Equal(t, second, n.a.source.String())
+	n.run(time.Minute)
+	assert.Len(t, n.moves, 1)
 }
 
 // A far end that does not know paths is neither probed nor taken for dead.

@@ -167,7 +167,7 @@ func (e *Engine) pathStatusLocked(p *peer, st *tunnel.PeerStatus, now int64) {
 	paths, moves := p.paths.Status(now, e.seenLocked(p, to, now))
 	for _, s := range paths {
 		st.Paths = append(st.Paths, tunnel.PathStatus{
-			Source: s.Source, Used: s.Used, State: string(s.State), RoundTrip: s.Trip,
+			Source: s.Source, Used: s.Used, State: tunnel.PathState(s.State), RoundTrip: s.Trip,
 		})
 	}
 	for _, m := range moves {
