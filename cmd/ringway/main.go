@@ -62,6 +62,7 @@ priority queues on the WAN, and nothing that leaves unencrypted. One config file
 		a.configured(checkCommand(a)),
 		a.configured(planCommand(a)),
 		a.configured(statusCommand(a)),
+		a.configured(pathsCommand(a)),
 		a.configured(callsCommand(a)),
 		a.configured(phonesCommand(a)),
 		a.configured(bansCommand(a)),

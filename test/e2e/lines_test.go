@@ -85,6 +85,7 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
 	k := talking(t, l, 10, 10*time.Second)
+	began := time.Now()
 	_, err := provider.RunInput(t.Context(), `table inet hole {
 	chain forward {
 		type filter hook forward priority 1;
@@ -93,6 +94,18 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	}
 }`, "nft", "-f", "-")
 	require.NoError(t, err)
+	reachedWithin(t, l, lab.PCB, "10.1.20.10", 5*time.Second-time.Since(began)) // data follows
+	require.True(t, polled(5*time.Second, func() bool {
+		return strings.Contains(statusText(t, l.Edge("a")), "wan0 silent since")
+	}))
+	out, err := l.Edge("a").Ringway(within(t, 5*time.Second), "paths", "munich")
+	require.NoError(t, err)
+	assert.Regexp(t, `(?m)^munich +voice +203\.0\.113\.2:51820 +wan0 +198\.51\.100\.2 +no +silent `, out)
+	assert.Regexp(t, `(?m)^ +lte0 +192\.0\.2\.2 +yes +up `, out)
+	assert.Contains(t, out, "from 198.51.100.2 to 192.0.2.2: nothing was heard")
+	const internet = "203.0.113.1"
+	pc, server := udpOn(t, l.Host(lab.PCA), "10.1.20.10:40000"), udpOn(t, provider, internet+":4000")
+	assert.Contains(t, arrives(t, pc, server, internet+":4000", "by the second line"), secondA+":")
 
 	h, result := k.heard()
 	sent, lost := count(h)
