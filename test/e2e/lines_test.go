@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/tunnel"
 )
 
 // The second WAN of berlin, and what the provider has at the other end of it.
@@ -86,14 +87,7 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	provider := l.Host(lab.Provider)
 	k := talking(t, l, 10, 10*time.Second)
 	began := time.Now()
-	_, err := provider.RunInput(t.Context(), `table inet hole {
-	chain forward {
-		type filter hook forward priority 1;
-		iifname "wan-a" drop
-		oifname "wan-a" drop
-	}
-}`, "nft", "-f", "-")
-	require.NoError(t, err)
+	deliversNothing(t, provider)
 	reachedWithin(t, l, lab.PCB, "10.1.20.10", 5*time.Second-time.Since(began)) // data follows
 	require.True(t, polled(5*time.Second, func() bool {
 		return strings.Contains(statusText(t, l.Edge("a")), "wan0 silent since")
@@ -111,6 +105,37 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	sent, lost := count(h)
 	assert.Less(t, silence(h), 300*time.Millisecond)
 	assert.Equal(t, 10, result.Completed, result.Why)
+	t.Logf("%d voice packets, %d lost, longest silence %s", sent, lost, silence(h))
+	nothingForeign(t, provider)
+}
+
+// deliversNothing has the first line drop everything. Its carrier stays.
+func deliversNothing(t *testing.T, provider *lab.Host) {
+	t.Helper()
+	_, err := provider.RunInput(t.Context(), `table inet hole {
+	chain forward {
+		type filter hook forward priority 1;
+		iifname "wan-a" drop
+		oifname "wan-a" drop
+	}
+}`, "nft", "-f", "-")
+	require.NoError(t, err)
+}
+
+// The far end is stock wireguard-go, which knows no paths: it is asked by a handshake.
+func TestTimedALineThatDeliversNothingToAStockFarEnd(t *testing.T) {
+	l := twoLines(t, lab.Options{WAN: twenty, StockFarEnd: true, EdgeConfig: stockFarEnd})
+	provider := l.Host(lab.Provider)
+	require.True(t, polled(20*time.Second, func() bool { // there is one handshake in five seconds
+		voice, _ := status(t, l.Edge("a")).Tunnel(tunnel.Voice)
+		return len(voice.Peers) == 1 && time.Since(voice.Peers[0].LastHandshake) > 6*time.Second
+	}))
+	k := talking(t, l, 4, 10*time.Second)
+	deliversNothing(t, provider)
+
+	h, _ := k.heard()
+	sent, lost := count(h)
+	assert.Less(t, silence(h), 2*time.Second)
 	t.Logf("%d voice packets, %d lost, longest silence %s", sent, lost, silence(h))
 	nothingForeign(t, provider)
 }

@@ -37,6 +37,12 @@ const (
 	// healthTime is how long a preferred path has to answer until it is taken again.
 	healthTime = 30 * time.Second
 
+	// strangerSilence is for how long nothing may be heard from an end that does not know paths until it is asked by a
+	// handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by each further line.
+	strangerSilence = 500 * time.Millisecond
+	answerTime      = 600 * time.Millisecond
+	nextLineAfter   = 2 * time.Second
+
 	maxMoves = 10
 )
 
@@ -48,6 +54,7 @@ type Seen struct {
 	Heard   int64        // anything by the path that is used
 	Sent    int64
 	Packets uint64 // in both directions, ours and messages of this package included
+	MayAsk  bool   // a handshake may be begun now
 }
 
 // Act is what the engine is to do.
@@ -55,6 +62,7 @@ type Act struct {
 	Move  netip.Addr   // send from this address from now on; zero: stay
 	Say   bool         // send Message by the path that is used
 	Probe []netip.Addr // send Probe from these addresses
+	Ask   bool         // begin a handshake by the path that is used: any far end answers
 }
 
 // Watch is what is known of the paths to one peer. The zero Watch knows nothing. It is not for several goroutines at
@@ -68,6 +76,8 @@ type Watch struct {
 	counted int64 // when packets was taken
 
 	said    int64
+	asked   int64 // the last handshake for a far end that does not know paths
+	asking  bool  // it has not been heard since
 	movedAt int64
 	moved   bool // since something was last heard by the path that is used
 
@@ -132,7 +142,10 @@ func (w *Watch) Look(now int64, s Seen) (a Act) {
 			a.Move = w.moveTo(now, s, back, WhyBack)
 		}
 	}
-	a.Say = a.Say || a.Move.IsValid()
+	if up && !w.Knows(now) && len(s.Sources) > 1 && s.Heard != 0 {
+		a.Ask, a.Move = w.stranger(now, s)
+	}
+	a.Say = a.Say || a.Move.IsValid() && w.Knows(now)
 	if a.Say {
 		w.said = now
 	}
@@ -147,6 +160,29 @@ func (w *Watch) silent(now int64, s Seen) bool {
 	}
 	i := w.find(s.Source)
 	return i >= 0 && w.probed[i].missed >= lostProbes && now-w.movedAt > lostProbes*int64(restProbeEvery)
+}
+
+// stranger finds out whether an end that does not know paths is still there.
+func (w *Watch) stranger(now int64, s Seen) (ask bool, move netip.Addr) {
+	if now-s.Heard <= int64(strangerSilence) {
+		w.asking = false
+		return false, move
+	}
+	if !w.asking {
+		if !s.MayAsk || w.asked != 0 && now-w.asked < int64(strangerEvery) {
+			return false, move
+		}
+		w.asking, w.asked = true, now
+		return true, move
+	}
+	patience := answerTime
+	if w.moved && w.movedAt > w.asked {
+		patience = nextLineAfter
+	}
+	if now-max(w.asked, w.movedAt) > int64(patience) {
+		move = w.move(now, s, WhySilent)
+	}
+	return false, move
 }
 
 func (w *Watch) find(a netip.Addr) int {

@@ -28,56 +28,70 @@ func TestMessageIsReadAsWritten(t *testing.T) {
 	assert.Equal(t, never*time.Millisecond, Read(far).HeardAgo)
 }
 
-// end is a box with lines, as an engine would use a Watch. The far end has one line.
+// end is a box with lines, which uses a Watch as an engine does.
 type end struct {
 	Watch
 	sources []netip.Addr
-	source  netip.Addr
+	source  netip.Addr // it sends from
+	remote  netip.Addr // it sends to
+	left    netip.Addr // it has just stopped sending from
+	until   int64
 	heard   int64
 	sent    int64
 	packets uint64
 }
 
+func newEnd(sources ...string) *end {
+	e := &end{}
+	for _, s := range sources {
+		e.sources = append(e.sources, netip.MustParseAddr(s))
+	}
+	e.source = e.sources[0]
+	return e
+}
+
 func (e *end) seen() Seen {
-	return Seen{Sources: e.sources, Source: e.source, Session: true, Heard: e.heard, Sent: e.sent, Packets: e.packets}
+	return Seen{
+		Sources: e.sources, Source: e.source, Session: true, Heard: e.heard, Sent: e.sent, Packets: e.packets,
+	}
 }
 
 // net is two ends and the paths between them, in steps of a millisecond.
 type net struct {
-	t       *testing.T
 	now     int64
 	a, b    *end
 	calling func() bool // whether media flows now
 	delay   time.Duration
-	dead    func(source netip.Addr, toB bool) bool
+	dead    func(a, b netip.Addr, toB bool) bool // what is lost between two addresses
 	flights []flight
 	moves   []string
 	began   int64
 }
 
 type flight struct {
-	at   int64
-	toB  bool
-	from netip.Addr // a's address
-	m    *Message   // nil: media
+	at       int64
+	toB      bool
+	from, to netip.Addr
+	m        *Message // nil: media
 }
 
 func newNet(t *testing.T, sources ...string) *net {
-	n := &net{t: t, now: int64(time.Hour), delay: 25 * time.Millisecond, a: &end{}, b: &end{}}
-	for _, s := range sources {
-		n.a.sources = append(n.a.sources, netip.MustParseAddr(s))
-	}
-	n.a.source = n.a.sources[0]
-	n.b.source = n.a.source // where b sends a's packets to
-	n.dead = func(netip.Addr, bool) bool { return false }
+	t.Helper()
+	n := &net{now: int64(time.Hour), delay: 25 * time.Millisecond, a: newEnd(sources...), b: newEnd(far)}
+	n.a.remote, n.b.remote = n.b.source, n.a.source
+	n.dead = func(netip.Addr, netip.Addr, bool) bool { return false }
 	n.calling = func() bool { return true }
 	n.began = n.now
 	return n
 }
 
-func (n *net) send(toB bool, from netip.Addr, m *Message) {
-	if !n.dead(from, toB) {
-		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, m})
+func (n *net) send(e *end, from, to netip.Addr, m *Message) {
+	toB, a, b := e == n.a, from, to
+	if !toB {
+		a, b = to, from
+	}
+	if !n.dead(a, b, toB) {
+		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, to, m})
 	}
 }
 
@@ -87,16 +101,15 @@ func (n *net) at() time.Duration { return time.Duration(n.now - n.began) }
 func (n *net) run(d time.Duration) {
 	for until := n.now + int64(d); n.now < until; n.now += int64(time.Millisecond) {
 		ms := n.now / int64(time.Millisecond)
-		if ms%20 == 0 && n.calling() {
-			n.a.packets, n.b.packets = n.a.packets+1, n.b.packets+1
-			n.a.sent, n.b.sent = n.now, n.now
-			n.send(true, n.a.source, nil)
-			n.send(false, n.b.source, nil)
-		}
 		n.arrive()
-		for i, e := range []*end{n.a, n.b} {
+		for _, e := range []*end{n.a, n.b} {
+			if ms%20 == 0 && n.calling() {
+				e.packets++
+				e.sent = n.now
+				n.send(e, e.source, e.remote, nil)
+			}
 			if ms%10 == 0 && e.Active(n.now) || ms%100 == 0 {
-				n.act(e, i == 0, e.Look(n.now, e.seen()))
+				n.act(e, e.Look(n.now, e.seen()))
 			}
 		}
 	}
@@ -116,38 +129,50 @@ func (n *net) arrive() {
 		if f.m == nil || !f.m.Probe && !f.m.Answer {
 			e.heard = n.now
 			e.packets++
-			if f.toB {
-				n.b.source = f.from // it follows
-			}
+			e.follow(f, n.now)
 		}
 		if f.m == nil {
 			continue
 		}
-		act, answer, answered := e.Hear(n.now, *f.m, f.from, e.seen())
+		act, answer, answered := e.Hear(n.now, *f.m, f.to, e.seen())
 		if answered {
-			n.send(!f.toB, f.from, &answer)
+			n.send(e, f.to, f.from, &answer)
 		}
-		n.act(e, e == n.a, act)
+		n.act(e, act)
 	}
 }
 
-func (n *net) act(e *end, isA bool, a Act) {
+// follow sends to where something came from, and from where it arrived.
+func (e *end) follow(f flight, now int64) {
+	switch {
+	case f.to != e.left || now >= e.until:
+		e.source, e.remote = f.to, f.from
+	case f.from != e.remote:
+		e.source, e.remote = e.sources[0], f.from // the kernel chooses
+	}
+}
+
+func (n *net) act(e *end, a Act) {
 	if a.Move.IsValid() {
 		n.moves = append(n.moves, n.at().String()+" "+a.Move.String())
+		e.left, e.until = e.source, n.now+int64(500*time.Millisecond)
 		e.source = a.Move
 	}
 	if a.Say {
 		m := e.Message(n.now, e.seen())
-		n.send(isA, e.source, &m)
+		n.send(e, e.source, e.remote, &m)
 		e.sent = n.now
 	}
 	for _, from := range a.Probe {
 		m := e.Probe(n.now)
-		n.send(isA, from, &m)
+		n.send(e, from, e.remote, &m)
 	}
 }
 
-const first, second, third = "198.51.100.2", "192.0.2.2", "203.0.113.77"
+const (
+	first, second, third = "198.51.100.2", "192.0.2.2", "203.0.113.77"
+	far, farSecond       = "203.0.113.2", "198.18.0.2"
+)
 
 // A line dies under a call, in both directions or in one of them; the other line carries it within 300 ms. The first one
 // is well again: after half a minute it is taken, and nothing was tried on the way there and back.
@@ -163,17 +188,17 @@ func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 			require.Empty(t, n.moves)
 			require.True(t, n.a.Knows(n.now) && n.b.Knows(n.now))
 
-			n.dead = func(s netip.Addr, toB bool) bool { return s.String() == first && dead(toB) }
+			n.dead = func(a, _ netip.Addr, toB bool) bool { return a.String() == first && dead(toB) }
 			n.run(300 * time.Millisecond)
 			require.Len(t, n.moves, 1, "%v", n.moves)
 			assert.Equal(t, second, n.a.source.String())
-			assert.Equal(t, second, n.b.source.String(), "the far end follows")
+			assert.Equal(t, second, n.b.remote.String(), "the far end follows")
 			assert.Less(t, time.Duration(n.now-n.a.heard), 50*time.Millisecond)
 			assert.Less(t, time.Duration(n.now-n.b.heard), 50*time.Millisecond)
 			n.run(time.Minute)
 			require.Len(t, n.moves, 1, "%v", n.moves)
 
-			n.dead = func(netip.Addr, bool) bool { return false }
+			n.dead = func(netip.Addr, netip.Addr, bool) bool { return false }
 			n.run(healthTime - time.Second)
 			require.Len(t, n.moves, 1)
 			n.run(3 * time.Second)
@@ -188,9 +213,9 @@ func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 // Of two others only one delivers: it is known from its probes.
 func TestTheLineThatAnswersIsTaken(t *testing.T) {
 	n := newNet(t, first, second, third)
-	n.dead = func(s netip.Addr, _ bool) bool { return s.String() == second }
+	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() == second }
 	n.run(5 * time.Second)
-	n.dead = func(s netip.Addr, _ bool) bool { return s.String() != third }
+	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() != third }
 	n.run(300 * time.Millisecond)
 	require.Len(t, n.moves, 1)
 	assert.Equal(t, third, n.a.source.String())
@@ -201,6 +226,39 @@ func TestTheLineThatAnswersIsTaken(t *testing.T) {
 	}
 	assert.Equal(t, Silent, states[second])
 	assert.Equal(t, Up, states[third])
+}
+
+// Both ends have two lines. Whichever dies, and in whichever direction, within half a second both are heard again, by a
+// path that delivers.
+func TestBothEndsHaveTwoLines(t *testing.T) {
+	for _, line := range []string{first, far} {
+		for name, dead := range map[string]func(toB bool) bool{
+			"both ways": func(bool) bool { return true },
+			"to b":      func(toB bool) bool { return toB },
+			"to a":      func(toB bool) bool { return !toB },
+		} {
+			t.Run(line+" "+name, func(t *testing.T) {
+				n := newNet(t, first, second)
+				n.b.sources = append(n.b.sources, netip.MustParseAddr(farSecond))
+				n.run(2 * healthTime)
+				require.Empty(t, n.moves)
+				n.dead = func(a, b netip.Addr, toB bool) bool {
+					return (a.String() == line || b.String() == line) && dead(toB)
+				}
+				n.run(500 * time.Millisecond)
+				for range 600 {
+					n.run(100 * time.Millisecond)
+					assert.Less(t, time.Duration(n.now-n.a.heard), 60*time.Millisecond, "at %s", n.at())
+					assert.Less(t, time.Duration(n.now-n.b.heard), 60*time.Millisecond, "at %s", n.at())
+					if t.Failed() {
+						t.Log(n.moves)
+						return
+					}
+				}
+				assert.LessOrEqual(t, len(n.moves), 4, "%v", n.moves)
+			})
+		}
+	}
 }
 
 // A call on hold sends nothing, and a call that has ended neither: no line is called dead for that.
@@ -226,7 +284,7 @@ func TestADeadLineIsLeftAtRest(t *testing.T) {
 	calling = false
 	n.run(30 * time.Second)
 	require.Empty(t, n.moves)
-	n.dead = func(s netip.Addr, _ bool) bool { return s.String() == first }
+	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() == first }
 	n.run(25 * time.Second)
 	require.Len(t, n.moves, 1)
 	assert.Equal(t, second, n.a.source.String())
@@ -234,10 +292,51 @@ func TestADeadLineIsLeftAtRest(t *testing.T) {
 	assert.Len(t, n.moves, 1)
 }
 
+// A far end that does not know paths answers handshakes. It is asked when it has been silent for a while, seldom, and
+// left alone when it answers; another line is tried when it does not.
+func TestAStrangerIsAsked(t *testing.T) {
+	n := newNet(t, first, second)
+	a := n.a
+	asked, answers := 0, true
+	step := func(d time.Duration) {
+		for until := n.now + int64(d); n.now < until; n.now += int64(LookEvery) {
+			a.packets++ // we send
+			s := a.seen()
+			s.MayAsk = true
+			act := a.Look(n.now, s)
+			if act.Ask {
+				if asked++; answers {
+					a.heard = n.now + int64(50*time.Millisecond)
+				}
+			}
+			if act.Move.IsValid() {
+				n.moves = append(n.moves, act.Move.String())
+				a.source = act.Move
+			}
+		}
+	}
+	a.heard = n.now
+	step(time.Minute) // it is on hold
+	assert.Empty(t, n.moves)
+	assert.Positive(t, asked)
+	assert.LessOrEqual(t, asked, 6)
+
+	a.heard = n.now
+	answers = false
+	step(strangerEvery + strangerSilence + answerTime + time.Second)
+	require.NotEmpty(t, n.moves)
+	assert.Equal(t, second, n.moves[0])
+	assert.LessOrEqual(t, len(n.moves), 6, "each line has its time")
+	a.heard = n.now
+	tried := len(n.moves)
+	step(strangerSilence)
+	assert.Len(t, n.moves, tried, "it is heard")
+}
+
 // A far end that does not know paths is neither probed nor taken for dead.
 func TestAStrangerIsLeftAlone(t *testing.T) {
 	n := newNet(t, first, second)
-	n.dead = func(_ netip.Addr, toB bool) bool { return !toB && n.now > n.began+int64(3*time.Second) }
+	n.dead = func(_, _ netip.Addr, toB bool) bool { return !toB && n.now > n.began+int64(3*time.Second) }
 	said := 0
 	for range 40 * 1000 {
 		n.now += int64(time.Millisecond)
@@ -259,7 +358,7 @@ func TestAStrangerIsLeftAlone(t *testing.T) {
 func TestLossIsNoDeadLine(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	n := newNet(t, first, second)
-	n.dead = func(netip.Addr, bool) bool { return random.Float64() < 0.05 }
+	n.dead = func(netip.Addr, netip.Addr, bool) bool { return random.Float64() < 0.05 }
 	n.run(10 * time.Minute)
 	assert.Empty(t, n.moves)
 }
@@ -269,10 +368,10 @@ func TestLossIsNoDeadLine(t *testing.T) {
 func TestNoLineDelivers(t *testing.T) {
 	n := newNet(t, first, second)
 	n.run(5 * time.Second)
-	n.dead = func(netip.Addr, bool) bool { return true }
+	n.dead = func(netip.Addr, netip.Addr, bool) bool { return true }
 	n.run(1500 * time.Millisecond)
 	assert.LessOrEqual(t, len(n.moves), 7)
-	n.dead = func(s netip.Addr, _ bool) bool { return s.String() != second }
+	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() != second }
 	n.run(600 * time.Millisecond)
 	assert.Equal(t, second, n.a.source.String())
 	assert.Less(t, time.Duration(n.now-n.b.heard), 100*time.Millisecond)

@@ -90,6 +90,7 @@ func (e *Engine) seenLocked(p *peer, to *endpoint, now int64) path.Seen {
 	s := path.Seen{
 		Source: to.src, Session: p.current.Load().usable(now), Heard: p.receivedAt.Load(), Sent: p.sentAt.Load(),
 		Packets: p.txPackets.Load() + p.rxPackets.Load(),
+		MayAsk:  p.pending == nil && elapsed(now, p.initiated) > rekeyTimeout,
 	}
 	if lines := e.lines.Load(); lines != nil {
 		if s.Sources = lines.v4; to.raw.V6() {
@@ -114,6 +115,10 @@ func (e *Engine) actLocked(p *peer, to *endpoint, s path.Seen, a path.Act, now i
 	if a.Say {
 		e.sayPathLocked(p, to, p.paths.Message(now, s), now)
 		p.noteSent(now, false, true)
+	}
+	if a.Ask {
+		p.attempts = 0
+		e.initiateLocked(p)
 	}
 	for _, from := range a.Probe {
 		e.sayPathLocked(p, newEndpoint(to.raw, from), p.paths.Probe(now), now)
