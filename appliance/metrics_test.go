@@ -28,6 +28,7 @@ import (
 	"ringway/appliance/calls"
 	"ringway/appliance/exposition"
 	"ringway/appliance/lease"
+	"ringway/appliance/line"
 	"ringway/appliance/metrics"
 	"ringway/appliance/problem"
 	"ringway/appliance/reflector"
@@ -48,6 +49,9 @@ var engineReasons = map[tunnel.EngineName][]string{
 	tunnel.EngineRealtime:    realtime.Reasons(),
 	tunnel.EngineWireGuardGo: wireguardgo.Reasons(),
 }
+
+// lineAddress is that of the WAN in the status.
+var lineAddress = netip.MustParseAddr("198.51.100.7")
 
 // exposed is what Prometheus gets of st from a daemon, parsed as Prometheus does.
 func exposed(t *testing.T, st status.Status) (string, map[string]*dto.MetricFamily) {
@@ -118,6 +122,11 @@ func busy() status.Status {
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
 			p.RoundTrip = time.Duration(n()) * time.Second
+			p.Paths = []tunnel.PathStatus{
+				{Source: lineAddress, Used: true, State: tunnel.PathUp, RoundTrip: time.Duration(n()) * time.Second},
+				{Source: lineAddress, State: tunnel.PathSilent}, // twice, as a plane that was taken over may say
+				{Source: netip.MustParseAddr("192.0.2.99"), State: tunnel.PathUp},
+			}
 			p.Media = &tunnel.MediaStatus{
 				Budget: rate(), LineBudget: rate(), Taken: rate(),
 				Flows: int(n()), Reserved: int(n()), Refused: n(), Refusing: true, LineFull: true,
@@ -173,6 +182,7 @@ func busy() status.Status {
 				}},
 			},
 		},
+		"lines":  line.Status{{Interface: "wan0", Carrier: true, Since: at(), Addresses: []netip.Addr{lineAddress}}},
 		"leases": lease.Status{{Interface: "wan0", Address: netip.MustParsePrefix("198.51.100.7/24"), Expiry: at()}},
 	}
 	queue := func(wan, site string, c qos.ClassName) qos.QueueStats {

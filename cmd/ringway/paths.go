@@ -94,7 +94,7 @@ func pathsOf(st status.Status) []sitePaths {
 		for _, p := range t.Peers {
 			s := sitePaths{Site: p.Site, Class: t.Class, Remote: p.Endpoint, Paths: []sitePath{}, Moves: p.Moves}
 			for _, path := range p.Paths {
-				s.Paths = append(s.Paths, sitePath{WAN: wanOf(lines, path.Source), PathStatus: path})
+				s.Paths = append(s.Paths, sitePath{WAN: lines.Interface(path.Source), PathStatus: path})
 			}
 			if len(s.Paths) == 0 { // by whichever the routes lead
 				one := sitePath{PathStatus: tunnel.PathStatus{Used: true, State: tunnel.PathUnknown}}
@@ -107,15 +107,6 @@ func pathsOf(st status.Status) []sitePaths {
 		}
 	}
 	return all
-}
-
-func wanOf(lines line.Status, source netip.Addr) string {
-	for _, l := range lines {
-		if slices.Contains(l.Addresses, source) {
-			return l.Interface
-		}
-	}
-	return ""
 }
 
 func printPaths(out io.Writer, all []sitePaths, now time.Time) error {

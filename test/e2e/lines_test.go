@@ -122,7 +122,7 @@ func deliversNothing(t *testing.T, provider *lab.Host) {
 	require.NoError(t, err)
 }
 
-// The far end is stock wireguard-go, which knows no paths: it is asked by a handshake.
+// The far end is stock wireguard-go, which does not know paths: it is asked by a handshake.
 func TestTimedALineThatDeliversNothingToAStockFarEnd(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty, StockFarEnd: true, EdgeConfig: stockFarEnd})
 	provider := l.Host(lab.Provider)

@@ -138,7 +138,7 @@ var mayImport = map[string][]string{
 	"test/streamtest":      {},
 	"appliance/component":  {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task"},
 	"appliance/exposition": {"appliance/status"},
-	"appliance/line":       {"appliance/config", "appliance/problem", "appliance/task", "routing/rtnl", "tunnel"},
+	"appliance/line":       {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "routing/rtnl", "tunnel"},
 	"appliance/lease":      {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "routing", "routing/dhcp"},
 	"appliance/metrics":    {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "firewall", "qos", "tunnel"},
 	"appliance/reflector":  {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "appliance/wanted", "qos", "stamp", "tunnel"},

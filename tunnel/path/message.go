@@ -65,7 +65,7 @@ func (m Message) Append(b []byte) []byte {
 // Is reports whether the content of a message of the tunnel is one of paths.
 func Is(p []byte) bool { return len(p) >= Size && binary.BigEndian.Uint32(p) == magic }
 
-// Stays reports whether a message that Is one says nothing about where its sender is to be sent to.
+// Stays reports whether a message that Is one leaves it open where its sender is to be sent to.
 func Stays(p []byte) bool { return p[4]&(flagProbe|flagAnswer) != 0 }
 
 // Read reads what Is a message.

@@ -25,7 +25,7 @@ const (
 	// it knows paths.
 	helloEvery    = 500 * time.Millisecond
 	strangerEvery = 10 * time.Second
-	// knownFor is for how long a far end that says nothing still knows paths.
+	// knownFor is for how long a silent far end still knows paths.
 	knownFor = 5 * time.Minute
 
 	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, every path at rest. The
@@ -42,6 +42,9 @@ const (
 	strangerSilence = 500 * time.Millisecond
 	answerTime      = 600 * time.Millisecond
 	nextLineAfter   = 2 * time.Second
+
+	// maxAnswers bounds the answers to probes in a second: those for eight lines, and more.
+	maxAnswers = 50
 
 	maxMoves = 10
 )
@@ -69,7 +72,9 @@ type Act struct {
 // once.
 type Watch struct {
 	known    int64 // when the far end last said something
-	promised bool  // as it last said
+	replies  int   // to probes, since second
+	second   int64
+	promised bool // as it last said
 
 	active  int64 // until when calls count as up
 	packets uint64
@@ -228,6 +233,12 @@ func (w *Watch) Hear(now int64, m Message, at netip.Addr, s Seen) (act Act, answ
 	w.known = now
 	switch {
 	case m.Probe:
+		if now-w.second > int64(time.Second) {
+			w.second, w.replies = now, 0
+		}
+		if w.replies++; w.replies > maxAnswers {
+			return act, answer, false
+		}
 		return act, Message{Promise: now < w.active, Answer: true, HeardAgo: never * time.Millisecond, Echo: m.Stamp}, true
 	case m.Answer:
 		w.hearAnswer(now, m, at)

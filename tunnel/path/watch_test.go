@@ -174,8 +174,8 @@ const (
 	far, farSecond       = "203.0.113.2", "198.18.0.2"
 )
 
-// A line dies under a call, in both directions or in one of them; the other line carries it within 300 ms. The first one
-// is well again: after half a minute it is taken, and nothing was tried on the way there and back.
+// A line dies under a call, in both directions or in one of them; the other line carries it within 300 ms. The first
+// one is well again: after half a minute it is taken, and nothing was tried on the way there and back.
 func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 	for name, dead := range map[string]func(toB bool) bool{
 		"both ways":          func(bool) bool { return true },
@@ -290,6 +290,19 @@ func TestADeadLineIsLeftAtRest(t *testing.T) {
 	assert.Equal(t, second, n.a.source.String())
 	n.run(time.Minute)
 	assert.Len(t, n.moves, 1)
+}
+
+func TestAnswersAreBounded(t *testing.T) {
+	var w Watch
+	n := 0
+	for range 1000 {
+		if _, _, answered := w.Hear(1, Message{Probe: true}, netip.MustParseAddr(first), Seen{}); answered {
+			n++
+		}
+	}
+	assert.Equal(t, maxAnswers, n)
+	_, _, answered := w.Hear(int64(2*time.Second), Message{Probe: true}, netip.MustParseAddr(first), Seen{})
+	assert.True(t, answered)
 }
 
 // A far end that does not know paths answers handshakes. It is asked when it has been silent for a while, seldom, and

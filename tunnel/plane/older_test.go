@@ -139,7 +139,7 @@ func TestAPlaneOfTheReleaseBeforeIsAdoptedAndConfigured(t *testing.T) {
 	assert.Equal(t, ProtocolMinor, s.current().Hello.Minor)
 	assert.EqualValues(t, 600_000, budgetOf(upgraded, key(2).Public()))
 	held.Measured = &d.Measured    // the release before counts no media
-	held.Sources = &[]netip.Addr{} // and knows no lines
+	held.Sources = &[]netip.Addr{} // and does not know lines
 	assert.Equal(t, held, b.heldInBerlin(t, s))
 }
 

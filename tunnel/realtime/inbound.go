@@ -182,7 +182,7 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 	table.Pass(mark)
 }
 
-// pathMessage hands a message about paths to the control side. A probe says nothing about where the peer is to be sent
+// pathMessage hands a message about paths to the control side. A probe leaves it open where the peer is to be sent
 // to, and no silence ends by it.
 func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	if !path.Stays(plain) {
