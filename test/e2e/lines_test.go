@@ -109,6 +109,30 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	nothingForeign(t, provider)
 }
 
+// The line that carries the calls loses 8 % of what it is given, in both directions.
+func TestTimedALineThatLosesTooMuchIsLeft(t *testing.T) {
+	l := twoLines(t, lab.Options{WAN: twenty})
+	k := talking(t, l, 5, 14*time.Second)
+	began := time.Now()
+	_, err := l.Host(lab.Provider).RunInput(t.Context(), `table inet loss {
+	chain forward {
+		type filter hook forward priority 1;
+		iifname "wan-a" numgen random mod 100 < 8 drop
+		oifname "wan-a" numgen random mod 100 < 8 drop
+	}
+}`, "nft", "-f", "-")
+	require.NoError(t, err)
+	require.True(t, polled(10*time.Second, func() bool {
+		out, err := l.Edge("a").Ringway(within(t, 5*time.Second), "paths", "munich")
+		require.NoError(t, err)
+		return strings.Contains(out, "from 198.51.100.2 to 192.0.2.2: too much was lost")
+	}))
+	took := time.Since(began)
+	h, _ := k.heard()
+	sent, lost := count(h)
+	t.Logf("left after %s; %d voice packets, %d lost, longest silence %s", took, sent, lost, silence(h))
+}
+
 // deliversNothing has the first line drop everything. Its carrier stays.
 func deliversNothing(t *testing.T, provider *lab.Host) {
 	t.Helper()

@@ -112,7 +112,7 @@ var mayImport = map[string][]string{
 	"tunnel/datagram":      {},
 	"tunnel/flowqueue":     {"units"},
 	"tunnel/ledger":        {"qos", "tunnel", "units"}, // qos alone computes with budgets
-	"tunnel/path":          {},
+	"tunnel/path":          {"quality"},
 	"tunnel/series":        {},
 	"tunnel/wireguardgo":   {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/flowqueue", "tunnel/uapi", "units"},
 	"tunnel/realtime":      {"tunnel", "tunnel/datagram", "tunnel/descriptor", "tunnel/ledger", "tunnel/path", "tunnel/series", "tunnel/uapi", "units"},

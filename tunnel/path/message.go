@@ -29,17 +29,22 @@ const (
 	flagAnswer              // of a probe
 )
 
-// never is the number of ms after which it is all the same.
-const never = math.MaxUint16
+const (
+	never       = math.MaxUint16 // ms after which it is all the same
+	unknownLoss = math.MaxUint16
+)
 
 // Message is what both ends tell each other.
 //
 //	magic (4 bytes), flags (1), zero (1), heard ago (2, ms; 65535: longer, or never),
-//	stamp (8, ns of the sender's clock), echo (8, the stamp of the probe that is answered), zero (8)
+//	stamp (8, ns of the sender's clock), echo (8, the stamp of the probe that is answered),
+//	loss (2, per mille; 65535: not known), zero (2), elsewhere (4)
 type Message struct {
 	Promise, Probe, Answer bool
 	HeardAgo               time.Duration // since the sender has heard something by the path that is used
 	Stamp, Echo            uint64
+	Loss                   int    // per mille of what was sent to the sender in a second; -1: not known
+	Elsewhere              uint32 // probes and answers that the sender has sent in the session
 }
 
 // Append appends the message.
@@ -59,7 +64,13 @@ func (m Message) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, ago)
 	b = binary.BigEndian.AppendUint64(b, m.Stamp)
 	b = binary.BigEndian.AppendUint64(b, m.Echo)
-	return append(b, make([]byte, 8)...)
+	loss := uint16(unknownLoss)
+	if m.Loss >= 0 && m.Loss <= 1000 {
+		loss = uint16(m.Loss)
+	}
+	b = binary.BigEndian.AppendUint16(b, loss)
+	b = append(b, 0, 0)
+	return binary.BigEndian.AppendUint32(b, m.Elsewhere)
 }
 
 // Is reports whether the content of a message of the tunnel is one of paths.
@@ -70,7 +81,12 @@ func Stays(p []byte) bool { return p[4]&(flagProbe|flagAnswer) != 0 }
 
 // Read reads what Is a message.
 func Read(p []byte) Message {
+	loss := int(binary.BigEndian.Uint16(p[24:]))
+	if loss > 1000 {
+		loss = -1
+	}
 	return Message{
+		Loss: loss, Elsewhere: binary.BigEndian.Uint32(p[28:]),
 		Promise: p[4]&flagPromise != 0, Probe: p[4]&flagProbe != 0, Answer: p[4]&flagAnswer != 0,
 		HeardAgo: time.Duration(binary.BigEndian.Uint16(p[6:])) * time.Millisecond,
 		Stamp:    binary.BigEndian.Uint64(p[8:]), Echo: binary.BigEndian.Uint64(p[16:]),

@@ -88,6 +88,13 @@ type Watch struct {
 
 	probed []probed
 	moves  []Move
+
+	in        incoming
+	farLoss   int // per mille of what we send, as the far end says
+	farLossAt int64
+	bad       bad
+	badLeft   int64 // when a bad one was left; 0: never
+	badTimes  int   // how often
 }
 
 // probed is a path as its probes find it.
@@ -97,7 +104,9 @@ type probed struct {
 	answered int64
 	healthy  int64 // since when every probe is answered; 0: it is not
 	missed   int
+	counted  int64 // when missed was
 	trip     time.Duration
+	history  history
 }
 
 // Move is a change of the path that is used.
@@ -111,6 +120,7 @@ type Move struct {
 const (
 	WhySilent = "nothing was heard"
 	WhyTold   = "the far end heard nothing"
+	WhyBad    = "too much was lost"
 	WhyBack   = "the preferred line is well again"
 )
 
@@ -143,6 +153,9 @@ func (w *Watch) Look(now int64, s Seen) (a Act) {
 		a.Probe = w.probe(now, s, up)
 		if w.silent(now, s) {
 			a.Move = w.move(now, s, WhySilent)
+		} else if better := w.judge(now, s); up && better >= 0 {
+			a.Move = w.moveTo(now, s, w.probed[better].source, WhyBad)
+			w.leaveBad(now)
 		} else if back := w.preferred(now, s); back.IsValid() {
 			a.Move = w.moveTo(now, s, back, WhyBack)
 		}
@@ -208,7 +221,7 @@ func (w *Watch) count(now int64, packets uint64) {
 	if w.counted != 0 && elapsed < int64(activeIn) {
 		return
 	}
-	if w.counted != 0 && elapsed < 2*int64(activeIn) && packets-w.packets >= activePackets {
+	if w.counted != 0 && elapsed < 2*int64(activeIn) && int64(packets-w.packets) >= activePackets {
 		w.active = now + int64(activeFor)
 	}
 	w.counted, w.packets = now, packets
@@ -216,7 +229,9 @@ func (w *Watch) count(now int64, packets uint64) {
 
 // Message is what to say by the path that is used.
 func (w *Watch) Message(now int64, s Seen) Message {
-	m := Message{Promise: now < w.active, HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now)}
+	m := Message{
+		Promise: now < w.active, HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now), Loss: w.in.now(now),
+	}
 	if s.Heard == 0 {
 		m.HeardAgo = never * time.Millisecond
 	}
@@ -225,11 +240,15 @@ func (w *Watch) Message(now int64, s Seen) Message {
 
 // Probe is what to say by a path that is not used.
 func (w *Watch) Probe(now int64) Message {
-	return Message{Promise: now < w.active, Probe: true, HeardAgo: never * time.Millisecond, Stamp: uint64(now)}
+	return Message{
+		Promise: now < w.active, Probe: true, HeardAgo: never * time.Millisecond, Stamp: uint64(now), Loss: -1,
+	}
 }
 
 // Hear takes a message that arrived at an address of ours. answer is to be sent from there to where it came from.
-func (w *Watch) Hear(now int64, m Message, at netip.Addr, s Seen) (act Act, answer Message, answered bool) {
+func (w *Watch) Hear(
+	now int64, m Message, c Counts, at netip.Addr, s Seen,
+) (act Act, answer Message, answered bool) {
 	w.known = now
 	switch {
 	case m.Probe:
@@ -239,13 +258,20 @@ func (w *Watch) Hear(now int64, m Message, at netip.Addr, s Seen) (act Act, answ
 		if w.replies++; w.replies > maxAnswers {
 			return act, answer, false
 		}
-		return act, Message{Promise: now < w.active, Answer: true, HeardAgo: never * time.Millisecond, Echo: m.Stamp}, true
+		answer = Message{
+			Promise: now < w.active, Answer: true, HeardAgo: never * time.Millisecond, Echo: m.Stamp, Loss: -1,
+		}
+		return act, answer, true
 	case m.Answer:
 		w.hearAnswer(now, m, at)
 		return act, answer, false
 	}
 	w.packets++ // it is no call; probes and answers are not counted in the first place
 	w.promised = m.Promise
+	w.in.hear(now, m, c)
+	if m.Loss >= 0 {
+		w.farLoss, w.farLossAt = m.Loss, now
+	}
 	told := m.HeardAgo > Silence && m.HeardAgo < never*time.Millisecond
 	if told && now < w.active && !w.moved && now-w.movedAt > 2*int64(settleTime) && len(s.Sources) > 1 {
 		if act.Move = w.move(now, s, WhyTold); act.Move.IsValid() {
@@ -257,7 +283,7 @@ func (w *Watch) Hear(now int64, m Message, at netip.Addr, s Seen) (act Act, answ
 
 func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
 	i := w.find(at)
-	if i < 0 || m.Echo == 0 || int64(m.Echo) > now {
+	if i < 0 || !w.probed[i].history.answer(int64(m.Echo)) {
 		return
 	}
 	u := &w.probed[i]
@@ -274,6 +300,9 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 		every := int64(restProbeEvery)
 		if up && a != s.Source {
 			every = int64(probeEvery)
+			if w.hurried() {
+				every = int64(hurriedProbeEvery)
+			}
 		}
 		i := w.find(a)
 		if i < 0 {
@@ -284,12 +313,14 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 		if u.asked != 0 && now-u.asked < every {
 			continue
 		}
-		if u.asked > u.answered {
+		if u.asked > u.answered && now-u.counted >= int64(probeEvery) {
+			u.counted = now
 			if u.missed++; u.missed >= lostProbes {
 				u.healthy = 0
 			}
 		}
 		u.asked = now
+		u.history.ask(now)
 		from = append(from, a)
 	}
 	return from
@@ -329,7 +360,10 @@ func (w *Watch) preferred(now int64, s Seen) (best netip.Addr) {
 	i := slices.Index(s.Sources, s.Source)
 	for _, a := range s.Sources[:max(0, i)] {
 		j := w.find(a)
-		if j >= 0 && w.probed[j].healthy != 0 && now-w.probed[j].healthy >= int64(healthTime) {
+		if j < 0 || w.probed[j].healthy == 0 || now-w.probed[j].healthy < int64(w.backAfter(now)) {
+			continue
+		}
+		if lost, _ := w.probed[j].history.count(64); lost == 0 || w.badTimes == 0 {
 			return a
 		}
 	}

@@ -13,8 +13,10 @@ import (
 
 func TestMessageIsReadAsWritten(t *testing.T) {
 	for _, m := range []Message{
-		{}, {Promise: true, HeardAgo: 42 * time.Millisecond, Stamp: 7}, {Probe: true, Stamp: 1 << 60},
-		{Answer: true, Echo: 99, HeardAgo: 65534 * time.Millisecond},
+		{},
+		{Promise: true, HeardAgo: 42 * time.Millisecond, Stamp: 7, Loss: 1000},
+		{Probe: true, Stamp: 1 << 60, Loss: -1, Elsewhere: 1 << 31},
+		{Answer: true, Echo: 99, HeardAgo: 65534 * time.Millisecond, Loss: 17},
 	} {
 		b := m.Append(nil)
 		require.Len(t, b, Size)
@@ -39,6 +41,10 @@ type end struct {
 	heard   int64
 	sent    int64
 	packets uint64
+
+	counter   uint64 // of messages that were sent
+	elsewhere uint32
+	got       uint64
 }
 
 func newEnd(sources ...string) *end {
@@ -73,6 +79,7 @@ type flight struct {
 	toB      bool
 	from, to netip.Addr
 	m        *Message // nil: media
+	counter  uint64
 }
 
 func newNet(t *testing.T, sources ...string) *net {
@@ -90,8 +97,15 @@ func (n *net) send(e *end, from, to netip.Addr, m *Message) {
 	if !toB {
 		a, b = to, from
 	}
+	e.counter++
+	if m != nil {
+		m.Elsewhere = e.elsewhere
+		if m.Probe || m.Answer {
+			e.elsewhere++
+		}
+	}
 	if !n.dead(a, b, toB) {
-		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, to, m})
+		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, to, m, e.counter})
 	}
 }
 
@@ -129,12 +143,13 @@ func (n *net) arrive() {
 		if f.m == nil || !f.m.Probe && !f.m.Answer {
 			e.heard = n.now
 			e.packets++
+			e.got++
 			e.follow(f, n.now)
 		}
 		if f.m == nil {
 			continue
 		}
-		act, answer, answered := e.Hear(n.now, *f.m, f.to, e.seen())
+		act, answer, answered := e.Hear(n.now, *f.m, Counts{1, f.counter, e.got}, f.to, e.seen())
 		if answered {
 			n.send(e, f.to, f.from, &answer)
 		}
@@ -296,12 +311,12 @@ func TestAnswersAreBounded(t *testing.T) {
 	var w Watch
 	n := 0
 	for range 1000 {
-		if _, _, answered := w.Hear(1, Message{Probe: true}, netip.MustParseAddr(first), Seen{}); answered {
+		if _, _, answered := w.Hear(1, Message{Probe: true}, Counts{}, netip.MustParseAddr(first), Seen{}); answered {
 			n++
 		}
 	}
 	assert.Equal(t, maxAnswers, n)
-	_, _, answered := w.Hear(int64(2*time.Second), Message{Probe: true}, netip.MustParseAddr(first), Seen{})
+	_, _, answered := w.Hear(int64(2*time.Second), Message{Probe: true}, Counts{}, netip.MustParseAddr(first), Seen{})
 	assert.True(t, answered)
 }
 
@@ -367,6 +382,54 @@ func TestAStrangerIsLeftAlone(t *testing.T) {
 	assert.Positive(t, said)
 }
 
+// A line that loses 8 % in one direction, or in both, is left for one that does not, within five seconds, and not taken
+// again while it does.
+func TestALineThatLosesTooMuchIsLeft(t *testing.T) {
+	for name, toOne := range map[string]bool{"both ways": false, "one way": true} {
+		t.Run(name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(1, 2))
+			n := newNet(t, first, second)
+			n.run(2 * healthTime)
+			n.dead = func(a, _ netip.Addr, toB bool) bool {
+				return a.String() == first && (toB || !toOne) && random.Float64() < 0.08
+			}
+			n.run(6 * time.Second)
+			require.Len(t, n.moves, 1, "%v", n.moves)
+			assert.Equal(t, second, n.a.source.String())
+			_, moves := n.a.Status(n.now, n.a.seen())
+			assert.Equal(t, WhyBad, moves[0].Why)
+			n.run(10 * time.Minute)
+			assert.LessOrEqual(t, len(n.moves), 5, "%v", n.moves)
+		})
+	}
+}
+
+// Two lines that lose as much: there is nothing to choose.
+func TestNoLineIsBetter(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	n := newNet(t, first, second)
+	n.dead = func(netip.Addr, netip.Addr, bool) bool { return random.Float64() < 0.08 }
+	n.run(10 * time.Minute)
+	assert.LessOrEqual(t, len(n.moves), 2, "%v", n.moves)
+}
+
+func TestLossIsCounted(t *testing.T) {
+	var in incoming
+	now := int64(time.Hour)
+	at := func(counter, got uint64, elsewhere uint32) int {
+		now += int64(lossWindow)
+		in.hear(now, Message{Elsewhere: elsewhere}, Counts{1, counter, got})
+		return in.now(now)
+	}
+	assert.Equal(t, -1, at(100, 90, 5))
+	assert.Equal(t, 0, at(160, 140, 15), "ten of them were probes")
+	assert.Equal(t, 100, at(200, 176, 15), "four of forty")
+	assert.Equal(t, 100, at(210, 186, 15), "too few")
+	in.hear(now+1, Message{}, Counts{2, 5, 1})
+	now += 2 * int64(lossKept)
+	assert.Equal(t, -1, in.now(now))
+}
+
 // At 5 % of random loss nothing is called dead in ten minutes, also where one end only listens.
 func TestLossIsNoDeadLine(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
@@ -400,7 +463,7 @@ func FuzzHear(f *testing.F) {
 		var w Watch
 		s := Seen{Sources: []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, Session: true}
 		for range 3 {
-			w.Hear(now, Read(b), s.Sources[1], s)
+			w.Hear(now, Read(b), Counts{Counter: uint64(now), Got: uint64(len(b))}, s.Sources[1], s)
 			w.Look(now, s)
 			now += int64(LookEvery)
 		}

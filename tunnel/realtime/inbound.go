@@ -188,7 +188,8 @@ func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Socka
 	if !path.Stays(plain) {
 		in.noteAuthentic(s, p, false, name, a, now)
 	}
-	if !in.e.pathMessages.put(s.peer, name, a.Source, plain) {
+	c := path.Counts{Session: uint64(s.local), Counter: binary.LittleEndian.Uint64(p[8:]), Got: s.got}
+	if !in.e.pathMessages.put(s.peer, name, a.Source, c, plain) {
 		in.e.drops.add(dropReport)
 	}
 	in.e.notify()
@@ -198,6 +199,7 @@ func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Socka
 func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram.Sockaddr, a *datagram.Arrival,
 	now int64) {
 	peer := s.peer
+	s.got++
 	peer.rxPackets.Add(1)
 	peer.rxBytes.Add(uint64(len(p)))
 	peer.noteReceived(now, data)

@@ -133,6 +133,10 @@ func (e *Engine) sayPathLocked(p *peer, to *endpoint, m path.Message, now int64)
 	}
 	var b [headerSize + path.Size + tagSize]byte
 	var nonce [12]byte
+	m.Elsewhere = s.elsewhere
+	if m.Probe || m.Answer {
+		s.elsewhere++
+	}
 	m.Append(b[headerSize:headerSize])
 	e.sealMessage(s, &nonce, b[:], path.Size)
 	if errno := e.transmit(to, b[:], e.outer.Load().tos[dscpOfReports]); errno == 0 {
@@ -155,7 +159,7 @@ func (e *Engine) hearPaths() {
 			continue
 		}
 		s := e.seenLocked(p, to, now)
-		act, answer, answered := p.paths.Hear(now, path.Read(m.b[:]), m.src, s)
+		act, answer, answered := p.paths.Hear(now, path.Read(m.b[:]), m.counts, m.src, s)
 		if answered {
 			e.sayPathLocked(p, newEndpoint(m.from, m.src), answer, now)
 		}
@@ -187,10 +191,11 @@ type lineAddresses struct{ v4, v6 []netip.Addr }
 
 // pathMessage is a message about paths on its way to the control side.
 type pathMessage struct {
-	peer *peer
-	from datagram.Sockaddr
-	src  netip.Addr // our address
-	b    [path.Size]byte
+	peer   *peer
+	from   datagram.Sockaddr
+	src    netip.Addr // our address
+	counts path.Counts
+	b      [path.Size]byte
 }
 
 // pathRing carries them: one writer, one reader, no lock, no allocation.
@@ -203,13 +208,13 @@ type pathRing struct {
 const pathRingSize = 256
 
 // put is for the inbound thread. It returns false if the ring is full.
-func (r *pathRing) put(p *peer, from *datagram.Sockaddr, src netip.Addr, b []byte) bool {
+func (r *pathRing) put(p *peer, from *datagram.Sockaddr, src netip.Addr, c path.Counts, b []byte) bool {
 	t := r.tail.Load()
 	if t-r.head.Load() == pathRingSize {
 		return false
 	}
 	m := &r.messages[t%pathRingSize]
-	m.peer, m.from, m.src = p, *from, src
+	m.peer, m.from, m.src, m.counts = p, *from, src, c
 	copy(m.b[:], b)
 	r.tail.Store(t + 1)
 	return true

@@ -28,6 +28,8 @@ type session struct {
 	confirmed atomic.Bool   // responder: the peer has used it, so that we may (section 5.4.6)
 	retired   atomic.Bool   // out of use: its keys are about to be wiped
 	replay    replay.Filter // the inbound thread's alone
+	got       uint64        // messages, but probes of paths and their answers; the inbound thread's alone
+	elsewhere uint32        // probes of paths and answers that were sent; under Engine.mu
 }
 
 func newSession(p *peer, send, receive [32]byte, local, remote uint32, initiator bool, now int64) *session {
