@@ -22,6 +22,7 @@ import (
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 	"ringway/tunnel/plane"
 	"ringway/tunnel/realtime"
@@ -225,7 +226,7 @@ func startDaemon(t *testing.T, dir string) *exec.Cmd {
 
 func waitReady(t *testing.T, client *control.Client) (st status.Status) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		var err error
 		st, err = client.Status(t.Context())
 		return err == nil && st.Ready

@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"ringway/test/polltest"
 )
 
 // patience bounds what must happen.
@@ -307,7 +309,7 @@ func newHouse(t *testing.T) *house {
 	before := openFiles(t)
 	t.Cleanup(func() { // registered first, runs last
 		assert.NoError(t, goleak.Find(ignored))
-		assert.Eventually(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond,
+		polltest.Assert(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond,
 			"descriptors are left open")
 	})
 	ignored = goleak.IgnoreCurrent()
@@ -418,7 +420,7 @@ func (k *keeper) ask(request, w string) (string, error) {
 func (k *keeper) pidOtherThan(t *testing.T, old int) int {
 	t.Helper()
 	var pid int
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		i := k.Current()
 		if i == nil || i.PID() == old {
 			return false

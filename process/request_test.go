@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"ringway/test/polltest"
 )
 
 func newTestLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
@@ -124,7 +126,7 @@ func TestRequestsGoToTheLatestDaemonThatIsThere(t *testing.T) {
 
 	second.close()
 	second.workers.Wait()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		w, err := k.ask("relay", "hole")
 		return err == nil && w == "first"
 	}, patience, time.Millisecond)
@@ -145,7 +147,7 @@ func TestRequestsToTheDaemonAreBoundedInNumberAndTime(t *testing.T) {
 	_, err := k.ask("relay", "slow")
 	require.Error(t, err)
 	assert.Regexp(t, "no answer in time|deadline exceeded", err.Error(), "whoever sees first that time is up")
-	require.Eventually(t, func() bool { return ended.Load() == 1 }, patience, time.Millisecond,
+	polltest.Require(t, func() bool { return ended.Load() == 1 }, patience, time.Millisecond,
 		"the handler hears of the deadline")
 
 	var busy word
@@ -189,7 +191,7 @@ func TestTheDaemonBoundsWhatAProcessAsks(t *testing.T) {
 	<-started
 	<-started
 	ask(2)
-	require.Eventually(t, func() bool { return len(daemon.queue) == 2 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return len(daemon.queue) == 2 }, patience, time.Millisecond)
 	ask(16) // two are worked on, two wait
 	for range 16 {
 		require.ErrorContains(t, <-results, "too many requests in flight (at most 2)")

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 func TestAProcessStartsConfinedAndSaysWhoItIs(t *testing.T) {
@@ -42,7 +43,7 @@ func TestAProcessStartsConfinedAndSaysWhoItIs(t *testing.T) {
 	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", i.PID()))
 	require.NoError(t, err)
 	assert.Equal(t, "rw-tester\n", string(comm))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		return strings.Contains(h.log.String(), "msg=works process=tester how=well")
 	}, patience, time.Millisecond, "its log is the daemon's")
 }
@@ -183,7 +184,7 @@ func TestAProcessThatStopsWhileItIsAdoptedIsReplaced(t *testing.T) {
 			release()
 			_, err := Quit(context.Background(), testKind(h.readable), h.run, h.timing)
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { // it is this test's child, which nobody watches any more
+			polltest.Require(t, func() bool { // it is this test's child, which nobody watches any more
 				got, err := unix.Wait4(i.PID(), nil, unix.WNOHANG, nil)
 				return got == i.PID() || err != nil
 			}, patience, time.Millisecond)
@@ -254,13 +255,13 @@ func TestAFloodOfLogLinesIsLimitedAndCounted(t *testing.T) {
 
 	// Once the flood is over, a record that gets through carries the counts of all that did not.
 	logged := func() int { return strings.Count(h.log.String(), "msg=flood") }
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		flood(1)
 		return int(k.LogDropped())+logged() >= lines
 	}, patience, 20*time.Millisecond)
 	t.Logf("%d of %d lines were logged, %d dropped", logged(), lines, k.LogDropped())
 	assert.Less(t, logged(), lines/4)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		flood(1)
 		return strings.Contains(h.log.String(), "log lines of the process were dropped: too many")
 	}, patience, 20*time.Millisecond)

@@ -21,6 +21,7 @@ import (
 	"ringway/appliance/status"
 	"ringway/routing"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -145,7 +146,7 @@ func TestMetricsServerFollows(t *testing.T) {
 	}))
 	fifth := make(chan string)
 	go func() { fifth <- ask(box, get, "", local) }()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		return strings.HasPrefix(box.Run("ss", "-Hltn", "src", local.String()), "LISTEN 1 ")
 	}, 10*time.Second, 10*time.Millisecond, "one waits in the kernel")
 	idle[0].Close()

@@ -12,6 +12,7 @@ import (
 
 	"ringway/firewall"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 const ef, cs3 = 46 << 2, 24 << 2
@@ -192,7 +193,7 @@ func TestEnforcementEndsWithItsOwner(t *testing.T) {
 	r.assertClosed(phone, farPhone4, 20000, 0, "from a phone")
 	r.assertClosed(far, phone4, 21000, 0, "to a phone")
 	require.NoError(t, enforced.Refresh(t.Context(), 100*time.Millisecond, "voice0"))
-	assert.Eventually(t, func() bool {
+	polltest.Assert(t, func() bool {
 		r.send(phone, farPhone4, 20000, 0)
 		require.NoError(t, far.SetReadDeadline(time.Now().Add(10*time.Millisecond)))
 		_, err := far.Read(make([]byte, 100))

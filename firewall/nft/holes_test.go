@@ -15,6 +15,7 @@ import (
 
 	"ringway/firewall"
 	"ringway/firewall/conntrack"
+	"ringway/test/polltest"
 )
 
 // branchWithHoles is the branch of packets_test.go with its dynamic sets.
@@ -57,7 +58,7 @@ func TestAHoleOpensAndCloses(t *testing.T) {
 		beside.Close()
 
 		require.NoError(t, o.Refresh(t.Context(), 200*time.Millisecond, c.key))
-		assert.Eventually(t, func() bool {
+		polltest.Assert(t, func() bool {
 			w.send(pbx(), phone4, c.port, 0)
 			return w.counters()["voice_data_apart"].Packets >= apart+5
 		}, 10*time.Second, 20*time.Millisecond, "the hole of %s closes with its life", c.set)
@@ -125,7 +126,7 @@ func TestAReplacedTableKeepsItsHoles(t *testing.T) {
 	}
 	cancel()
 	opened, packets := <-added, <-sent
-	assert.Eventually(t, func() bool { return int(received.Load()) == packets }, 5*time.Second, 5*time.Millisecond,
+	polltest.Assert(t, func() bool { return int(received.Load()) == packets }, 5*time.Second, 5*time.Millisecond,
 		"%d of %d packets arrived; counters %v", received.Load(), packets, w.counters())
 
 	s := o.Status()

@@ -13,6 +13,7 @@ import (
 
 	"ringway/firewall"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // dynamicSets are of each kind that calls need: holes of one address and of a network, bans, devices.
@@ -169,7 +170,7 @@ func TestRefreshWithTheSameLife(t *testing.T) {
 			assert.Contains(t, inKernel(t, ns, o), hole)
 
 			gone := func() bool { return o.Status().Elements == 0 && len(inKernel(t, ns, o)) == 0 }
-			require.Eventually(t, gone, 5*time.Second, 10*time.Millisecond)
+			polltest.Require(t, gone, 5*time.Second, 10*time.Millisecond)
 			assert.ErrorIs(t, o.Refresh(t.Context(), life, hole), ErrExpired)
 			assert.Empty(t, inKernel(t, ns, o), "what expired is not refreshed")
 		})
@@ -216,7 +217,7 @@ func TestBounds(t *testing.T) {
 	assert.EqualValues(t, 2, s.Counters.RefusedFull)
 
 	// A place that an expired element leaves is found when it is needed.
-	require.Eventually(
+	polltest.Require(
 		t, func() bool { return o.Add(ctx, time.Hour, address(9), address(10)) == nil }, 5*time.Second,
 		time.Millisecond,
 	)
@@ -384,7 +385,7 @@ func TestCallersDoNotWaitForTheKernel(t *testing.T) {
 	assert.Equal(t, 1, s.Unsent)
 	r.commit.Unlock()
 
-	assert.Eventually(t, func() bool { return len(inKernel(t, ns, o)) == 1 }, 5*time.Second, time.Millisecond)
+	polltest.Assert(t, func() bool { return len(inKernel(t, ns, o)) == 1 }, 5*time.Second, time.Millisecond)
 }
 
 // hole is the i-th of many holes.

@@ -18,6 +18,7 @@ import (
 	"ringway/firewall"
 	"ringway/qos"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // world is a branch with real packets. Tunnels are veth pairs here: the rules see names only.
@@ -196,7 +197,7 @@ func (w *world) assertSeen(dev string, port int, mark uint32, priority, dscp str
 
 func (w *world) assertCounter(name string, atLeast uint64, what string) {
 	w.t.Helper()
-	assert.Eventually(w.t, func() bool { return w.counters()[name].Packets >= atLeast }, 3*time.Second, 5*time.Millisecond,
+	polltest.Assert(w.t, func() bool { return w.counters()[name].Packets >= atLeast }, 3*time.Second, 5*time.Millisecond,
 		"%s: counter %s is not %d", what, name, atLeast)
 }
 

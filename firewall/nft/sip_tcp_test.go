@@ -17,6 +17,7 @@ import (
 
 	"ringway/firewall"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // aFirstSequenceNumber is a phone's own (relay.dial).
@@ -261,7 +262,7 @@ func TestThePathMTUReachesTheRelaysUDP(t *testing.T) {
 		require.NoError(t, raw.Control(func(fd uintptr) {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 		}))
-		assert.Eventually(t, func() bool {
+		polltest.Assert(t, func() bool {
 			r.sendBytes(from, c.dst, 5060, 0, make([]byte, 1400))
 			require.NoError(t, to.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
 			n, err := to.Read(make([]byte, 2000))

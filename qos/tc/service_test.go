@@ -19,6 +19,7 @@ import (
 
 	"ringway/qos"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 const mediaPort = 9000
@@ -318,7 +319,7 @@ func TestIPv6IsSteeredAlike(t *testing.T) {
 			}
 			return nil
 		}))
-		require.Eventually(
+		polltest.Require(
 			t, func() bool { read(&after); return after[i].Backlog == 0 }, time.Second, time.Millisecond,
 		)
 		assert.GreaterOrEqual(t, after[i].SentPackets, before[i].SentPackets+20, "%s", class)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/sip/message"
+	"ringway/test/polltest"
 )
 
 // handOver ends the relay and starts another one with its connections, which pass through JSON as they do between
@@ -56,9 +57,9 @@ func TestHandOverInTheMiddleOfMessages(t *testing.T) {
 			gets(t, b, there)
 			assert.Equal(t, there, r.next().raw)
 			held := func() bool { return r.relay.Stats().Memory == 4<<10+64<<10 } // parts of both messages
-			require.Eventually(t, held, patience, time.Millisecond)
+			polltest.Require(t, held, patience, time.Millisecond)
 			assert.Len(t, r.handOver(), 1)
-			require.Eventually(t, held, patience, time.Millisecond)
+			polltest.Require(t, held, patience, time.Millisecond)
 			assert.Len(t, r.handOver(), 1)
 
 			puts(t, a, there[2000:])
@@ -75,7 +76,7 @@ func TestHandOverInTheMiddleOfMessages(t *testing.T) {
 			assert.Equal(t, back, r.next().raw)
 			b.Close()
 			ends(t, a, io.EOF)
-			require.Eventually(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
+			polltest.Require(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
 		})
 	}
 	assert.Empty(t, r.seen, "each message was shown once")
@@ -111,7 +112,7 @@ func TestHandOverWhileDialing(t *testing.T) {
 	l := r.listen(r.pbx, at(dead[0], 5060))
 	a := r.dial(r.phone, at(phone[0], 5062), at(dead[0], 5060))
 	puts(t, a, request("OPTIONS", "a", 0))
-	require.Eventually(t, func() bool { return r.relay.Stats().Connections == 1 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Stats().Connections == 1 }, patience, time.Millisecond)
 	socket := func() (cookie uint64) {
 		for _, p := range r.relay.openPairs() {
 			p.mu.Lock()
@@ -125,7 +126,7 @@ func TestHandOverWhileDialing(t *testing.T) {
 		}
 		return cookie
 	}
-	require.Eventually(t, func() bool { return socket() != 0 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return socket() != 0 }, patience, time.Millisecond)
 	before := socket()
 	assert.Len(t, r.handOver(), 1)
 	assert.Empty(t, r.seen)
@@ -175,7 +176,7 @@ func TestHandOverUnderLoad(t *testing.T) {
 		if n == 2 { // until now all writers were blocked
 			close(reads)
 		}
-		require.Eventually(t, func() bool { return n > 1 || r.relay.Stats().Memory >= 8*4096 }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return n > 1 || r.relay.Stats().Memory >= 8*4096 }, patience, time.Millisecond)
 		all := r.handOver()
 		assert.Len(t, all, 4)
 		for _, c := range all {

@@ -20,6 +20,7 @@ import (
 
 	"ringway/sip/message"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // patience is how long a test waits for what has to come.
@@ -176,7 +177,7 @@ func veth(t testing.TB, a *netnstest.NS, nameA string, b *netnstest.NS, nameB st
 	t.Helper()
 	netnstest.Veth(t, a, nameA, b, nameB)
 	for ns, name := range map[*netnstest.NS]string{a: nameA, b: nameB} {
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			return strings.Contains(ns.Run("ip", "link", "show", name), "state UP")
 		}, patience, time.Millisecond)
 	}
@@ -293,7 +294,7 @@ func (r *rig) count(name string) uint64 {
 
 func (r *rig) waitCount(name string, n uint64) {
 	r.t.Helper()
-	require.Eventually(r.t, func() bool { return r.count(name) >= n }, patience, time.Millisecond,
+	polltest.Require(r.t, func() bool { return r.count(name) >= n }, patience, time.Millisecond,
 		"%s: %v", name, r.relay.Stats())
 }
 

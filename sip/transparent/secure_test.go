@@ -18,6 +18,7 @@ import (
 
 	"ringway/sip/certificate"
 	"ringway/test/certtest"
+	"ringway/test/polltest"
 )
 
 // secured is a relay on loopback: a phone connects to it, and it to a PBX, from an address of its own. It needs no
@@ -157,7 +158,7 @@ func (s *secured) count(name string) uint64 {
 
 func (s *secured) waitCount(name string) {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool { return s.count(name) == 1 }, patience, time.Millisecond, "%s: %v", name,
+	polltest.Require(s.t, func() bool { return s.count(name) == 1 }, patience, time.Millisecond, "%s: %v", name,
 		s.relay.Stats())
 }
 
@@ -215,7 +216,7 @@ func TestTLSIsReadOnItsWay(t *testing.T) {
 	ends(t, b, io.EOF)
 	require.NoError(t, b.Close())
 	ends(t, a, io.EOF)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		st := s.relay.Stats()
 		return st.Connections == 0 && st.Memory == 0
 	}, patience, time.Millisecond)
@@ -472,7 +473,7 @@ func TestSlowHandshakesEnd(t *testing.T) {
 			ends(t, a, unix.ECONNRESET)
 			_, err := io.Copy(io.Discard, b)
 			require.ErrorIs(t, err, unix.ECONNRESET)
-			require.Eventually(t, func() bool { return s.relay.Stats().Memory == 0 }, patience, time.Millisecond)
+			polltest.Require(t, func() bool { return s.relay.Stats().Memory == 0 }, patience, time.Millisecond)
 		})
 	}
 	t.Run("a phone that does not answer", func(t *testing.T) {
@@ -534,7 +535,7 @@ func TestAMessageInClearMayComeInPieces(t *testing.T) {
 	b := s.accept()
 	m := request("OPTIONS", "1", 0)
 	puts(t, a, m[:20])
-	require.Eventually(t, func() bool { return s.relay.Stats().Memory > 0 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return s.relay.Stats().Memory > 0 }, patience, time.Millisecond)
 	puts(t, a, m[20:])
 	gets(t, b, m)
 	assert.Equal(t, TCP, (<-s.seen).Transport)
@@ -579,7 +580,7 @@ func TestTLSEndsAtAHandOver(t *testing.T) {
 	s.accept()
 	hello := clientHello(t)
 	puts(t, waiting, hello[:100])
-	require.Eventually(t, func() bool { return s.relay.Stats().Memory >= tlsMemory+3*4096 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return s.relay.Stats().Memory >= tlsMemory+3*4096 }, patience, time.Millisecond)
 
 	all, err := s.relay.Export(t.Context())
 	require.NoError(t, err)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/sip/message"
+	"ringway/test/polltest"
 )
 
 func TestConnectionsGoOnAsTheyCame(t *testing.T) {
@@ -148,13 +149,13 @@ func TestManyConnections(t *testing.T) {
 	phones.Wait()
 	assert.Equal(t, uint64(5*2*count), r.count("tcp_passed"))
 	assert.Equal(t, count, r.relay.Stats().Connections)
-	require.Eventually(t, func() bool { return r.relay.Stats().Memory == 0 }, patience, time.Millisecond,
+	polltest.Require(t, func() bool { return r.relay.Stats().Memory == 0 }, patience, time.Millisecond,
 		"idle connections hold no buffers")
 	for _, c := range conns {
 		c.Close()
 	}
 	all.Wait()
-	require.Eventually(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
 	assert.Empty(t, r.relay.sources)
 }
 
@@ -214,7 +215,7 @@ func TestEachSideEndsOnItsOwn(t *testing.T) {
 		gets(t, a, one+one)
 		require.NoError(t, b.CloseWrite())
 		ends(t, a, io.EOF)
-		require.Eventually(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
 	}
 	assert.Zero(t, r.count("tcp_peer_reset"))
 }
@@ -290,7 +291,7 @@ func TestStreamsThatAreNotSIPPassUnread(t *testing.T) {
 			a, b := r.connect(at(phone[0], uint16(5062+i)), at(pbx[0], 5060))
 			puts(t, a, c.first)
 			if c.name == "half a line waits" {
-				require.Eventually(t, func() bool { return r.relay.Stats().Memory > 0 }, patience, time.Millisecond)
+				polltest.Require(t, func() bool { return r.relay.Stats().Memory > 0 }, patience, time.Millisecond)
 				puts(t, b, c.answer)
 				gets(t, b, c.first)
 			} else {
@@ -410,7 +411,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	assert.Equal(t, uint64(1), r.count("tcp_too_many_connections"))
 
 	reset(first.(*net.TCPConn))
-	require.Eventually(t, func() bool { return r.relay.Stats().Connections == 2 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Stats().Connections == 2 }, patience, time.Millisecond)
 	r.dial(r.phone, at(phone[0], 5065), at(pbx[0], 5060))
 	r.accept(l)
 }
@@ -421,7 +422,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	large := request("INVITE", "a", 60000)
 	a, _ := r.connect(at(phone[0], 5062), at(pbx[0], 5060))
 	puts(t, a, large[:50000])
-	require.Eventually(t, func() bool { return r.relay.Stats().Memory == 1<<16 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Stats().Memory == 1<<16 }, patience, time.Millisecond)
 
 	c, d := r.connect(at(second[0], 5062), at(pbx[0], 5060))
 	_, _ = c.Write([]byte(large[:50000]))
@@ -432,7 +433,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	puts(t, c, request("OPTIONS", "b", 0))
 	gets(t, d, request("OPTIONS", "b", 0))
 	reset(a)
-	require.Eventually(t, func() bool { return r.relay.Stats().Memory == 0 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Stats().Memory == 0 }, patience, time.Millisecond)
 }
 
 func TestStreamHandler(t *testing.T) {
@@ -477,7 +478,7 @@ func TestReconnectFromTheSamePort(t *testing.T) {
 		b.Close()
 		ends(t, a, io.EOF)
 		a.Close()
-		require.Eventually(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return r.relay.Stats().Connections == 0 }, patience, time.Millisecond)
 
 		again := make(chan net.Conn, 1)
 		go func() {
@@ -486,7 +487,7 @@ func TestReconnectFromTheSamePort(t *testing.T) {
 			again <- c
 		}()
 		one := request("OPTIONS", "a", 0)
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			a, err := r.tryDial(r.phone, at(phone[f], 5062), at(pbx[f], 5060))
 			if err != nil {
 				return false
@@ -546,7 +547,7 @@ func TestAHandlerThatHangsIsSeen(t *testing.T) {
 	puts(t, a, "\r\n\r\n")
 	gets(t, b, "\r\n\r\n")
 	r.next()
-	require.Eventually(t, func() bool { return r.relay.Beat() == 0 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return r.relay.Beat() == 0 }, patience, time.Millisecond)
 
 	u := r.udp(r.phone, at(phone[0], 5062))
 	for _, send := range []func(){
@@ -555,9 +556,9 @@ func TestAHandlerThatHangsIsSeen(t *testing.T) {
 	} {
 		send()
 		r.next()
-		require.Eventually(t, func() bool { return r.relay.Beat() > 100*time.Millisecond }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return r.relay.Beat() > 100*time.Millisecond }, patience, time.Millisecond)
 		hang <- struct{}{}
-		require.Eventually(t, func() bool { return r.relay.Beat() == 0 }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return r.relay.Beat() == 0 }, patience, time.Millisecond)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"ringway/sip/message"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 func TestDatagramsGoOnAsTheyCame(t *testing.T) {
@@ -213,7 +214,7 @@ func TestNarrowPath(t *testing.T) {
 			one := request("INVITE", "a", size)
 			sendTo(t, a, at(far[f], 5060), one)
 			if f == 1 && i == 0 {
-				require.Eventually(t, func() bool {
+				polltest.Require(t, func() bool {
 					return strings.Contains(r.box.Run("ip", "-6", "route", "get", far[f].String()), "mtu 1300")
 				}, patience, time.Millisecond)
 				continue
@@ -343,14 +344,14 @@ func TestWithoutFreshSockets(t *testing.T) {
 	receive(t, b)
 
 	// One is used, one waits, and the next one is at hand: with fewer, a message would wait for Fetch.
-	require.Eventually(t, func() bool { return opened.Load() == 3 }, patience, time.Millisecond)
+	polltest.Require(t, func() bool { return opened.Load() == 3 }, patience, time.Millisecond)
 	broken.Store(true)
 	failing := &r.relay.fresh.failing[SocketKind{Transport: UDP}.index()]
 	for port := uint16(7000); r.count("no_fresh_socket") < 10; port++ {
 		sendTo(t, r.udp(r.phone, at(phone[0], port)), at(pbx[0], 5060), "new")
 		r.next()
 		if port == 7001 { // the two sockets that were there are used
-			require.Eventually(t, failing.Load, patience, time.Millisecond)
+			polltest.Require(t, failing.Load, patience, time.Millisecond)
 		}
 	}
 	sendTo(t, a, at(pbx[0], 5060), "known")
@@ -360,7 +361,7 @@ func TestWithoutFreshSockets(t *testing.T) {
 
 	broken.Store(false)
 	conn := r.udp(r.phone, at(phone[0], 9000))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		sendTo(t, conn, at(pbx[0], 5060), "again")
 		return r.bound(egressKey{port: 9000}) != nil
 	}, patience, time.Millisecond)

@@ -21,6 +21,7 @@ import (
 	"ringway/sip/call"
 	"ringway/sip/record"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // reading has both edges read signalling.
@@ -82,18 +83,9 @@ func holesSettle(t *testing.T, e *lab.Edge, n int) (all []string) {
 	return all
 }
 
-// polled reports whether f becomes true in time. It looks in the test's own goroutine, so that f may fail the test.
+// polled reports whether f becomes true in time.
 func polled(limit time.Duration, f func() bool) bool {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for began := time.Now(); ; <-tick.C {
-		if f() {
-			return true
-		}
-		if time.Since(began) > limit {
-			return false
-		}
-	}
+	return polltest.Until(f, limit, 20*time.Millisecond)
 }
 
 // Calls cross two boxes that read their signalling and let nothing pass but what the calls need, and go on as
@@ -156,7 +148,7 @@ func assertKept(t *testing.T, e *lab.Edge, ended []call.Call) {
 	}
 	at := last.Add(time.Second).UTC().Format(time.RFC3339) // all are up
 	var records []record.Record
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, err := e.Ringway(within(t, 5*time.Second), "calls", "--json", "--at", at)
 		return err == nil && json.Unmarshal([]byte(out), &records) == nil && len(records) == len(ended)
 	}, 5*time.Second, 50*time.Millisecond, "records: %v", records)
@@ -268,7 +260,7 @@ func TestTheRelayOfSignallingKilledInACall(t *testing.T) {
 	for _, side := range []string{"a", "b"} {
 		killProcess(t, l.Edge(side).Host, callsStatus(t, l.Edge(side)).PID)
 	}
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		a, b := callsStatus(t, l.Edge("a")), callsStatus(t, l.Edge("b"))
 		return a.Reading && b.Reading && a.Restarts == 1 && b.Restarts == 1
 	}, 10*time.Second, 50*time.Millisecond, "another one reads")

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"ringway/test/polltest"
 )
 
 // path is what the lab's JSON promises, read by a stranger: by field name, not by our types.
@@ -115,7 +117,7 @@ func TestKilledCommandLeavesNothing(t *testing.T) {
 			if s != syscall.SIGKILL {
 				assert.Equal(t, 1, cmd.ProcessState.ExitCode())
 			}
-			require.Eventually(t, func() bool { return labProcesses(t) == before }, 10*time.Second, 20*time.Millisecond)
+			polltest.Require(t, func() bool { return labProcesses(t) == before }, 10*time.Second, 20*time.Millisecond)
 			after, err := exec.Command("sh", "-c", all).Output()
 			require.NoError(t, err)
 			assert.Equal(t, string(links), string(after))

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // box is an edge whose config is changed from afar.
@@ -81,7 +82,7 @@ func (b *box) comesBack(limit time.Duration, why string) {
 	b.Helper()
 	require.NoError(b, b.l.Host(lab.PCA).WaitReach(within(b.T, limit), "10.2.20.10", "0"))
 	// The file goes first, what runs second, the record last.
-	require.Eventually(b, func() bool { c := b.confirmation(); return c != nil && c.State == "undone" },
+	polltest.Require(b, func() bool { c := b.confirmation(); return c != nil && c.State == "undone" },
 		10*time.Second, 50*time.Millisecond)
 	out, err := b.Edge.Run(b.Context(), "ip", "-o", "-4", "addr", "show", "dev", "wan0")
 	require.NoError(b, err)
@@ -109,7 +110,7 @@ func (b *box) comesBack(limit time.Duration, why string) {
 func (b *box) starts() {
 	b.Helper()
 	require.NoError(b, b.Start(b.Context()))
-	require.Eventually(b, func() bool { s, err := b.Status(b.Context()); return err == nil && s.Ready },
+	polltest.Require(b, func() bool { s, err := b.Status(b.Context()); return err == nil && s.Ready },
 		20*time.Second, 50*time.Millisecond)
 }
 
@@ -177,7 +178,7 @@ func TestLongAConfigThatCutsOffIsUndone(t *testing.T) {
 					_, err := b.Ringway(b.Context(), "apply", "--confirm", "1h", "/etc/ringway/new.yaml")
 					done <- err
 				}()
-				require.Eventually(b, func() bool { _, err := os.Stat(record); return err == nil }, 10*time.Second,
+				polltest.Require(b, func() bool { _, err := os.Stat(record); return err == nil }, 10*time.Second,
 					time.Duration(round+1)*time.Millisecond)
 				require.NoError(b, b.Kill(within(b.T, 5*time.Second)))
 				err := <-done

@@ -15,6 +15,7 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // A call at a hub of 500 sites costs what it costs at a box with one: its holes are there while it is up and gone
@@ -29,7 +30,7 @@ func TestLongACallAtAHubReconcilesNothing(t *testing.T) {
 	one := callsLeaveAlone(t, l)
 	hub(t, l)
 	require.NoError(t, l.Host(lab.PhoneA).WaitReach(within(t, 30*time.Second), "10.2.10.10", "0xb8"))
-	require.Eventually(t, func() bool { return callsStatus(t, e).Reading }, 10*time.Second, 50*time.Millisecond)
+	polltest.Require(t, func() bool { return callsStatus(t, e).Reading }, 10*time.Second, 50*time.Millisecond)
 	lines, _ := classes(t, e)
 	require.Len(t, lines, 2+4+5*hubSites, "the root, local internet and the sites")
 	many := callsLeaveAlone(t, l)

@@ -14,6 +14,7 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -44,7 +45,7 @@ func hub(tb testing.TB, l *lab.Lab) (text string, took time.Duration) {
 	require.NoError(tb, e.WriteConfig([]byte(text)))
 	began := time.Now()
 	require.NoError(tb, e.Start(tb.Context()))
-	require.Eventually(tb, func() bool { s, err := e.Status(tb.Context()); return err == nil && s.Ready },
+	polltest.Require(tb, func() bool { s, err := e.Status(tb.Context()); return err == nil && s.Ready },
 		30*time.Second, 20*time.Millisecond)
 	return text, time.Since(began)
 }

@@ -17,6 +17,7 @@ import (
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 var leafLine = regexp.MustCompile(`class htb ([0-9a-f]+:[0-9a-f]+) .*\n\s*Sent \d+ bytes (\d+) pkt`)
@@ -145,7 +146,7 @@ func TestIPv6Alone(t *testing.T) {
 	reached(t, l.Host(lab.PhoneB), p.Address(lab.PhoneA), "0xb8")
 	reached(t, pcB, p.Address(lab.PCA), "0")
 	for class, port := range map[qos.ClassName]int{qos.Media: voicePort, qos.Data: dataPort} {
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			out, err := a.Run(t.Context(), "nft", "list", "map", "inet", "ringway", fmt.Sprintf("prio_%s6", class))
 			return err == nil && strings.Contains(out, fmt.Sprintf("%s . %d :", moved, port)) &&
 				!strings.Contains(out, p.WANAddress("b")+" .")

@@ -12,6 +12,7 @@ import (
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // live is what `ringway bench live --json` promises, read by a stranger: by field name, not by our types.
@@ -151,7 +152,7 @@ func TestBenchLive(t *testing.T) {
 	require.NoError(t, b.WriteConfig(append(config, "control:\n  reflector: false\n"...)))
 	_, err = b.Ringway(t.Context(), "reload")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, err := b.Ringway(t.Context(), "status")
 		return err == nil && strings.Contains(out, "Probes from sites: not answered")
 	}, 10*time.Second, 50*time.Millisecond)

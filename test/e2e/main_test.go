@@ -25,6 +25,7 @@ import (
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // The programs under test, built once for all.
@@ -102,7 +103,7 @@ func talking(t *testing.T, l *lab.Lab, calls int, length time.Duration) *talk {
 		require.NoError(t, err)
 	}
 	// All are up, and their signalling is over, when every one of them is heard both ways at both phones.
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		a, b := ears.Streams(25)
 		return a >= 2*calls && b >= 2*calls
 	}, 30*time.Second, 50*time.Millisecond, "no media")

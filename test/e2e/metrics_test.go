@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -29,7 +30,7 @@ func TestMetrics(t *testing.T) {
 	require.NoError(t, a.WriteConfig(append(config, "\ncontrol: {metrics: [127.0.0.1:9586, 10.1.20.1:9586]}\n"...)))
 	_, err = a.Ringway(t.Context(), "reload")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, err := a.Ringway(t.Context(), "status")
 		return err == nil && strings.Contains(out, "Metrics for Prometheus: http://127.0.0.1:9586/metrics, http://10.1.20.1:9586/metrics\n")
 	}, 10*time.Second, 50*time.Millisecond)
@@ -78,7 +79,7 @@ func TestMetrics(t *testing.T) {
 	_, err = l.Host(lab.Provider).Run(t.Context(), "perl", "-MSocket", "-e",
 		`socket(S,PF_INET,SOCK_DGRAM,0); for $p ([51820,40],[51821,5]) { send(S,"\xff"x64,0,sockaddr_in($$p[0],inet_aton("`+edgeA+`"))) for 1..$$p[1] }`)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		now := scrape()
 		return sample(now, drops("voice", "garbage")) == 40 && sample(now, drops("data", "garbage")) == 5
 	}, 10*time.Second, 100*time.Millisecond)
@@ -121,7 +122,7 @@ func TestQueuesNow(t *testing.T) {
 			Borrowed                 float64 `json:"borrowed_per_second"`
 		}
 	}
-	require.Eventually(t, func() bool { // the flood needs a moment to begin
+	polltest.Require(t, func() bool { // the flood needs a moment to begin
 		out, err := a.Ringway(t.Context(), "status", "--queues", "--json", "--once", "--interval", "500ms")
 		if err != nil || json.Unmarshal([]byte(out), &v) != nil || len(v.Queues) != 10 {
 			return false

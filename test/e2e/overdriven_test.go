@@ -15,6 +15,7 @@ import (
 
 	"ringway/qos"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // flood sends UDP of class media from a phone, in packets of so many bytes with the headers, a port of its
@@ -174,7 +175,7 @@ func moreCallsThanTheBudget(t *testing.T, admission string) (
 		stops = append(stops, flood(t, l.Host(x.phone), x.to, more, size, more*size*8*50))
 	}
 	if admission == "true" {
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			list := status(t, l.Edge("a")).Problems
 			problems = fmt.Sprint(list)
 			return len(list) > 0

@@ -15,6 +15,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/configs"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -118,7 +119,7 @@ func (p *planner) with(change map[string]string) string {
 func (p *planner) eventually(want string, command ...string) {
 	p.Helper()
 	var out string
-	require.Eventually(p, func() bool {
+	polltest.Require(p, func() bool {
 		out, _ = p.Edge.Run(p.Context(), command[0], command[1:]...)
 		return strings.Contains(out, want)
 	}, 20*time.Second, 50*time.Millisecond, "%s", command)
@@ -204,7 +205,7 @@ func TestAPlanKnowsWhatTheDaemonLearned(t *testing.T) {
 				"--interface=wan-a", "--dhcp-authoritative", "--no-ping", "--dhcp-leasefile=/run/dnsmasq.leases",
 				"--dhcp-range=198.51.100.50,198.51.100.59,255.255.255.0,2m", "--dhcp-option=option:router,198.51.100.1"))
 			require.NoError(p, err)
-			require.Eventually(p, func() bool {
+			polltest.Require(p, func() bool {
 				sockets, _ := server.Run(p.Context(), "cat", "/proc/net/udp")
 				return strings.Contains(sockets, ":0043 ")
 			}, 10*time.Second, 20*time.Millisecond, "dnsmasq does not serve DHCP")

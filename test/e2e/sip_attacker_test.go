@@ -18,6 +18,7 @@ import (
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // The attacker's address in berlin's voice network, and his accomplice's in munich's: both are other phones than
@@ -122,7 +123,7 @@ func sip(body string, lines ...string) string {
 // refused waits for the counter of a reason.
 func (x *attack) refused(why string, n uint64) {
 	x.t.Helper()
-	assert.Eventually(x.t, func() bool { return callsStatus(x.t, x.edge).Refused[why] == n }, 3*time.Second,
+	polltest.Assert(x.t, func() bool { return callsStatus(x.t, x.edge).Refused[why] == n }, 3*time.Second,
 		50*time.Millisecond, "%s: %v", why, callsStatus(x.t, x.edge).Refused)
 }
 
@@ -202,7 +203,7 @@ func (x *attack) inject() {
 			_, err := c.WriteTo(append([]byte{0x80, 8, 0, byte(i), 0, 0, 0, 0, 6, 6, 6, 6}, make([]byte, 160)...), to)
 			require.NoError(x.t, err)
 		}
-		assert.Eventually(x.t, func() bool { return x.closed(from.side) >= before+injections },
+		polltest.Assert(x.t, func() bool { return x.closed(from.side) >= before+injections },
 			3*time.Second, 50*time.Millisecond, "sip_closed of edge-%s was %d", from.side, before)
 		heard, err := ear.Stop()
 		require.NoError(x.t, err)

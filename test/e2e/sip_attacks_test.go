@@ -23,6 +23,7 @@ import (
 	"ringway/sip/call"
 	"ringway/sip/relay"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // Every attack from every place where it makes sense, with calls up between phone-a and phone-b. What each one did is
@@ -416,7 +417,7 @@ func (r *attackRange) flood(p *origin) *outcome {
 func (r *attackRange) settle() {
 	r.t.Helper()
 	last := r.counters()
-	assert.Eventually(r.t, func() bool {
+	polltest.Assert(r.t, func() bool {
 		now := r.counters()
 		same := maps.Equal(last, now)
 		last = now

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // packetsOf reads a counter of the firewall.
@@ -65,9 +66,9 @@ func TestWhatIsOpenOnFailure(t *testing.T) {
 		require.NoError(t, err)
 	}
 	for _, e := range []*lab.Edge{a, b} {
-		require.Eventually(t, func() bool { return callsStatus(t, e).Reading }, 10*time.Second, 50*time.Millisecond)
+		polltest.Require(t, func() bool { return callsStatus(t, e).Reading }, 10*time.Second, 50*time.Millisecond)
 	}
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		send()
 		return packetsOf(t, a, "sip_closed") > 0
 	}, 5*time.Second, 50*time.Millisecond, "berlin needs a hole while it works")
@@ -78,7 +79,7 @@ func TestWhatIsOpenOnFailure(t *testing.T) {
 		require.NoError(t, e.Kill(within(t, 5*time.Second)))
 		killProcess(t, e.Host, reader)
 	}
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		send()
 		return packetsOf(t, b, "sip_closed") > 0
 	}, 10*time.Second, 50*time.Millisecond, "berlin is open, and munich is not")
@@ -90,7 +91,7 @@ func TestWhatIsOpenOnFailure(t *testing.T) {
 	closed := packetsOf(t, b, "sip_closed")
 	_, err = to.WriteTo([]byte("no hole"), back.LocalAddr())
 	require.NoError(t, err)
-	assert.Eventually(t, func() bool { return packetsOf(t, b, "sip_closed") > closed }, 5*time.Second,
+	polltest.Assert(t, func() bool { return packetsOf(t, b, "sip_closed") > closed }, 5*time.Second,
 		50*time.Millisecond, "nor does anything leave it")
 }
 
@@ -121,7 +122,7 @@ func TestNothingArrivesLateFromAHungRelay(t *testing.T) {
 		return id
 	}
 	for _, side := range []string{"a", "b"} {
-		require.Eventually(t, func() bool { return callsStatus(t, l.Edge(side)).Reading }, 10*time.Second,
+		polltest.Require(t, func() bool { return callsStatus(t, l.Edge(side)).Reading }, 10*time.Second,
 			50*time.Millisecond)
 	}
 	send("before")
@@ -137,7 +138,7 @@ func TestNothingArrivesLateFromAHungRelay(t *testing.T) {
 	signal("STOP", reader)
 	send("late")
 	signal("CONT", daemon)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		st := callsStatus(t, e)
 		return st.Restarts == 1 && st.Reading && st.PID != reader
 	}, 40*time.Second, 100*time.Millisecond, "it is replaced")

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // The daemons of both boxes are killed in calls and started again: the processes that read signalling go on and are
@@ -34,7 +35,7 @@ func TestTheDaemonKilledInACall(t *testing.T) {
 	for _, side := range []string{"a", "b"} {
 		e := l.Edge(side)
 		require.NoError(t, e.WaitReady(within(t, 15*time.Second)))
-		require.Eventually(t, func() bool { return callsStatus(t, e).Reading }, 5*time.Second, 50*time.Millisecond)
+		polltest.Require(t, func() bool { return callsStatus(t, e).Reading }, 5*time.Second, 50*time.Millisecond)
 		st := callsStatus(t, e)
 		assert.Equal(t, readers[side], st.PID, "edge-%s takes the process over", side)
 		assert.Zero(t, st.Restarts, "edge-%s", side)

@@ -10,6 +10,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // The mode is changed in calls, from off to enforce and back, by `ringway reload`: what is open is open at once, and
@@ -34,10 +35,10 @@ func TestTheModeIsChangedInCalls(t *testing.T) {
 	}
 
 	talk := talking(t, l, 2, 12*time.Second)
-	require.Eventually(t, func() bool { return callsStatus(t, e).Holes == 8 }, 5*time.Second, 50*time.Millisecond)
+	polltest.Require(t, func() bool { return callsStatus(t, e).Holes == 8 }, 5*time.Second, 50*time.Millisecond)
 	assert.Empty(t, set("sip_enforced"))
 	mode(config.SIPEnforce)
-	require.Eventually(t, func() bool { return strings.Contains(set("sip_enforced"), "elements") }, 5*time.Second,
+	polltest.Require(t, func() bool { return strings.Contains(set("sip_enforced"), "elements") }, 5*time.Second,
 		50*time.Millisecond)
 	holesSettle(t, e, 8)
 	mode(config.SIPObserve)
@@ -45,8 +46,8 @@ func TestTheModeIsChangedInCalls(t *testing.T) {
 	holesSettle(t, e, 8)
 
 	mode(config.SIPOff)
-	require.Eventually(t, func() bool { return callsStatus(t, e).PID == 0 }, 5*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool { return callsStatus(t, e).PID == 0 }, 5*time.Second, 50*time.Millisecond)
+	polltest.Require(t, func() bool {
 		st := callsStatus(t, e)
 		return st.Flows+st.Holes+st.Places == 0
 	}, 5*time.Second, 50*time.Millisecond)
@@ -58,7 +59,7 @@ func TestTheModeIsChangedInCalls(t *testing.T) {
 	talk.unharmed()
 
 	mode(config.SIPEnforce)
-	require.Eventually(t, reads, 5*time.Second, 50*time.Millisecond)
+	polltest.Require(t, reads, 5*time.Second, 50*time.Millisecond)
 	assert.Zero(t, callsStatus(t, e).Holes)
 	talk = talking(t, l, 2, 3*time.Second)
 	holesSettle(t, e, 8)

@@ -14,6 +14,7 @@ import (
 	"ringway/quality"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // dialled is talking, with calls placed in another way.
@@ -28,7 +29,7 @@ func dialled(t *testing.T, l *lab.Lab, calls int, length time.Duration, d lab.Di
 		require.NoError(t, err)
 	}
 	t.Cleanup(func() { tellAbout(t, l) })
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		a, b := ears.Streams(25)
 		return a >= 2*calls && b >= 2*calls
 	}, 15*time.Second, 20*time.Millisecond, "no media")
@@ -103,7 +104,7 @@ func hearing(t *testing.T, l *lab.Lab) *hearingBoth {
 // until waits for so many packets each way.
 func (h *hearingBoth) until(packets int) {
 	h.t.Helper()
-	require.Eventually(h.t, func() bool { return h.a.Streams(packets) >= 2 && h.b.Streams(packets) >= 2 },
+	polltest.Require(h.t, func() bool { return h.a.Streams(packets) >= 2 && h.b.Streams(packets) >= 2 },
 		10*time.Second, 20*time.Millisecond, "no media")
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // A phone calls a trunk in the internet, through NAT, over UDP and over TCP. The provider sees the address of the WAN
@@ -34,7 +35,7 @@ func TestATrunkBehindNAT(t *testing.T) {
 				Transport: transport, Outside: true, Ramp: 100 * time.Millisecond,
 			})
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return near.Streams(25) >= 2 && far.Streams(25) >= 2 },
+			polltest.Require(t, func() bool { return near.Streams(25) >= 2 && far.Streams(25) >= 2 },
 				10*time.Second, 20*time.Millisecond, "no media")
 
 			list := callsOf(t, e)

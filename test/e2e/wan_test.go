@@ -15,6 +15,7 @@ import (
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -93,7 +94,7 @@ func TestWANSeesOnlyWireGuard(t *testing.T) {
 			"256", "-i", "wan-a", "-w", record)
 		recorded <- err
 	}()
-	require.Eventually(t, func() bool { _, err := os.Stat(provider.Path(record)); return err == nil },
+	polltest.Require(t, func() bool { _, err := os.Stat(provider.Path(record)); return err == nil },
 		5*time.Second, 10*time.Millisecond)
 	wan := watchWAN(t, l)
 	calls := talking(t, l, 4, 8*time.Second)

@@ -33,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 	"ringway/tunnel/descriptor"
 )
@@ -209,7 +210,7 @@ func (b *Box) iperf(far *Box, args ...string) float64 {
 	server := far.NS.Command("iperf3", "-s", "-1", "-B", fmt.Sprintf("10.66.0.%d", far.N))
 	require.NoError(b.T, server.Start())
 	defer func() { server.Process.Kill(); server.Wait() }()
-	require.Eventually(b.T, func() bool {
+	polltest.Require(b.T, func() bool {
 		out, _ := far.NS.Try("ss", "-Hltn", "sport", "=", ":5201")
 		return out != ""
 	}, 5*time.Second, 20*time.Millisecond)
@@ -457,7 +458,7 @@ func (b *Box) Stock(config string) (run func(name string, args ...string) (strin
 		}
 		return string(out), err
 	}
-	require.Eventually(b.T, func() bool {
+	polltest.Require(b.T, func() bool {
 		_, err := run("wg", "show", "rw0")
 		return err == nil
 	}, 10*time.Second, 50*time.Millisecond)

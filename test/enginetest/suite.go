@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -163,7 +164,7 @@ func (s *suite) NextEngineOnTheSameFiles(t *testing.T) {
 	a.Start(Wide)
 	a.Set(a.Peer(b, "192.0.2.2:51820"))
 	a.E.Handshake(b.Key.Public())
-	require.Eventually(t, func() bool { return !a.E.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second,
+	polltest.Require(t, func() bool { return !a.E.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second,
 		5*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 
@@ -173,7 +174,7 @@ func (s *suite) NextEngineOnTheSameFiles(t *testing.T) {
 	a.Start(Wide)
 	a.Set(a.Peer(b, "192.0.2.2:51820"))
 	a.E.Handshake()
-	require.Eventually(t, func() bool { return !a.E.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second,
+	polltest.Require(t, func() bool { return !a.E.Status().Peers[0].LastHandshake.IsZero() }, 15*time.Second,
 		5*time.Millisecond)
 	require.NoError(t, a.Ping("10.66.0.2"))
 }
@@ -368,7 +369,7 @@ func (s *suite) ErrorsOfTheSocketPass(t *testing.T) {
 			require.Error(t, a.Ping("10.66.0.2", "-W", "1"))
 			a.NS.Run("sh", "-c", c.repairIt)
 			assert.Positive(t, a.E.Status().Drops[c.reason], "%v", a.E.Status().Drops)
-			require.Eventually(t, func() bool { return a.Ping("10.66.0.2") == nil }, 10*time.Second, 100*time.Millisecond)
+			polltest.Require(t, func() bool { return a.Ping("10.66.0.2") == nil }, 10*time.Second, 100*time.Millisecond)
 			require.NoError(t, b.Ping("10.66.0.1"))
 		})
 	}
@@ -421,7 +422,7 @@ func startTogether(t *testing.T, a, b *Box) (lost int) {
 		}
 		both.Wait()
 		start := time.Now()
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			return !a.E.Status().Peers[0].LastHandshake.IsZero() && !b.E.Status().Peers[0].LastHandshake.IsZero()
 		}, 20*time.Second, 5*time.Millisecond)
 		if time.Since(start) > 4*time.Second {

@@ -21,6 +21,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/test/lab"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // The programs under test, built once for all.
@@ -133,7 +134,7 @@ func change(t *testing.T, l *lab.Lab, values map[string]string) {
 // reaches waits until a ping gets through.
 func reaches(t *testing.T, from *lab.Host, to string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		_, err := from.Run(t.Context(), "ping", "-n", "-q", "-c", "1", "-W", "1", to)
 		return err == nil
 	}, 20*time.Second, 50*time.Millisecond, "%s does not reach %s", from.Name, to)

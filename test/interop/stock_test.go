@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -73,7 +74,7 @@ func stockInitiates(t *testing.T, l *lab.Lab, class string) {
 	require.NotEqual(t, string(text), string(lines))
 	require.NoError(t, a.WriteConfig(lines))
 	require.NoError(t, a.Start(t.Context()))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		s, err := a.Status(t.Context())
 		return err == nil && s.Ready
 	}, 20*time.Second, 50*time.Millisecond)
@@ -163,7 +164,7 @@ func TestKeepalive(t *testing.T) {
 		return n
 	}
 	before := received()
-	require.Eventually(t, func() bool { return received() >= before+3*32 }, 20*time.Second, 100*time.Millisecond,
+	polltest.Require(t, func() bool { return received() >= before+3*32 }, 20*time.Second, 100*time.Millisecond,
 		"three keepalives of 32 bytes")
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -49,7 +50,7 @@ func TestWhatIsBrokenIsRepaired(t *testing.T) {
 	} {
 		sh(t, edge, c.breakIt)
 		broken := time.Now()
-		require.Eventually(t, has(c.look, c.want), patience, 10*time.Millisecond, "%s is not repaired", c.name)
+		polltest.Require(t, has(c.look, c.want), patience, 10*time.Millisecond, "%s is not repaired", c.name)
 		t.Logf("%s: repaired within %s", c.name, time.Since(broken).Round(time.Millisecond))
 	}
 	reaches(t, l.Host(lab.PhoneA), "10.2.10.10")
@@ -112,7 +113,7 @@ func (c *clearText) while(breakIt func()) (clear int) {
 	require.NoError(c.t, err)
 	breakIt()
 	from := c.sent.Load()
-	require.Eventually(c.t, func() bool { return c.sent.Load() >= from+100 }, patience, 5*time.Millisecond)
+	polltest.Require(c.t, func() bool { return c.sent.Load() >= from+100 }, patience, 5*time.Millisecond)
 	frames, err := wan.Stop()
 	require.NoError(c.t, err)
 	for _, f := range frames {

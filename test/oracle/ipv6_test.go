@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // The same without IPv4. A device that is taken down loses its addresses of IPv6, and the routes of every
@@ -41,7 +42,7 @@ func TestWhatIsBrokenIsRepairedWithoutIPv4(t *testing.T) {
 		sh(t, edge, c.breakIt)
 		broken := time.Now()
 		for _, w := range c.wants {
-			require.Eventually(t, func() bool {
+			polltest.Require(t, func() bool {
 				out, err := edge.Run(t.Context(), "sh", "-c", w[0])
 				return err == nil && strings.Contains(out, w[1])
 			}, patience, 10*time.Millisecond, "%s is not repaired: no %s", c.name, w[1])

@@ -25,6 +25,7 @@ import (
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // ringway is the program under test, built once for all.
@@ -102,7 +103,7 @@ func sh(t *testing.T, h *lab.Host, line string) string {
 // reaches waits until a ping gets through.
 func reaches(t *testing.T, from *lab.Host, to string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		_, err := from.Run(t.Context(), "ping", "-n", "-q", "-c", "1", "-W", "1", to)
 		return err == nil
 	}, patience, 50*time.Millisecond, "%s does not reach %s", from.Name, to)

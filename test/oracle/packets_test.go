@@ -19,6 +19,7 @@ import (
 	"ringway/qos"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // What a burst of packets is: enough to stand out from keepalives and handshakes, few enough to fit any queue.
@@ -70,7 +71,7 @@ func TestPacketsAreSeenInTheirClass(t *testing.T) {
 					require.NoError(t, err)
 					sendFrom(t, own, to, c.port, dscp[c.dscp])
 					after := before
-					require.Eventually(t, func() bool {
+					polltest.Require(t, func() bool {
 						after = queues(t, edge)
 						return after[class]-before[class] >= burst
 					}, patience, 20*time.Millisecond, "%s to %s: not in class %v", name, to, class)
@@ -369,11 +370,11 @@ func TestASiteThatRoamsKeepsItsQueues(t *testing.T) {
 		"nft add chain inet nat_box in '{ type filter hook prerouting priority -400; }'", "nft add rule inet " +
 			"nat_box in iifname wan0 udp dport 40021 udp dport set 51821"}, "\n"))
 	sh(t, l.Host(lab.PCB), "ping -n -q -c 1 -W 5 10.1.20.10") // it is heard
-	require.Eventually(t, func() bool { return element("40021") && !element("51821") }, patience, 20*time.Millisecond)
+	polltest.Require(t, func() bool { return element("40021") && !element("51821") }, patience, 20*time.Millisecond)
 	was := queues(t, edge)
 	send(t, pc, 31000, "10.2.20.10", 20004, 0)
 	munich := qos.Place{Site: "munich", Class: qos.Data}
-	require.Eventually(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience,
+	polltest.Require(t, func() bool { return queues(t, edge)[munich]-was[munich] >= burst }, patience,
 		20*time.Millisecond)
 	assert.Equal(t, before, rules())
 	assert.Contains(t, sh(t, edge, "nft list map inet ringway prio_media4"), addressB+" . 51820 :",

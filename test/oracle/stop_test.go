@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/lab"
+	"ringway/test/polltest"
 )
 
 // snapshots is everything that Ringway touches, as the tools show it.
@@ -99,12 +100,12 @@ func TestSomebodysQueueIsRefused(t *testing.T) {
 
 	shaped := func() bool { return strings.Contains(sh(t, e.Host, "tc qdisc show dev wan0"), "qdisc htb 1: root") }
 	sh(t, e.Host, "tc qdisc del dev wan0 root")
-	require.Eventually(t, shaped, patience, 20*time.Millisecond, "the way is free")
-	require.Eventually(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") },
+	polltest.Require(t, shaped, patience, 20*time.Millisecond, "the way is free")
+	polltest.Require(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") },
 		patience, 50*time.Millisecond)
 
 	sh(t, e.Host, "tc qdisc replace dev wan0 root handle 9: pfifo limit 20")
-	require.Eventually(t, shaped, patience, 20*time.Millisecond, "repaired")
+	polltest.Require(t, shaped, patience, 20*time.Millisecond, "repaired")
 	sh(t, e.Host, ringway+" stop")
 	assert.NotContains(t, sh(t, e.Host, "tc qdisc show dev wan0"), "htb")
 }
@@ -129,14 +130,14 @@ func TestSomebodysQueueOnALANIsRefused(t *testing.T) {
 
 	shaped := func() bool { return strings.Contains(sh(t, e.Host, "tc class show dev data0"), "class htb 2:10 ") }
 	sh(t, e.Host, "tc qdisc del dev data0 root")
-	require.Eventually(t, shaped, patience, 20*time.Millisecond, "the way is free")
-	require.Eventually(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") },
+	polltest.Require(t, shaped, patience, 20*time.Millisecond, "the way is free")
+	polltest.Require(t, func() bool { return !strings.Contains(sh(t, e.Host, ringway+" status"), "PROBLEM") },
 		patience, 50*time.Millisecond)
 	assert.Contains(t, sh(t, e.Host, "nft list set inet ringway shaped_lan"), "data0")
 	assert.Regexp(t, `data0 +downlink `, sh(t, e.Host, ringway+" status"))
 
 	sh(t, e.Host, "tc class del dev data0 classid 2:10")
-	require.Eventually(t, shaped, patience, 20*time.Millisecond, "repaired")
+	polltest.Require(t, shaped, patience, 20*time.Millisecond, "repaired")
 	sh(t, e.Host, ringway+" stop")
 	assert.NotContains(t, sh(t, e.Host, "tc qdisc show"), "htb")
 }

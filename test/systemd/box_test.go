@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/appliance/status"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -84,7 +85,7 @@ func planes(t *testing.T) map[tunnel.Class]int {
 // waitActive waits until a daemon other than the one with the process id before has said that it is ready.
 func waitActive(t *testing.T, before int) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, err := try("systemctl", "show", "-p", "ActiveState,SubState,MainPID", "ringway.service")
 		if err != nil {
 			return false

@@ -27,6 +27,7 @@ import (
 
 	"ringway/appliance/status"
 	"ringway/configs"
+	"ringway/test/polltest"
 	"ringway/test/streamtest"
 	"ringway/tunnel"
 )
@@ -124,7 +125,7 @@ func (l *life) topology() {
 	host("farpc", "10.2.20.9/24", "10.2.20.1")
 
 	here, there := newKey(t), newKey(t)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		return !strings.Contains(run(t, "ip", "-6", "address", "show"), "tentative")
 	}, 10*time.Second, 100*time.Millisecond)
 	writeFile(t, "/etc/far/private.key", []byte(there.Base64()+"\n"), 0o600)
@@ -390,10 +391,10 @@ func (l *life) hangUp() {
 	l.lossless("SIGHUP", func() {
 		edit(l.T, conf, " 10.2.30.0/24,", "")
 		require.NoError(l.T, unix.Kill(old, unix.SIGHUP))
-		require.Eventually(l.T, func() bool {
+		polltest.Require(l.T, func() bool {
 			return !strings.Contains(run(l.T, "wg", "show", "rw-data", "allowed-ips"), "10.2.30.0/24")
 		}, 10*time.Second, 50*time.Millisecond)
-		require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "active" }, 5*time.Second,
+		polltest.Require(l.T, func() bool { return property(l.T, "ActiveState") == "active" }, 5*time.Second,
 			50*time.Millisecond)
 	})
 	assert.Equal(l.T, old, mainPID(l.T))
@@ -436,7 +437,7 @@ func (l *life) reloadWithBadConfig() {
 		assert.Error(l.T, err)
 		l.wantsErrors(out)
 		require.NoError(l.T, unix.Kill(old, unix.SIGHUP))
-		require.Eventually(l.T, func() bool { return strings.Contains(journal(l.T, since), "reload refused") },
+		polltest.Require(l.T, func() bool { return strings.Contains(journal(l.T, since), "reload refused") },
 			10*time.Second, 100*time.Millisecond)
 	})
 	l.wantsErrors(journal(l.T, since))
@@ -543,7 +544,7 @@ func (l *life) startAgain() {
 func (l *life) stopByHand() {
 	l.startAgain()
 	run(l.T, "ringway", "stop")
-	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 5*time.Second,
+	polltest.Require(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 5*time.Second,
 		50*time.Millisecond,
 		"systemd does not start again what the operator stopped")
 	l.same(l.clean)
@@ -567,7 +568,7 @@ func (l *life) isolate() {
 			"[Unit]\nDescription=Nothing but the base\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"), 0o644)
 	run(l.T, "systemctl", "daemon-reload")
 	run(l.T, "systemctl", "isolate", "ringway-quiet.target")
-	require.Eventually(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 20*time.Second,
+	polltest.Require(l.T, func() bool { return property(l.T, "ActiveState") == "inactive" }, 20*time.Second,
 		100*time.Millisecond)
 	l.same(l.clean)
 }

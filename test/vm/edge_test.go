@@ -21,6 +21,7 @@ import (
 	"ringway/appliance/status"
 	"ringway/configs"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/test/streamtest"
 	"ringway/tunnel"
 )
@@ -129,7 +130,7 @@ func (e *edge) start() {
 		_ = cmd.Wait()
 		close(ended)
 	}(e.daemon, e.ended)
-	require.Eventually(e.T, func() bool {
+	polltest.Require(e.T, func() bool {
 		select {
 		case <-e.ended:
 			return true

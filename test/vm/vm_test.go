@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/test/streamtest"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
@@ -266,7 +267,7 @@ func TestClockInThePast(t *testing.T) {
 		_, _ = b.phone.Try("ping", "-c1", "-W1", "-Q", "0xb8", "10.2.10.9")
 		_, _ = b.pc.Try("ping", "-c1", "-W1", "10.2.20.9")
 	}
-	require.Eventually(t, func() bool { ping(); return shaken() == 2 }, 30*time.Second, 100*time.Millisecond)
+	polltest.Require(t, func() bool { ping(); return shaken() == 2 }, 30*time.Second, 100*time.Millisecond)
 	b.berlin.stop()
 	floor := b.berlin.dir + "/state/clock"
 	saved, err := os.ReadFile(floor)
@@ -292,7 +293,7 @@ func TestClockInThePast(t *testing.T) {
 	b.berlin.start()
 	require.GreaterOrEqual(t, time.Now().Year(), 2026, "the daemon has set the clock to its floor")
 	began := time.Now()
-	require.Eventually(t, func() bool { ping(); return shaken() == 2 }, 30*time.Second, 100*time.Millisecond)
+	polltest.Require(t, func() bool { ping(); return shaken() == 2 }, 30*time.Second, 100*time.Millisecond)
 	t.Logf("with the floor both tunnels shook hands within %s of the start",
 		time.Since(began).Round(100*time.Millisecond))
 	b.phone.Run("ping", "-c1", "-W5", "-Q", "0xb8", "10.2.10.9")

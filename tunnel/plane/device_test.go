@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -31,7 +32,7 @@ func TestADeletedDeviceIsMadeAgain(t *testing.T) {
 			require.NotEmpty(t, before)
 			b.ns.Run("ip", "link", "del", "rw-data")
 			cure()
-			require.Eventually(t, func() bool {
+			polltest.Require(t, func() bool {
 				st, err := s.Status(ctx)
 				return err == nil && st.PlanePID != pid && len(st.Peers) == 2
 			}, patience, time.Millisecond)

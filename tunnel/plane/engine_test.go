@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -91,7 +92,7 @@ func (b *branches) join(t *testing.T) {
 		x.bench.ns.Run("ip", "link", "set", "rw-voice", "up")
 		x.bench.ns.Run("ip", "route", "add", x.far, "dev", "rw-voice")
 	}
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		_, err := b.munich.ns.Try("ping", "-c1", "-W1", "10.1.0.1")
 		return err == nil
 	}, patience, 10*time.Millisecond)
@@ -186,7 +187,7 @@ func (c *call) after(t *testing.T, n uint64) {
 	t.Helper()
 	goal := [2]uint64{c.received[0].Load() + n, c.received[1].Load() + n}
 	for i, until := range goal {
-		require.Eventually(t, func() bool { return c.received[i].Load() >= until }, patience, time.Millisecond)
+		polltest.Require(t, func() bool { return c.received[i].Load() >= until }, patience, time.Millisecond)
 	}
 }
 

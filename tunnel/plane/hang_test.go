@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/process"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -22,7 +23,7 @@ import (
 func halt(t *testing.T, pid int) {
 	t.Helper()
 	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		require.NoError(t, err)
 		for _, path := range stats {
@@ -50,7 +51,7 @@ func TestAPlaneThatHangsIsReplaced(t *testing.T) {
 	require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
 	pid := status(t, s).PlanePID
 	halt(t, pid)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		d, err := s.Status(ctx)
 		return err == nil && d.PlanePID != pid
 	}, patience, 10*time.Millisecond)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -29,7 +30,7 @@ func TestPlanesAreFoundAndEndedWithoutADaemon(t *testing.T) {
 	for _, c := range tunnel.Classes {
 		pid := b.recordedPID(c)
 		require.NoError(t, Quit(ctx, b.run, b.dir, c))
-		assert.Eventually(t, func() bool { return unix.Kill(pid, 0) != nil }, patience, time.Millisecond)
+		polltest.Assert(t, func() bool { return unix.Kill(pid, 0) != nil }, patience, time.Millisecond)
 	}
 	for _, d := range []string{b.run, b.dir} {
 		left, err := os.ReadDir(d)

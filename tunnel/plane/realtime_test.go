@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -130,7 +131,7 @@ func TestAThreadThatCannotComeBackIsBroughtBack(t *testing.T) {
 	}
 	lower(t, pid, unix.SCHED_FLAG_RESET_ON_FORK)
 	assert.Empty(t, realtimeThreads(pid), "a start of the daemon leaves it alone")
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		forwarding, _ := scheduling(t, pid)
 		for _, a := range forwarding {
 			if a.Policy != unix.SCHED_FIFO {
@@ -147,7 +148,7 @@ func TestAThreadThatRunsAwayEndsItsPlaneAndNotTheMachine(t *testing.T) {
 	s, _ := realtimePlane(b)
 	pid, began := status(t, s).PlanePID, time.Now()
 	_ = tellEngine(s, "x_spin=\n")
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		d, err := s.Status(context.Background())
 		return err == nil && d.PlanePID != pid
 	}, patience, 10*time.Millisecond)

@@ -25,6 +25,7 @@ import (
 
 	"ringway/process"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 	"ringway/tunnel/descriptor"
 )
@@ -64,7 +65,7 @@ func newBench(t *testing.T) *bench {
 	before := openFiles(t)
 	t.Cleanup(func() { // registered first, runs last
 		assert.NoError(t, goleak.Find(ignored))
-		assert.Eventually(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond,
+		polltest.Assert(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond,
 			"descriptors are left open")
 	})
 	ignored = goleak.IgnoreCurrent()
@@ -216,7 +217,7 @@ func kill9(t *testing.T, s *Supervisor) time.Duration {
 	old := status(t, s).PlanePID
 	began := time.Now()
 	require.NoError(t, unix.Kill(old, unix.SIGKILL))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		d, err := s.Status(context.Background())
 		return err == nil && d.PlanePID != old
 	}, patience, time.Millisecond)
@@ -241,7 +242,7 @@ func TestAPlaneThatDiesIsBackWithWhatItKnew(t *testing.T) {
 	roamed := netip.MustParseAddrPort("198.51.100.77:4242")
 	err := tellEngine(s, fmt.Sprintf("public_key=%s\nx_roam=%s\n", key(3).Public().Hex(), roamed))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		return places.of(key(3).Public()) == roamed
 	}, patience, time.Millisecond)
 
@@ -414,7 +415,7 @@ func TestWhatFailsLeavesNothingOpenAndIsTriedAgain(t *testing.T) {
 	d.Peers = d.Peers[:1]
 	require.NoError(t, unix.Kill(status(t, s).PlanePID, unix.SIGKILL))
 	require.NoError(t, s.Configure(ctx, d))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		st, err := s.Status(ctx)
 		return err == nil && len(st.Peers) == 1
 	}, patience, time.Millisecond)
@@ -446,7 +447,7 @@ func TestAPlaneEndsWithItsEngine(t *testing.T) {
 	for _, how := range []string{"x_end=1\n", "x_exit=1\n"} {
 		pid := status(t, s).PlanePID
 		_ = tellEngine(s, how)
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			d, err := s.Status(ctx)
 			return err == nil && d.PlanePID != pid
 		}, patience, time.Millisecond, how)
@@ -513,7 +514,7 @@ func TestADaemonKilledTakesNothingWithIt(t *testing.T) {
 
 	// The second daemon, not the parent, sees it die and brings it back.
 	require.NoError(t, unix.Kill(st.PlanePID, unix.SIGKILL))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		pid := b.recordedPID(tunnel.Voice)
 		return pid != st.PlanePID && unix.Kill(pid, 0) == nil
 	}, patience, 5*time.Millisecond)

@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"ringway/test/polltest"
 )
 
 func TestWhenADirectionIsBusy(t *testing.T) {
@@ -83,9 +85,9 @@ func TestAWakeUpOutlivesAnothersTurn(t *testing.T) {
 	require.True(t, first.takeTurn())
 	went := make(chan bool)
 	go func() { went <- first.next(true) && first.woken }()
-	require.Eventually(t, other.tryTurn, 10*time.Second, time.Millisecond) // when the first sleeps
+	polltest.Require(t, other.tryTurn, 10*time.Second, time.Millisecond) // when the first sleeps
 	w.wake()
-	require.Eventually(t, func() bool { return w.turn.word.Load() == turnAwaited }, 10*time.Second,
+	polltest.Require(t, func() bool { return w.turn.word.Load() == turnAwaited }, 10*time.Second,
 		time.Millisecond, "it has gone back to sleep")
 	other.giveTurn()
 	require.True(t, <-went)
@@ -142,7 +144,7 @@ func TestAffinityThatSomebodySetStays(t *testing.T) {
 	binary.LittleEndian.PutUint32(junk, typeTransport)
 	stop := a.Flood("192.0.2.2:51820", 0, func() []byte { return junk })
 	before := pb.Status().Drops["no_such_session"]
-	require.Eventually(t, func() bool { return pb.Status().Drops["no_such_session"] > before+100_000 },
+	polltest.Require(t, func() bool { return pb.Status().Drops["no_such_session"] > before+100_000 },
 		20*time.Second, 10*time.Millisecond)
 	stop()
 	for _, tid := range pb.Threads(threadIn) {

@@ -19,6 +19,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -209,7 +210,7 @@ func TestTimedForwardingThreadGivesWay(t *testing.T) {
 		stop()
 	}
 	require.True(t, gaveWay, "it takes its core forever")
-	require.Eventually(t, func() bool { return pb.Policies(threadIn, unix.SCHED_NORMAL) == 0 }, 20*time.Second,
+	polltest.Require(t, func() bool { return pb.Policies(threadIn, unix.SCHED_NORMAL) == 0 }, 20*time.Second,
 		5*time.Millisecond, "it does not come back")
 	require.NoError(t, a.Ping("10.66.0.2"))
 	assert.Positive(t, pb.Status().Drops["forged"])

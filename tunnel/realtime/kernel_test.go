@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 )
 
 // The far end is the Linux kernel's WireGuard. `make test-kernel` runs this on a Debian kernel.
@@ -61,9 +62,9 @@ func TestKernelPresharedKeyAndKeepalive(t *testing.T) {
 	a, b := kernelPair(t, kernelEnd, "", "PresharedKey="+base64.StdEncoding.EncodeToString(raw), "PersistentKeepalive=1")
 	require.Error(t, a.Ping("10.66.0.2", "-W", "1"), "the key is missing here")
 	a.Set(a.Peer(b, kernelEnd) + "preshared_key=" + psk + "\n")
-	require.Eventually(t, func() bool { return a.Ping("10.66.0.2") == nil }, 20*time.Second, 100*time.Millisecond)
+	polltest.Require(t, func() bool { return a.Ping("10.66.0.2") == nil }, 20*time.Second, 100*time.Millisecond)
 	rx := a.E.Status().Peers[0].RxBytes
-	require.Eventually(t, func() bool { return a.E.Status().Peers[0].RxBytes >= rx+2*keepaliveSize },
+	polltest.Require(t, func() bool { return a.E.Status().Peers[0].RxBytes >= rx+2*keepaliveSize },
 		20*time.Second, 100*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 }
@@ -89,7 +90,7 @@ func TestKernelBringsACookie(t *testing.T) {
 	e.mu.Lock()
 	e.loadUntil = e.now() + int64(time.Hour)
 	e.mu.Unlock()
-	require.Eventually(t, func() bool { return b.Ping("10.66.0.1") == nil }, 30*time.Second, 100*time.Millisecond)
+	polltest.Require(t, func() bool { return b.Ping("10.66.0.1") == nil }, 30*time.Second, 100*time.Millisecond)
 	assert.Positive(t, a.E.Status().Drops["cookie_sent"])
 }
 

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -53,7 +54,7 @@ func TestDeviceGoesDownAndUp(t *testing.T) {
 	require.NoError(t, engine(a).dev.Down())
 	require.NoError(t, engine(a).dev.Up())
 	// The far end takes no initiation within 20 ms of the last, and the next follows after 5 s.
-	require.Eventually(t, func() bool { return a.Ping("10.66.0.2") == nil }, 15*time.Second, 10*time.Millisecond)
+	polltest.Require(t, func() bool { return a.Ping("10.66.0.2") == nil }, 15*time.Second, 10*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 }
 

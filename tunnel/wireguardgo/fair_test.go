@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -32,7 +33,7 @@ func TestTimedAFloodDoesNotHoldUpOthers(t *testing.T) {
 	packet := make([]byte, 1300)
 	flood := func() (stop func() int) { return a.Flood("10.66.0.2:9", 5, func() []byte { return packet }) }
 	stop := flood()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
+	polltest.Require(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
 		10*time.Millisecond)
 	for _, to := range []string{"10.66.0.2", "fd66::2"} {
 		assert.NoError(t, a.Ping(to), "behind a flood")
@@ -48,25 +49,25 @@ func TestTimedAFloodDoesNotHoldUpOthers(t *testing.T) {
 		without := slow
 		without.FlowPackets = 0
 		require.NoError(t, a.E.SetBounds(without))
-		require.Eventually(t,
+		polltest.Require(t,
 			func() bool {
 				return a.E.Status().Queue == nil &&
 					engine(a).hub.fair.seen.packets.Load() == 0
 			}, 10*time.Second, 10*time.Millisecond)
 		require.NoError(t, a.E.SetBounds(slow))
-		require.Eventually(t, func() bool { s := a.E.Status(); return s.Queue != nil && s.Queue.Packets > 0 },
+		polltest.Require(t, func() bool { s := a.E.Status(); return s.Queue != nil && s.Queue.Packets > 0 },
 			10*time.Second, 10*time.Millisecond)
 	}
 	stop()
 	h := engine(a).hub
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		return h.out.inside.Load() == 0 && h.out.charged.Load() == 0 && h.fair.underWay() == 0 &&
 			h.fair.seen.packets.Load() == 0
 	}, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, b.Ping("10.66.0.1"))
 
 	stop = flood() // and it closes while they are full
-	require.Eventually(t, func() bool { return a.E.Status().Queue.Packets > 10 }, 10*time.Second, 10*time.Millisecond)
+	polltest.Require(t, func() bool { return a.E.Status().Queue.Packets > 10 }, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, a.E.Close())
 	stop()
 }
@@ -77,7 +78,7 @@ func TestTimedTheNextPacketIsChosenLate(t *testing.T) {
 	a, b := slowPair(t)
 	packet := make([]byte, 1300)
 	defer a.Flood("10.66.0.2:9", 5, func() []byte { return packet })()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
+	polltest.Require(t, func() bool { return a.E.Status().Drops[dropQueueFull.String()] > 0 }, 10*time.Second,
 		10*time.Millisecond)
 	received := func() uint64 {
 		s := b.E.Status()
@@ -109,7 +110,7 @@ func TestADeadPeerDoesNotHoldUpOthersInFlowQueues(t *testing.T) {
 	packet := make([]byte, 1300)
 	stop := a.Flood("10.67.0.1:9", 5, func() []byte { return packet })
 	defer stop()
-	require.Eventually(t, func() bool { return a.E.Status().Drops[dropNoSession.String()] > 0 }, 10*time.Second,
+	polltest.Require(t, func() bool { return a.E.Status().Drops[dropNoSession.String()] > 0 }, 10*time.Second,
 		10*time.Millisecond)
 	assert.Greater(t, a.Pings("10.66.0.2", 100), 90)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -199,5 +200,5 @@ func TestLostSessionsDoNotWedge(t *testing.T) {
 	stop()
 	t.Logf("%.0f Mbit/s beside a peer whose session is lost, drops %v", got, a.E.Status().Drops)
 	assert.Greater(t, got, 0.0)
-	require.Eventually(t, func() bool { return a.Ping("10.66.0.2") == nil }, 10*time.Second, 10*time.Millisecond)
+	polltest.Require(t, func() bool { return a.Ping("10.66.0.2") == nil }, 10*time.Second, 10*time.Millisecond)
 }

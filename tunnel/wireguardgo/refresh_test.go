@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -117,7 +118,7 @@ func TestStrangersDoNotMakeTheHubLook(t *testing.T) {
 	for _, kind := range []string{"unknown session", "handshakes of a stranger", "noise"} {
 		strange(b, "192.0.2.1:51820", 5, 1000, junk[kind])
 	}
-	require.Eventually(t, func() bool { return engine(a).hub.drops[dropGarbage].Load() >= seen }, 5*time.Second,
+	polltest.Require(t, func() bool { return engine(a).hub.drops[dropGarbage].Load() >= seen }, 5*time.Second,
 		time.Millisecond)
 	assert.Empty(t, p.kicks)
 }

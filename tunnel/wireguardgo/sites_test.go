@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/enginetest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -76,7 +77,7 @@ func TestTimedASlowSiteDoesNotHoldUpOthers(t *testing.T) {
 	alone := serve(t, hub, fast, 2)
 	packet := make([]byte, 1300)
 	stop := hub.Flood("10.66.0.3:9", 2, func() []byte { return packet })
-	require.Eventually(t, func() bool { return hub.E.Status().Queue.SlowSites == 1 }, 10*time.Second,
+	polltest.Require(t, func() bool { return hub.E.Status().Queue.SlowSites == 1 }, 10*time.Second,
 		10*time.Millisecond)
 	began, was := time.Now(), slow.E.Status().Peers[0].RxBytes
 	beside := serve(t, hub, fast, 2)
@@ -93,14 +94,14 @@ func TestTimedASlowSiteDoesNotHoldUpOthers(t *testing.T) {
 
 	// A card that tells nothing: as it was with one account, and said.
 	h.fair.sites.blind.Store(true)
-	require.Eventually(t, func() bool { return !h.fair.sites.on.Load() }, 10*time.Second, 10*time.Millisecond)
+	polltest.Require(t, func() bool { return !h.fair.sites.on.Load() }, 10*time.Second, 10*time.Millisecond)
 	assert.Contains(t, hub.E.Status().Queue.Note, "SO_TIMESTAMPING")
 	if testing.Verbose() {
 		was := serve(t, hub, fast, 2)
 		t.Logf("with one account: %.1f Mbit/s, %v", was.rate, was.rtt)
 	}
 	stop()
-	require.Eventually(t, func() bool { return h.fair.allUnderWay() == 0 && h.fair.seen.packets.Load() == 0 },
+	polltest.Require(t, func() bool { return h.fair.allUnderWay() == 0 && h.fair.seen.packets.Load() == 0 },
 		20*time.Second, 10*time.Millisecond)
 	for _, to := range []string{"10.66.0.2", "10.66.0.3"} {
 		assert.NoError(t, hub.Ping(to))

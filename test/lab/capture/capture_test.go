@@ -16,6 +16,7 @@ import (
 
 	"ringway/quality"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -105,7 +106,7 @@ func TestBothDirectionsBothFamilies(t *testing.T) {
 	_, err = udp(t, a, "10.0.0.1:7000", "10.0.0.2:7000", 0).Write(rtp(1, 1))
 	require.NoError(t, err)
 
-	require.Eventually(t, func() bool { return atB.Count() >= 4*n }, 5*time.Second, 5*time.Millisecond)
+	polltest.Require(t, func() bool { return atB.Count() >= 4*n }, 5*time.Second, 5*time.Millisecond)
 	pa, err := atA.Stop()
 	require.NoError(t, err)
 	pb, err := atB.Stop()
@@ -193,7 +194,7 @@ func TestTimedFramesOfTheWAN(t *testing.T) {
 	}
 	a.Run("ping", "-c", "1", "-W", "2", "fd00::2")
 	incoming := func(f Frame) bool { return !f.Outgoing && f.Kind == WireGuard }
-	require.Eventually(
+	polltest.Require(
 		t,
 		func() bool { return Kinds(frames.sofar())[WireGuard] >= 50 },
 		5*time.Second,

@@ -20,6 +20,7 @@ import (
 	"ringway/quality"
 	"ringway/test/lab/capture"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -143,7 +144,7 @@ func TestDelayAndLossAreWhatWasAskedFor(t *testing.T) {
 			before := warm.AToB.Relayed + warm.AToB.Lost
 
 			speak(t, dial(t, n.a, family.a, family.b), 0xcafe, packets, time.Millisecond)
-			require.Eventually(t, func() bool {
+			polltest.Require(t, func() bool {
 				s, err := p.Stats()
 				return err == nil && s.AToB.Relayed+s.AToB.Lost >= before+packets
 			}, 5*time.Second, 10*time.Millisecond)
@@ -206,7 +207,7 @@ func TestRelayKeepsTimeInABusyProcess(t *testing.T) {
 		})
 	}
 	speak(t, dial(t, n.a, "198.51.100.2:16384", "203.0.113.2:16384"), 1, 1000, time.Millisecond)
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		s, err := p.Stats()
 		return err == nil && s.AToB.Relayed >= 1000
 	}, 5*time.Second, 10*time.Millisecond)
@@ -304,7 +305,7 @@ func TestTimedBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
 		s, err := p.Stats()
 		return err == nil && s.AToB.Dropped > 0
 	}
-	require.Eventually(t, full, 5*time.Second, 10*time.Millisecond)
+	polltest.Require(t, full, 5*time.Second, 10*time.Millisecond)
 	speak(t, dial(t, n.a, "198.51.100.2:16384", "203.0.113.2:16384"), 1, 500, 4*time.Millisecond)
 	close(stop)
 	<-stopped
@@ -312,7 +313,7 @@ func TestTimedBottleneckIsAFIFOOfSinglePackets(t *testing.T) {
 		s, err := p.Stats()
 		return err == nil && s.AToB.Backlog == 0
 	}
-	require.Eventually(t, drained, 5*time.Second, 10*time.Millisecond)
+	polltest.Require(t, drained, 5*time.Second, 10*time.Millisecond)
 
 	a, err := atA.Stop()
 	require.NoError(t, err)
@@ -412,7 +413,7 @@ func TestWireSerializes(t *testing.T) {
 		s, err := p.Stats()
 		return err == nil && s.AToB.Dropped > 30
 	}
-	assert.Eventually(t, full, 5*time.Second, 10*time.Millisecond)
+	polltest.Assert(t, full, 5*time.Second, 10*time.Millisecond)
 }
 
 // What the wire took is past it or before it, to the byte, and what found no room is counted. Nothing leaves
@@ -430,7 +431,7 @@ func TestQueuesSayWhatStandsBeforeTheWire(t *testing.T) {
 		require.NoError(t, err)
 	}
 	var now Queue
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		now = p.Queues()[0]
 		return (now.Sent+now.Backlog-before.Sent-before.Backlog)/1000+now.Drops-before.Drops == 8
 	}, 5*time.Second, 5*time.Millisecond, "all have come")
