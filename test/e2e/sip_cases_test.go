@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -22,8 +23,11 @@ import (
 func TestCallsOfTheField(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	_, err := l.Pair(lab.Ringway).SecondPC(t.Context(), lab.PCB)
+	require.NoError(t, err)
 	ends := map[string]net.PacketConn{
 		"a": udpOn(t, l.Host(lab.PhoneA), fieldA+":5060"), "b": udpOn(t, l.Host(lab.PhoneB), fieldB+":5060"),
+		"p": udpOn(t, l.Host(lab.PCB), pbxAt+":5060"), "q": udpOn(t, l.Host(lab.PCB), fieldQ+":5060"),
 	}
 	for i, c := range fieldCases {
 		t.Run(c.name, func(t *testing.T) {
@@ -35,12 +39,13 @@ func TestCallsOfTheField(t *testing.T) {
 	}
 }
 
-// Two phones, and two more addresses in the far LAN that only descriptions name.
+// Two phones, two more addresses in the far LAN that only descriptions name, and a second server beside pbxAt.
 const (
 	fieldA = "10.1.10.10"
 	fieldB = "10.2.10.10"
 	fieldX = "10.2.10.31"
 	fieldY = "10.2.10.44"
+	fieldQ = "10.2.20.11"
 )
 
 // field is one call between a phone of either branch.
@@ -49,6 +54,13 @@ type field struct {
 	l    *lab.Lab
 	ends map[string]net.PacketConn
 	id   string // its Call-ID
+	far  string // the end that is called b in messages: the phone, unless it is p or q, a server beside it
+}
+
+// farEnd is what b is now.
+func (f *field) farEnd() (end, address string) {
+	end = cmp.Or(f.far, "b")
+	return end, map[string]string{"b": fieldB, "p": pbxAt, "q": fieldQ}[end]
 }
 
 // said is a message. The zero value of what is not set is the usual.
@@ -61,6 +73,7 @@ type said struct {
 	tag       string // the callee's
 	branch    string // its own for each request
 	callID    string // of another call
+	uri, to   string // of a request to b, and who it is for: sip:ben@ and b's address
 	more      []string
 	body      string
 }
@@ -82,15 +95,16 @@ func (f *field) text(m said) string {
 		m.callID = f.id
 	}
 	m.cseq = max(m.cseq, 1)
+	ben := cmp.Or(m.to, "sip:ben@"+fieldB)
 	start := "SIP/2.0 " + m.start
 	if m.isRequest() {
 		m.of = m.start
-		start = m.start + " sip:" + map[string]string{"a": "ben@" + fieldB, "b": "anna@" + fieldA}[m.by] + " SIP/2.0"
+		start = m.start + " " + map[string]string{"a": cmp.Or(m.uri, ben), "b": "sip:anna@" + fieldA}[m.by] + " SIP/2.0"
 	}
 	if m.branch == "" {
 		m.branch = fmt.Sprintf("%s-%d-%s", m.callID, m.cseq, strings.Replace(m.of, "CANCEL", "INVITE", 1))
 	}
-	a, b := "<sip:anna@"+fieldA+">", "<sip:ben@"+fieldB+">"
+	a, b := "<sip:anna@"+fieldA+">", "<"+ben+">"
 	called := &b
 	if m.caller == "b" {
 		b, called = b+";tag=caller", &a
@@ -102,7 +116,8 @@ func (f *field) text(m said) string {
 	}
 	at := fieldA
 	if m.asker == "b" {
-		a, b, at = b, a, fieldB
+		a, b = b, a
+		_, at = f.farEnd()
 	}
 	lines := append([]string{
 		start, "Via: SIP/2.0/UDP " + at + ":5060;branch=z9hG4bK" + m.branch, "From: " + a, "To: " + b,
@@ -123,7 +138,8 @@ func (f *field) say(m said, holes string) {
 // pass is say with the text of the message.
 func (f *field) pass(by, text, holes string) {
 	f.t.Helper()
-	to := map[string]string{"a": "b", "b": "a"}[by]
+	far, _ := f.farEnd()
+	by, to := map[string]string{"a": "a", "b": far}[by], map[string]string{"a": far, "b": "a"}[by]
 	_, err := f.ends[by].WriteTo([]byte(text), f.ends[to].LocalAddr())
 	require.NoError(f.t, err)
 	require.NoError(f.t, f.ends[to].SetReadDeadline(time.Now().Add(5*time.Second)))
@@ -158,7 +174,7 @@ func (f *field) has(after, holes string) {
 func expandHoles(t *testing.T, holes string) (all []string) {
 	t.Helper()
 	addresses := map[string][]string{
-		"A": {fieldA}, "B": {fieldB}, "X": {fieldX}, "Y": {fieldY}, "P": {pbxAt},
+		"A": {fieldA}, "B": {fieldB}, "X": {fieldX}, "Y": {fieldY}, "P": {pbxAt}, "Q": {fieldQ},
 		"*A": {"10.2.10.0", "10.2.20.0"}, "*B": {"10.1.10.0", "10.1.20.0"}, "*X": {"10.1.10.0", "10.1.20.0"},
 		"*P": {"10.1.10.0", "10.1.20.0"},
 	}
@@ -427,6 +443,50 @@ var fieldCases = []struct {
 		f.say(said{by: "b", start: "200 OK", of: "CANCEL", tag: "tb"}, "A>X:7000+ X>A:40000+")
 		f.ack(1, "tb", "A>X:7000+ X>A:40000+")
 		f.down("tb")
+	}},
+	{"qualified at one server, called over another", func(f *field) {
+		// Case 33. The SRV record has p and q. p answers OPTIONS, and has no room for the call; q takes it.
+		f.far = "p"
+		f.say(said{by: "a", start: "OPTIONS", callID: f.id + "-q"}, "")
+		f.say(said{by: "b", start: "200 OK", of: "OPTIONS", callID: f.id + "-q", tag: "tp"}, "")
+		f.say(said{by: "a", start: "INVITE", body: audio(fieldA, 40000)}, "*>A:40000+")
+		f.say(said{by: "b", start: "503 Service Unavailable", tag: "tp"}, "")
+		f.ack(1, "tp", "")
+		f.far = "q"
+		f.say(said{by: "a", start: "INVITE", branch: f.id + "-at-q", body: audio(fieldA, 40000)}, "*>A:40000+")
+		holes := "A>Q:7000+ Q>A:40000+"
+		f.say(said{by: "b", start: "200 OK", branch: f.id + "-at-q", tag: "tq", body: audio(fieldQ, 7000)}, holes)
+		f.ack(1, "tq", holes)
+
+		// The call is q's: nothing that p says of it counts, or arrives.
+		refused := callsStatus(f.t, f.l.Edge("b")).Refused["foreign_hop"]
+		bye := said{by: "b", start: "BYE", cseq: 2, tag: "tq"}
+		f.far = "p"
+		sendUDP(f.t, f.ends["p"], fieldA+":5060", f.text(bye))
+		require.True(f.t, polled(4*time.Second, func() bool {
+			return callsStatus(f.t, f.l.Edge("b")).Refused["foreign_hop"] == refused+1
+		}), "a BYE of the other server is refused")
+		f.far = "q"
+		f.say(said{by: "b", start: "UPDATE", cseq: 3, tag: "tq"}, holes) // the first that arrives
+		f.say(said{by: "a", start: "200 OK", of: "UPDATE", cseq: 3, tag: "tq"}, holes)
+		f.say(said{by: "b", start: "BYE", cseq: 4, tag: "tq"}, holes)
+		f.say(said{by: "a", start: "200 OK", of: "BYE", cseq: 4, tag: "tq"}, "")
+	}},
+	{"a server that says nothing, then another", func(f *field) {
+		// Case 33 again. The first INVITE has no answer: what it asked for stays, and the call is that of the second.
+		f.far = "p"
+		f.say(said{by: "a", start: "INVITE", body: audio(fieldA, 40000)}, "*>A:40000+")
+		f.far = "q"
+		f.say(said{by: "a", start: "INVITE", branch: f.id + "-at-q", body: audio(fieldA, 40000)}, "*>A:40000+")
+		f.say(said{by: "b", start: "200 OK", branch: f.id + "-at-q", tag: "tq", body: audio(fieldQ, 7000)}, "?")
+		f.ack(1, "tq", "*>A:40000+ A>Q:7000+ Q>A:40000+")
+		f.far = "p"
+		f.say(said{by: "a", start: "CANCEL"}, "?") // as a phone does that goes on elsewhere
+		f.say(said{by: "b", start: "200 OK", of: "CANCEL", tag: "tp"}, "?")
+		f.say(said{by: "b", start: "487 Request Terminated", tag: "tp"}, "A>Q:7000+ Q>A:40000+")
+		f.ack(1, "tp", "A>Q:7000+ Q>A:40000+")
+		f.far = "q"
+		f.down("tq")
 	}},
 	{"a phone that challenges a BYE learns nothing, and ends nothing", func(f *field) {
 		holes := f.up()
