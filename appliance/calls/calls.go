@@ -98,6 +98,7 @@ type Calls struct {
 	worked   time.Time // last
 	silent   bool      // datagrams pass unread
 	gone     bool      // connections, too
+	met      bool      // a process of an earlier daemon was looked for
 	stats    relay.Stats
 
 	records   *record.Log
@@ -337,20 +338,26 @@ func (c *Calls) renew(ctx context.Context, set string, life time.Duration, devic
 }
 
 // noteSilence has signalling pass unread while the process does not work: datagrams at once, connections when
-// it is gone, since the other end knows nothing of what it has sent and acknowledged.
+// it is gone, since the other end knows nothing of what it has sent and acknowledged. An earlier daemon may have had
+// signalling taken, for a process that is still to be found; where none is, or it does not fit, that ends.
 func (c *Calls) noteSilence(works, running bool) {
+	met := c.relay.Met()
 	c.mu.Lock()
 	wasSilent, wasGone := c.silent, c.gone
 	c.silent, c.gone = !works, !running
+	inherited := met && !c.met
+	c.met = met
 	if works {
 		c.worked = time.Now()
 	}
 	c.mu.Unlock()
-	if !works && !wasSilent {
+	if !works && (!wasSilent || inherited) {
 		c.clear(firewall.SetSIPUDP)
+	}
+	if !works && !wasSilent {
 		c.log.Warn("the relay of signalling does not work; signalling passes unread", "running", running)
 	}
-	if !running && !wasGone {
+	if !running && (!wasGone || inherited) {
 		c.clear(firewall.SetSIPTCP)
 	}
 }

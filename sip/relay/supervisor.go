@@ -54,7 +54,7 @@ type Supervisor struct {
 	procs *process.Supervisor // held while the process or descriptors change
 
 	sockets []process.File // that TPROXY delivers to; held with procs
-	met     bool           // the process of an earlier daemon was looked for; held with procs
+	met     atomic.Bool    // the process of an earlier daemon was looked for; changed with procs held
 
 	beats atomic.Uint64
 	heard atomic.Int64 // when the last beat came, or the sockets were opened, by now
@@ -293,15 +293,19 @@ func (s *Supervisor) watch(i *process.Instance) {
 
 // meet adopts the process of an earlier daemon, once.
 func (s *Supervisor) meet(ctx context.Context) error {
-	if s.met {
+	if s.met.Load() {
 		return nil
 	}
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}
-	s.met = true
+	s.met.Store(true)
 	return nil
 }
+
+// Met reports whether the process of an earlier daemon was looked for. Until then, one may read signalling that this
+// daemon does not know of.
+func (s *Supervisor) Met() bool { return s.met.Load() }
 
 // adopt takes over the process of an earlier daemon, with its sockets.
 func (s *Supervisor) adopt(ctx context.Context) error {
@@ -309,9 +313,16 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 	if err != nil || i == nil {
 		return err
 	}
-	if i.Hello.Major != ProtocolMajor || len(files) == 0 {
-		s.log.Warn("a relay of an earlier daemon does not fit and is replaced",
-			"pid", i.PID(), "build", i.Hello.Build, "protocol", i.Hello.Major)
+	reason := ""
+	switch {
+	case i.Hello.Major != ProtocolMajor:
+		reason = "it speaks another protocol"
+	case len(files) == 0:
+		reason = "it has no sockets"
+	}
+	if reason != "" {
+		s.log.Warn("the relay of an earlier daemon is replaced: "+reason, "pid", i.PID(), "build", i.Hello.Build,
+			"protocol", i.Hello.Major, "supported", ProtocolMajor)
 		process.CloseFiles(files...)
 		s.procs.End(i)
 		return nil
@@ -337,7 +348,7 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 		s.procs.End(i)
 	}
 	s.closeSockets()
-	s.met = false
+	s.met.Store(false)
 	s.procs.RemoveFiles()
 	return removeJournal(s.cfg.RunDir)
 }
