@@ -24,20 +24,35 @@ import (
 	"ringway/test/lab/capture"
 )
 
-// Calls from one baresip to another through both boxes, over UDP and over TCP: what one phone plays is in what the
-// other one records, in both directions, and nothing is left behind.
+// ways are how phones and PBXs speak with each other. A lab whose phones have IPv4 has IPv6 for them as well.
+var ways = []struct {
+	transport string
+	family    lab.Family
+}{{"udp", lab.IPv4}, {"tcp", lab.IPv4}, {"udp", lab.IPv6}, {"tcp", lab.IPv6}}
+
+// sipHost is a host of the lab as SIP names it.
+func sipHost(name string, f lab.Family) string {
+	if f == lab.IPv6 {
+		return "[" + lab.AddressOf(name, f) + "]"
+	}
+	return lab.AddressOf(name, f)
+}
+
+// Calls from one baresip to another through both boxes, over UDP and over TCP, over IPv4 and over IPv6: what one phone
+// plays is in what the other one records, in both directions, and nothing is left behind.
 func TestBaresip(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
-	for _, transport := range []string{"udp", "tcp"} {
-		t.Run(transport, func(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.transport+" "+string(way.family), func(t *testing.T) {
+			atA, atB := "phone-a@"+sipHost(lab.PhoneA, way.family), "phone-b@"+sipHost(lab.PhoneB, way.family)
 			account := func(name string) string {
-				return "<sip:" + name + ";transport=" + transport + ">;regint=0;answermode=auto"
+				return "<sip:" + name + ";transport=" + way.transport + ">;regint=0;answermode=auto"
 			}
-			a := startBaresip(t, l.Host(lab.PhoneA), account("phone-a@10.1.10.10"), 440)
-			b := startBaresip(t, l.Host(lab.PhoneB), account("phone-b@10.2.10.10"), 1000)
+			a := startBaresip(t, l.Host(lab.PhoneA), account(atA), 440)
+			b := startBaresip(t, l.Host(lab.PhoneB), account(atB), 1000)
 			ears := hearing(t, l)
-			a.do("dial", "sip:phone-b@10.2.10.10;transport="+transport)
+			a.do("dial", "sip:"+atB+";transport="+way.transport)
 			a.wait("CALL_ESTABLISHED")
 			ears.until(40)
 			for _, side := range []string{"a", "b"} {
@@ -45,6 +60,8 @@ func TestBaresip(t *testing.T) {
 				require.Len(t, list, 1, "edge-%s", side)
 				assert.Equal(t, []string{"phone-a", "phone-b", "confirmed"},
 					[]string{list[0].From, list[0].To, list[0].State})
+				assert.Equal(t, [2]string{lab.AddressOf(lab.PhoneA, way.family), lab.AddressOf(lab.PhoneB, way.family)},
+					list[0].Hops)
 				holesSettle(t, l.Edge(side), 4)
 			}
 			a.do("hangup", "")
@@ -118,22 +135,25 @@ module_app ctrl_tcp.so
 `
 )
 
-// startBaresip starts one on a phone, with one account, that plays a tone of so many Hz; the test ends it. more are
-// lines of its config.
+// startBaresip starts one on a phone, with one account, that plays a tone of so many Hz; the test ends it. It uses the
+// family of the account's address. more are lines of its config.
 func startBaresip(t *testing.T, h *lab.Host, account string, frequency float64, more ...string) *baresip {
 	t.Helper()
-	address := map[string]string{lab.PhoneA: "10.1.10.10", lab.PhoneB: "10.2.10.10"}[h.Name]
-	inside := lab.MachineDir + "/baresip-" + strings.ReplaceAll(t.Name(), "/", "-")
+	family, only := lab.IPv4, "-4"
+	if strings.Contains(account, "[") {
+		family, only = lab.IPv6, "-6"
+	}
+	inside := lab.MachineDir + "/baresip-" + strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
 	b := &baresip{t: t, name: h.Name, dir: h.Path(inside), events: make(chan baresipEvent, 64)}
 	require.NoError(t, os.MkdirAll(b.dir, 0o755))
-	config := strings.NewReplacer("ADDRESS", address, "DIR", inside).Replace(baresipConfig)
+	config := strings.NewReplacer("ADDRESS", sipHost(h.Name, family), "DIR", inside).Replace(baresipConfig)
 	config += strings.Join(more, "\n") + "\n"
 	for name, text := range map[string][]byte{
 		"config": []byte(config), "accounts": []byte(account + "\n"), "tone.wav": tone(frequency),
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(b.dir, name), text, 0o644))
 	}
-	p, err := h.Spawn("baresip", h.Command("baresip", "-f", inside))
+	p, err := h.Spawn("baresip", h.Command("baresip", only, "-f", inside))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {

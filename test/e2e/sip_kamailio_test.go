@@ -15,9 +15,9 @@ import (
 	"ringway/test/polltest"
 )
 
-// Phones of both branches register with a Kamailio in munich's data network, over UDP and over TCP, and call each
-// other through it, in both directions. munich's box sees each call twice, berlin's once; the media goes straight
-// from phone to phone.
+// Phones of both branches register with a Kamailio in munich's data network, over UDP and over TCP, over IPv4 and over
+// IPv6, and call each other through it, in both directions. munich's box sees each call twice, berlin's once; the media
+// goes straight from phone to phone.
 //
 //	phone-a --- edge-a --- edge-b --- phone-b
 //	                         |
@@ -26,16 +26,18 @@ func TestKamailio(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
 	startKamailio(t, l.Host(lab.PCB), kamailioConfig)
-	for _, transport := range []string{"udp", "tcp"} {
-		t.Run(transport, func(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.transport+" "+string(way.family), func(t *testing.T) {
+			pbx, end := lab.AddressOf(lab.PCB, way.family), way.transport+string(way.family)
+			at := func(user string) string { return user + end + "@" + sipHost(lab.PCB, way.family) }
 			account := func(user string) string {
-				return "<sip:" + user + "@10.2.20.10;transport=" + transport + ">;regint=600;answermode=auto"
+				return "<sip:" + at(user) + ";transport=" + way.transport + ">;regint=600;answermode=auto"
 			}
-			a := startBaresip(t, l.Host(lab.PhoneA), account("anna-"+transport), 440)
-			b := startBaresip(t, l.Host(lab.PhoneB), account("ben-"+transport), 1000)
-			both := []string{"anna-" + transport + "@10.2.20.10", "ben-" + transport + "@10.2.20.10"}
-			registers(t, l.Edge("a"), transport, pbxAt+":5060", both[:1])
-			registers(t, l.Edge("b"), transport, pbxAt+":5060", both)
+			a := startBaresip(t, l.Host(lab.PhoneA), account("anna-"), 440)
+			b := startBaresip(t, l.Host(lab.PhoneB), account("ben-"), 1000)
+			both := []string{at("anna-"), at("ben-")}
+			registers(t, l.Edge("a"), way.transport, sipHost(lab.PCB, way.family)+":5060", both[:1])
+			registers(t, l.Edge("b"), way.transport, sipHost(lab.PCB, way.family)+":5060", both)
 
 			for _, from := range []struct {
 				caller, callee *baresip
@@ -43,16 +45,15 @@ func TestKamailio(t *testing.T) {
 				plays, hears   float64
 			}{{a, b, "anna-", "ben-", 440, 1000}, {b, a, "ben-", "anna-", 1000, 440}} {
 				ears := hearing(t, l)
-				from.caller.do("dial", "sip:"+from.to+transport+"@10.2.20.10;transport="+transport)
+				from.caller.do("dial", "sip:"+at(from.to)+";transport="+way.transport)
 				from.caller.wait("CALL_ESTABLISHED")
 				ears.until(25)
 				for side, legs := range map[string]int{"a": 1, "b": 2} {
 					list := callsOf(t, l.Edge(side))
 					assert.Len(t, list, legs, "edge-%s", side)
 					for _, x := range list {
-						assert.Equal(t, []string{from.name + transport, from.to + transport},
-							[]string{x.From, x.To}, "edge-%s", side)
-						assert.Contains(t, x.Hops, "10.2.20.10", "through Kamailio")
+						assert.Equal(t, []string{from.name + end, from.to + end}, []string{x.From, x.To}, "edge-%s", side)
+						assert.Contains(t, x.Hops, pbx, "through Kamailio")
 					}
 					holesSettle(t, l.Edge(side), 4)
 				}
@@ -109,6 +110,8 @@ tcp_children=1
 auto_aliases=no
 listen=udp:10.2.20.10:5060
 listen=tcp:10.2.20.10:5060
+listen=udp:[2001:db8:2:20::10]:5060
+listen=tcp:[2001:db8:2:20::10]:5060
 loadmodule "sl.so"
 loadmodule "tm.so"
 loadmodule "rr.so"

@@ -115,7 +115,8 @@ func ofProtocol(t *testing.T, major int, file string) (program string) {
 		require.NoError(t, err)
 		require.Equal(t, 1, strings.Count(string(text), change[0]), "%q in %s", change[0], name)
 		replace[source] = filepath.Join(dir, name)
-		require.NoError(t, os.WriteFile(replace[source], []byte(strings.Replace(string(text), change[0], change[1], 1)), 0o644))
+		changed := strings.Replace(string(text), change[0], change[1], 1)
+		require.NoError(t, os.WriteFile(replace[source], []byte(changed), 0o644))
 	}
 	overlay, err := json.Marshal(map[string]any{"Replace": replace})
 	require.NoError(t, err)

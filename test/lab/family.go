@@ -76,13 +76,16 @@ func (p *Pair) outer() Family {
 func (p *Pair) inner() Family { return p.lab.Options.Overlay }
 
 // Address is the address of a phone or a PC, of the overlay's family.
-func (p *Pair) Address(host string) string {
+func (p *Pair) Address(host string) string { return AddressOf(host, p.inner()) }
+
+// AddressOf is the address of a phone or a PC, of a family that the lab has.
+func AddressOf(host string, f Family) string {
 	for _, s := range sides {
 		switch host {
 		case s.phone:
-			return s.voice.of(p.inner()).remote
+			return s.voice.of(f).remote
 		case s.pc:
-			return s.data.of(p.inner()).remote
+			return s.data.of(f).remote
 		}
 	}
 	panic("no address of " + host + " in the lab")
