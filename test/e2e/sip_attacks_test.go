@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -508,8 +509,8 @@ func (r *attackRange) spoof(host, from, to string, payload []byte) int {
 	return 1
 }
 
-// raw sends a packet that begins with its IP header.
-func (r *attackRange) raw(host string, to netip.Addr, packet []byte) {
+// raw sends packets that begin with their IP header.
+func (r *attackRange) raw(host string, to netip.Addr, packets ...[]byte) {
 	r.t.Helper()
 	require.NoError(r.t, r.l.Host(host).Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -517,7 +518,10 @@ func (r *attackRange) raw(host string, to netip.Addr, packet []byte) {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to.As4()})
+		for _, packet := range packets {
+			err = errors.Join(err, unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to.As4()}))
+		}
+		return err
 	}))
 }
 

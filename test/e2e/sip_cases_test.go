@@ -472,7 +472,7 @@ var fieldCases = []struct {
 		f.say(said{by: "b", start: "BYE", cseq: 4, tag: "tq"}, holes)
 		f.say(said{by: "a", start: "200 OK", of: "BYE", cseq: 4, tag: "tq"}, "")
 	}},
-	{"a server that says nothing, then another", func(f *field) {
+	{"a server that does not answer, then another", func(f *field) {
 		// Case 33 again. The first INVITE has no answer: what it asked for stays, and the call is that of the second.
 		f.far = "p"
 		f.say(said{by: "a", start: "INVITE", body: audio(fieldA, 40000)}, "*>A:40000+")
