@@ -86,7 +86,7 @@ test-long: test-packages build ## whole branches where it takes long: kills in a
 	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" test/long.sh
 
 .PHONY: test-day
-test-day: ## 24 hours of calls on a simulated clock end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)
+test-day: ## 24 hours of calls on a simulated clock, and 24 with the relay replaced now and then, end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)
 	$(GO) test -count=1 -v -timeout 5m -p 1 -run '^TestLongADay' ./sip/relay
 
 .PHONY: test-rekey

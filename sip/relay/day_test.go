@@ -21,6 +21,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"ringway/process"
 	"ringway/qos"
@@ -75,6 +76,46 @@ func TestTwoHoursLeaveNothing(t *testing.T) {
 	})
 }
 
+// A day in which the process is replaced again and again, dead in the middle of what it did or by one of another build,
+// leaves nothing behind either: no call that only the journal knows, no hole of one whose end nobody read.
+func TestLongADayOfReplacedProcesses(t *testing.T) {
+	daysOfReplacements(t, func(d *day) {
+		for _, n := range hourly {
+			d.calls(time.Hour, float64(n)*23)
+		}
+		require.Greater(t, d.placed, 20_000)
+	}, 15*time.Minute, 25)
+}
+
+// Nor does a busy hour.
+func TestAnHourOfReplacedProcesses(t *testing.T) {
+	daysOfReplacements(t, func(d *day) { d.calls(time.Hour, 1500) }, 2*time.Minute, 5)
+}
+
+func daysOfReplacements(t *testing.T, calls func(*day), every time.Duration, atLeast int) {
+	onOneCore(t)
+	synctest.Test(t, func(t *testing.T) {
+		d := newDay(t)
+		d.replaces = true
+		d.followCalls()
+		d.calls(30*time.Minute, 3500)
+		d.settled(d.reads.Load().unfollow)
+		before := d.heap()
+		began := d.placed
+		d.followCalls()
+		stop := start(func(ctx context.Context) { d.replaceNowAndThen(ctx, every) })
+		calls(d)
+		stop()
+		d.settled(func() { d.reads.Load().unfollow() })
+		d.sameHeap(before, began)
+		t.Logf("%d processes died, with %d messages unread, and %d were replaced by another build; %d calls were taken over",
+			d.died, d.unread.Load(), d.upgraded, d.taken)
+		assert.GreaterOrEqual(t, min(d.died, d.upgraded), atLeast)
+		assert.Positive(t, d.unread.Load())
+		assert.Greater(t, d.taken, atLeast)
+	})
+}
+
 // onOneCore has goroutines wake one after the other: waking another core at each of the millions of moments of a day
 // takes far longer than what is to be done at it, and makes the order of a seed's messages a matter of chance.
 func onOneCore(t *testing.T) {
@@ -82,15 +123,20 @@ func onOneCore(t *testing.T) {
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 }
 
-// day is a core with all that runs beside it in the process, and a daemon that the test plays.
+// day is a process with all that runs beside the core in it, and a daemon that the test plays.
 type day struct {
-	*core
 	t       *testing.T
 	seed    uint64
 	daemon  *model
-	journal *journal
+	fd      int // of the journal
 	path    string
 	running sync.WaitGroup // calls
+
+	replaces   bool                   // the process does not live for the whole day
+	reads      atomic.Pointer[reader] // nil: messages pass unread, or wait
+	waiting    atomic.Bool            // they wait
+	generation atomic.Int64           // changes when a process ends, and when the next one begins
+	unread     atomic.Int64           // messages
 
 	placed, others int // calls, and registrations and garbage
 	messages       atomic.Int64
@@ -100,6 +146,18 @@ type day struct {
 	records  int
 	compared int // how often the daemon's holes were those of the calls
 	muted    int // calls without media for an emergency call, at each look
+
+	died, upgraded int    // processes
+	taken          int    // calls that another process took over
+	beyond         uint64 // what processes that have ended were too full for
+}
+
+// reader is a process that reads signalling.
+type reader struct {
+	*core
+	journal  *journal
+	stop     func() // all of it
+	unfollow func() // what has work as long as there are calls
 }
 
 func newDay(t *testing.T) *day {
@@ -110,16 +168,81 @@ func newDay(t *testing.T) *day {
 		require.NoError(t, err)
 	}
 	t.Logf("TEST_DAY_SEED=%d", seed)
-	d := &day{core: newCore(time.Now), t: t, seed: seed, counts: map[string]int{}}
+	d := &day{t: t, seed: seed, counts: map[string]int{}}
 	d.daemon = &model{rng: rand.New(rand.NewPCG(seed, 1<<40)), day: d}
-	d.core.asker = newAsker(d.daemon.answer, d.flows)
-	require.NoError(t, d.use(daySettings()))
-	d.tracker.MaxLegs = 115 // fewer than the busiest hour has
-	d.policy.ledger.MaxCalls, d.policy.phones.MaxBindings = 95, 90
-	d.journal, d.path = journalFile(t)
-
-	t.Cleanup(start(d.core.asker.run, d.expire))
+	j, path := journalFile(t)
+	d.fd, d.path = j.fd, path
+	require.NoError(t, d.begin())
+	t.Cleanup(func() { d.reads.Load().stop() })
 	return d
+}
+
+// begin starts a process, which takes over what is in the journal. After an error it goes on, as the real one does.
+func (d *day) begin() error {
+	r := &reader{core: newCore(time.Now), journal: newJournal(d.fd), unfollow: func() {}}
+	r.core.asker = newAsker(d.daemon.answer, r.flows)
+	err := r.use(daySettings())
+	r.tracker.MaxLegs = 115 // fewer than the busiest hour has
+	r.policy.ledger.MaxCalls, r.policy.phones.MaxBindings = 95, 90
+	legs, readErr := r.journal.read()
+	err = errors.Join(err, readErr, r.journal.clear(), r.load(legs), r.keepOnce(r.journal)) // as server.takeOver
+	d.taken += len(legs)
+	stop := start(r.core.asker.run, r.expire)
+	r.stop = func() { r.unfollow(); stop() }
+	r.core.asker.tellAll()
+	d.reads.Store(r)
+	return err
+}
+
+// replaceNowAndThen has the process replaced until ctx ends: by one of another build, which goes on with what the one
+// before has read, or after its death, when messages pass unread until the next one reads, and the latest changes are
+// not in the journal.
+func (d *day) replaceNowAndThen(ctx context.Context, every time.Duration) {
+	rng := rand.New(rand.NewPCG(d.seed, 1<<43))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Duration(rng.ExpFloat64() * float64(every))):
+		}
+		orderly := rng.IntN(2) == 0
+		d.waiting.Store(orderly)
+		d.generation.Add(1)
+		old := d.reads.Swap(nil)
+		d.beyond += old.stats().Beyond
+		old.stop()
+		if orderly { // as server.handleExport
+			d.upgraded++
+			assert.NoError(d.t, old.keepOnce(old.journal))
+			old.journal.handedOver = true
+		} else {
+			d.died++
+			if rng.IntN(2) == 0 { // amid an entry
+				cut, err := compact.Encode(entry{Key: 1 << 40, About: &savedAbout{}})
+				assert.NoError(d.t, err)
+				_, err = unix.Write(d.fd, cut[:len(cut)-1])
+				assert.NoError(d.t, err)
+			}
+		}
+		time.Sleep(20*time.Millisecond + time.Duration(rng.Int64N(int64(300*time.Millisecond))))
+		fits := assert.NoError(d.t, d.begin(), "the next process takes over")
+		d.followCalls()
+		d.generation.Add(1)
+		if !fits {
+			return // once is enough
+		}
+	}
+}
+
+// reader is the process that reads a message; nil: it passes unread.
+func (d *day) reader() *reader {
+	for {
+		r := d.reads.Load()
+		if r != nil || !d.waiting.Load() {
+			return r
+		}
+		time.Sleep(time.Millisecond) // in the sockets
+	}
 }
 
 // start runs tasks until stop is called.
@@ -134,9 +257,11 @@ func start(tasks ...func(context.Context)) (stop func()) {
 
 // followCalls runs what has work as long as there are calls.
 func (d *day) followCalls() (stop func()) {
-	return start(d.compare, func(ctx context.Context) { d.handOver(ctx, d.take) }, func(ctx context.Context) {
-		d.keep(ctx, d.journal, func(err error) { assert.NoError(d.t, err) })
-	})
+	r := d.reads.Load()
+	r.unfollow = start(func(ctx context.Context) { d.compare(ctx, r.core) },
+		func(ctx context.Context) { r.handOver(ctx, d.take) },
+		func(ctx context.Context) { r.keep(ctx, r.journal, func(err error) { assert.NoError(d.t, err) }) })
+	return r.unfollow
 }
 
 // daySettings are those of a branch whose line to the far site does not carry all calls of the busiest hour.
@@ -202,28 +327,30 @@ func (d *day) settled(stop func()) {
 	d.running.Wait()
 	time.Sleep(30 * time.Minute) // 10 minutes without anything, or a session timer
 	stop()
-	assert.Zero(d.t, d.stats().Calls)
+	r := d.reads.Load()
+	assert.Zero(d.t, r.stats().Calls)
 	time.Sleep(49 * time.Hour)                         // what is remembered of sources for a day, after bans of a day
-	for d.handOverOnce(context.Background(), d.take) { // what was reported since
+	for r.handOverOnce(context.Background(), d.take) { // what was reported since
 	}
 	synctest.Wait()
 }
 
 // heap requires that every table is empty, and gives the bytes that are in use.
 func (d *day) heap() uint64 {
-	t, c := d.t, d.core
-	d.journal.mu.Lock()
-	legs, err := newJournal(d.journal.fd).read()
+	r := d.reads.Load()
+	t, c, j := d.t, r.core, r.journal
+	j.mu.Lock()
+	legs, err := newJournal(d.fd).read()
 	require.NoError(t, err)
 	assert.Empty(t, legs, "in the journal")
-	assert.Empty(t, d.journal.keys)
-	assert.Zero(t, d.journal.live)
-	d.journal.spoiled = true
-	require.NoError(t, c.keepOnce(d.journal))
+	assert.Empty(t, j.keys)
+	assert.Zero(t, j.live)
+	j.spoiled = true
+	require.NoError(t, c.keepOnce(j))
 	st, err := os.Stat(d.path)
 	require.NoError(t, err)
 	assert.Zero(t, st.Size(), "bytes of the journal")
-	d.journal.mu.Unlock()
+	j.mu.Unlock()
 
 	c.mu.Lock()
 	assert.Zero(t, len(c.known), "known")
@@ -282,7 +409,8 @@ func (d *day) sameHeap(before uint64, began int) {
 	for _, what := range slices.Sorted(maps.Keys(d.counts)) {
 		d.t.Logf("%6d %s", d.counts[what], what)
 	}
-	s := d.stats()
+	s := d.reads.Load().stats()
+	s.Beyond += d.beyond
 	d.t.Logf("beyond the bounds %d, refused %v, unread %v", s.Beyond, s.Refused, s.Unread)
 	d.t.Logf("heap %d bytes before, %d after %d calls: %+.1f a call", before, after, n,
 		(float64(after)-float64(before))/float64(n))
@@ -293,14 +421,14 @@ func (d *day) sameHeap(before uint64, began int) {
 }
 
 // compare looks now and then whether the daemon has just those holes open that calls need, while nothing is on its way.
-func (d *day) compare(ctx context.Context) {
+func (d *day) compare(ctx context.Context, c *core) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(9*time.Second + 17*time.Microsecond):
 		}
-		a, c := d.core.asker, d.core
+		a := c.asker
 		if !a.asking.TryLock() {
 			continue
 		}
