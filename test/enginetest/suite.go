@@ -418,7 +418,7 @@ func startTogether(t *testing.T, a, b *Box) (lost int) {
 		for x, far := range map[*Box]*Box{a: b, b: a} {
 			body := "private_key=" + x.Key.Hex() + "\nreplace_peers=true\n" +
 				x.Peer(far, "192.0.2."+string('0'+rune(far.N))+":51820") + "persistent_keepalive_interval=25\n"
-			both.Go(func() { x.Set(body) })
+			both.Go(func() { assert.NoError(t, x.E.Set(strings.NewReader(body))) })
 		}
 		both.Wait()
 		start := time.Now()
