@@ -260,10 +260,10 @@ func (s *suite) AddressIsLeft(t *testing.T) {
 			}
 		}
 	}
-	require.Eventually(t, heardAt(old), 5*time.Second, time.Millisecond)
+	polltest.Require(t, heardAt(old), 5*time.Second, time.Millisecond)
 
 	b.E.Reroute(tunnel.Reroute{From: []netip.Addr{netip.MustParseAddr(old)}})
-	require.Eventually(t, heardAt(other), 5*time.Second, time.Millisecond)
+	polltest.Require(t, heardAt(other), 5*time.Second, time.Millisecond)
 	require.NoError(t, a.Ping("10.66.0.2"))
 	assert.Equal(t, other, a.E.Status().Peers[0].Endpoint.Addr().String())
 }

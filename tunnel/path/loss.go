@@ -8,14 +8,15 @@ import (
 )
 
 // What a path that delivers is worth: a line that loses too much is left, too, for one that is better. Each end counts
-// what it hears of what the other has sent, by the numbers of the messages in their session, and tells it; lines that are
-// not used are judged by their probes.
+// what it hears of what the other has sent, by the numbers of the messages in their session, and tells it; lines that
+// are not used are judged by their probes.
 
 const (
 	// lossWindow is the time in which loss is counted, and lossKept, for how long what was found holds.
 	lossWindow = time.Second
 	lossKept   = 3 * time.Second
-	// leastExpected is how many messages a window has to have, and windowPackets, how many it has at the least with a call.
+	// leastExpected is how many messages a window has to have, and windowPackets, how many it has at the least with a
+	// call.
 	leastExpected = 20
 	windowPackets = 50
 
