@@ -61,7 +61,7 @@ func TestTimedALineThatIsCutIsLeftAtOnce(t *testing.T) {
 	pc, server := udpOn(t, l.Host(lab.PCA), "10.1.20.10:40000"), udpOn(t, provider, internet+":4000")
 	assert.Contains(t, arrives(t, pc, server, internet+":4000", "by the first line"), edgeA+":")
 
-	k := talking(t, l, 10, 12*time.Second)
+	k := talking(t, l, 10, 6*time.Second)
 	require.NoError(t, provider.IP(t.Context(), nil, "link set wan-a down"))
 	require.True(t, polled(5*time.Second, func() bool {
 		return strings.Contains(statusText(t, l.Edge("a")), "wan0 without a carrier")
@@ -85,7 +85,7 @@ func TestTimedALineThatIsCutIsLeftAtOnce(t *testing.T) {
 func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
-	k := talking(t, l, 10, 10*time.Second)
+	k := talking(t, l, 10, 8*time.Second)
 	began := time.Now()
 	deliversNothing(t, provider)
 	reachedWithin(t, l, lab.PCB, "10.1.20.10", 5*time.Second-time.Since(began)) // data follows
@@ -110,7 +110,7 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 }
 
 // The line that carries the calls loses 8 % of what it is given, in both directions.
-func TestTimedALineThatLosesTooMuchIsLeft(t *testing.T) {
+func TestLongALineThatLosesTooMuchIsLeft(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty})
 	k := talking(t, l, 5, 14*time.Second)
 	began := time.Now()
@@ -147,7 +147,7 @@ func deliversNothing(t *testing.T, provider *lab.Host) {
 }
 
 // The far end is stock wireguard-go, which does not know paths: it is asked by a handshake.
-func TestTimedALineThatDeliversNothingToAStockFarEnd(t *testing.T) {
+func TestLongALineThatDeliversNothingToAStockFarEnd(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty, StockFarEnd: true, EdgeConfig: stockFarEnd})
 	provider := l.Host(lab.Provider)
 	require.True(t, polled(20*time.Second, func() bool { // there is one handshake in five seconds
