@@ -15,7 +15,6 @@ import (
 	"ringway/appliance/metrics"
 	"ringway/appliance/reflector"
 	"ringway/appliance/wanted"
-	"ringway/firewall/conntrack"
 	"ringway/qos"
 	"ringway/sip/admission"
 	"ringway/tunnel"
@@ -27,7 +26,7 @@ import (
 func (d *Daemon) newComponents() component.List {
 	d.leases = lease.New(d.opts.Paths.leases(), d.log, func() { d.touch(); d.names.Again() })
 	d.lines = line.New(line.Options{
-		Log: d.log, Flush: conntrack.DeleteTranslated, Changed: d.touch,
+		Log: d.log, File: d.opts.Paths.lines(), Changed: d.touch,
 		Reroute: func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error {
 			return d.engines[c].Reroute(ctx, r)
 		},

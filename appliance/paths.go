@@ -28,6 +28,7 @@ func (p Paths) lock() string      { return filepath.Join(p.Run, "lock") }
 func (p Paths) journal() string   { return filepath.Join(p.Run, "journal.json") }
 func (p Paths) planes() string    { return filepath.Join(p.Run, "planes") }
 func (p Paths) clock() string     { return filepath.Join(p.State, "clock") }
+func (p Paths) lines() string     { return filepath.Join(p.Run, "lines.json") }
 func (p Paths) endpoints() string { return filepath.Join(p.State, "endpoints.json") }
 func (p Paths) leases() string    { return filepath.Join(p.State, "leases") }
 func (p Paths) trial() string     { return filepath.Join(p.State, "trial.json") }
@@ -62,7 +63,7 @@ func (p Paths) make() error {
 // are empty: others may use /var/run/wireguard, and systemd may own the run directory.
 func (p Paths) remove() error {
 	var errs []error
-	for _, f := range []string{p.journal(), p.Socket(), p.lock()} {
+	for _, f := range []string{p.journal(), p.Socket(), p.lock(), p.lines()} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

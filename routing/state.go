@@ -18,8 +18,9 @@ const (
 	TableGuard   = 5273 // packets without a mark: a site's prefix is unreachable
 	TableOwn     = 5274 // packets of this machine before they have a mark
 	TableRelayed = 5275 // packets for a relay on this machine, whatever address they have
-	TableWAN     = 5281 // packets from an address of the first WAN; the next WAN's table follows
-	MaxWANs      = 8    // tables of WANs
+	TableWAN     = 5281 // the first table of packets from an address of a WAN
+	TablesOfWANs = 64   // how many there are
+	MaxWANs      = 8
 
 	PriorityFirst   = 5190 // Ringway's rules have priorities from here …
 	PriorityRelayed = 5190
@@ -39,7 +40,7 @@ const (
 // OwnTable reports whether a whole route table is Ringway's.
 func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableRelayed || isTableOfWAN(t) }
 
-func isTableOfWAN(t uint32) bool { return t >= TableWAN && t < TableWAN+MaxWANs }
+func isTableOfWAN(t uint32) bool { return t >= TableWAN && t < TableWAN+TablesOfWANs }
 
 // RouteType is what a route does.
 type RouteType string

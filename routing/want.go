@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"hash/fnv"
 	"net/netip"
 	"slices"
 )
@@ -222,8 +223,9 @@ func (s *State) sourceTables(in Input) {
 		r.Protocol = Protocol
 		s.Routes = append(s.Routes, r)
 	}
-	for i, u := range uplinks(in) {
-		table := uint32(TableWAN + i)
+	tables := wanTables(in)
+	for _, u := range uplinks(in) {
+		table := tables[u.device]
 		for _, g := range u.gateways {
 			add(u.defaultRoute(table, g, metricDefault))
 			add(Route{Table: table, Type: Blackhole, Prefix: everywhere(g), Metric: metricLast})
@@ -245,6 +247,28 @@ func (s *State) sourceTables(in Input) {
 			s.sourceRules(in.Marks, a.Addr(), table)
 		}
 	}
+}
+
+// wanTables chooses the table of each WAN by the name of its interface: where WANs are added, removed or reordered, the
+// others keep theirs, so that no rule leads to the table of another WAN for a moment.
+func wanTables(in Input) map[string]uint32 {
+	var names []string
+	for _, w := range in.WANs {
+		names = append(names, w.Interface)
+	}
+	slices.Sort(names)
+	tables, taken := map[string]uint32{}, map[uint32]bool{}
+	for _, name := range names {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(name))
+		n := h.Sum32() % TablesOfWANs
+		for taken[n] {
+			n = (n + 1) % TablesOfWANs
+		}
+		taken[n] = true
+		tables[name] = TableWAN + n
+	}
+	return tables
 }
 
 func (s *State) sourceRules(m Marks, from netip.Addr, table uint32) {

@@ -209,6 +209,11 @@ type Reroute struct {
 	Keys []PublicKey `json:"keys,omitempty"`
 }
 
+// TrialTime is how long packets that arrive at an address which was left do not bring peers back to it. A peer that has
+// heard of the new address sends there by then; one that has not still sends to the old one, which is taken again: that
+// long a packet may be lost where the new line delivers nothing.
+const TrialTime = 500 * time.Millisecond
+
 // About reports whether r is about a peer.
 func (r Reroute) About(k PublicKey) bool { return len(r.Keys) == 0 || slices.Contains(r.Keys, k) }
 

@@ -42,9 +42,14 @@ func (c *chooser) look(now time.Time, lines []rtnl.Line) (moves []move) {
 	best := preferred(lines)
 	before := *c
 	c.usable, c.best = usable, best
-	if !c.looked { // engines that were taken over have sent on meanwhile, and found out what failed
+	if !c.looked {
+		// Nobody knows what happened while no daemon ran. Engines that were taken over say where we are, and sites that
+		// an earlier daemon would have had return to the preferred line do.
 		c.looked = true
-		return nil
+		if len(lines) > 1 {
+			c.healthy = now.Add(healthTime)
+		}
+		return []move{{}}
 	}
 
 	c.gone = slices.DeleteFunc(c.gone, func(a netip.Addr) bool { return slices.Contains(usable, a) })

@@ -87,8 +87,13 @@ func TestLinesThatComeAndGo(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var choose chooser
 			began := time.Now()
-			for _, s := range c.steps {
+			for i, s := range c.steps {
 				got := choose.look(began.Add(s.at), s.lines)
+				if i == 0 { // whatever happened while no daemon ran
+					assert.Equal(t, []move{{}}, got)
+					choose.healthy = time.Time{}
+					continue
+				}
 				for i := range got {
 					got[i].From = append([]netip.Addr(nil), got[i].From...)
 				}
@@ -96,6 +101,17 @@ func TestLinesThatComeAndGo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A daemon that starts while a better line is back has sites return to it, as the one before would have.
+func TestSitesReturnAfterARestart(t *testing.T) {
+	var c chooser
+	now := time.Now()
+	lines := []rtnl.Line{up("wan0", "198.51.100.2"), up("lte0", "192.0.2.2")}
+	c.look(now, lines)
+	assert.Equal(t, now.Add(healthTime), c.next())
+	assert.Equal(t, []move{{Reroute: tunnel.Reroute{From: addresses("192.0.2.2")}, Dialled: true}},
+		c.look(now.Add(healthTime), lines))
 }
 
 func TestWhatIsRememberedIsBounded(t *testing.T) {

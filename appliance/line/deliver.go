@@ -4,22 +4,35 @@ import (
 	"net/netip"
 	"time"
 
-	"ringway/routing/rtnl"
 	"ringway/tunnel"
 )
 
+const (
+	// samples is how many looks in a row find a line silent until it counts as silent.
+	samples = 3
+	// heardLately is how long it holds that a peer has found a line silent. Then nobody looks any more: the sites are
+	// gone, or their engine is another one.
+	heardLately = time.Minute
+)
+
 // deliveries is which lines deliver, by what the engine of the voice tunnel finds on the paths to the sites: a line is
-// silent when sites that know paths are heard by none of its paths, and delivers again after healthTime of answers.
-// It is pure.
+// silent when sites are silent by it and none is heard by it, while sites are heard by another. It delivers again after
+// healthTime of answers. It is pure.
 type deliveries struct {
-	silent map[netip.Addr]bool      // addresses of ours by which nothing is heard
-	up     map[netip.Addr]time.Time // since when something is heard by a silent one
+	lines map[netip.Addr]*delivery // by an address of ours; those that are, or may be, silent
 }
 
-// observe takes what the engine says of its peers. It reports whether anything has changed.
-func (d *deliveries) observe(now time.Time, peers []tunnel.PeerStatus) (changed bool) {
-	if d.silent == nil {
-		d.silent, d.up = map[netip.Addr]bool{}, map[netip.Addr]time.Time{}
+type delivery struct {
+	found  int // looks in a row that found it silent
+	silent bool
+	last   time.Time // when a peer last found it silent
+	up     time.Time // since when sites are heard by it; zero: they are not
+}
+
+// observe takes what the engine says of its peers, for our addresses. It reports whether the silent lines have changed.
+func (d *deliveries) observe(now time.Time, ours map[netip.Addr]bool, peers []tunnel.PeerStatus) (changed bool) {
+	if d.lines == nil {
+		d.lines = map[netip.Addr]*delivery{}
 	}
 	heard, silent := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, p := range peers {
@@ -28,38 +41,67 @@ func (d *deliveries) observe(now time.Time, peers []tunnel.PeerStatus) (changed 
 			case tunnel.PathUp:
 				heard[path.Source] = true
 			case tunnel.PathSilent:
-				silent[path.Source] = true
+				silent[path.Source] = ours[path.Source]
 			}
 		}
 	}
-	// If all are silent it is the far ends that do not answer.
-	for a := range silent {
-		if len(heard) > 0 && !heard[a] && !d.silent[a] {
-			d.silent[a], changed = true, true
+	for a, is := range silent {
+		if is && d.lines[a] == nil {
+			d.lines[a] = &delivery{last: now}
 		}
 	}
-	for a := range d.silent {
-		since, there := d.up[a]
+	for a, l := range d.lines {
+		if silent[a] {
+			l.last = now
+		}
+		// Where no line is heard it is the far ends that do not answer.
+		if silent[a] && !heard[a] && len(heard) > 0 {
+			l.found++
+		} else {
+			l.found = 0
+		}
 		switch {
 		case !heard[a]:
-			delete(d.up, a)
-		case !there:
-			d.up[a] = now
-		case now.Sub(since) >= healthTime:
-			delete(d.silent, a)
-			delete(d.up, a)
-			changed = true
+			l.up = time.Time{}
+		case l.up.IsZero():
+			l.up = now
+		}
+		if l.found >= samples && !l.silent {
+			l.silent, changed = true, true
+		}
+		over := !ours[a] || now.Sub(l.last) > heardLately && !heard[a] || !l.up.IsZero() && now.Sub(l.up) >= healthTime
+		if over || !l.silent && l.found == 0 {
+			changed = changed || l.silent
+			delete(d.lines, a)
 		}
 	}
 	return changed
 }
 
-// isSilent reports whether nothing is heard by a line.
-func (d *deliveries) isSilent(l rtnl.Line) bool {
-	for _, a := range l.Addresses {
-		if d.silent[a] {
+// isSilent reports whether nothing is heard by a line with these addresses.
+func (d *deliveries) isSilent(addresses []netip.Addr) bool {
+	for _, a := range addresses {
+		if l := d.lines[a]; l != nil && l.silent {
 			return true
 		}
 	}
 	return false
+}
+
+// all are the silent addresses.
+func (d *deliveries) all() (silent []netip.Addr) {
+	for a, l := range d.lines {
+		if l.silent {
+			silent = append(silent, a)
+		}
+	}
+	return silent
+}
+
+// restore takes over what an earlier daemon has found.
+func (d *deliveries) restore(now time.Time, silent []netip.Addr) {
+	d.lines = map[netip.Addr]*delivery{}
+	for _, a := range silent {
+		d.lines[a] = &delivery{silent: true, last: now}
+	}
 }

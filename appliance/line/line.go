@@ -1,13 +1,15 @@
-// Package line follows the lines of the WANs: which have a carrier, and which addresses. The kernel's routes choose
-// among them. Engines, which send to each site from the address where it was heard last, are told at once when such an
-// address has gone or its line has lost its carrier, and when a better line is back.
+// Package line follows the lines of the WANs: which have a carrier, which addresses, and which deliver. The kernel's
+// routes choose among them. Engines, which send to each site from the address where it was heard last, are told at once
+// when such an address has gone or its line has lost its carrier, and when a better line is back.
 package line
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/appliance/problem"
 	"ringway/appliance/task"
+	"ringway/durable"
 	"ringway/routing/rtnl"
 	"ringway/tunnel"
 )
@@ -23,21 +26,23 @@ import (
 // Name is the component's name, and that of its section of the status.
 const Name = "lines"
 
-// tellLimit bounds how long an engine may take to answer: other lines may go meanwhile.
-const tellLimit = time.Second
-
-// repeatAfter is how long after a line was found silent engines are told once more to leave it. A silent line has a
-// carrier, so that it is the routes that lead to another one, and a reconciliation has to change them before.
-const repeatAfter = time.Second
+const (
+	// tellLimit bounds how long an engine may take to answer.
+	tellLimit = time.Second
+	// tellQueue is how many moves wait for an engine that is busy. The latest is what counts.
+	tellQueue = 8
+	// repeatAfter is how long after a line was found silent engines are told once more to leave it. A silent line has a
+	// carrier, so that it is the routes that lead to another one, and a reconciliation has to change them before.
+	repeatAfter = time.Second
+)
 
 // Options say who is told what.
 type Options struct {
 	Log *slog.Logger
+	// File keeps which lines are silent over a restart of the daemon; "": nothing is kept.
+	File string
 	// Reroute has the engine of a class choose its addresses again.
 	Reroute func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error
-	// Flush ends the connections of LANs that were translated to an address which they cannot use any more, and says
-	// how many there were.
-	Flush func(netip.Addr) (int, error)
 	// Changed has the routes follow which lines are silent.
 	Changed func()
 }
@@ -46,31 +51,51 @@ type Options struct {
 type Lines struct {
 	options Options
 	again   task.Signal // carriers, addresses or the config have changed
+	tellers map[tunnel.Class]chan tunnel.Reroute
 
-	mu      sync.Mutex // guards what follows
-	names   []string   // of the WANs' interfaces, in order of preference
-	dialled []tunnel.PublicKey
-	lines   []rtnl.Line
-	since   map[string]time.Time // when a line got or lost its carrier
-	failed  error                // why the lines cannot be read
-
+	mu         sync.Mutex // guards what follows
+	names      []string   // of the WANs' interfaces, in order of preference
+	dialled    []tunnel.PublicKey
+	lines      []seen
+	since      map[string]time.Time // when a line got or lost its carrier, fell silent or delivered again
+	failed     error                // why the lines cannot be read
 	deliveries deliveries
-	usable     []rtnl.Line // as lines, but a silent one has no carrier
 
 	// Run's goroutine alone:
 	chooser chooser
-	repeat  time.Time // when engines are told once more, since routes have followed by then; zero: they need not
+	repeat  time.Time // when engines are told once more; zero: they need not
+}
+
+// seen is a line at the last look.
+type seen struct {
+	rtnl.Line
+	silent bool // it has a carrier, and delivers nothing
+}
+
+// usable is the line for those who choose one: a silent one is as good as one without a carrier.
+func (l seen) usable() rtnl.Line {
+	u := l.Line
+	u.Carrier = u.Carrier && !l.silent
+	return u
 }
 
 // New returns the component.
 func New(o Options) *Lines {
-	return &Lines{options: o, again: task.NewSignal(), since: map[string]time.Time{}}
+	l := &Lines{
+		options: o, again: task.NewSignal(), since: map[string]time.Time{},
+		tellers: map[tunnel.Class]chan tunnel.Reroute{},
+	}
+	for _, c := range tunnel.Classes {
+		l.tellers[c] = make(chan tunnel.Reroute, tellQueue)
+	}
+	return l
 }
 
 // Name is the component's name.
 func (l *Lines) Name() string { return Name }
 
-// Follow takes up which lines there are, and which sites are dialled.
+// Follow takes up which lines there are, and which sites are dialled. The first time it takes over which lines an
+// earlier daemon has found silent: the first reconciliation must not lead everything to one of them.
 func (l *Lines) Follow(cfg *config.Config) {
 	var names []string
 	for _, w := range cfg.WANs {
@@ -86,18 +111,52 @@ func (l *Lines) Follow(cfg *config.Config) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dialled = dialled
-	if !slices.Equal(l.names, names) {
-		l.names = names
-		l.again.Raise()
+	if slices.Equal(l.names, names) {
+		return
+	}
+	if l.names == nil {
+		l.deliveries.restore(time.Now(), l.load())
+	}
+	l.names = names
+	if lines, err := rtnl.Lines(names); err == nil {
+		l.noteLocked(time.Now(), lines)
+	}
+	l.again.Raise()
+}
+
+// load reads which addresses an earlier daemon of this boot has found silent.
+func (l *Lines) load() (silent []netip.Addr) {
+	text, err := os.ReadFile(l.options.File)
+	if err != nil || json.Unmarshal(text, &silent) != nil {
+		return nil // there is none, or none that can be read: what is silent is found again within seconds
+	}
+	return silent
+}
+
+func (l *Lines) save(silent []netip.Addr) {
+	if l.options.File == "" {
+		return
+	}
+	text, err := json.Marshal(silent)
+	if err == nil {
+		err = durable.WriteFile(l.options.File, text, 0o600)
+	}
+	if err != nil {
+		l.options.Log.Warn("cannot keep which lines are silent for the next daemon", "error", err)
 	}
 }
 
 // Run follows the lines until ctx ends.
 func (l *Lines) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	watched := make(chan error, 1)
 	go func() { watched <- rtnl.WatchLines(ctx, l.again.Raise) }()
+	var tellers sync.WaitGroup
+	for c, moves := range l.tellers {
+		tellers.Go(func() { l.tellEngine(ctx, c, moves) })
+	}
+	defer tellers.Wait()
+	defer cancel()
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -110,7 +169,7 @@ func (l *Lines) Run(ctx context.Context, ready func()) error {
 		case <-l.again:
 		case <-timer.C:
 		}
-		next := l.look(ctx, time.Now())
+		next := l.look(time.Now())
 		timer.Stop()
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
@@ -124,11 +183,29 @@ func (l *Lines) Run(ctx context.Context, ready func()) error {
 
 // Observe takes what the engine of the voice tunnel says of its peers.
 func (l *Lines) Observe(peers []tunnel.PeerStatus) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.deliveries.observe(time.Now(), peers) {
+	if silent, changed := l.observe(peers); changed {
+		l.save(silent)
+		l.options.Changed()
 		l.again.Raise()
 	}
+}
+
+func (l *Lines) observe(peers []tunnel.PeerStatus) (silent []netip.Addr, changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ours := map[netip.Addr]bool{}
+	lines := make([]rtnl.Line, 0, len(l.lines))
+	for _, line := range l.lines {
+		lines = append(lines, line.Line)
+		for _, a := range line.Addresses {
+			ours[a] = true
+		}
+	}
+	if !l.deliveries.observe(time.Now(), ours, peers) {
+		return nil, false
+	}
+	l.noteLocked(time.Now(), lines)
+	return l.deliveries.all(), true
 }
 
 // Silent are the interfaces of the lines that have a carrier and deliver nothing.
@@ -136,7 +213,7 @@ func (l *Lines) Silent() (names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, line := range l.lines {
-		if line.Carrier && l.deliveries.isSilent(line) {
+		if line.silent {
 			names = append(names, line.Name)
 		}
 	}
@@ -144,33 +221,15 @@ func (l *Lines) Silent() (names []string) {
 }
 
 // look reads the lines and tells the engines what follows. It returns when to look again.
-func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
-	l.mu.Lock()
-	names, before := l.names, l.usable
-	l.mu.Unlock()
-
-	lines, err := rtnl.Lines(names)
-	l.mu.Lock()
-	news := (err == nil) != (l.failed == nil)
-	changed := false
-	if l.failed = err; err == nil {
-		changed = l.noteLocked(now, lines)
-	}
-	dialled, usable := l.dialled, l.usable
-	l.mu.Unlock()
+func (l *Lines) look(now time.Time) (next time.Time) {
+	usable, dialled, err := l.read(now)
 	if err != nil {
-		if news {
-			l.options.Log.Error("cannot follow the lines of the WANs, will retry", "error", err)
-		}
 		return now.Add(time.Second)
 	}
-
-	if changed {
-		l.options.Changed()
-		l.repeat = now.Add(repeatAfter)
-	}
 	moves := l.chooser.look(now, usable)
-	if !l.repeat.IsZero() && !now.Before(l.repeat) {
+	if len(moves) > 0 && !moves[0].Dialled {
+		l.repeat = now.Add(repeatAfter)
+	} else if !l.repeat.IsZero() && !now.Before(l.repeat) {
 		l.repeat = time.Time{}
 		moves = append(moves, move{Reroute: tunnel.Reroute{From: slices.Clone(l.chooser.gone)}})
 	}
@@ -183,9 +242,13 @@ func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
 			r.Keys = dialled
 			l.options.Log.Info("sites return to the preferred line", "from", r.From)
 		}
-		l.tell(ctx, r)
+		for _, queue := range l.tellers {
+			select {
+			case queue <- r:
+			default: // the engine does not answer; it finds out by itself what cannot be sent
+			}
+		}
 	}
-	l.flush(before, usable)
 	next = l.chooser.next()
 	if !l.repeat.IsZero() && (next.IsZero() || l.repeat.Before(next)) {
 		next = l.repeat
@@ -193,85 +256,75 @@ func (l *Lines) look(ctx context.Context, now time.Time) (next time.Time) {
 	return next
 }
 
-// noteLocked takes over how the lines are, and logs what has changed. silent is whether other lines are silent now.
-func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) (silent bool) {
-	usable := slices.Clone(lines)
-	for i, line := range lines {
-		if !line.Carrier || !l.deliveries.isSilent(line) {
-			continue
-		}
-		usable[i].Carrier = false
+// read reads the lines.
+func (l *Lines) read(now time.Time) (usable []rtnl.Line, dialled []tunnel.PublicKey, err error) {
+	l.mu.Lock()
+	names := l.names
+	l.mu.Unlock()
+	lines, err := rtnl.Lines(names)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil && l.failed == nil {
+		l.options.Log.Error("cannot follow the lines of the WANs, will retry", "error", err)
 	}
-	for i, line := range lines {
-		was := slices.IndexFunc(l.lines, func(b rtnl.Line) bool { return b.Name == line.Name })
-		before := was >= 0 && l.lines[was].Carrier && !l.usable[was].Carrier
-		after := line.Carrier && !usable[i].Carrier
-		if before == after {
+	if l.failed = err; err != nil {
+		return nil, nil, err
+	}
+	l.noteLocked(now, lines)
+	for _, line := range l.lines {
+		usable = append(usable, line.usable())
+	}
+	return usable, l.dialled, nil
+}
+
+// noteLocked takes over how the lines are, and logs what has changed.
+func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
+	before := l.lines
+	l.lines = nil
+	for _, line := range lines {
+		s := seen{line, line.Carrier && l.deliveries.isSilent(line.Addresses)}
+		l.lines = append(l.lines, s)
+		i := slices.IndexFunc(before, func(b seen) bool { return b.Name == line.Name })
+		if i < 0 {
+			l.since[line.Name] = now
 			continue
 		}
-		silent = true
+		b := before[i]
+		if b.Carrier == s.Carrier && b.silent == s.silent {
+			continue
+		}
 		l.since[line.Name] = now
-		if after {
+		switch {
+		case !s.Carrier:
+			l.options.Log.Warn("a WAN's line has no carrier", "interface", line.Name)
+		case s.silent:
 			l.options.Log.Warn("a WAN's line delivers nothing: no site is heard by it, and others are by another line",
 				"interface", line.Name)
-		} else {
-			l.options.Log.Info("a WAN's line delivers again", "interface", line.Name)
-		}
-	}
-	l.usable = usable
-	for _, line := range lines {
-		i := slices.IndexFunc(l.lines, func(b rtnl.Line) bool { return b.Name == line.Name })
-		if i >= 0 && l.lines[i].Carrier == line.Carrier {
-			continue
-		}
-		l.since[line.Name] = now
-		if i >= 0 && line.Carrier {
+		default:
 			l.options.Log.Info("a WAN's line is back", "interface", line.Name)
-		} else if i >= 0 {
-			l.options.Log.Warn("a WAN's line has no carrier", "interface", line.Name)
 		}
 	}
-	l.lines = lines
-	return silent
 }
 
-func (l *Lines) tell(ctx context.Context, r tunnel.Reroute) {
+// tellEngine tells the engine of a class, one move after the other, until ctx ends.
+func (l *Lines) tellEngine(ctx context.Context, c tunnel.Class, moves <-chan tunnel.Reroute) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-moves:
+			l.tell(ctx, c, r)
+		}
+	}
+}
+
+func (l *Lines) tell(ctx context.Context, c tunnel.Class, r tunnel.Reroute) {
 	ctx, cancel := context.WithTimeout(ctx, tellLimit)
 	defer cancel()
-	var all sync.WaitGroup
-	for _, c := range tunnel.Classes {
-		all.Go(func() {
-			if err := l.options.Reroute(ctx, c, r); err != nil {
-				l.options.Log.Warn("cannot have a tunnel choose its address again; it finds out when a packet cannot leave",
-					"class", c, "error", err)
-			}
-		})
-	}
-	all.Wait()
-}
-
-// flush ends connections that were translated to the addresses of lines that went: their packets would leave by
-// another line with an address that is not its.
-func (l *Lines) flush(before, now []rtnl.Line) {
-	if len(now) < 2 {
-		return
-	}
-	for _, b := range before {
-		for _, a := range b.Addresses {
-			stays := slices.ContainsFunc(now, func(n rtnl.Line) bool {
-				return n.Carrier && slices.Contains(n.Addresses, a)
-			})
-			if stays || !b.Carrier {
-				continue
-			}
-			switch n, err := l.options.Flush(a); {
-			case err != nil:
-				l.options.Log.Warn("cannot end the connections of a line that went", "address", a, "error", err)
-			case n > 0:
-				l.options.Log.Info("connections of a line that went were ended, so that they begin on another one",
-					"address", a, "connections", n)
-			}
-		}
+	if err := l.options.Reroute(ctx, c, r); err != nil && ctx.Err() == nil {
+		l.options.Log.Warn("cannot have a tunnel choose its address again; it finds out when a packet cannot leave",
+			"class", c, "error", err)
 	}
 }
 
@@ -280,7 +333,7 @@ func (l *Lines) Problems() (all []problem.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, line := range l.lines {
-		if line.Carrier && l.deliveries.isSilent(line) {
+		if line.silent {
 			all = append(all, problem.Problem{
 				Subject: line.Name, Severity: problem.Warning, Since: l.since[line.Name],
 				Text:   "delivers nothing: it has a carrier, and no site is heard by it",
@@ -296,7 +349,7 @@ func (l *Lines) Problems() (all []problem.Problem) {
 			Text:   "no carrier: nothing is received or sent by this WAN",
 			Action: "check the cable and the modem; other WANs are used meanwhile",
 		}
-		if !slices.ContainsFunc(l.lines, func(o rtnl.Line) bool { return o.Carrier }) {
+		if !slices.ContainsFunc(l.lines, func(o seen) bool { return o.Carrier }) {
 			p.Severity, p.Action = problem.Critical, "check the cable and the modem: no WAN has a carrier, all sites are cut off"
 		}
 		all = append(all, p)
@@ -316,7 +369,7 @@ func (l *Lines) Status() fmt.Stringer {
 	s := Status{}
 	for _, line := range l.lines {
 		s = append(s, WAN{
-			Interface: line.Name, Carrier: line.Carrier, Silent: line.Carrier && l.deliveries.isSilent(line),
+			Interface: line.Name, Carrier: line.Carrier, Silent: line.silent,
 			Since: l.since[line.Name], Addresses: line.Addresses,
 		})
 	}

@@ -47,7 +47,11 @@ func twoLines(t *testing.T, o lab.Options) *lab.Lab {
 }`, "nft", "-f", "-")
 	require.NoError(t, err)
 	require.True(t, polled(20*time.Second, func() bool {
-		out, err := edge.Run(t.Context(), "ip", "-4", "route", "show", "table", "5282")
+		out, err := edge.Run(t.Context(), "ip", "-4", "route", "get", "192.0.2.99", "from", secondA)
+		if err != nil || !strings.Contains(out, "dev lte0") {
+			return false
+		}
+		out, err = edge.Run(t.Context(), "ip", "-4", "route", "get", edgeB, "from", secondA)
 		return err == nil && strings.Contains(out, "via "+secondGW)
 	}), "the second WAN is not taken up")
 	return l
@@ -217,11 +221,8 @@ func TestNoAddressOfALineLeadsToASiteInClear(t *testing.T) {
 	t.Parallel()
 	l := twoLines(t, lab.Options{WAN: twenty})
 	edge := l.Host(lab.EdgeA)
-	for _, to := range []string{"10.2.10.10", "10.2.20.10", "2001:db8:2:10::10", "2001:db8:2:20::10"} {
+	for _, to := range []string{"10.2.10.10", "10.2.20.10"} {
 		for _, from := range []string{edgeA, secondA} {
-			if strings.Contains(to, ":") {
-				from = "::"
-			}
 			out, err := edge.Run(t.Context(), "ip", "route", "get", to, "from", from)
 			if err == nil {
 				assert.Contains(t, out, "dev rw-", "from %s", from)

@@ -4,13 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
-	"time"
 )
-
-// TrialTime is how long packets that arrive at an address which was left do not bring peers back to it. A peer that
-// has heard of the new address sends there by then; one that has not still sends to the old one, which is taken
-// again: what was lost by a line that delivers nothing is this long.
-const TrialTime = 500 * time.Millisecond
 
 // Left holds the addresses of this machine that an engine has stopped sending from. An engine answers a peer from where
 // the peer's last packet arrived. Without this, a packet that is on its way would undo the choice of a new address.

@@ -1,11 +1,12 @@
 // Package path decides by which of its lines a box sends to a far end, and finds out which of them deliver. It is pure:
 // the engine tells it what was heard and when, and does what it says.
 //
-// A path is an address of ours and the one where the far end is heard. While calls are up both ends send something at
-// least every SayEvery: media, or a message of this package where there is none. So silence means something: who hears
-// nothing for Silence sends by another line, and the far end follows, as it follows any peer that is heard elsewhere.
-// Who hears says in each message for how long it has heard nothing, which finds a path that fails in one direction.
-// Paths that are not used are probed; probes and their answers do not move the far end.
+// A path is an address of ours and the one where the far end is heard. While calls are up, and either end has several
+// lines, both ends send something at least every SendEvery: media, or a message of this package where there is none. So
+// silence means something: an end that receives nothing for Silence sends by another line, and the far end follows, as
+// it follows any peer that is heard elsewhere. Each message reports for how long its sender has received nothing, which
+// finds a path that fails in one direction. Paths that are not used are probed; probes and their answers do not move the
+// far end.
 //
 // A message is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are no
 // version of IP, so that an end that does not know it drops it; only an end that has sent one is sent probes.
@@ -24,13 +25,14 @@ const magic = 0x02_72_77_70
 
 // Flags of a message.
 const (
-	flagPromise = 1 << iota // the sender sends something at least every SayEvery
+	flagPromise = 1 << iota // the sender sends something at least every SendEvery
 	flagProbe               // is to be answered where it came from
 	flagAnswer              // of a probe
+	flagLines               // the sender has several lines
 )
 
 const (
-	never       = math.MaxUint16 // ms after which it is all the same
+	never       = math.MaxUint16 // ms: longer, or never
 	unknownLoss = math.MaxUint16
 )
 
@@ -40,17 +42,17 @@ const (
 //	stamp (8, ns of the sender's clock), echo (8, the stamp of the probe that is answered),
 //	loss (2, per mille; 65535: not known), zero (2), elsewhere (4)
 type Message struct {
-	Promise, Probe, Answer bool
-	HeardAgo               time.Duration // since the sender has heard something by the path that is used
-	Stamp, Echo            uint64
-	Loss                   int    // per mille of what was sent to the sender in a second; -1: not known
-	Elsewhere              uint32 // probes and answers that the sender has sent in the session
+	Promise, Probe, Answer, Lines bool
+	HeardAgo                      time.Duration // since the sender has received something by the path that is used
+	Stamp, Echo                   uint64
+	Loss                          int    // per mille of what was sent to the sender in a second; -1: not known
+	Elsewhere                     uint32 // probes and answers that the sender has sent in the session
 }
 
 // Append appends the message.
 func (m Message) Append(b []byte) []byte {
 	var flags byte
-	for i, on := range []bool{m.Promise, m.Probe, m.Answer} {
+	for i, on := range []bool{m.Promise, m.Probe, m.Answer, m.Lines} {
 		if on {
 			flags |= 1 << i
 		}
@@ -88,6 +90,7 @@ func Read(p []byte) Message {
 	return Message{
 		Loss: loss, Elsewhere: binary.BigEndian.Uint32(p[28:]),
 		Promise: p[4]&flagPromise != 0, Probe: p[4]&flagProbe != 0, Answer: p[4]&flagAnswer != 0,
+		Lines:    p[4]&flagLines != 0,
 		HeardAgo: time.Duration(binary.BigEndian.Uint16(p[6:])) * time.Millisecond,
 		Stamp:    binary.BigEndian.Uint64(p[8:]), Echo: binary.BigEndian.Uint64(p[16:]),
 	}

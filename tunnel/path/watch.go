@@ -4,47 +4,57 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ringway/tunnel"
 )
 
 const (
 	// LookEvery is how often to look while calls are up.
 	LookEvery = 10 * time.Millisecond
-	// SayEvery is for how long at most nothing is sent while calls are up.
-	SayEvery = 20 * time.Millisecond
-	// Silence is for how long nothing may be heard from an end that has promised to send: five messages in a row.
+	// SendEvery is the longest time without a message while calls are up and either end has several lines.
+	SendEvery = 20 * time.Millisecond
+	// Silence is the longest time in which nothing is received from an end that sends at least every SendEvery: five
+	// messages in a row are missing.
 	Silence = 110 * time.Millisecond
-	// settleTime is how long a path that was moved to has until it is judged: a round trip, and what Silence takes.
-	settleTime = 250 * time.Millisecond
+	// settleTime is how long a path that was moved to has until it is judged: a round trip, and what Silence takes. It
+	// doubles with each move that did not help, up to longestSettle.
+	settleTime    = 250 * time.Millisecond
+	longestSettle = 5 * time.Second
+	// desperateAfter is how long nothing must have been received until a path is tried that is known to be silent.
+	desperateAfter = time.Second
+	// reportHold is how long after a move the far end's report that it receives nothing is not yet about the new path.
+	reportHold = tunnel.TrialTime + 2*settleTime
 
-	// activeFor is how long after the last packets calls count as up. As long again it is said that they are not.
+	// activeFor is how long after the last packets calls count as up.
 	activeFor = 2 * time.Second
-	// activePackets in activeIn are a call: ten a second and more, whatever signalling there is.
+	// activePackets in each of two periods of activeIn in a row are a call: signalling alone is fewer, or shorter.
 	activePackets = 3
 	activeIn      = 250 * time.Millisecond
-	// helloEvery is how often the promise is renewed where media goes; strangerEvery, where the far end has not said that
-	// it knows paths.
-	helloEvery    = 500 * time.Millisecond
-	strangerEvery = 10 * time.Second
-	// knownFor is for how long a silent far end still knows paths.
+	// helloEvery is how often the promise is renewed beside media; legacyEvery, how often a far end that has not sent a
+	// message about paths is sent one, and at most asked by a handshake.
+	helloEvery  = 500 * time.Millisecond
+	legacyEvery = 10 * time.Second
+	// knownFor is how long a far end that is silent counts as one that knows paths.
 	knownFor = 5 * time.Minute
 
 	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, every path at rest. The
 	// path that is used is probed as rarely during calls: for its round trip alone.
 	probeEvery     = 500 * time.Millisecond
 	restProbeEvery = 5 * time.Second
-	// lostProbes in a row without an answer and a path is down.
+	// lostProbes in a row without an answer and a path is silent.
 	lostProbes = 3
-	// healthTime is how long a preferred path has to answer until it is taken again.
+	// healthTime is how long a path that was left has to answer until it is taken again.
 	healthTime = 30 * time.Second
 
-	// strangerSilence is for how long nothing may be heard from an end that does not know paths until it is asked by a
-	// handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by each further line.
-	strangerSilence = 500 * time.Millisecond
-	answerTime      = 600 * time.Millisecond
-	nextLineAfter   = 2 * time.Second
+	// legacySilence is the longest time in which nothing is received from a far end that does not know paths, until it is
+	// asked by a handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by each further
+	// line.
+	legacySilence = 500 * time.Millisecond
+	answerTime    = 600 * time.Millisecond
+	nextLineAfter = 2 * time.Second
 
-	// maxAnswers bounds the answers to probes in a second: those for eight lines, and more.
-	maxAnswers = 50
+	// maxAnswers bounds the answers to probes in a second: those for eight lines, one of them bad, and more.
+	maxAnswers = 250
 
 	maxMoves = 10
 )
@@ -56,44 +66,50 @@ type Seen struct {
 	Session bool         // something can be sent
 	Heard   int64        // anything by the path that is used
 	Sent    int64
-	Packets uint64 // in both directions, ours and messages of this package included
-	MayAsk  bool   // a handshake may be begun now
+	Packets uint64 // in both directions; messages of this package are not counted
+	// MayHandshake is whether a handshake may be begun now.
+	MayHandshake bool
 }
 
 // Act is what the engine is to do.
 type Act struct {
-	Move  netip.Addr   // send from this address from now on; zero: stay
-	Say   bool         // send Message by the path that is used
-	Probe []netip.Addr // send Probe from these addresses
-	Ask   bool         // begin a handshake by the path that is used: any far end answers
+	Move      netip.Addr   // send from this address from now on; zero: stay
+	Send      bool         // send Message by the path that is used
+	Probe     []netip.Addr // send Probe from these addresses
+	Handshake bool         // begin a handshake by the path that is used: any far end answers
 }
 
 // Watch is what is known of the paths to one peer. The zero Watch knows nothing. It is not for several goroutines at
 // once.
 type Watch struct {
-	known    int64 // when the far end last said something
-	replies  int   // to probes, since second
+	known    int64 // when the far end last sent a message about paths
+	promised bool  // it sends something at least every SendEvery
+	farLines bool  // it has several lines
+	replies  int   // to its probes, since second
 	second   int64
-	promised bool // as it last said
 
 	active  int64 // until when calls count as up
 	packets uint64
 	counted int64 // when packets was taken
+	busy    bool  // there were enough packets in the last period
 
-	said    int64
-	asked   int64 // the last handshake for a far end that does not know paths
-	asking  bool  // it has not been heard since
+	sent       int64 // the last message
+	handshake  int64 // the last one for a far end that does not know paths
+	unanswered bool  // nothing was received since
+
+	away    netip.Addr // the address that was left first of all, to which the peer returns; zero: none was
 	movedAt int64
-	moved   bool // since something was last heard by the path that is used
+	moved   bool // and nothing was received since by the path that is used
+	futile  int  // moves in a row after which nothing was received
 
 	probed []probed
 	moves  []Move
 
 	in        incoming
-	farLoss   int // per mille of what we send, as the far end says
+	farLoss   int // per mille of what we send, as the far end reports
 	farLossAt int64
 	bad       bad
-	badLeft   int64 // when a bad one was left; 0: never
+	badLeft   int64 // when a bad path was left; 0: never
 	badTimes  int   // how often
 }
 
@@ -102,9 +118,10 @@ type probed struct {
 	source   netip.Addr
 	asked    int64
 	answered int64
-	healthy  int64 // since when every probe is answered; 0: it is not
+	healthy  int64 // since when probes are answered; 0: they are not
 	missed   int
 	counted  int64 // when missed was
+	ever     bool  // something was received by it once
 	trip     time.Duration
 	history  history
 }
@@ -118,10 +135,10 @@ type Move struct {
 
 // Why a peer is sent to from another address.
 const (
-	WhySilent = "nothing was heard"
-	WhyTold   = "the far end heard nothing"
-	WhyBad    = "too much was lost"
-	WhyBack   = "the preferred line is well again"
+	WhySilent   = "nothing was received"
+	WhyReported = "the far end received nothing"
+	WhyBad      = "too much was lost"
+	WhyBack     = "the line that was left is well again"
 )
 
 // Active reports whether calls count as up, or were until a moment ago: then Look is due every LookEvery.
@@ -130,47 +147,101 @@ func (w *Watch) Active(now int64) bool { return w.active != 0 && now < w.active+
 // Knows reports whether the far end knows paths.
 func (w *Watch) Knows(now int64) bool { return w.known != 0 && now-w.known < int64(knownFor) }
 
+// Futile is how many moves in a row have not helped.
+func (w *Watch) Futile() int { return w.futile }
+
+// Left notes that an address was left for a cause that is not found here: its line has gone.
+func (w *Watch) Left(from netip.Addr) {
+	if !w.away.IsValid() {
+		w.away = from
+	}
+}
+
 // Look takes a look at a peer. It is due every LookEvery while Active, else every 100 ms.
 func (w *Watch) Look(now int64, s Seen) (a Act) {
 	w.count(now, s.Packets)
 	if !s.Session {
 		return a
 	}
-	if w.moved && s.Heard > w.movedAt {
-		w.moved = false
-	}
-	up := now < w.active
+	w.noteHeard(s)
+	up, several := now < w.active, len(s.Sources) > 1
+	a.Send = w.due(now, s, up, several)
 	switch {
-	case up && !w.Knows(now):
-		a.Say = now-w.said >= int64(strangerEvery) || w.said == 0
-	case w.Active(now):
-		a.Say = now-s.Sent >= int64(SayEvery) || now-w.said >= int64(helloEvery)
-		if w.promised && now-s.Heard > int64(Silence) { // our own media does not tell that we hear nothing
-			a.Say = a.Say || now-w.said >= int64(SayEvery)
-		}
-	}
-	if w.Knows(now) && len(s.Sources) > 1 {
+	case !several:
+	case w.Knows(now):
 		a.Probe = w.probe(now, s, up)
-		if w.silent(now, s) {
-			a.Move = w.move(now, s, WhySilent)
-		} else if better := w.judge(now, s); up && better >= 0 {
-			a.Move = w.moveTo(now, s, w.probed[better].source, WhyBad)
-			w.leaveBad(now)
-		} else if back := w.preferred(now, s); back.IsValid() {
-			a.Move = w.moveTo(now, s, back, WhyBack)
-		}
+		a.Move = w.choose(now, s, up)
+	case up && s.Heard != 0:
+		a.Handshake, a.Move = w.askLegacy(now, s)
 	}
-	if up && !w.Knows(now) && len(s.Sources) > 1 && s.Heard != 0 {
-		a.Ask, a.Move = w.stranger(now, s)
+	if a.Move.IsValid() && w.Knows(now) {
+		a.Send = true
 	}
-	a.Say = a.Say || a.Move.IsValid() && w.Knows(now)
-	if a.Say {
-		w.said = now
+	if a.Send {
+		w.sent = now
 	}
 	return a
 }
 
-// silent reports whether the path that is used delivers nothing: while calls are up by what is heard, and at rest by
+// count finds out whether calls are up.
+func (w *Watch) count(now int64, packets uint64) {
+	elapsed := now - w.counted
+	if w.counted != 0 && elapsed < int64(activeIn) {
+		return
+	}
+	// The engine's counters are read one after the other: the difference may be below zero by one.
+	busy := w.counted != 0 && elapsed < 2*int64(activeIn) && int64(packets-w.packets) >= activePackets
+	if busy && w.busy {
+		w.active = now + int64(activeFor)
+	}
+	w.counted, w.packets, w.busy = now, packets, busy
+}
+
+// noteHeard notes that something was received by the path that is used.
+func (w *Watch) noteHeard(s Seen) {
+	if s.Heard == 0 || s.Heard <= w.movedAt {
+		return
+	}
+	w.moved, w.futile = false, 0
+	if i := w.find(s.Source); i >= 0 {
+		w.probed[i].ever = true
+	}
+}
+
+// due reports whether a message is due by the path that is used. Where neither end has several lines there is nothing to
+// find out, and nothing is sent.
+func (w *Watch) due(now int64, s Seen, up, several bool) bool {
+	since := now - w.sent
+	switch {
+	case !several && !(w.farLines && w.Knows(now)):
+		return false
+	case !w.Knows(now):
+		return up && (since >= int64(legacyEvery) || w.sent == 0)
+	case !w.Active(now):
+		return false
+	case up && w.promised && now-s.Heard > int64(Silence): // media does not report that nothing is received
+		return since >= int64(SendEvery)
+	}
+	return now-s.Sent >= int64(SendEvery) || since >= int64(helloEvery)
+}
+
+// choose chooses another path; zero: the one that is used stays.
+func (w *Watch) choose(now int64, s Seen, up bool) (to netip.Addr) {
+	if w.silent(now, s) {
+		return w.move(now, s, WhySilent)
+	}
+	if better := w.judge(now, s); up && better >= 0 {
+		to = w.moveTo(now, s, w.probed[better].source, WhyBad)
+		w.leaveBad(now)
+		return to
+	}
+	if back := w.wellAgain(now, s); back.IsValid() {
+		return w.moveTo(now, s, back, WhyBack)
+	}
+	return to
+}
+
+// silent reports whether the path that is used delivers nothing: while calls are up by what is received, and at rest by
 // probes.
 func (w *Watch) silent(now int64, s Seen) bool {
 	if now < w.active {
@@ -180,57 +251,47 @@ func (w *Watch) silent(now int64, s Seen) bool {
 	return i >= 0 && w.probed[i].missed >= lostProbes && now-w.movedAt > lostProbes*int64(restProbeEvery)
 }
 
-// stranger finds out whether an end that does not know paths is still there.
-func (w *Watch) stranger(now int64, s Seen) (ask bool, move netip.Addr) {
-	if now-s.Heard <= int64(strangerSilence) {
-		w.asking = false
+// patience is how long nothing has to be received.
+func (w *Watch) patience() time.Duration {
+	if w.moved {
+		return min(settleTime<<max(0, w.futile-1), longestSettle)
+	}
+	return Silence
+}
+
+// askLegacy finds out by a handshake whether a far end that does not know paths is still there.
+func (w *Watch) askLegacy(now int64, s Seen) (handshake bool, move netip.Addr) {
+	if now-s.Heard <= int64(legacySilence) {
+		w.unanswered = false
 		return false, move
 	}
-	if !w.asking {
-		if !s.MayAsk || w.asked != 0 && now-w.asked < int64(strangerEvery) {
+	if !w.unanswered {
+		if !s.MayHandshake || w.handshake != 0 && now-w.handshake < int64(legacyEvery) {
 			return false, move
 		}
-		w.asking, w.asked = true, now
+		w.unanswered, w.handshake = true, now
 		return true, move
 	}
 	patience := answerTime
-	if w.moved && w.movedAt > w.asked {
-		patience = nextLineAfter
+	if w.moved && w.movedAt > w.handshake {
+		patience = max(nextLineAfter, w.patience())
 	}
-	if now-max(w.asked, w.movedAt) > int64(patience) {
+	if now-max(w.handshake, w.movedAt) > int64(patience) {
 		move = w.move(now, s, WhySilent)
 	}
 	return false, move
 }
 
+// find is the index in probed of the path from an address; -1: it was not probed.
 func (w *Watch) find(a netip.Addr) int {
 	return slices.IndexFunc(w.probed, func(u probed) bool { return u.source == a })
 }
 
-// patience is how long nothing may be heard.
-func (w *Watch) patience() time.Duration {
-	if w.moved {
-		return settleTime
-	}
-	return Silence
-}
-
-// count finds out whether calls are up.
-func (w *Watch) count(now int64, packets uint64) {
-	elapsed := now - w.counted
-	if w.counted != 0 && elapsed < int64(activeIn) {
-		return
-	}
-	if w.counted != 0 && elapsed < 2*int64(activeIn) && int64(packets-w.packets) >= activePackets {
-		w.active = now + int64(activeFor)
-	}
-	w.counted, w.packets = now, packets
-}
-
-// Message is what to say by the path that is used.
+// Message is what is sent by the path that is used.
 func (w *Watch) Message(now int64, s Seen) Message {
 	m := Message{
-		Promise: now < w.active, HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now), Loss: w.in.now(now),
+		Promise: now < w.active, Lines: len(s.Sources) > 1, HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now),
+		Loss: w.in.now(now),
 	}
 	if s.Heard == 0 {
 		m.HeardAgo = never * time.Millisecond
@@ -238,10 +299,11 @@ func (w *Watch) Message(now int64, s Seen) Message {
 	return m
 }
 
-// Probe is what to say by a path that is not used.
-func (w *Watch) Probe(now int64) Message {
+// Probe is what is sent by a path to find out whether it delivers.
+func (w *Watch) Probe(now int64, s Seen) Message {
 	return Message{
-		Promise: now < w.active, Probe: true, HeardAgo: never * time.Millisecond, Stamp: uint64(now), Loss: -1,
+		Promise: now < w.active, Probe: true, Lines: len(s.Sources) > 1, HeardAgo: never * time.Millisecond,
+		Stamp: uint64(now), Loss: -1,
 	}
 }
 
@@ -249,7 +311,7 @@ func (w *Watch) Probe(now int64) Message {
 func (w *Watch) Hear(
 	now int64, m Message, c Counts, at netip.Addr, s Seen,
 ) (act Act, answer Message, answered bool) {
-	w.known = now
+	w.known, w.farLines = now, m.Lines
 	switch {
 	case m.Probe:
 		if now-w.second > int64(time.Second) {
@@ -259,26 +321,32 @@ func (w *Watch) Hear(
 			return act, answer, false
 		}
 		answer = Message{
-			Promise: now < w.active, Answer: true, HeardAgo: never * time.Millisecond, Echo: m.Stamp, Loss: -1,
+			Promise: now < w.active, Answer: true, Lines: len(s.Sources) > 1, HeardAgo: never * time.Millisecond,
+			Echo: m.Stamp, Loss: -1,
 		}
 		return act, answer, true
 	case m.Answer:
 		w.hearAnswer(now, m, at)
 		return act, answer, false
 	}
-	w.packets++ // it is no call; probes and answers are not counted in the first place
+
 	w.promised = m.Promise
 	w.in.hear(now, m, c)
 	if m.Loss >= 0 {
 		w.farLoss, w.farLossAt = m.Loss, now
 	}
-	told := m.HeardAgo > Silence && m.HeardAgo < never*time.Millisecond
-	if told && now < w.active && !w.moved && now-w.movedAt > 2*int64(settleTime) && len(s.Sources) > 1 {
-		if act.Move = w.move(now, s, WhyTold); act.Move.IsValid() {
-			act.Say, w.said = true, now
+	reported := m.HeardAgo > Silence && m.HeardAgo < never*time.Millisecond
+	if reported && s.Session && now < w.active && len(s.Sources) > 1 && now-w.movedAt > int64(w.reportHold()) {
+		if act.Move = w.move(now, s, WhyReported); act.Move.IsValid() {
+			act.Send, w.sent = true, now
 		}
 	}
 	return act, answer, false
+}
+
+// reportHold is how long after a move a report is not yet about the new path, longer with each move that did not help.
+func (w *Watch) reportHold() time.Duration {
+	return reportHold + min(settleTime<<min(w.futile, 8), longestSettle)
 }
 
 func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
@@ -287,7 +355,7 @@ func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
 		return
 	}
 	u := &w.probed[i]
-	u.answered, u.trip, u.missed = now, time.Duration(now-int64(m.Echo)), 0
+	u.answered, u.trip, u.missed, u.ever = now, time.Duration(now-int64(m.Echo)), 0, true
 	if u.healthy == 0 {
 		u.healthy = now
 	}
@@ -326,13 +394,18 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 	return from
 }
 
-// move chooses another address: one whose probes are answered, else the next in order.
+// move chooses another path: one whose probes are answered, else one of which nothing is known. One that is known to be
+// silent is tried only when nothing was received for longer.
 func (w *Watch) move(now int64, s Seen, why string) netip.Addr {
-	i := max(0, slices.Index(s.Sources, s.Source))
-	for _, healthy := range []bool{true, false} {
-		for n := 1; n < len(s.Sources); n++ {
+	i := slices.Index(s.Sources, s.Source)
+	kinds := []State{Up, Unknown}
+	if now-s.Heard > int64(desperateAfter) {
+		kinds = append(kinds, Silent)
+	}
+	for _, kind := range kinds {
+		for n := 1; n <= len(s.Sources); n++ {
 			a := s.Sources[(i+n)%len(s.Sources)]
-			if a != s.Source && (!healthy || w.answers(a)) {
+			if a != s.Source && w.byProbes(a) == kind {
 				return w.moveTo(now, s, a, why)
 			}
 		}
@@ -340,13 +413,33 @@ func (w *Watch) move(now int64, s Seen, why string) netip.Addr {
 	return netip.Addr{}
 }
 
-func (w *Watch) answers(a netip.Addr) bool {
-	return slices.ContainsFunc(w.probed, func(u probed) bool { return u.source == a && u.healthy != 0 })
+// byProbes is how a path is by its probes. One by which nothing was ever received may lead to a far end behind a NAT,
+// which lets nothing in from there: that is not the line's fault.
+func (w *Watch) byProbes(a netip.Addr) State {
+	i := w.find(a)
+	switch {
+	case i < 0:
+		return Unknown
+	case w.probed[i].healthy != 0:
+		return Up
+	case w.probed[i].missed >= lostProbes && w.probed[i].ever:
+		return Silent
+	}
+	return Unknown
 }
 
 func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr {
-	if i := w.find(s.Source); i >= 0 && why != WhyBack { // what its probes said is no longer true
-		w.probed[i].healthy, w.probed[i].missed = 0, lostProbes
+	if i := w.find(s.Source); i >= 0 { // what probes have found is of before
+		w.probed[i].healthy, w.probed[i].missed, w.probed[i].counted = 0, 0, now
+	}
+	switch {
+	case why == WhyBack:
+		w.away = netip.Addr{}
+	case !w.away.IsValid():
+		w.away = s.Source
+	}
+	if w.moved {
+		w.futile = min(w.futile+1, 16)
 	}
 	w.movedAt, w.moved = now, true
 	w.moves = append(w.moves, Move{At: now, From: s.Source, To: to, Why: why})
@@ -354,11 +447,21 @@ func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr 
 	return to
 }
 
-// preferred is the first address in order that is better than the one that is used, and has answered for long enough;
-// zero: there is none.
-func (w *Watch) preferred(now int64, s Seen) (best netip.Addr) {
-	i := slices.Index(s.Sources, s.Source)
-	for _, a := range s.Sources[:max(0, i)] {
+// wellAgain is the path that was left and has answered for long enough since; zero: there is none. Where the peer itself
+// has chosen by which line it calls it stays there. If the address that was left has gone, a preferred one is as good.
+func (w *Watch) wellAgain(now int64, s Seen) (to netip.Addr) {
+	if !w.away.IsValid() {
+		return to
+	}
+	if s.Source == w.away {
+		w.away = netip.Addr{}
+		return to
+	}
+	candidates := []netip.Addr{w.away}
+	if !slices.Contains(s.Sources, w.away) {
+		candidates = s.Sources[:max(0, slices.Index(s.Sources, s.Source))]
+	}
+	for _, a := range candidates {
 		j := w.find(a)
 		if j < 0 || w.probed[j].healthy == 0 || now-w.probed[j].healthy < int64(w.backAfter(now)) {
 			continue
@@ -367,7 +470,7 @@ func (w *Watch) preferred(now int64, s Seen) (best netip.Addr) {
 			return a
 		}
 	}
-	return best
+	return to
 }
 
 // State is how a path is.
@@ -375,7 +478,7 @@ type State string
 
 // The states.
 const (
-	Unknown State = "unknown" // nothing was sent by it, or the far end does not know paths
+	Unknown State = "unknown" // nothing was received by it yet, or the far end does not know paths
 	Up      State = "up"
 	Silent  State = "silent"
 )
@@ -392,20 +495,19 @@ type Status struct {
 func (w *Watch) Status(now int64, s Seen) (all []Status, moves []Move) {
 	for _, a := range s.Sources {
 		st := Status{Source: a, Used: a == s.Source, State: Unknown}
-		i := w.find(a)
-		if i >= 0 {
+		if i := w.find(a); i >= 0 {
 			st.Trip = w.probed[i].trip
 		}
 		switch {
-		case st.Used && now < w.active && w.promised && w.Knows(now):
-			st.State = Up
-			if w.silent(now, s) {
+		case !w.Knows(now):
+		case st.Used && now < w.active && w.promised:
+			if s.Heard > w.movedAt && now-s.Heard <= int64(Silence) {
+				st.State = Up
+			} else if now-max(s.Heard, w.movedAt) > int64(desperateAfter) {
 				st.State = Silent
 			}
-		case i >= 0 && w.probed[i].missed >= lostProbes:
-			st.State = Silent
-		case i >= 0 && w.probed[i].healthy != 0:
-			st.State = Up
+		default:
+			st.State = w.byProbes(a)
 		}
 		all = append(all, st)
 	}

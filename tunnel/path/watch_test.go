@@ -141,8 +141,9 @@ func (n *net) arrive() {
 			e = n.b
 		}
 		if f.m == nil || !f.m.Probe && !f.m.Answer {
-			e.heard = n.now
-			e.packets++
+			if f.m == nil {
+				e.packets++
+			}
 			e.got++
 			e.follow(f, n.now)
 		}
@@ -161,7 +162,7 @@ func (n *net) arrive() {
 func (e *end) follow(f flight, now int64) {
 	switch {
 	case f.to != e.left || now >= e.until:
-		e.source, e.remote = f.to, f.from
+		e.source, e.remote, e.heard = f.to, f.from, now
 	case f.from != e.remote:
 		e.source, e.remote = e.sources[0], f.from // the kernel chooses
 	}
@@ -173,13 +174,13 @@ func (n *net) act(e *end, a Act) {
 		e.left, e.until = e.source, n.now+int64(500*time.Millisecond)
 		e.source = a.Move
 	}
-	if a.Say {
+	if a.Send {
 		m := e.Message(n.now, e.seen())
 		n.send(e, e.source, e.remote, &m)
 		e.sent = n.now
 	}
 	for _, from := range a.Probe {
-		m := e.Probe(n.now)
+		m := e.Probe(n.now, e.seen())
 		n.send(e, from, e.remote, &m)
 	}
 }
@@ -228,6 +229,7 @@ func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 // Of two others only one delivers: it is known from its probes.
 func TestTheLineThatAnswersIsTaken(t *testing.T) {
 	n := newNet(t, first, second, third)
+	n.run(5 * time.Second)
 	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() == second }
 	n.run(5 * time.Second)
 	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() != third }
@@ -322,7 +324,7 @@ func TestAnswersAreBounded(t *testing.T) {
 
 // A far end that does not know paths answers handshakes. It is asked when it has been silent for a while, seldom, and
 // left alone when it answers; another line is tried when it does not.
-func TestAStrangerIsAsked(t *testing.T) {
+func TestALegacyFarEndIsAskedByHandshakes(t *testing.T) {
 	n := newNet(t, first, second)
 	a := n.a
 	asked, answers := 0, true
@@ -330,9 +332,9 @@ func TestAStrangerIsAsked(t *testing.T) {
 		for until := n.now + int64(d); n.now < until; n.now += int64(LookEvery) {
 			a.packets++ // we send
 			s := a.seen()
-			s.MayAsk = true
+			s.MayHandshake = true
 			act := a.Look(n.now, s)
-			if act.Ask {
+			if act.Handshake {
 				if asked++; answers {
 					a.heard = n.now + int64(50*time.Millisecond)
 				}
@@ -351,35 +353,102 @@ func TestAStrangerIsAsked(t *testing.T) {
 
 	a.heard = n.now
 	answers = false
-	step(strangerEvery + strangerSilence + answerTime + time.Second)
+	step(legacyEvery + legacySilence + answerTime + time.Second)
 	require.NotEmpty(t, n.moves)
 	assert.Equal(t, second, n.moves[0])
 	assert.LessOrEqual(t, len(n.moves), 6, "each line has its time")
 	a.heard = n.now
 	tried := len(n.moves)
-	step(strangerSilence)
+	step(legacySilence)
 	assert.Len(t, n.moves, tried, "it is heard")
 }
 
-// A far end that does not know paths is neither probed nor taken for dead.
-func TestAStrangerIsLeftAlone(t *testing.T) {
+// A far end that does not know paths is not probed, and is sent a message every ten seconds of a call, also after it.
+func TestALegacyFarEndIsSentLittle(t *testing.T) {
 	n := newNet(t, first, second)
-	n.dead = func(_, _ netip.Addr, toB bool) bool { return !toB && n.now > n.began+int64(3*time.Second) }
-	said := 0
-	for range 40 * 1000 {
-		n.now += int64(time.Millisecond)
-		if n.now/int64(time.Millisecond)%10 == 0 {
+	sent := 0
+	for step := range 60 * 100 {
+		n.now += int64(LookEvery)
+		if step < 40*100 && step%2 == 0 {
 			n.a.packets++
-			a := n.a.Look(n.now, n.a.seen())
-			require.Empty(t, a.Probe)
-			require.False(t, a.Move.IsValid())
-			if a.Say {
-				said++
-			}
+			n.a.heard = n.now
+		}
+		a := n.a.Look(n.now, n.a.seen())
+		require.Empty(t, a.Probe)
+		require.False(t, a.Move.IsValid())
+		if a.Send {
+			sent++
 		}
 	}
-	assert.LessOrEqual(t, said, 5)
-	assert.Positive(t, said)
+	assert.LessOrEqual(t, sent, 5)
+	assert.Positive(t, sent)
+}
+
+// Two ends with one line each have nothing to find out, and a phone that registers is no call.
+func TestNothingIsSentForNothing(t *testing.T) {
+	n := newNet(t, first)
+	n.run(30 * time.Second)
+	assert.EqualValues(t, 2*30*50, n.a.counter+n.b.counter, "media alone")
+
+	n = newNet(t, first, second)
+	n.calling = func() bool { return n.at() < 80*time.Millisecond } // four packets each way
+	n.run(30 * time.Second)
+	assert.EqualValues(t, 8, n.a.counter+n.b.counter, "signalling alone")
+}
+
+// A line fails for a moment, and the other one does not reach the far end: a NAT there lets nothing in. The call is not
+// led away from the line that works.
+func TestALineThatNeverReachedTheFarEndIsNoHelp(t *testing.T) {
+	for name, toB := range map[string]bool{"one way": true, "both ways": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newNet(t, first, second)
+			dropout := false
+			n.dead = func(a, _ netip.Addr, out bool) bool {
+				return a.String() == second || dropout && (out || !toB)
+			}
+			n.run(20 * time.Second)
+			paths, _ := n.a.Status(n.now, n.a.seen())
+			assert.Equal(t, Unknown, paths[1].State, "nobody was heard by it")
+			for range 10 {
+				dropout = true
+				n.run(150 * time.Millisecond)
+				dropout = false
+				n.run(time.Second)
+				assert.Less(t, time.Duration(n.now-n.b.heard), 60*time.Millisecond, "%v", n.moves)
+				n.run(5 * time.Second)
+				assert.Less(t, time.Duration(n.now-n.b.heard), 60*time.Millisecond, "%v", n.moves)
+			}
+			assert.LessOrEqual(t, len(n.moves), 20, "there and back: %v", n.moves)
+		})
+	}
+}
+
+// The far end hiccups: neither line is found silent for that.
+func TestAFarEndThatHiccupsIsNoDeadLine(t *testing.T) {
+	for _, pause := range []time.Duration{150 * time.Millisecond, 300 * time.Millisecond, time.Second} {
+		n := newNet(t, first, second)
+		gone := false
+		n.dead = func(netip.Addr, netip.Addr, bool) bool { return gone }
+		n.run(20 * time.Second)
+		gone = true
+		n.run(pause)
+		gone = false
+		for range 300 {
+			n.run(10 * time.Millisecond)
+			paths, _ := n.a.Status(n.now, n.a.seen())
+			silent := slices.ContainsFunc(paths, func(s Status) bool { return s.State == Silent })
+			up := slices.ContainsFunc(paths, func(s Status) bool { return s.State == Up })
+			assert.False(t, silent && up, "after %s: %v", pause, paths)
+		}
+	}
+}
+
+// A peer that calls by the second line stays there.
+func TestWhoCallsTheSecondLineStaysThere(t *testing.T) {
+	n := newNet(t, first, second)
+	n.a.source, n.b.remote = n.a.sources[1], n.a.sources[1]
+	n.run(2 * time.Minute)
+	assert.Empty(t, n.moves)
 }
 
 // A line that loses 8 % in one direction, or in both, is left for one that does not, within five seconds, and not taken
@@ -445,10 +514,10 @@ func TestNoLineDelivers(t *testing.T) {
 	n := newNet(t, first, second)
 	n.run(5 * time.Second)
 	n.dead = func(netip.Addr, netip.Addr, bool) bool { return true }
-	n.run(1500 * time.Millisecond)
-	assert.LessOrEqual(t, len(n.moves), 7)
+	n.run(time.Minute)
+	assert.LessOrEqual(t, len(n.moves), 20, "%v", n.moves)
 	n.dead = func(a, _ netip.Addr, _ bool) bool { return a.String() != second }
-	n.run(600 * time.Millisecond)
+	n.run(2 * longestSettle)
 	assert.Equal(t, second, n.a.source.String())
 	assert.Less(t, time.Duration(n.now-n.b.heard), 100*time.Millisecond)
 }

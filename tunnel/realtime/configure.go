@@ -337,7 +337,10 @@ func (e *Engine) Reroute(r tunnel.Reroute) {
 		if to == nil || !r.About(k) || to.controls > 0 && !slices.Contains(r.From, to.src) {
 			continue
 		}
-		p.left.Set(r.From, now+int64(datagram.TrialTime))
+		if to.src.IsValid() {
+			p.paths.Left(to.src)
+		}
+		p.left.Set(r.From, now+int64(tunnel.TrialTime))
 		e.forgetSource(p)
 		switch s := p.current.Load(); {
 		case s.usable(now):

@@ -34,6 +34,7 @@ const (
 	dropInner                        // inbound: authentic, but not an IP packet
 	dropCongestion                   // inbound: marked by the network, but its sender does not understand ECN (RFC 6040)
 	dropTUNWrite                     // inbound: the tunnel device refused it
+	dropPath                         // inbound: more messages about paths than are read (path.go)
 	dropReport                       // inbound: a report of media that cannot be read, or one too many (exchange.go)
 	dropSocketOverflow               // inbound: the socket's buffer was full (counted by the kernel)
 	reasons
@@ -61,6 +62,7 @@ var reasonNames = [reasons]string{
 	dropInner:          "inner_malformed",
 	dropCongestion:     "congestion",
 	dropTUNWrite:       "tun_write",
+	dropPath:           "path_messages",
 	dropReport:         "bad_report",
 	dropSocketOverflow: "socket_overflow",
 }

@@ -296,6 +296,7 @@ func (e *Engine) initiationLocked(m *message, b []byte) {
 // noteHandshakeLocked notes an authentic handshake message: the peer is where it came from.
 func (e *Engine) noteHandshakeLocked(p *peer, m *message) {
 	p.noteReceived(e.now(), false)
+	p.heardAt.Store(e.now())
 	p.rxBytes.Add(uint64(m.n))
 	if to := p.endpoint.Load(); to == nil || to.raw != m.from || to.src != m.src {
 		p.endpoint.Store(newEndpoint(m.from, m.src)) // also an address that was left: the answer must come from there

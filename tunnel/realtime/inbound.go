@@ -6,6 +6,7 @@ import (
 	"hash"
 	"net/netip"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/crypto/blake2s"
@@ -182,17 +183,33 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 	table.Pass(mark)
 }
 
-// pathMessage hands a message about paths to the control side. A probe leaves it open where the peer is to be sent
-// to, and no silence ends by it.
+// pathsPerSecond bounds the messages about paths that are taken from a peer: those of eight lines, one of them bad, and
+// more. Others wait behind the control side.
+const pathsPerSecond = 300
+
+// pathMessage hands a message about paths to the control side. A probe leaves it open where the peer is to be sent to,
+// and no silence ends by it.
 func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
+	peer := s.peer
 	if !path.Stays(plain) {
 		in.noteAuthentic(s, p, false, name, a, now)
+		peer.pathsHeard.Add(1)
+	}
+	if now-peer.pathSecond > int64(time.Second) {
+		peer.pathSecond, peer.pathCount = now, 0
+	}
+	if peer.pathCount++; peer.pathCount > pathsPerSecond {
+		in.e.drops.add(dropPath)
+		return
 	}
 	c := path.Counts{Session: uint64(s.local), Counter: binary.LittleEndian.Uint64(p[8:]), Got: s.got}
-	if !in.e.pathMessages.put(s.peer, name, a.Source, c, plain) {
-		in.e.drops.add(dropReport)
+	first, ok := in.e.pathMessages.put(peer, name, a.Source, c, plain)
+	if !ok {
+		in.e.drops.add(dropPath)
 	}
-	in.e.notify()
+	if first {
+		in.e.notify()
+	}
 }
 
 // noteAuthentic takes over what an authentic message says of its peer.
@@ -212,6 +229,7 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 	}
 	to := peer.endpoint.Load()
 	if to != nil && to.raw == *name && to.src == a.Source {
+		peer.heardAt.Store(now)
 		return
 	}
 	src := a.Source
@@ -220,6 +238,9 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 			return // it has yet to hear that we have left the address
 		}
 		src = netip.Addr{}
+	}
+	if src.IsValid() || to == nil {
+		peer.heardAt.Store(now)
 	}
 	peer.endpoint.Store(in.recent.get(name, src))
 	in.e.moved.Store(true)

@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -88,9 +90,9 @@ func (e *Engine) lookAtPathsLocked(p *peer, now int64) {
 // seenLocked is what the engine knows of a peer.
 func (e *Engine) seenLocked(p *peer, to *endpoint, now int64) path.Seen {
 	s := path.Seen{
-		Source: to.src, Session: p.current.Load().usable(now), Heard: p.receivedAt.Load(), Sent: p.sentAt.Load(),
-		Packets: p.txPackets.Load() + p.rxPackets.Load(),
-		MayAsk:  p.pending == nil && elapsed(now, p.initiated) > rekeyTimeout,
+		Source: to.src, Session: p.current.Load().usable(now), Heard: p.heardAt.Load(), Sent: p.sentAt.Load(),
+		Packets:      p.txPackets.Load() + p.rxPackets.Load() - p.pathsHeard.Load(),
+		MayHandshake: p.pending == nil && elapsed(now, p.initiated) > rekeyTimeout,
 	}
 	if lines := e.lines.Load(); lines != nil {
 		if s.Sources = lines.v4; to.raw.V6() {
@@ -100,33 +102,38 @@ func (e *Engine) seenLocked(p *peer, to *endpoint, now int64) path.Seen {
 	return s
 }
 
-// actLocked does what package path says.
+// actLocked does what package path decides.
 func (e *Engine) actLocked(p *peer, to *endpoint, s path.Seen, a path.Act, now int64) {
 	if a.Move.IsValid() {
-		e.log.Info("a site is sent to by another line", "peer", p.key, "from", s.Source, "to", a.Move,
-			"silent_for", time.Duration(now-s.Heard).Round(time.Millisecond))
-		if to.src.IsValid() {
-			p.left.Set([]netip.Addr{to.src}, now+int64(datagram.TrialTime))
+		next := newEndpoint(to.raw, a.Move)
+		if !p.endpoint.CompareAndSwap(to, next) {
+			return // the peer was heard elsewhere at this very moment
 		}
-		to = newEndpoint(to.raw, a.Move)
-		p.endpoint.Store(to)
-		s.Source = a.Move
+		if to.src.IsValid() {
+			p.left.Set([]netip.Addr{to.src}, now+int64(tunnel.TrialTime))
+		}
+		level := slog.LevelInfo
+		if p.paths.Futile() > 2 { // nothing delivers, and each line is tried in turn
+			level = slog.LevelDebug
+		}
+		e.log.Log(context.Background(), level, "a site is sent to by another line", "peer", p.key, "from", s.Source,
+			"to", a.Move, "silent_for", time.Duration(now-s.Heard).Round(time.Millisecond))
+		to, s.Source = next, a.Move
 	}
-	if a.Say {
-		e.sayPathLocked(p, to, p.paths.Message(now, s), now)
-		p.noteSent(now, false, true)
+	if a.Send {
+		e.sendPathLocked(p, to, p.paths.Message(now, s), now)
 	}
-	if a.Ask {
+	if a.Handshake {
 		p.attempts = 0
 		e.initiateLocked(p)
 	}
 	for _, from := range a.Probe {
-		e.sayPathLocked(p, newEndpoint(to.raw, from), p.paths.Probe(now), now)
+		e.sendPathLocked(p, newEndpoint(to.raw, from), p.paths.Probe(now, s), now)
 	}
 }
 
-// sayPathLocked sends a message about paths by one of them. A path by which it cannot be sent is silent.
-func (e *Engine) sayPathLocked(p *peer, to *endpoint, m path.Message, now int64) {
+// sendPathLocked sends a message about paths by one of them. What cannot be sent is lost, as it would be on the line.
+func (e *Engine) sendPathLocked(p *peer, to *endpoint, m path.Message, now int64) {
 	s := p.current.Load()
 	if !s.usable(now) {
 		return
@@ -134,26 +141,38 @@ func (e *Engine) sayPathLocked(p *peer, to *endpoint, m path.Message, now int64)
 	var b [headerSize + path.Size + tagSize]byte
 	var nonce [12]byte
 	m.Elsewhere = s.elsewhere
-	if m.Probe || m.Answer {
-		s.elsewhere++
-	}
 	m.Append(b[headerSize:headerSize])
 	e.sealMessage(s, &nonce, b[:], path.Size)
-	if errno := e.transmit(to, b[:], e.outer.Load().tos[dscpOfReports]); errno == 0 {
-		p.txBytes.Add(uint64(len(b)))
+	tos := e.outer.Load().tos[dscpOfReports]
+	if m.Probe || m.Answer {
+		s.elsewhere++
+		if e.transmit(to, b[:], tos) == 0 {
+			p.txBytes.Add(uint64(len(b)))
+		}
+		return
+	}
+	e.sendAsLocked(p, b[:], tos)
+}
+
+// pathsAtOnce is how many messages about paths are read before others may have the mutex.
+const pathsAtOnce = 64
+
+// hearPaths takes what far ends have sent about paths.
+func (e *Engine) hearPaths() {
+	for !e.pathMessages.empty() {
+		e.hearSomePaths()
 	}
 }
 
-// hearPaths takes what far ends have said about paths.
-func (e *Engine) hearPaths() {
-	if e.pathMessages.empty() {
-		return // there was another cause to look
-	}
+func (e *Engine) hearSomePaths() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for m := &e.pathMessage; e.pathMessages.get(m); {
-		p := m.peer
-		now := e.now()
+	m := &e.pathMessage
+	for range pathsAtOnce {
+		if !e.pathMessages.get(m) {
+			return
+		}
+		p, now := m.peer, e.now()
 		to := p.endpoint.Load()
 		if p.gone.Load() || to == nil {
 			continue
@@ -161,7 +180,7 @@ func (e *Engine) hearPaths() {
 		s := e.seenLocked(p, to, now)
 		act, answer, answered := p.paths.Hear(now, path.Read(m.b[:]), m.counts, m.src, s)
 		if answered {
-			e.sayPathLocked(p, newEndpoint(m.from, m.src), answer, now)
+			e.sendPathLocked(p, newEndpoint(m.from, m.src), answer, now)
 		}
 		e.actLocked(p, to, s, act, now)
 	}
@@ -207,17 +226,18 @@ type pathRing struct {
 
 const pathRingSize = 256
 
-// put is for the inbound thread. It returns false if the ring is full.
-func (r *pathRing) put(p *peer, from *datagram.Sockaddr, src netip.Addr, c path.Counts, b []byte) bool {
+// put is for the inbound thread. first reports that nobody may be reading: the reader has taken what was there before.
+// It looks again after it has, so that it sees what comes while it reads. ok is false if the ring is full.
+func (r *pathRing) put(p *peer, from *datagram.Sockaddr, src netip.Addr, c path.Counts, b []byte) (first, ok bool) {
 	t := r.tail.Load()
 	if t-r.head.Load() == pathRingSize {
-		return false
+		return false, false
 	}
 	m := &r.messages[t%pathRingSize]
 	m.peer, m.from, m.src, m.counts = p, *from, src, c
 	copy(m.b[:], b)
 	r.tail.Store(t + 1)
-	return true
+	return r.head.Load() == t, true
 }
 
 func (r *pathRing) empty() bool { return r.tail.Load() == r.head.Load() }

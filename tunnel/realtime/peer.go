@@ -42,7 +42,12 @@ type peer struct {
 
 	staged int // packets that wait for a session; the outbound thread's alone
 
-	left datagram.Left // addresses of ours that it is not sent to from
+	left       datagram.Left // addresses of ours that it is not sent to from
+	heardAt    atomic.Int64  // anything by the path that is used
+	pathsHeard atomic.Uint64 // messages about paths among rxPackets
+
+	pathSecond int64 // for limiting messages about paths: the inbound thread's alone
+	pathCount  int
 
 	control // belongs to the control side, under Engine.mu
 }

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/tunnel"
-	"ringway/tunnel/datagram"
 )
 
 // An address is left: the peer hears at once where we are, what it still sends to the old address brings us back there
@@ -33,7 +32,7 @@ func TestAnAddressIsLeft(t *testing.T) {
 	assert.Len(t, r.b.wire(), 1, "a keepalive")
 	r.talk()
 	assert.False(t, p.endpoint.Load().src.IsValid(), "what was on its way does not undo it")
-	r.now += int64(datagram.TrialTime)
+	r.now += int64(tunnel.TrialTime)
 	r.talk()
 	assert.Equal(t, old, p.endpoint.Load().src, "the peer has not heard of the new one")
 }

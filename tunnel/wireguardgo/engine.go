@@ -26,7 +26,6 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"ringway/tunnel"
-	"ringway/tunnel/datagram"
 	"ringway/tunnel/uapi"
 )
 
@@ -283,11 +282,21 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 // Reroute stops sending from addresses of ours, and says something at once to each peer, so that it knows where we
 // are. The device does not tell which of our addresses it sends to a peer from.
 func (e *Engine) Reroute(r tunnel.Reroute) {
-	e.hub.former.Set(r.From, int64(time.Since(e.hub.began)+datagram.TrialTime))
 	status, _, err := e.read()
 	if err != nil {
 		return
 	}
+	f := &former{}
+	f.Set(r.From, int64(time.Since(e.hub.began)+tunnel.TrialTime))
+	if len(r.Keys) > 0 {
+		f.remotes = map[netip.AddrPort]bool{}
+		for _, p := range status {
+			if r.About(p.PublicKey) {
+				f.remotes[p.Endpoint] = true
+			}
+		}
+	}
+	e.hub.former.Store(f)
 	for _, p := range status {
 		if !p.Endpoint.IsValid() || !r.About(p.PublicKey) || p.LastHandshake.IsZero() && p.Keepalive == 0 {
 			continue

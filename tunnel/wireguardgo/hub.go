@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
@@ -23,11 +24,20 @@ type hub struct {
 	closed chan struct{}
 	fair   *fair
 	began  time.Time
-	former datagram.Left // addresses of ours, after a Reroute
+	former atomic.Pointer[former]
 }
 
-// hasLeft reports whether an address of ours is not to be sent from at present.
-func (h *hub) hasLeft(a netip.Addr) bool { return h.former.Has(a, int64(time.Since(h.began))) }
+// former are the addresses of ours that were left by a Reroute.
+type former struct {
+	datagram.Left
+	remotes map[netip.AddrPort]bool // where the peers are that it was about; nil: all
+}
+
+// hasLeft reports whether an address of ours is not to be sent from at present to one of a peer.
+func (h *hub) hasLeft(a netip.Addr, to netip.AddrPort) bool {
+	f := h.former.Load()
+	return f != nil && (f.remotes == nil || f.remotes[to]) && f.Has(a, int64(time.Since(h.began)))
+}
 
 // isClosed reports whether the engine ends.
 func (h *hub) isClosed() bool {

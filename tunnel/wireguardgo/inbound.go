@@ -174,7 +174,7 @@ func (r *receiver) open() {
 		return
 	}
 	src := m.Source
-	if r.hub.hasLeft(src) {
+	if r.hub.former.Load() != nil && r.hub.hasLeft(src, m.From.AddrPort()) {
 		src = netip.Addr{}
 	}
 	r.ep = r.recent.get(m.From, src)

@@ -71,7 +71,7 @@ func newSendState() *sendState {
 // packets.
 func (st *sendState) group(bufs [][]byte, ep *endpoint, maxPayload int) (n int) {
 	src, pinned := ep.source()
-	if pinned && st.bind.hub.hasLeft(src) {
+	if pinned && st.bind.hub.hasLeft(src, ep.dst) {
 		ep.ClearSrc()
 		pinned = false
 	}
