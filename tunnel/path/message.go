@@ -1,15 +1,15 @@
-// Package path decides by which of its lines a box sends to a far end, and finds out which of them deliver. It is pure:
-// the engine tells it what was heard and when, and does what it says.
+// Package path decides by which of its lines a box sends to a far end, and finds out which of them deliver. It is
+// pure: the engine tells it what was heard and when, and does what it says.
 //
-// A path is an address of ours and the one where the far end is heard. While calls are up, and either end has several
-// lines, both ends send something at least every SendEvery: media, or a message of this package where there is none. So
-// silence means something: an end that receives nothing for Silence sends by another line, and the far end follows, as
-// it follows any peer that is heard elsewhere. Each message reports for how long its sender has received nothing, which
-// finds a path that fails in one direction. Paths that are not used are probed; probes and their answers do not move the
-// far end.
+// A path is an address of ours and the one where the far end is heard. While calls are up, and either end has
+// several lines, both ends send something at least every SendEvery: media, or a message of this package where there
+// is none. So silence means something: an end that receives nothing for Silence sends by another line, and the far
+// end follows, as it follows any peer that is heard elsewhere. Each message reports for how long its sender has
+// received nothing, which finds a path that fails in one direction. Paths that are not used are probed; probes and
+// their answers do not move the far end.
 //
-// A message is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are no
-// version of IP, so that an end that does not know it drops it; only an end that has sent one is sent probes.
+// A message is the whole content of a message in the tunnel, authentic and of a known peer. Its first four bits are
+// no version of IP, so that an end that does not know it drops it; only an end that has sent one is sent probes.
 package path
 
 import (

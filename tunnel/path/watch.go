@@ -16,13 +16,14 @@ const (
 	// Silence is the longest time in which nothing is received from an end that sends at least every SendEvery: five
 	// messages in a row are missing.
 	Silence = 110 * time.Millisecond
-	// settleTime is how long a path that was moved to has until it is judged: a round trip, and what Silence takes. It
-	// doubles with each move that did not help, up to longestSettle.
+	// settleTime is how long a path that was moved to has until it is judged: a round trip, and what Silence takes.
+	// It doubles with each move that did not help, up to longestSettle.
 	settleTime    = 250 * time.Millisecond
 	longestSettle = 5 * time.Second
 	// desperateAfter is how long nothing must have been received until a path is tried that is known to be silent.
 	desperateAfter = time.Second
-	// reportHold is how long after a move the far end's report that it receives nothing is not yet about the new path.
+	// reportHold is how long after a move the far end's report that it receives nothing is not yet about the new
+	// path.
 	reportHold = tunnel.TrialTime + 2*settleTime
 
 	// activeFor is how long after the last packets calls count as up.
@@ -30,15 +31,15 @@ const (
 	// activePackets in each of two periods of activeIn in a row are a call: signalling alone is fewer, or shorter.
 	activePackets = 3
 	activeIn      = 250 * time.Millisecond
-	// helloEvery is how often the promise is renewed beside media; legacyEvery, how often a far end that has not sent a
-	// message about paths is sent one, and at most asked by a handshake.
+	// helloEvery is how often the promise is renewed beside media; legacyEvery, how often a far end that has not
+	// sent a message about paths is sent one, and at most asked by a handshake.
 	helloEvery  = 500 * time.Millisecond
 	legacyEvery = 10 * time.Second
 	// knownFor is how long a far end that is silent counts as one that knows paths.
 	knownFor = 5 * time.Minute
 
-	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, every path at rest. The
-	// path that is used is probed as rarely during calls: for its round trip alone.
+	// probeEvery is how often an unused path is probed while calls are up, and restProbeEvery, every path at rest.
+	// The path that is used is probed as rarely during calls: for its round trip alone.
 	probeEvery     = 500 * time.Millisecond
 	restProbeEvery = 5 * time.Second
 	// lostProbes in a row without an answer and a path is silent.
@@ -46,9 +47,9 @@ const (
 	// healthTime is how long a path that was left has to answer until it is taken again.
 	healthTime = 30 * time.Second
 
-	// legacySilence is the longest time in which nothing is received from a far end that does not know paths, until it is
-	// asked by a handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by each further
-	// line.
+	// legacySilence is the longest time in which nothing is received from a far end that does not know paths, until
+	// it is asked by a handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by
+	// each further line.
 	legacySilence = 500 * time.Millisecond
 	answerTime    = 600 * time.Millisecond
 	nextLineAfter = 2 * time.Second
@@ -208,8 +209,8 @@ func (w *Watch) noteHeard(s Seen) {
 	}
 }
 
-// due reports whether a message is due by the path that is used. Where neither end has several lines there is nothing to
-// find out, and nothing is sent.
+// due reports whether a message is due by the path that is used. Where neither end has several lines there is
+// nothing to find out, and nothing is sent.
 func (w *Watch) due(now int64, s Seen, up, several bool) bool {
 	since := now - w.sent
 	switch {
@@ -241,8 +242,8 @@ func (w *Watch) choose(now int64, s Seen, up bool) (to netip.Addr) {
 	return to
 }
 
-// silent reports whether the path that is used delivers nothing: while calls are up by what is received, and at rest by
-// probes.
+// silent reports whether the path that is used delivers nothing: while calls are up by what is received, and at
+// rest by probes.
 func (w *Watch) silent(now int64, s Seen) bool {
 	if now < w.active {
 		return w.promised && now-max(s.Heard, w.movedAt) > int64(w.patience())
@@ -344,7 +345,8 @@ func (w *Watch) Hear(
 	return act, answer, false
 }
 
-// reportHold is how long after a move a report is not yet about the new path, longer with each move that did not help.
+// reportHold is how long after a move a report is not yet about the new path, longer with each move that did not
+// help.
 func (w *Watch) reportHold() time.Duration {
 	return reportHold + min(settleTime<<min(w.futile, 8), longestSettle)
 }
@@ -394,8 +396,8 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 	return from
 }
 
-// move chooses another path: one whose probes are answered, else one of which nothing is known. One that is known to be
-// silent is tried only when nothing was received for longer.
+// move chooses another path: one whose probes are answered, else one of which nothing is known. One that is known
+// to be silent is tried only when nothing was received for longer.
 func (w *Watch) move(now int64, s Seen, why string) netip.Addr {
 	i := slices.Index(s.Sources, s.Source)
 	kinds := []State{Up, Unknown}
@@ -447,8 +449,9 @@ func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr 
 	return to
 }
 
-// wellAgain is the path that was left and has answered for long enough since; zero: there is none. Where the peer itself
-// has chosen by which line it calls it stays there. If the address that was left has gone, a preferred one is as good.
+// wellAgain is the path that was left and has answered for long enough since; zero: there is none. Where the peer
+// itself has chosen by which line it calls it stays there. If the address that was left has gone, a preferred one
+// is as good.
 func (w *Watch) wellAgain(now int64, s Seen) (to netip.Addr) {
 	if !w.away.IsValid() {
 		return to
