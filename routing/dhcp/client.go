@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,14 +28,22 @@ type Client struct {
 	Interface string
 	File      string      // holds the last lease; empty: none is saved
 	Report    func(Lease) // called from Run when a lease is granted, renewed, changed or lost
+	Options   []Option    // sent with every message
 	Log       *slog.Logger
+
+	// Refuse says why a lease must not be used; nil: any may be. It is asked before a lease is requested, and again
+	// before it is reported.
+	Refuse func(Lease) error
+	// Note, if set, is called from Run with what keeps the client from a lease, or from renewing it; empty: nothing.
+	Note func(string)
 
 	// Timeout is how long to wait for a first answer; it doubles with each try. 0: the 4 s of RFC 2131.
 	Timeout time.Duration
 	// MaxHold is the longest that a lease is held without asking again. 0: a day.
 	MaxHold time.Duration
 
-	reported Lease // the last one
+	reported Lease  // the last one
+	noted    string // the last one
 	once     sync.Once
 	recheck  chan struct{}
 }
@@ -44,6 +53,7 @@ const (
 	tries           = 4               // after 4, 8, 16, 32 s
 	rebootTries     = 2               // a server that does not know the client is silent: do not wait a minute for it
 	pause           = 10 * time.Second
+	nakPatience     = time.Second      // for an acknowledgement, after another server than the lease's has refused
 	minRenewalPause = 60 * time.Second // RFC 2131, section 4.4.5: half of the time left, but at least a minute
 )
 
@@ -85,6 +95,10 @@ func (c *Client) recalled(ctx context.Context) (Lease, bool) {
 		}
 		return Lease{}, false
 	}
+	if err := c.refuse(last); err != nil {
+		c.note(fmt.Sprintf("last lease of %s refused: %v", last.Address, err))
+		return Lease{}, false
+	}
 	if held {
 		c.bind(last)
 		return last, true
@@ -99,47 +113,122 @@ func (c *Client) recalled(ctx context.Context) (Lease, bool) {
 	return lease, true
 }
 
-// obtain goes from INIT to BOUND.
+// obtain goes from INIT to BOUND. A lease that must not be used is refused as an offer, before it is requested: there
+// is nothing to release then. DHCPDECLINE would be wrong, it says that another host uses the address (RFC 2131,
+// section 3.1).
 func (c *Client) obtain(ctx context.Context) (Lease, bool) {
 	var lease Lease
+	var refusals refusals
 	given := time.Now()
-	err := c.exchange(tries, func(x *nclient4.Client, mac net.HardwareAddr) error {
-		size := dhcpv4.WithOption(dhcpv4.OptMaxMessageSize(nclient4.MaxMessageSize))
-		discover, err := dhcpv4.NewDiscovery(mac, requestedOptions, size)
+	err := c.exchange(initial, Lease{}, tries, func(x *nclient4.Client, mac net.HardwareAddr) error {
+		discover, err := dhcpv4.NewDiscovery(mac, c.modifiers()...)
 		if err != nil {
 			return err
 		}
 
 		// A bad offer is skipped: another server may make a good one.
 		offer, err := x.SendAndRead(ctx, nclient4.DefaultServers, discover, func(p *dhcpv4.DHCPv4) bool {
-			if p.MessageType() != dhcpv4.MessageTypeOffer {
-				return false
-			}
-			_, err := leaseOf(c.Interface, p, given, c.maxHold())
-			if err != nil {
-				c.Log.Debug("offer refused", "interface", c.Interface, "server", p.ServerIdentifier(), "error", err)
-			}
-			return err == nil
+			return p.MessageType() == dhcpv4.MessageTypeOffer && c.acceptable(p, given, &refusals)
 		})
 		if err != nil {
 			return fmt.Errorf("discover: %w", err)
 		}
 
 		given = time.Now()
-		got, err := x.RequestFromOffer(ctx, offer, requestedOptions)
-		if err != nil {
-			return err
-		}
-		lease, err = leaseOf(c.Interface, got.ACK, given, c.maxHold())
+		lease, err = c.selectOffer(ctx, x, offer, given, &refusals)
 		return err
 	})
 	if err != nil {
 		if ctx.Err() == nil {
-			c.Log.Warn("no lease", "interface", c.Interface, "error", err)
+			c.note(refusals.reason(err))
+			c.Log.Warn("no lease", "interface", c.Interface, "error", refusals.reason(err))
 		}
 		return Lease{}, false
 	}
 	return lease, true
+}
+
+// selectOffer requests what a server has offered.
+func (c *Client) selectOffer(
+	ctx context.Context, x *nclient4.Client, offer *dhcpv4.DHCPv4, given time.Time, refusals *refusals,
+) (lease Lease, err error) {
+	request, err := dhcpv4.NewRequestFromOffer(offer, c.modifiers()...)
+	if err != nil {
+		return Lease{}, err
+	}
+	fromServer := nclient4.IsCorrectServer(offer.ServerIdentifier())
+	answer, err := x.SendAndRead(ctx, nclient4.DefaultServers, request, func(p *dhcpv4.DHCPv4) bool {
+		switch {
+		case !fromServer(p):
+			return false
+		case p.MessageType() == dhcpv4.MessageTypeAck:
+			lease, err = c.check(p, given)
+			return refusals.accept(err)
+		}
+		return p.MessageType() == dhcpv4.MessageTypeNak
+	})
+	switch {
+	case err != nil:
+		return Lease{}, fmt.Errorf("request %s: %w", offer.YourIPAddr, err)
+	case answer.MessageType() == dhcpv4.MessageTypeNak:
+		return Lease{}, nakOf(answer)
+	}
+	return lease, nil
+}
+
+// check reads an offer or acknowledgement, and refuses what is not valid or must not be used. The lease is returned
+// in any case, as far as it could be read.
+func (c *Client) check(p *dhcpv4.DHCPv4, given time.Time) (Lease, error) {
+	l, err := leaseOf(c.Interface, p, given, c.maxHold())
+	if err == nil {
+		err = c.refuse(l)
+	}
+	if err != nil {
+		from := cmp.Or(addrOf(p.ServerIdentifier()), addrOf(p.ServerIPAddr))
+		return l, fmt.Errorf("refused %s by server %s: %w", p.YourIPAddr, from, err)
+	}
+	return l, nil
+}
+
+func (c *Client) acceptable(p *dhcpv4.DHCPv4, given time.Time, refusals *refusals) bool {
+	_, err := c.check(p, given)
+	return refusals.accept(err)
+}
+
+func (c *Client) refuse(l Lease) error {
+	if c.Refuse == nil {
+		return nil
+	}
+	return c.Refuse(l)
+}
+
+// refusals keeps the last reason for which a message was not accepted while the client waits for a better one.
+type refusals struct{ last error }
+
+func (r *refusals) accept(err error) bool {
+	if err != nil {
+		r.last = err
+	}
+	return err == nil
+}
+
+// reason is the text of an exchange's error.
+func (r *refusals) reason(err error) string {
+	silent := errors.Is(err, nclient4.ErrNoResponse) || errors.Is(err, context.DeadlineExceeded)
+	switch {
+	case silent && r.last != nil:
+		return r.last.Error()
+	case silent:
+		return "no server answers"
+	}
+	return err.Error()
+}
+
+func (c *Client) note(text string) {
+	if text != c.noted && c.Note != nil {
+		c.Note(text)
+	}
+	c.noted = text
 }
 
 // keep stays BOUND, renews and rebinds. It returns the lease to go on with, or false when it is lost.
@@ -149,6 +238,11 @@ func (c *Client) keep(ctx context.Context, lease Lease) (Lease, bool) {
 		woken, recheck := c.waitOrRecheck(ctx, time.Until(at))
 		if !woken {
 			return lease, true
+		}
+
+		if err := c.refuse(lease); err != nil { // since the config has changed
+			c.lose(fmt.Sprintf("%s refused: %v", lease.Address, err))
+			return Lease{}, false
 		}
 
 		asking, until := reboot, lease.Expiry
@@ -163,7 +257,7 @@ func (c *Client) keep(ctx context.Context, lease Lease) (Lease, bool) {
 		limited, cancel := context.WithDeadline(ctx, until)
 		next, err := c.ask(limited, asking, lease)
 		cancel()
-		var nak *nclient4.ErrNak
+		var nak *nakError
 		switch {
 		case err == nil:
 			c.bind(next)
@@ -176,6 +270,7 @@ func (c *Client) keep(ctx context.Context, lease Lease) (Lease, bool) {
 		case recheck:
 			continue // without an answer the lease is held until its time
 		}
+		c.note("not renewed: " + err.Error())
 		c.Log.Warn("lease not renewed", "interface", c.Interface, "state", string(asking), "error", err)
 		at = lease.nextTry(until)
 	}
@@ -211,7 +306,11 @@ func (c *Client) bind(l Lease) {
 	if !c.reported.same(l) {
 		c.Log.Info("lease", "interface", c.Interface, "address", l.Address, "gateways", l.Gateways,
 			"server", l.Server, "expiry", l.Expiry)
+		if w := l.Warning(); w != "" {
+			c.Log.Warn(w, "interface", c.Interface, "server", l.Server)
+		}
 	}
+	c.note("")
 	c.reported = l
 	c.Report(l)
 }
@@ -219,6 +318,7 @@ func (c *Client) bind(l Lease) {
 func (c *Client) lose(why string) {
 	c.Log.Error("lease lost", "interface", c.Interface, "address", c.reported.Address, "reason", why)
 	c.reported = Lease{}
+	c.note("the last lease was lost: " + why)
 	if c.File != "" {
 		_ = os.Remove(c.File) // otherwise a restart would go on with it
 	}
@@ -268,3 +368,5 @@ func (c *Client) waitOrRecheck(ctx context.Context, d time.Duration) (woken, rec
 		return ctx.Err() == nil, false
 	}
 }
+
+func (c *Client) nakPatience() time.Duration { return min(nakPatience, c.timeout()) }

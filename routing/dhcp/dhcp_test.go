@@ -30,6 +30,9 @@ type link struct {
 	box, provider *netnstest.NS
 	dir           string
 	leases        chan dhcp.Lease
+	notes         chan string
+	refuse        func(dhcp.Lease) error
+	options       []dhcp.Option
 	client        *dhcp.Client
 	stop          func()
 }
@@ -60,13 +63,14 @@ func (s *link) dnsmasq() (stop func()) {
 
 // run starts the client and, as the appliance does, puts the reported address on the interface.
 func (s *link) run(maxHold time.Duration) {
-	s.leases = make(chan dhcp.Lease, 1000)
+	s.leases, s.notes = make(chan dhcp.Lease, 1000), make(chan string, 1000)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := &dhcp.Client{
 		Interface: "wan0", File: filepath.Join(s.dir, "lease.json"), Timeout: 200 * time.Millisecond,
-		MaxHold: maxHold, Log: log,
+		MaxHold: maxHold, Log: log, Refuse: s.refuse, Options: s.options,
+		Note: func(text string) { s.notes <- text },
 		Report: func(l dhcp.Lease) {
 			if l.Lost {
 				_, _ = s.box.Try("ip", "addr", "flush", "dev", "wan0")
@@ -96,6 +100,23 @@ func (s *link) next(within time.Duration) dhcp.Lease {
 	case <-time.After(within):
 		s.t.Fatal("nothing was reported")
 		return dhcp.Lease{}
+	}
+}
+
+// noted waits for a note that holds the text.
+func (s *link) noted(text string) {
+	s.t.Helper()
+	deadline := time.After(30 * time.Second)
+	for {
+		select {
+		case n := <-s.notes:
+			if strings.Contains(n, text) {
+				return
+			}
+			s.t.Logf("noted: %s", n)
+		case <-deadline:
+			s.t.Fatalf("%q was not noted", text)
+		}
 	}
 }
 
@@ -155,8 +176,23 @@ func TestLease(t *testing.T) {
 // A server first sends invalid answers of every kind, then valid ones, then refuses.
 func TestWrongAnswers(t *testing.T) {
 	s := newLink(t)
+	s.serve(serve)
+
+	s.run(4 * time.Second)
+	l := s.next(30 * time.Second)
+	assert.Equal(t, "198.51.100.30/24", l.Address.String())
+	assert.Equal(t, "[198.51.100.254]", sprint(l.Gateways), "RFC 3442: classless routes replace the router option")
+	assert.True(t, s.next(30*time.Second).Lost, "refused when it asked again")
+	assert.Equal(t, "198.51.100.30/24", s.next(30*time.Second).Address.String(), "started again")
+	s.client.Recheck() // the cable was pulled
+	assert.Equal(t, "198.51.100.30/24", s.next(10*time.Second).Address.String(), "confirmed long before T1")
+}
+
+// serve runs a server of the test's own at the provider until the test ends.
+func (s *link) serve(server func(*net.UDPConn)) {
+	s.t.Helper()
 	var conn *net.UDPConn
-	require.NoError(t, s.provider.Do(func() (err error) {
+	require.NoError(s.t, s.provider.Do(func() (err error) {
 		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 67})
 		if err != nil {
 			return err
@@ -175,18 +211,9 @@ func TestWrongAnswers(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serve(conn)
+		server(conn)
 	}()
-	defer func() { conn.Close(); <-done }()
-
-	s.run(4 * time.Second)
-	l := s.next(30 * time.Second)
-	assert.Equal(t, "198.51.100.30/24", l.Address.String())
-	assert.Equal(t, "[198.51.100.254]", sprint(l.Gateways), "RFC 3442: classless routes replace the router option")
-	assert.True(t, s.next(30*time.Second).Lost, "refused when it asked again")
-	assert.Equal(t, "198.51.100.30/24", s.next(30*time.Second).Address.String(), "started again")
-	s.client.Recheck() // the cable was pulled
-	assert.Equal(t, "198.51.100.30/24", s.next(10*time.Second).Address.String(), "confirmed long before T1")
+	s.t.Cleanup(func() { conn.Close(); <-done })
 }
 
 func serve(conn *net.UDPConn) {

@@ -18,20 +18,35 @@ type Lease struct {
 	Interface string         `json:"interface"`
 	Address   netip.Prefix   `json:"address,omitzero"` // with the prefix length of its network
 	Gateways  []netip.Addr   `json:"gateways,omitempty"`
-	DNS       []netip.Addr   `json:"dns,omitempty"`
-	Server    netip.Addr     `json:"server,omitzero"`
-	Duration  time.Duration  `json:"duration_ns,omitempty"` // as granted, at most a day
-	Renew     time.Duration  `json:"renew_ns,omitempty"`    // T1, counted from the request
-	Rebind    time.Duration  `json:"rebind_ns,omitempty"`   // T2
-	Expiry    time.Time      `json:"expiry,omitzero"`
-	Lost      bool           `json:"lost,omitempty"`
-	given     time.Time      // when its request was sent, from which its times count (RFC 2131, section 4.4.1)
-	ack       *dhcpv4.DHCPv4 // the message that granted it, for the file
+	Routes    []netip.Prefix `json:"routes,omitempty"` // of option 121, without default routes; none is ever set
+	// RouterIgnored: there was a router option, but classless routes replace it, and they have no default.
+	RouterIgnored bool           `json:"router_ignored,omitempty"`
+	DNS           []netip.Addr   `json:"dns,omitempty"`
+	Server        netip.Addr     `json:"server,omitzero"`
+	Duration      time.Duration  `json:"duration_ns,omitempty"` // as granted, at most a day
+	Renew         time.Duration  `json:"renew_ns,omitempty"`    // T1, counted from the request
+	Rebind        time.Duration  `json:"rebind_ns,omitempty"`   // T2
+	Expiry        time.Time      `json:"expiry,omitzero"`
+	Lost          bool           `json:"lost,omitempty"`
+	given         time.Time      // when its request was sent, from which its times count (RFC 2131, section 4.4.1)
+	ack           *dhcpv4.DHCPv4 // the message that granted it, for the file
 }
 
 // same reports whether everything that the network's state depends on is the same.
 func (l Lease) same(o Lease) bool {
 	return l.Address == o.Address && fmt.Sprint(l.Gateways, l.DNS) == fmt.Sprint(o.Gateways, o.DNS)
+}
+
+// Warning says what a lease lacks that its WAN needs; empty: nothing.
+func (l Lease) Warning() string {
+	switch {
+	case l.Lost || !l.Address.IsValid() || len(l.Gateways) > 0:
+		return ""
+	case l.RouterIgnored:
+		return "the lease has no gateway: its classless routes (option 121) have no default, and replace the router " +
+			"option (RFC 3442)"
+	}
+	return "the lease has no gateway"
 }
 
 // maxHold is the longest that a lease is held without asking again, also one that does not end (0xffffffff).
@@ -45,7 +60,7 @@ func leaseOf(iface string, ack *dhcpv4.DHCPv4, given time.Time, maxHold time.Dur
 		return Lease{}, fmt.Errorf("offered address %s cannot be a host's", ack.YourIPAddr)
 	}
 	if !l.Server.IsValid() || l.Server.IsUnspecified() {
-		return Lease{}, errors.New("no server identifier")
+		return Lease{}, errors.New("no server identifier (option 54)")
 	}
 	bits, err := prefixLength(ack)
 	if err != nil {
@@ -57,7 +72,7 @@ func leaseOf(iface string, ack *dhcpv4.DHCPv4, given time.Time, maxHold time.Dur
 		return Lease{}, err
 	}
 
-	l.Gateways = gateways(ack, a)
+	l.setRoutes(ack)
 	for _, d := range ack.DNS() {
 		l.DNS = appendUsable(l.DNS, d, netip.Addr{})
 	}
@@ -80,7 +95,7 @@ func prefixLength(ack *dhcpv4.DHCPv4) (int, error) {
 func (l *Lease) setTimes(ack *dhcpv4.DHCPv4, maxHold time.Duration) error {
 	l.Duration = ack.IPAddressLeaseTime(0)
 	if l.Duration <= 0 {
-		return errors.New("no lease time")
+		return errors.New("no lease time (option 51)")
 	}
 	l.Duration = min(l.Duration, maxHold)
 
@@ -93,21 +108,27 @@ func (l *Lease) setTimes(ack *dhcpv4.DHCPv4, maxHold time.Duration) error {
 	return nil
 }
 
-func gateways(ack *dhcpv4.DHCPv4, own netip.Addr) (list []netip.Addr) {
+// setRoutes takes gateways from the default routes of option 121, or from the router option. A client that gets
+// classless routes ignores the router option (RFC 3442).
+func (l *Lease) setRoutes(ack *dhcpv4.DHCPv4) {
+	own := l.Address.Addr()
 	routes := ack.ClasslessStaticRoute()
 	if len(routes) == 0 {
 		for _, r := range ack.Router() {
-			list = appendUsable(list, r, own)
+			l.Gateways = appendUsable(l.Gateways, r, own)
 		}
-		return list
+		return
 	}
-	// RFC 3442: a client that gets classless routes ignores the router option.
+
 	for _, r := range routes {
-		if ones, _ := r.Dest.Mask.Size(); ones == 0 {
-			list = appendUsable(list, r.Router, own)
+		ones, _ := r.Dest.Mask.Size()
+		if ones == 0 {
+			l.Gateways = appendUsable(l.Gateways, r.Router, own)
+		} else if to := addrOf(r.Dest.IP); to.IsValid() {
+			l.Routes = append(l.Routes, netip.PrefixFrom(to, ones).Masked())
 		}
 	}
-	return list
+	l.RouterIgnored = len(l.Gateways) == 0 && len(ack.Router()) > 0
 }
 
 func addrOf(ip net.IP) netip.Addr {

@@ -1,7 +1,9 @@
 package dhcp
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +13,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 	"golang.org/x/sys/unix"
+
+	"ringway/routing/rawudp"
 )
 
 // state is one in which a lease is asked for again; each makes another request (RFC 2131, section 4.3.6,
@@ -18,86 +22,119 @@ import (
 type state string
 
 const (
+	initial state = "init"        // no lease is known
 	reboot  state = "init-reboot" // broadcast, requested address, no client address, no server
 	renew   state = "renewing"    // to the server only, client address
 	rebind  state = "rebinding"   // broadcast, client address
 	expired state = "expired"     // nothing is asked for
 )
 
-// ask asks again for a lease that the client has or had.
+// nakError says that a server refused to renew a lease: it must not be used any more.
+type nakError struct {
+	server netip.Addr
+	text   string // of the server
+}
+
+func (e *nakError) Error() string {
+	text := "refused by server " + e.server.String()
+	if e.text != "" {
+		text += fmt.Sprintf(" (%q)", e.text)
+	}
+	return text
+}
+
+func nakOf(p *dhcpv4.DHCPv4) *nakError {
+	return &nakError{server: addrOf(p.ServerIdentifier()), text: p.Message()}
+}
+
+// ask asks again for a lease that the client has or had. Any server may answer, by unicast or broadcast: a server
+// broadcasts its DHCPNAK, also of a request that was sent to it alone (RFC 2131, section 4.1), and the server of the
+// lease may have been replaced.
 func (c *Client) ask(ctx context.Context, how state, l Lease) (next Lease, err error) {
 	given := time.Now()
-	ask := func(x *nclient4.Client, mac net.HardwareAddr, to *net.UDPAddr) error {
-		address := l.Address.Addr().AsSlice()
-		kind := dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest)
-		mods := []dhcpv4.Modifier{dhcpv4.WithHwAddr(mac), kind, requestedOptions}
-		if how == reboot {
-			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(address)))
-		} else {
-			mods = append(mods, dhcpv4.WithClientIP(address))
-		}
-		request, err := dhcpv4.New(mods...)
-		if err != nil {
-			return err
-		}
-
-		answer, err := x.SendAndRead(ctx, to, request, func(p *dhcpv4.DHCPv4) bool {
-			if how == renew && addrOf(p.ServerIdentifier()) != l.Server {
-				return false
-			}
-			return p.MessageType() == dhcpv4.MessageTypeAck || p.MessageType() == dhcpv4.MessageTypeNak
-		})
-		if err != nil {
-			return err
-		}
-		if answer.MessageType() == dhcpv4.MessageTypeNak {
-			return &nclient4.ErrNak{Nak: answer}
-		}
-		next, err = leaseOf(c.Interface, answer, given, c.maxHold())
-		return err
-	}
-
-	if how == renew {
-		err = c.unicast(l, func(x *nclient4.Client, mac net.HardwareAddr) error {
-			return ask(x, mac, &net.UDPAddr{IP: l.Server.AsSlice(), Port: nclient4.ServerPort})
-		})
-		return next, err
-	}
-	n := tries
-	if how == reboot {
+	to, n := nclient4.DefaultServers, tries
+	switch how {
+	case reboot:
 		n = rebootTries
+	case renew:
+		to = &net.UDPAddr{IP: l.Server.AsSlice(), Port: nclient4.ServerPort}
 	}
-	err = c.exchange(n, func(x *nclient4.Client, mac net.HardwareAddr) error {
-		return ask(x, mac, nclient4.DefaultServers)
+
+	err = c.exchange(how, l, n, func(x *nclient4.Client, mac net.HardwareAddr) error {
+		request, err := c.request(how, l, mac)
+		if err != nil {
+			return err
+		}
+
+		waiting, stop := context.WithCancel(ctx)
+		defer stop()
+		var refusals refusals
+		var refused *nakError
+		_, err = x.SendAndRead(waiting, to, request, func(p *dhcpv4.DHCPv4) bool {
+			switch p.MessageType() {
+			case dhcpv4.MessageTypeNak:
+				if addrOf(p.ServerIdentifier()) == l.Server {
+					refused = nakOf(p)
+					return true
+				}
+				if refused == nil { // where there are two servers, one may refuse what the other granted
+					refused = nakOf(p)
+					time.AfterFunc(c.nakPatience(), stop)
+				}
+				return false
+			case dhcpv4.MessageTypeAck:
+				got, err := c.check(p, given)
+				if refusals.accept(err) {
+					next = got
+				}
+				return err == nil
+			}
+			return false
+		})
+		switch {
+		case next.Address.IsValid():
+			return nil
+		case refused != nil:
+			return refused
+		}
+		return errors.New(refusals.reason(err))
 	})
 	return next, err
 }
 
-// exchange opens a packet socket: there may be no address yet, and no firewall rule applies. It is for this
-// exchange only: a packet socket is dead once its interface has been down.
-func (c *Client) exchange(tries int, f func(*nclient4.Client, net.HardwareAddr) error) error {
-	ifc, err := c.ethernet()
-	if err != nil {
-		return err
+func (c *Client) request(how state, l Lease, mac net.HardwareAddr) (*dhcpv4.DHCPv4, error) {
+	address := l.Address.Addr().AsSlice()
+	mods := []dhcpv4.Modifier{dhcpv4.WithHwAddr(mac), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest)}
+	if how == reboot {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(address)))
+	} else {
+		mods = append(mods, dhcpv4.WithClientIP(address))
 	}
-	timeout := nclient4.WithTimeout(c.spread(c.timeout()))
-	x, err := nclient4.New(c.Interface, timeout, nclient4.WithRetry(tries))
-	if err != nil {
-		return fmt.Errorf("open a packet socket on %s: %w", c.Interface, err)
-	}
-	defer x.Close()
-	return f(x, ifc.HardwareAddr)
+	return dhcpv4.New(append(mods, c.modifiers()...)...)
 }
 
-// unicast opens a UDP socket on the leased address, which must be on the interface.
-func (c *Client) unicast(l Lease, f func(*nclient4.Client, net.HardwareAddr) error) error {
+// exchange opens a packet socket, which no route or firewall rule applies to: there may be no address yet, and the
+// server may have one that is a site's here. It is for this exchange only: a packet socket is dead once its interface
+// has been down.
+func (c *Client) exchange(how state, l Lease, tries int, f func(*nclient4.Client, net.HardwareAddr) error) error {
 	ifc, err := c.ethernet()
 	if err != nil {
 		return err
 	}
-	conn, err := listenOn(c.Interface, netip.AddrPortFrom(l.Address.Addr(), nclient4.ClientPort))
+
+	o := rawudp.Options{
+		Interface: c.Interface, Local: netip.AddrPortFrom(netip.IPv4Unspecified(), nclient4.ClientPort),
+	}
+	if how == renew || how == rebind {
+		o = l.socketOptions(nclient4.ClientPort)
+		// The kernel gets a copy of what is sent to the lease's address. Without a socket it would answer with ICMP.
+		if taken, err := listenOn(c.Interface, o.Local); err == nil {
+			defer taken.Close()
+		}
+	}
+	conn, err := rawudp.Listen(o)
 	if err != nil {
-		return fmt.Errorf("open a socket on %s: %w", l.Address.Addr(), err)
+		return err
 	}
 	timeout := nclient4.WithTimeout(c.spread(c.timeout()))
 	x, err := nclient4.NewWithConn(conn, ifc.HardwareAddr, timeout, nclient4.WithRetry(tries))
@@ -107,6 +144,19 @@ func (c *Client) unicast(l Lease, f func(*nclient4.Client, net.HardwareAddr) err
 	}
 	defer x.Close()
 	return f(x, ifc.HardwareAddr)
+}
+
+// Socket says how servers of the lease are reached: by its interface, from its address, whatever routes there are.
+func (l Lease) Socket() rawudp.Options { return l.socketOptions(0) }
+
+func (l Lease) socketOptions(port uint16) rawudp.Options {
+	o := rawudp.Options{
+		Interface: l.Interface, Local: netip.AddrPortFrom(l.Address.Addr(), port), Network: l.Address.Masked(),
+	}
+	if len(l.Gateways) > 0 {
+		o.Gateway = l.Gateways[0]
+	}
+	return o
 }
 
 func (c *Client) ethernet() (*net.Interface, error) {
@@ -141,6 +191,24 @@ func listenOn(iface string, a netip.AddrPort) (net.PacketConn, error) {
 	return net.FilePacketConn(f)
 }
 
-// requestedOptions are those that leaseOf reads.
-var requestedOptions = dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionClasslessStaticRoute,
-	dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer)
+// Option is an option that a provider asks for, as it is sent.
+type Option struct {
+	Code  uint8
+	Value []byte
+}
+
+// Equal reports whether they are the same.
+func (o Option) Equal(p Option) bool { return o.Code == p.Code && bytes.Equal(o.Value, p.Value) }
+
+// modifiers are what every message has: what leaseOf reads is asked for, and the options of the config are sent.
+func (c *Client) modifiers() []dhcpv4.Modifier {
+	mods := []dhcpv4.Modifier{
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionClasslessStaticRoute,
+			dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer),
+		dhcpv4.WithOption(dhcpv4.OptMaxMessageSize(nclient4.MaxMessageSize)),
+	}
+	for _, o := range c.Options {
+		mods = append(mods, dhcpv4.WithGeneric(dhcpv4.GenericOptionCode(o.Code), o.Value))
+	}
+	return mods
+}
