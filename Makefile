@@ -11,7 +11,7 @@ export CGO_ENABLED := 0
 GOTESTSUM := $(GO) tool gotestsum --format pkgname --hide-summary=skipped
 
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
-TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base jq conntrack man-db curl sngrep kamailio kamailio-tls-modules baresip-core
+TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base radvd jq conntrack man-db curl sngrep kamailio kamailio-tls-modules baresip-core
 BENCH_PACKAGES := $(TEST_PACKAGES) openvpn kamailio
 VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iperf3 iputils-ping util-linux procps
 SYSTEMD_PACKAGES := systemd-container debootstrap

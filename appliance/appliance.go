@@ -291,7 +291,9 @@ func (d *Daemon) probe() error {
 // factsLocked is what the wanted state depends on besides the config, as it is now.
 func (d *Daemon) factsLocked() wanted.Facts {
 	f := d.facts
-	f.Keys, f.Endpoint, f.Heard, f.Leases = d.running.Keys, d.endpoints.Tell, d.endpoints.Where, d.leases.Held()
+	f.Keys, f.Endpoint, f.Heard = d.running.Keys, d.endpoints.Tell, d.endpoints.Where
+	held := d.leases.Held()
+	f.Leases, f.Advertised = held.Leases, held.Advertised
 	f.WANMTU = compare.WANMTU(d.cfg)
 	f.Through = compare.ThroughWAN(d.endpoints.Where)
 	f.Silent = d.lines.Silent()

@@ -94,8 +94,12 @@ func (m machine) Switch(ctx context.Context, l config.Loaded) ([]string, error) 
 }
 
 // TrySwitch refuses new problems only: one that was there before is no reason to refuse what else the config
-// says.
+// says. A config that would cost a WAN its lease is refused before anything is touched.
 func (m machine) TrySwitch(ctx context.Context, l config.Loaded) ([]string, error) {
+	if err := m.d.leases.Conflict(l.Config); err != nil {
+		return nil, err
+	}
+
 	before := m.d.problems.Keys()
 	changes, err := m.Switch(ctx, l)
 	for _, p := range m.d.problems.List() {

@@ -30,7 +30,8 @@ func (d *Daemon) plan(ctx context.Context, text []byte, name string, o plan.Opti
 	endpoints := d.endpoints.Clone()
 	endpoints.SetLiterals(cfg.TunnelSites())
 	f := d.facts
-	f.Keys, f.Leases, f.WANMTU = keys, d.leases.HeldFor(cfg), compare.WANMTU(cfg)
+	held := d.leases.HeldFor(cfg)
+	f.Keys, f.Leases, f.Advertised, f.WANMTU = keys, held.Leases, held.Advertised, compare.WANMTU(cfg)
 	f.Endpoint, f.Heard, f.Through = endpoints.Tell, endpoints.Where, compare.ThroughWAN(endpoints.Where)
 	c := compare.Config(
 		ctx,

@@ -14,7 +14,9 @@ type Input struct {
 	Sites   []SiteRoute
 	Leases  map[string]Lease // by WAN interface; a WAN without a lease yet has no entry
 	Silent  []string         // interfaces of WANs that deliver nothing: every other one is preferred
-	Marks   Marks
+	// Advertised is what router advertisements gave the WANs that have a lease, or want one.
+	Advertised map[string]Advertised
+	Marks      Marks
 	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
 	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
 	VoiceSource, DataSource []netip.Addr
@@ -45,6 +47,12 @@ type SiteRoute struct {
 type Lease struct {
 	Address  netip.Prefix
 	Gateways []netip.Addr
+}
+
+// Advertised is what a WAN gets from router advertisements.
+type Advertised struct {
+	Addresses []netip.Prefix
+	Gateway   netip.Addr // link-local; zero: none
 }
 
 // Marks is the part of the layout of marks that rules read.
@@ -127,6 +135,11 @@ func (s *State) links(in Input) {
 		if l, ok := in.Leases[w.Interface]; ok && w.DHCP && l.Address.IsValid() {
 			s.Addresses = append(s.Addresses, Address{Device: w.Interface, Prefix: l.Address, Protocol: Protocol})
 		}
+		if w.DHCP {
+			for _, a := range in.Advertised[w.Interface].Addresses {
+				s.Addresses = append(s.Addresses, Address{Device: w.Interface, Prefix: a, Protocol: Protocol})
+			}
+		}
 	}
 	for _, l := range in.LANs {
 		add(Link{Name: l.Interface})
@@ -161,6 +174,12 @@ func uplinks(in Input) (all []uplink) {
 			gateways = append(gateways, l.Gateways...)
 			if l.Address.IsValid() {
 				u.addresses = append(u.addresses, l.Address)
+			}
+		}
+		if a := in.Advertised[w.Interface]; w.DHCP {
+			u.addresses = append(u.addresses, a.Addresses...)
+			if a.Gateway.IsValid() {
+				gateways = append(gateways, a.Gateway)
 			}
 		}
 		for _, g := range gateways { // a static gateway takes precedence over the lease's
@@ -429,9 +448,9 @@ func (s *State) sysctls(in Input) {
 			s.set("net/ipv4/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
 			s.setOptional("net/ipv6/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
 		}
-		if w.DHCP { // forwarding would end the provider's IPv6 autoconfiguration
-			s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 2)
-		}
+		// Advertisements are an untrusted network's. The kernel would set every route that they name, so package
+		// advert takes them, where the WAN wants any.
+		s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 0)
 	}
 	for _, l := range in.LANs {
 		device(l.Device(), strict)

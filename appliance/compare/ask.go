@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"ringway/appliance/config"
@@ -16,6 +15,7 @@ import (
 	"ringway/appliance/endpoint"
 	"ringway/appliance/engine"
 	"ringway/appliance/journal"
+	"ringway/appliance/lease"
 	"ringway/appliance/plan"
 	"ringway/appliance/status"
 	"ringway/appliance/wanted"
@@ -23,7 +23,6 @@ import (
 	"ringway/qos"
 	"ringway/qos/tc"
 	"ringway/routing"
-	"ringway/routing/dhcp"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
 )
@@ -138,7 +137,9 @@ func (u unaided) plan(ctx context.Context, o plan.Options) (plan.Plan, error) {
 		if os.Geteuid() == 0 {
 			u.probe(&f)
 		}
-		u.leases(&f)
+		// A start goes on with what a daemon of this boot left on disk.
+		held := lease.Remembered(u.files.Leases, u.cfg)
+		f.Leases, f.Advertised = held.Leases, held.Advertised
 		endpoints = endpoint.Load(u.files.Endpoints, slog.New(slog.DiscardHandler))
 	}
 	endpoints.SetLiterals(u.cfg.TunnelSites())
@@ -165,18 +166,6 @@ func (u unaided) probe(f *wanted.Facts) {
 	}
 	if supported, err := kernel.Supported(); err == nil {
 		f.KernelWireGuard = supported
-	}
-}
-
-// leases takes those that a daemon of this boot left on disk: a start goes on with them.
-func (u unaided) leases(f *wanted.Facts) {
-	for _, w := range u.cfg.WANs {
-		if !w.DHCP {
-			continue
-		}
-		if l, ok := dhcp.LastLease(filepath.Join(u.files.Leases, w.Interface+".json"), w.Interface); ok {
-			f.Leases[w.Interface] = routing.Lease{Address: l.Address, Gateways: l.Gateways}
-		}
 	}
 }
 

@@ -41,7 +41,14 @@ type WAN struct {
 	ShapeDownlink bool // what arrives over it in clear is limited to the downlink on the LANs
 	// a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given
 	// back at stop
-	TakeOver bool
+	TakeOver    bool
+	DHCPOptions []DHCPOption // sent with every message of the DHCP client
+}
+
+// DHCPOption is an option of DHCPv4 that a provider asks for, as it is sent.
+type DHCPOption struct {
+	Code  uint8
+	Value []byte
 }
 
 // Site is another branch: its tunnels, and what its line carries.

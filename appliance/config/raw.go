@@ -68,6 +68,7 @@ type rawWAN struct {
 	Cells         scalar  `yaml:"cells"`
 	Serialization scalar  `yaml:"serialization"`
 	TakeOver      scalar  `yaml:"take_over"`
+	DHCPOptions   scalars `yaml:"dhcp_options"`
 }
 
 type rawLAN struct {

@@ -37,6 +37,7 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,
 			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
 		w.TakeOver = c.yesNo(r.TakeOver, false)
+		c.dhcpOptions(r, &w)
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }
@@ -95,6 +96,8 @@ func (c *checker) gateway(s scalar, w *WAN, complete bool) (netip.Addr, bool) {
 		)
 	case g.Is6() && g.IsLinkLocalUnicast():
 		return g, true
+	case slices.ContainsFunc(w.Addresses, func(p netip.Prefix) bool { return family(p) && p.IsSingleIP() }):
+		return g, true // the provider has routed one address, and its router is on the link all the same
 	case !slices.ContainsFunc(w.Addresses, func(p netip.Prefix) bool { return p.Contains(g) }):
 		c.wrong(s.at, "%s is not in the WAN's network (allowed: an address in %s)", g, sameFamily(w.Addresses, g))
 	default:

@@ -18,7 +18,7 @@ const (
 type Query struct {
 	Sites    []tunnel.Site
 	Families Families
-	Servers  []netip.Addr // named by DHCP; none: the system's are asked
+	Servers  []Server // named by DHCP; none: the system's are asked
 	// Alive are the peers that some tunnel has a living session with.
 	Alive map[tunnel.PublicKey]bool
 }
@@ -29,7 +29,7 @@ type Names struct {
 	query  func(context.Context) Query
 	report func(changed bool, failed map[string]error)
 	again  chan struct{}
-	lookup func(servers []netip.Addr) lookup
+	lookup func(servers []Server) lookup
 }
 
 // NewNames returns Names that ask query before every round of look-ups what is wanted, and call report after

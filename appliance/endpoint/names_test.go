@@ -107,7 +107,7 @@ func (d *dns) names(m *Memory) *Names {
 		defer d.mu.Unlock()
 		d.failed = failed
 	})
-	n.lookup = func([]netip.Addr) lookup {
+	n.lookup = func([]Server) lookup {
 		return func(context.Context, string, string) ([]netip.Addr, error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()

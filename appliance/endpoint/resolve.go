@@ -5,7 +5,11 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
+	"time"
+
+	"ringway/routing/rawudp"
 )
 
 // Families are the address families that the WANs have.
@@ -18,19 +22,51 @@ type Families struct {
 
 type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
+// Server is a name server that a WAN's network named.
+type Server struct {
+	Address netip.Addr
+	By      rawudp.Options // of that WAN
+}
+
+// serverPatience is how long one server is waited for, so that the next one's turn comes within a look-up.
+const serverPatience = 2 * time.Second
+
 // lookupAt asks the given name servers in turn, or the system's if there are none.
-func lookupAt(servers []netip.Addr) lookup {
+func lookupAt(servers []Server) lookup {
 	var r net.Resolver
 	if len(servers) > 0 {
 		var turn atomic.Uint32
 		r.PreferGo = true
 		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			var d net.Dialer
-			server := servers[int(turn.Add(1)-1)%len(servers)]
-			return d.DialContext(ctx, network, netip.AddrPortFrom(server, 53).String())
+			return servers[int(turn.Add(1)-1)%len(servers)].dial(ctx, network)
 		}
 	}
 	return r.LookupNetIP
+}
+
+// dial asks the server over its own WAN: its address is that network's choice, and may be a site's here. An answer
+// that is too long for a datagram is asked for over TCP, along the routes that there are.
+func (s Server) dial(ctx context.Context, network string) (net.Conn, error) {
+	to := netip.AddrPortFrom(s.Address, 53)
+	if strings.HasPrefix(network, "udp") {
+		c, err := rawudp.Dial(ctx, s.By, to)
+		if err != nil {
+			return nil, err
+		}
+		return patient{c}, nil
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, to.String())
+}
+
+// patient is a connection to a server that is not waited for longer than serverPatience.
+type patient struct{ *rawudp.Conn }
+
+func (p patient) SetDeadline(t time.Time) error {
+	if end := time.Now().Add(serverPatience); t.IsZero() || t.After(end) {
+		t = end
+	}
+	return p.Conn.SetDeadline(t)
 }
 
 // resolve returns the address of host: host itself if it is one, otherwise one of a family that a WAN has,

@@ -1,8 +1,11 @@
-// Package lease keeps a DHCP lease for each WAN whose address comes from one.
+// Package lease keeps, for each WAN whose address comes from its network, a DHCP lease and what routers advertise. Both
+// are input from an untrusted network: what overlaps a network of this box or of a site is refused and reported.
 package lease
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -13,9 +16,11 @@ import (
 	"time"
 
 	"ringway/appliance/config"
+	"ringway/appliance/endpoint"
 	"ringway/appliance/problem"
 	"ringway/appliance/task"
 	"ringway/routing"
+	"ringway/routing/advert"
 	"ringway/routing/dhcp"
 )
 
@@ -32,26 +37,39 @@ type Keeper struct {
 	changed func()      // called after every report of a client; must not block
 	again   task.Signal // the config may want other clients
 
-	mu     sync.Mutex            // guards what follows
-	leases map[string]dhcp.Lease // by interface, for each WAN that wants one; the zero Lease until there is one
+	mu      sync.Mutex // guards what follows
+	private []routing.Network
+	wans    map[string]*wan // by interface, for each WAN that wants a lease
 
 	clients map[string]*client // by interface; only Run's goroutine uses the map, under mu
 }
 
-type client struct {
-	dhcp *dhcp.Client
-	stop context.CancelFunc
-	done chan struct{}
+// wan is what is known of a WAN that wants a lease.
+type wan struct {
+	options    []dhcp.Option
+	lease      dhcp.Lease // zero until there is one
+	leaseNote  string     // what keeps the client from one
+	advertised advert.Result
+	advertNote string // what was refused of advertisements
 }
 
-// New returns a keeper with its files in dir. changed is called when a lease is obtained, changes or is lost.
+type client struct {
+	dhcp    *dhcp.Client
+	adverts *advert.Client
+	options []dhcp.Option
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+}
+
+// New returns a keeper with its files in dir. changed is called when a lease is obtained, changes or is lost, and when
+// something else is advertised.
 func New(dir string, log *slog.Logger, changed func()) *Keeper {
 	return &Keeper{
 		dir:     dir,
 		log:     log,
 		changed: changed,
 		again:   task.NewSignal(),
-		leases:  map[string]dhcp.Lease{},
+		wans:    map[string]*wan{},
 		clients: map[string]*client{},
 	}
 }
@@ -59,10 +77,14 @@ func New(dir string, log *slog.Logger, changed func()) *Keeper {
 // Name is the component's name.
 func (k *Keeper) Name() string { return Name }
 
-// Follow takes up which WANs want a lease.
+// Follow takes up which WANs want a lease, and which networks must not be theirs.
 func (k *Keeper) Follow(cfg *config.Config) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
+	private := cfg.PrivateNetworks()
+	renetworked := !slices.Equal(k.private, private)
+	k.private = private
 
 	wanted := map[string]bool{}
 	for _, w := range cfg.WANs {
@@ -70,19 +92,58 @@ func (k *Keeper) Follow(cfg *config.Config) {
 			continue
 		}
 		wanted[w.Interface] = true
-		if _, known := k.leases[w.Interface]; !known {
-			// A lease that an earlier daemon of this boot obtained is still valid. The first reconciliation must
-			// know it, or it would remove the WAN's address under running calls.
-			held, _ := dhcp.LastLease(k.file(w.Interface), w.Interface)
-			k.leases[w.Interface] = held
+		if k.wans[w.Interface] == nil {
+			// What an earlier daemon of this boot obtained is still valid. The first reconciliation must know it, or
+			// it would remove the WAN's addresses under running calls.
+			k.wans[w.Interface] = k.remembered(w.Interface)
+		}
+		k.wans[w.Interface].options = nil
+		for _, o := range w.DHCPOptions {
+			k.wans[w.Interface].options = append(k.wans[w.Interface].options, dhcp.Option(o))
 		}
 	}
+	maps.DeleteFunc(k.wans, func(name string, _ *wan) bool { return !wanted[name] })
 
-	maps.DeleteFunc(k.leases, func(name string, _ dhcp.Lease) bool { return !wanted[name] })
+	if renetworked {
+		for _, c := range k.clients {
+			c.dhcp.Recheck()
+			c.adverts.Recheck()
+		}
+	}
 	k.again.Raise()
 }
 
+func (k *Keeper) remembered(iface string) *wan {
+	w := &wan{advertised: advert.Last(k.advertFile(iface), iface, accept)}
+	w.lease, _ = dhcp.LastLease(k.file(iface), iface)
+	return w
+}
+
+// accept refuses nothing: what is used is checked where it is used.
+func accept(netip.Prefix) error { return nil }
+
+// refuse says why a lease must not be used.
+func (k *Keeper) refuse(l dhcp.Lease) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return check(k.private, l)
+}
+
+func check(private []routing.Network, l dhcp.Lease) error {
+	return routing.CheckLease(private, routing.Lease{Address: l.Address, Gateways: l.Gateways}, l.Routes)
+}
+
+// refusePrefix says why nothing of a prefix that is advertised may be used.
+func (k *Keeper) refusePrefix(p netip.Prefix) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return routing.Overlap(k.private, "network", p)
+}
+
 func (k *Keeper) file(iface string) string { return filepath.Join(k.dir, iface+".json") }
+func (k *Keeper) advertFile(iface string) string {
+	return filepath.Join(k.dir, iface+".advertised.json")
+}
 
 // Run keeps a client running for each WAN that wants a lease, until ctx ends. The leases are kept: they are the box's
 // until they expire, and the daemon's last reconciliation must not remove their addresses.
@@ -97,46 +158,58 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 // look starts the clients that are wanted and stops the others.
 func (k *Keeper) look(ctx context.Context) {
 	k.mu.Lock()
-	wanted := slices.Collect(maps.Keys(k.leases))
+	wanted := map[string][]dhcp.Option{}
+	for name, w := range k.wans {
+		wanted[name] = w.options
+	}
 	k.mu.Unlock()
 
-	for name := range k.clients {
-		if !slices.Contains(wanted, name) {
+	for name, c := range k.clients {
+		if options, ok := wanted[name]; !ok || !slices.EqualFunc(options, c.options, dhcp.Option.Equal) {
 			k.stopClient(name)
 		}
 	}
-	for _, name := range wanted {
+	for name, options := range wanted {
 		if k.clients[name] == nil {
-			k.startClient(ctx, name)
+			k.startClient(ctx, name, options)
 		}
 	}
 }
 
-func (k *Keeper) startClient(ctx context.Context, iface string) {
+func (k *Keeper) startClient(ctx context.Context, iface string, options []dhcp.Option) {
 	ctx, stop := context.WithCancel(ctx)
-	c := &client{stop: stop, done: make(chan struct{})}
+	c := &client{stop: stop, options: options}
 	c.dhcp = &dhcp.Client{
-		Interface: iface, File: k.file(iface), Log: k.log,
-		Report: func(l dhcp.Lease) { k.take(c, l) },
+		Interface: iface, File: k.file(iface), Log: k.log, Options: options, Refuse: k.refuse,
+		Report: func(l dhcp.Lease) { k.take(iface, func(w *wan) { w.lease = l }) },
+		Note:   func(text string) { k.take(iface, func(w *wan) { w.leaseNote = text }) },
+	}
+	c.adverts = &advert.Client{
+		Interface: iface, File: k.advertFile(iface), Log: k.log, Refuse: k.refusePrefix,
+		Report: func(r advert.Result) { k.take(iface, func(w *wan) { w.advertised = r }) },
+		Note:   func(text string) { k.take(iface, func(w *wan) { w.advertNote = text }) },
 	}
 
 	k.mu.Lock()
 	k.clients[iface] = c
 	k.mu.Unlock()
 
-	go func() {
-		defer close(c.done)
-		task.Restart(ctx, restartPause, c.dhcp.Run, func(err error) {
-			k.log.Error("DHCP client failed, restarting", "interface", iface, "error", err)
+	for name, run := range map[string]func(context.Context) error{
+		"DHCP client": c.dhcp.Run, "router advertisements": c.adverts.Run,
+	} {
+		c.done.Go(func() {
+			task.Restart(ctx, restartPause, run, func(err error) {
+				k.log.Error(name+" failed, restarting", "interface", iface, "error", err)
+			})
 		})
-	}()
+	}
 }
 
 // stopClient waits for the client's end. k.mu must not be held: the client may be about to report.
 func (k *Keeper) stopClient(iface string) {
 	c := k.clients[iface]
 	c.stop()
-	<-c.done
+	c.done.Wait()
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -144,16 +217,15 @@ func (k *Keeper) stopClient(iface string) {
 }
 
 // take notes what a client reports, unless its WAN wants no lease by now.
-func (k *Keeper) take(from *client, l dhcp.Lease) {
+func (k *Keeper) take(iface string, note func(*wan)) {
 	k.mu.Lock()
-	iface := from.dhcp.Interface
-	_, wanted := k.leases[iface]
-	if wanted {
-		k.leases[iface] = l
+	w := k.wans[iface]
+	if w != nil {
+		note(w)
 	}
 	k.mu.Unlock()
 
-	if wanted {
+	if w != nil {
 		k.changed()
 	}
 }
@@ -166,71 +238,137 @@ func (k *Keeper) Recheck(links []string) {
 	for _, name := range links {
 		if c := k.clients[name]; c != nil {
 			c.dhcp.Recheck()
+			c.adverts.Recheck()
 		}
 	}
 }
 
-// Held is what routing needs to know of each valid lease, by interface.
-func (k *Keeper) Held() map[string]routing.Lease {
+// Facts are what the WANs of a config have from their networks, by interface.
+type Facts struct {
+	Leases     map[string]routing.Lease
+	Advertised map[string]routing.Advertised
+}
+
+// Held is what routing needs to know of what is valid and may be used.
+func (k *Keeper) Held() Facts {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
-	held := map[string]routing.Lease{}
-	for name, l := range k.leases {
-		if valid(l) {
-			held[name] = routing.Lease{Address: l.Address, Gateways: l.Gateways}
-		}
-	}
-	return held
+	return facts(k.private, k.wans)
 }
 
 // HeldFor is what Held returns once Follow was called with cfg.
-func (k *Keeper) HeldFor(cfg *config.Config) map[string]routing.Lease {
+func (k *Keeper) HeldFor(cfg *config.Config) Facts {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
-	held := map[string]routing.Lease{}
-	for _, w := range cfg.WANs {
-		l, known := k.leases[w.Interface]
-		if w.DHCP && !known {
-			l, _ = dhcp.LastLease(k.file(w.Interface), w.Interface)
-		}
-		if w.DHCP && valid(l) {
-			held[w.Interface] = routing.Lease{Address: l.Address, Gateways: l.Gateways}
-		}
-	}
-	return held
+	return facts(cfg.PrivateNetworks(), k.wansOf(cfg))
 }
 
-// NameServers are those of all valid leases.
-func (k *Keeper) NameServers() []netip.Addr {
+func (k *Keeper) wansOf(cfg *config.Config) map[string]*wan {
+	wans := map[string]*wan{}
+	for _, w := range cfg.WANs {
+		if !w.DHCP {
+			continue
+		}
+		if wans[w.Interface] = k.wans[w.Interface]; wans[w.Interface] == nil {
+			wans[w.Interface] = k.remembered(w.Interface)
+		}
+	}
+	return wans
+}
+
+// Remembered is what a daemon with cfg would start with.
+func Remembered(dir string, cfg *config.Config) Facts {
+	return New(dir, nil, nil).HeldFor(cfg)
+}
+
+// facts leaves out what overlaps a private network. The clients refuse that, too, but the config may have changed
+// since.
+func facts(private []routing.Network, wans map[string]*wan) Facts {
+	f := Facts{Leases: map[string]routing.Lease{}, Advertised: map[string]routing.Advertised{}}
+	for name, w := range wans {
+		if valid(w.lease) && check(private, w.lease) == nil {
+			f.Leases[name] = routing.Lease{Address: w.lease.Address, Gateways: w.lease.Gateways}
+		}
+
+		a := routing.Advertised{Gateway: w.advertised.Gateway}
+		for _, p := range w.advertised.Addresses {
+			if routing.Overlap(private, "network", p.Masked()) == nil {
+				a.Addresses = append(a.Addresses, p)
+			}
+		}
+		if len(a.Addresses) > 0 || a.Gateway.IsValid() {
+			f.Advertised[name] = a
+		}
+	}
+	return f
+}
+
+// Conflict says which lease that is held must not be used with cfg: its WAN would be without an address.
+func (k *Keeper) Conflict(cfg *config.Config) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
-	var servers []netip.Addr
-	for _, l := range k.leases {
-		if valid(l) {
-			servers = append(servers, l.DNS...)
+	private := cfg.PrivateNetworks()
+	var errs []error
+	for name, w := range k.wansOf(cfg) {
+		if valid(w.lease) && check(k.private, w.lease) == nil {
+			if err := check(private, w.lease); err != nil {
+				errs = append(errs, fmt.Errorf("%s has the lease %s: %w", name, w.lease.Address, err))
+			}
 		}
 	}
-	slices.SortFunc(servers, netip.Addr.Compare)
-	return slices.Compact(servers)
+	return errors.Join(errs...)
+}
+
+// NameServers are those of all valid leases, with the WAN that each is reached by.
+func (k *Keeper) NameServers() []endpoint.Server {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+
+	var servers []endpoint.Server
+	for _, name := range slices.Sorted(maps.Keys(k.wans)) {
+		l := k.wans[name].lease
+		if !valid(l) || check(k.private, l) != nil {
+			continue
+		}
+		for _, a := range l.DNS {
+			servers = append(servers, endpoint.Server{Address: a, By: l.Socket()})
+		}
+	}
+	return servers
 }
 
 func valid(l dhcp.Lease) bool { return l.Address.IsValid() && !l.Lost }
 
-// Problems lists the WANs without a lease.
+// Problems lists the WANs without a lease, those whose lease is lacking or not renewed, and what was refused.
 func (k *Keeper) Problems() []problem.Problem {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
 	var problems []problem.Problem
-	for name, l := range k.leases {
-		if !valid(l) {
-			problems = append(problems, problem.Problem{
-				Subject: name, Severity: problem.Critical, Text: "no DHCP lease",
-				Action: "check the cable and the provider's modem; the client keeps asking",
-			})
+	for name, w := range k.wans {
+		report := func(s problem.Severity, text, action string) {
+			problems = append(problems, problem.Problem{Subject: name, Severity: s, Text: text, Action: action})
+		}
+		switch text := w.leaseNote; {
+		case !valid(w.lease) && text == "":
+			report(problem.Critical, "no DHCP lease",
+				"check the cable and the provider's modem; the client keeps asking")
+		case !valid(w.lease):
+			report(problem.Critical, "no DHCP lease: "+text,
+				"check the cable and the provider's modem, and what grants leases in this network; the client keeps asking")
+		case text != "":
+			report(problem.Warning, fmt.Sprintf("lease of %s: %s; it expires at %s", w.lease.Address, text,
+				w.lease.Expiry.Format(time.RFC3339)), "it is used until then; the client keeps asking")
+		}
+		if text := w.lease.Warning(); text != "" {
+			report(problem.Critical, text, "only the WAN's own network is reachable; ask the provider for a default route")
+		}
+		if w.advertNote != "" {
+			report(problem.Warning, w.advertNote,
+				"find out who advertises it on the WAN's network, or give this network other addresses; it is not used")
 		}
 	}
 	return problems
@@ -242,12 +380,15 @@ func (k *Keeper) Status() fmt.Stringer {
 	defer k.mu.Unlock()
 
 	st := Status{}
-	for _, name := range slices.Sorted(maps.Keys(k.leases)) {
-		w := WAN{Interface: name}
-		if l := k.leases[name]; valid(l) {
+	for _, name := range slices.Sorted(maps.Keys(k.wans)) {
+		known := k.wans[name]
+		w := WAN{Interface: name, Note: known.leaseNote, Refused: known.advertNote}
+		if l := known.lease; valid(l) {
 			w.Address, w.Gateways, w.NameServers = l.Address, l.Gateways, l.DNS
 			w.Expiry = l.Expiry
+			w.Note = cmp.Or(w.Note, l.Warning())
 		}
+		w.Advertised, w.Router = known.advertised.Addresses, known.advertised.Gateway
 		st = append(st, w)
 	}
 	return st

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,10 +37,12 @@ func leaseOf(iface string) dhcp.Lease {
 	}
 }
 
+func (k *Keeper) grant(l dhcp.Lease) { k.take(l.Interface, func(w *wan) { w.lease = l }) }
+
 func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	changes := 0
-	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() { changes++ })
+	var changes atomic.Int32
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() { changes.Add(1) })
 	k.Follow(wans("rw-none0", "rw-none1"))
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -47,17 +50,18 @@ func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 	go func() { done <- k.Run(ctx, func() { close(ready) }) }()
 	<-ready
 	require.Len(t, k.Problems(), 2)
-	assert.Empty(t, k.Held())
+	assert.Empty(t, k.Held().Leases)
 
-	k.mu.Lock()
-	c := k.clients["rw-none0"]
-	k.mu.Unlock()
-	k.take(c, leaseOf("rw-none0"))
+	k.grant(leaseOf("rw-none0"))
 	want := map[string]routing.Lease{"rw-none0": {
 		Address: netip.MustParsePrefix("198.51.100.7/24"), Gateways: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
 	}}
-	assert.Equal(t, want, k.Held())
-	assert.Equal(t, []netip.Addr{netip.MustParseAddr("198.51.100.53")}, k.NameServers())
+	assert.Equal(t, want, k.Held().Leases)
+	require.Len(t, k.NameServers(), 1)
+	server := k.NameServers()[0]
+	assert.Equal(t, netip.MustParseAddr("198.51.100.53"), server.Address)
+	assert.Equal(t, "rw-none0", server.By.Interface)
+	assert.Equal(t, netip.MustParseAddr("198.51.100.1"), server.By.Gateway)
 	require.Len(t, k.Problems(), 1)
 	assert.Equal(t, "rw-none1", k.Problems()[0].Subject)
 	assert.Equal(t, "DHCP leases: rw-none0 198.51.100.7/24 via 198.51.100.1, rw-none1 no lease", k.Status().String())
@@ -69,27 +73,80 @@ func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 	// A daemon that restarts leaves the address in use.
 	cancel()
 	require.NoError(t, <-done)
-	assert.Equal(t, want, k.Held())
+	assert.Equal(t, want, k.Held().Leases)
 
 	k.Follow(wans("rw-none1"))
-	assert.Empty(t, k.Held())
-	k.take(c, leaseOf("rw-none0"))
-	assert.Empty(t, k.Held(), "of a WAN that wants none by now")
-	assert.Equal(t, 1, changes)
+	assert.Empty(t, k.Held().Leases)
+	before := changes.Load()
+	assert.Positive(t, before)
+	k.grant(leaseOf("rw-none0"))
+	assert.Empty(t, k.Held().Leases, "of a WAN that wants none by now")
+	assert.Equal(t, before, changes.Load())
+}
+
+// A config that makes a lease's network one of ours is refused; whatever happens, the lease is not used with it.
+func TestALeaseIsNotUsedWithAConfigThatItOverlaps(t *testing.T) {
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
+	k.Follow(wans("rw-none0"))
+	k.grant(leaseOf("rw-none0"))
+	assert.NoError(t, k.Conflict(wans("rw-none0")))
+
+	other := wans("rw-none0")
+	other.Voice = []routing.LAN{{
+		Interface: "voice0", Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.129/25")},
+	}}
+	assert.EqualError(t, k.Conflict(other), "rw-none0 has the lease 198.51.100.7/24: "+
+		"its network 198.51.100.0/24 overlaps 198.51.100.128/25 of voice0")
+	assert.Empty(t, k.HeldFor(other).Leases)
+	assert.Len(t, k.Held().Leases, 1, "of the config that runs")
+
+	k.Follow(other)
+	assert.Empty(t, k.Held().Leases)
+	assert.Empty(t, k.NameServers())
+	assert.ErrorContains(t, k.refuse(leaseOf("rw-none0")), "overlaps 198.51.100.128/25 of voice0")
+}
+
+// Of two WANs in one network neither overlaps anything.
+func TestTwoWANsMayBeInOneNetwork(t *testing.T) {
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
+	k.Follow(wans("rw-none0", "rw-none1"))
+	k.grant(leaseOf("rw-none0"))
+	other := leaseOf("rw-none1")
+	other.Address = netip.MustParsePrefix("198.51.100.8/24")
+	k.grant(other)
+	assert.Len(t, k.Held().Leases, 2)
+	assert.Empty(t, k.Problems())
+}
+
+func TestWhatALeaseLacksIsSaid(t *testing.T) {
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
+	k.Follow(wans("rw-none0"))
+	l := leaseOf("rw-none0")
+	l.Gateways, l.RouterIgnored = nil, true
+	k.grant(l)
+	const lacks = "the lease has no gateway: its classless routes (option 121) have no default, and replace the " +
+		"router option (RFC 3442)"
+	require.Len(t, k.Problems(), 1)
+	assert.Equal(t, lacks, k.Problems()[0].Text)
+	assert.Equal(t, "DHCP leases: rw-none0 198.51.100.7/24 ("+lacks+")", k.Status().String())
+
+	k.take("rw-none0", func(w *wan) { w.leaseNote = "refused 10.1.10.5 by server 10.1.10.1: it overlaps" })
+	k.take("rw-none0", func(w *wan) { w.lease = dhcp.Lease{Interface: "rw-none0", Lost: true} })
+	require.Len(t, k.Problems(), 1)
+	assert.Equal(t, "no DHCP lease: refused 10.1.10.5 by server 10.1.10.1: it overlaps", k.Problems()[0].Text)
 }
 
 func TestALeaseThatIsLostIsAProblem(t *testing.T) {
 	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
 	k.Follow(wans("rw-none0"))
-	c := &client{dhcp: &dhcp.Client{Interface: "rw-none0"}}
-	k.take(c, leaseOf("rw-none0"))
+	k.grant(leaseOf("rw-none0"))
 	assert.Empty(t, k.Problems())
 
 	lost := leaseOf("rw-none0")
 	lost.Lost = true
-	k.take(c, lost)
+	k.grant(lost)
 	assert.Len(t, k.Problems(), 1)
-	assert.Empty(t, k.Held())
+	assert.Empty(t, k.Held().Leases)
 	assert.Empty(t, k.NameServers())
 }
 

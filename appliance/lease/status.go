@@ -19,6 +19,12 @@ type WAN struct {
 	Gateways    []netip.Addr `json:"gateways,omitempty"`
 	NameServers []netip.Addr `json:"name_servers,omitempty"`
 	Expiry      time.Time    `json:"expiry,omitzero"` // zero: the lease does not expire
+	// Note says why there is no lease, why it was not renewed, or what it lacks.
+	Note string `json:"note,omitempty"`
+
+	Advertised []netip.Prefix `json:"advertised_addresses,omitempty"` // by IPv6 routers
+	Router     netip.Addr     `json:"advertised_router,omitzero"`
+	Refused    string         `json:"advertised_refused,omitempty"` // what overlaps own or site networks
 }
 
 // String is one line of the status, empty where no WAN uses DHCP.
@@ -36,6 +42,18 @@ func (s Status) String() string {
 		if len(w.Gateways) > 0 {
 			text += " via " + w.Gateways[0].String()
 		}
+		if w.Note != "" {
+			text += " (" + w.Note + ")"
+		}
+		for _, a := range w.Advertised {
+			text += " and " + a.String()
+		}
+		if w.Router.IsValid() {
+			text += " via " + w.Router.String()
+		}
+		if w.Refused != "" {
+			text += " (" + w.Refused + ")"
+		}
 		wans = append(wans, text)
 	}
 	return "DHCP leases: " + strings.Join(wans, ", ")
@@ -49,6 +67,9 @@ var (
 		"When the WAN's lease expires unless it is renewed, Unix time; 0: never, or no lease.", "wan")
 )
 
+var advertsRefused = families.Gauge("ringway_advertisement_refused",
+	"Whether a router on a WAN that uses DHCP advertises a network or route that overlaps own or site networks.", "wan")
+
 // Families are the metrics of leases.
 func (k *Keeper) Families() exposition.Families { return families }
 
@@ -58,5 +79,6 @@ func (k *Keeper) Collect(st status.Status, to exposition.Sink) {
 	for _, w := range s {
 		to.Put(leaseHeld, exposition.Bool(w.Address.IsValid()), w.Interface)
 		to.Put(leaseExpiry, exposition.Time(w.Expiry), w.Interface)
+		to.Put(advertsRefused, exposition.Bool(w.Refused != ""), w.Interface)
 	}
 }

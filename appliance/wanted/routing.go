@@ -10,7 +10,8 @@ import (
 )
 
 func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device) routing.Input {
-	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.Leases, Silent: f.Silent,
+	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.Leases, Advertised: f.Advertised,
+		Silent:      f.Silent,
 		VoiceSource: routing.FirstAddresses(cfg.Voice), DataSource: routing.FirstAddresses(cfg.Data),
 		Marks: routing.Marks{
 			OuterValues: []uint32{

@@ -24,8 +24,9 @@ type State struct {
 
 // Facts is what the wanted state depends on besides the config.
 type Facts struct {
-	Leases          map[string]routing.Lease // by WAN interface
-	Silent          []string                 // interfaces of WANs that have a carrier and deliver nothing
+	Leases          map[string]routing.Lease      // by WAN interface
+	Advertised      map[string]routing.Advertised // likewise
+	Silent          []string                      // interfaces of WANs that have a carrier and deliver nothing
 	Queues          qos.Features
 	FirewallMissing []firewall.Feature
 	KernelWireGuard bool
