@@ -42,8 +42,9 @@ type Client struct {
 	// MaxHold is the longest that a lease is held without asking again. 0: a day.
 	MaxHold time.Duration
 
-	reported Lease  // the last one
-	noted    string // the last one
+	reported Lease     // the last one
+	noted    string    // the last one
+	notedAt  time.Time // of a refusal
 	once     sync.Once
 	recheck  chan struct{}
 }
@@ -53,6 +54,7 @@ const (
 	tries           = 4               // after 4, 8, 16, 32 s
 	rebootTries     = 2               // a server that does not know the client is silent: do not wait a minute for it
 	pause           = 10 * time.Second
+	notePause       = 2 * time.Second  // between refusals that are said: a stranger can cause any number of them
 	nakPatience     = time.Second      // for an acknowledgement, after another server than the lease's has refused
 	minRenewalPause = 60 * time.Second // RFC 2131, section 4.4.5: half of the time left, but at least a minute
 )
@@ -117,8 +119,10 @@ func (c *Client) recalled(ctx context.Context) (Lease, bool) {
 // is nothing to release then. DHCPDECLINE would be wrong, it says that another host uses the address (RFC 2131,
 // section 3.1).
 func (c *Client) obtain(ctx context.Context) (Lease, bool) {
+	ctx, stop := c.untilRecheck(ctx)
+	defer stop()
 	var lease Lease
-	var refusals refusals
+	refusals := refusals{note: c.noteRefusal}
 	given := time.Now()
 	err := c.exchange(initial, Lease{}, tries, func(x *nclient4.Client, mac net.HardwareAddr) error {
 		discover, err := dhcpv4.NewDiscovery(mac, c.modifiers()...)
@@ -141,7 +145,6 @@ func (c *Client) obtain(ctx context.Context) (Lease, bool) {
 	if err != nil {
 		if ctx.Err() == nil {
 			c.note(refusals.reason(err))
-			c.Log.Warn("no lease", "interface", c.Interface, "error", refusals.reason(err))
 		}
 		return Lease{}, false
 	}
@@ -203,11 +206,15 @@ func (c *Client) refuse(l Lease) error {
 }
 
 // refusals keeps the last reason for which a message was not accepted while the client waits for a better one.
-type refusals struct{ last error }
+type refusals struct {
+	last error
+	note func(error)
+}
 
 func (r *refusals) accept(err error) bool {
 	if err != nil {
 		r.last = err
+		r.note(err)
 	}
 	return err == nil
 }
@@ -224,7 +231,18 @@ func (r *refusals) reason(err error) string {
 	return err.Error()
 }
 
+// noteRefusal says why a message was not accepted, also while a better one is waited for.
+func (c *Client) noteRefusal(err error) {
+	if now := time.Now(); now.Sub(c.notedAt) > notePause {
+		c.notedAt = now
+		c.note(err.Error())
+	}
+}
+
 func (c *Client) note(text string) {
+	if text != c.noted && text != "" {
+		c.Log.Warn("DHCP", "interface", c.Interface, "problem", text)
+	}
 	if text != c.noted && c.Note != nil {
 		c.Note(text)
 	}
@@ -271,7 +289,6 @@ func (c *Client) keep(ctx context.Context, lease Lease) (Lease, bool) {
 			continue // without an answer the lease is held until its time
 		}
 		c.note("not renewed: " + err.Error())
-		c.Log.Warn("lease not renewed", "interface", c.Interface, "state", string(asking), "error", err)
 		at = lease.nextTry(until)
 	}
 }
@@ -352,6 +369,23 @@ func (c *Client) Recheck() {
 	case c.recheck <- struct{}{}:
 	default:
 	}
+}
+
+// untilRecheck returns a context that ends at a Recheck, which is still to be taken then: whoever waits half a minute
+// for an answer need not wait that long once there is a carrier.
+func (c *Client) untilRecheck(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ctx.Done():
+		case <-c.recheck:
+			c.Recheck()
+			cancel()
+		}
+	}()
+	return ctx, func() { cancel(); <-done }
 }
 
 func (c *Client) init() { c.once.Do(func() { c.recheck = make(chan struct{}, 1) }) }

@@ -18,9 +18,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"ringway/routing/dhcp"
+	"ringway/test/dhcptest"
 	"ringway/test/netnstest"
 )
 
@@ -189,25 +189,10 @@ func TestWrongAnswers(t *testing.T) {
 }
 
 // serve runs a server of the test's own at the provider until the test ends.
-func (s *link) serve(server func(*net.UDPConn)) {
+func (s *link) serve(server func(net.PacketConn)) {
 	s.t.Helper()
-	var conn *net.UDPConn
-	require.NoError(s.t, s.provider.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 67})
-		if err != nil {
-			return err
-		}
-		raw, err := conn.SyscallConn()
-		if err != nil {
-			return err
-		}
-		return raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
-			if err == nil {
-				err = unix.BindToDevice(int(fd), "up0")
-			}
-		})
-	}))
+	var conn net.PacketConn
+	require.NoError(s.t, s.provider.Do(func() (err error) { conn, err = dhcptest.Listen("up0"); return err }))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -216,7 +201,7 @@ func (s *link) serve(server func(*net.UDPConn)) {
 	s.t.Cleanup(func() { conn.Close(); <-done })
 }
 
-func serve(conn *net.UDPConn) {
+func serve(conn net.PacketConn) {
 	to := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
 	good := func(req *dhcpv4.DHCPv4, kind dhcpv4.MessageType, mods ...dhcpv4.Modifier) []byte {
 		server := net.IPv4(198, 51, 100, 1).To4()
@@ -239,7 +224,7 @@ func serve(conn *net.UDPConn) {
 	b := make([]byte, 2000)
 	discovers := 0
 	for {
-		n, from, err := conn.ReadFromUDP(b)
+		n, from, err := conn.ReadFrom(b)
 		if err != nil {
 			return
 		}
@@ -269,10 +254,10 @@ func serve(conn *net.UDPConn) {
 			answers = [][]byte{good(req, dhcpv4.MessageTypeAck)}
 		default:
 			answers = [][]byte{good(req, dhcpv4.MessageTypeNak)}
-			_, _ = conn.WriteToUDP(answers[0], from)
+			_, _ = conn.WriteTo(answers[0], from)
 		}
 		for _, a := range answers {
-			_, _ = conn.WriteToUDP(a, to)
+			_, _ = conn.WriteTo(a, to)
 		}
 	}
 }

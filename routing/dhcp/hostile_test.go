@@ -15,61 +15,20 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/routing/dhcp"
+	"ringway/test/dhcptest"
 )
 
-// answer is how a server of a test answers one message: by unicast to the client's address, or by broadcast.
-type answer struct {
-	message *dhcpv4.DHCPv4
-	unicast bool
-}
-
 // answering is a server that f decides for.
-func answering(f func(*dhcpv4.DHCPv4) []answer) func(*net.UDPConn) {
-	return func(conn *net.UDPConn) {
-		b := make([]byte, 2000)
-		for {
-			n, from, err := conn.ReadFromUDP(b)
-			if err != nil {
-				return
-			}
-			req, err := dhcpv4.FromBytes(b[:n])
-			if err != nil {
-				continue
-			}
-			for _, a := range f(req) {
-				to := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
-				if a.unicast {
-					to = from
-				}
-				_, _ = conn.WriteToUDP(a.message.ToBytes(), to)
-			}
-		}
-	}
+func answering(f func(*dhcpv4.DHCPv4) []dhcptest.Answer) func(net.PacketConn) {
+	return func(conn net.PacketConn) { dhcptest.Serve(conn, f) }
 }
 
-func ip(s string) net.IP { return net.ParseIP(s).To4() }
-
-// reply grants an address in a /24, by the server 198.51.100.1, for an hour.
+// reply grants an address by the server 198.51.100.1.
 func reply(req *dhcpv4.DHCPv4, kind dhcpv4.MessageType, address string, mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-	p, err := dhcpv4.NewReplyFromRequest(req, append([]dhcpv4.Modifier{
-		dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(ip(address)), dhcpv4.WithLeaseTime(3600),
-		dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(ip("198.51.100.1"))),
-		dhcpv4.WithOption(dhcpv4.OptRouter(ip("198.51.100.1"))),
-	}, mods...)...)
-	if err != nil {
-		panic(err)
-	}
-	return p
+	return dhcptest.Reply(req, kind, address, "198.51.100.1", mods...)
 }
 
-// kindOf is what the reply to a request of any kind is: an offer or an acknowledgement.
-func kindOf(req *dhcpv4.DHCPv4) dhcpv4.MessageType {
-	if req.MessageType() == dhcpv4.MessageTypeDiscover {
-		return dhcpv4.MessageTypeOffer
-	}
-	return dhcpv4.MessageTypeAck
-}
+var ip, kindOf = dhcptest.IP, dhcptest.KindOf
 
 // ours refuses what is in the network 10.1.10.0/24, as the appliance does for its own.
 func ours(l dhcp.Lease) error {
@@ -87,7 +46,7 @@ func TestAnOfferThatIsRefusedIsNotRequested(t *testing.T) {
 	s.refuse = ours
 	var honest atomic.Bool
 	var requested, declined atomic.Int32
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 		switch req.MessageType() {
 		case dhcpv4.MessageTypeDecline, dhcpv4.MessageTypeRelease:
 			declined.Add(1)
@@ -97,9 +56,9 @@ func TestAnOfferThatIsRefusedIsNotRequested(t *testing.T) {
 				requested.Add(1)
 			}
 		}
-		answers := []answer{{message: reply(req, kindOf(req), "10.1.10.5")}}
+		answers := []dhcptest.Answer{{Message: reply(req, kindOf(req), "10.1.10.5")}}
 		if honest.Load() {
-			answers = append(answers, answer{message: reply(req, kindOf(req), "198.51.100.30")})
+			answers = append(answers, dhcptest.Answer{Message: reply(req, kindOf(req), "198.51.100.30")})
 		}
 		return answers
 	}))
@@ -121,11 +80,11 @@ func TestARenewalThatIsRefusedLeavesTheLease(t *testing.T) {
 	s := newLink(t)
 	s.refuse = ours
 	var changed atomic.Bool
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 		if changed.Load() && !req.ClientIPAddr.IsUnspecified() {
-			return []answer{{message: reply(req, kindOf(req), "10.1.10.5")}}
+			return []dhcptest.Answer{{Message: reply(req, kindOf(req), "10.1.10.5")}}
 		}
-		return []answer{{message: reply(req, kindOf(req), "198.51.100.30")}}
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30")}}
 	}))
 	s.run(6 * time.Second)
 	l := s.next(30 * time.Second)
@@ -157,12 +116,14 @@ func TestANakWhileRenewing(t *testing.T) {
 			t.Parallel()
 			s := newLink(t)
 			address := "198.51.100.30"
-			s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+			s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 				if req.MessageType() == dhcpv4.MessageTypeRequest && !req.ClientIPAddr.IsUnspecified() {
 					address = "198.51.100.31"
-					return []answer{{reply(req, dhcpv4.MessageTypeNak, "0.0.0.0", c.mods...), c.unicast}}
+					return []dhcptest.Answer{{
+						Message: reply(req, dhcpv4.MessageTypeNak, "0.0.0.0", c.mods...), Unicast: c.unicast,
+					}}
 				}
-				return []answer{{message: reply(req, kindOf(req), address)}}
+				return []dhcptest.Answer{{Message: reply(req, kindOf(req), address)}}
 			}))
 			s.run(16 * time.Second) // T1 after 8 s, T2 after 14
 			l := s.next(30 * time.Second)
@@ -180,15 +141,15 @@ func TestANakWhileRenewing(t *testing.T) {
 func TestAnAcknowledgementBeatsAStrangersNak(t *testing.T) {
 	t.Parallel()
 	s := newLink(t)
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 		if req.MessageType() == dhcpv4.MessageTypeRequest {
 			stranger := reply(req, dhcpv4.MessageTypeNak, "0.0.0.0",
 				dhcpv4.WithOption(dhcpv4.OptServerIdentifier(ip("198.51.100.9"))))
 			if !req.ClientIPAddr.IsUnspecified() {
-				return []answer{{message: stranger}, {message: reply(req, dhcpv4.MessageTypeAck, "198.51.100.30")}}
+				return []dhcptest.Answer{{Message: stranger}, {Message: reply(req, dhcpv4.MessageTypeAck, "198.51.100.30")}}
 			}
 		}
-		return []answer{{message: reply(req, kindOf(req), "198.51.100.30")}}
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30")}}
 	}))
 	s.run(4 * time.Second)
 	for range 3 {
@@ -208,14 +169,14 @@ func TestAServerInASitesNetwork(t *testing.T) {
 	var mu sync.Mutex
 	var renewals []string
 	server := dhcpv4.WithOption(dhcpv4.OptServerIdentifier(ip("10.2.10.67")))
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 		unicast := !req.ClientIPAddr.IsUnspecified()
 		if unicast {
 			mu.Lock()
 			renewals = append(renewals, req.ClientIPAddr.String())
 			mu.Unlock()
 		}
-		return []answer{{reply(req, kindOf(req), "198.51.100.30", server), unicast}}
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30", server), Unicast: unicast}}
 	}))
 	s.run(4 * time.Second)
 	l := s.next(30 * time.Second)
@@ -241,11 +202,11 @@ func TestReasonsAreSaid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newLink(t)
-			s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+			s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 				if c.mod == nil {
 					return nil
 				}
-				return []answer{{message: reply(req, kindOf(req), "198.51.100.30", c.mod)}}
+				return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30", c.mod)}}
 			}))
 			s.run(time.Hour)
 			s.noted(c.note)
@@ -264,7 +225,7 @@ func TestOptionsOfTheProvider(t *testing.T) {
 	}
 	var mu sync.Mutex
 	kinds := map[string]int{}
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
 		for _, o := range s.options {
 			if !bytes.Equal(req.Options.Get(dhcpv4.GenericOptionCode(o.Code)), o.Value) {
 				return nil
@@ -277,7 +238,7 @@ func TestOptionsOfTheProvider(t *testing.T) {
 			kind = "renewal"
 		}
 		kinds[kind]++
-		return []answer{{message: reply(req, kindOf(req), "198.51.100.30")}}
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30")}}
 	}))
 	s.run(4 * time.Second)
 	s.next(30 * time.Second)
@@ -291,8 +252,8 @@ func TestOptionsOfTheProvider(t *testing.T) {
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	s := newLink(t)
-	s.serve(answering(func(req *dhcpv4.DHCPv4) []answer {
-		return []answer{{message: reply(req, kindOf(req), "203.0.113.7", dhcpv4.WithNetmask(net.CIDRMask(32, 32)))}}
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "203.0.113.7", dhcpv4.WithNetmask(net.CIDRMask(32, 32)))}}
 	}))
 	s.run(time.Hour)
 	l := s.next(30 * time.Second)

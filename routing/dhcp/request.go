@@ -68,7 +68,7 @@ func (c *Client) ask(ctx context.Context, how state, l Lease) (next Lease, err e
 
 		waiting, stop := context.WithCancel(ctx)
 		defer stop()
-		var refusals refusals
+		refusals := refusals{note: func(err error) { c.noteRefusal(fmt.Errorf("not renewed: %w", err)) }}
 		var refused *nakError
 		_, err = x.SendAndRead(waiting, to, request, func(p *dhcpv4.DHCPv4) bool {
 			switch p.MessageType() {

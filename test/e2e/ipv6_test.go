@@ -219,4 +219,15 @@ func TestIPv6BesideALease(t *testing.T) {
 		assert.True(t, netip.MustParsePrefix("2001:db8:a::/64").Contains(at), "%s", at)
 		assert.NotEqual(t, p.WANAddress("a"), at.String(), "that one is gone")
 	}
+
+	// When the WAN has a fixed address again, what was advertised is gone, and more is not taken.
+	require.NoError(t, a.WriteConfig(config))
+	_, err = a.Ringway(within(t, 20*time.Second), "reload")
+	require.NoError(t, err)
+	advertise(t, l.Host(lab.Provider), "wan-a", netip.MustParsePrefix("2001:db8:c::/64"))
+	reached(t, l.Host(lab.PhoneA), p.Address(lab.PhoneB), "0xb8")
+	out, err := a.Run(t.Context(), "ip", "-6", "-o", "address", "show", "dev", "wan0", "scope", "global")
+	require.NoError(t, err)
+	assert.Equal(t, 1, strings.Count(out, "inet6"), out)
+	assert.Contains(t, out, p.WANAddress("a")+"/64")
 }

@@ -134,6 +134,7 @@ var mayImport = map[string][]string{
 	"test/lab/provider":    {"quality", "test/lab/fifo", "test/lab/inside"},
 	"test/lab/report":      {"quality", "quality/figures"},
 	"test/certtest":        {},
+	"test/dhcptest":        {},
 	"test/manualtest":      {},
 	"test/netnstest":       {},
 	"test/polltest":        {},
