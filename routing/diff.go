@@ -87,7 +87,7 @@ func (c Change) Forwards() int {
 //  9. promote_secondaries off, if it is not wanted: it must be on while addresses are removed
 //
 // A missing device is not an error: what needs it is omitted, and its sites stay unreachable. Missing lists
-// it. A route or rule of another program stays, even in the place of a wanted one. Conflicts lists it.
+// it. Advertised addresses and routes inside a private network go. A route or rule of another program stays, even in the place of a wanted one. Conflicts lists it.
 func Diff(want, have State) []Change { return diff(want, have, nil, false) }
 
 // DiffMade is Diff before somebody else, such as a tunnel's engine, makes devices. The changes for them are
@@ -104,6 +104,7 @@ func diff(want, have State, made []string, everySysctl bool) []Change {
 	}
 	d.usable = usableLinks(want, d.have)
 	d.want = d.possible(want)
+	d.want.WANs, d.want.Private = want.WANs, want.Private
 	d.forwardingOff()
 	d.addRoutes(func(r Route) bool { return !r.laterAdded() })
 	d.addRules()
@@ -341,7 +342,7 @@ func (d *differ) addAddresses() {
 
 func (d *differ) removeAddresses() {
 	for _, h := range d.have.Addresses {
-		if h.Protocol == Protocol && !hasAddress(d.want.Addresses, h) {
+		if h.Protocol == Protocol && !hasAddress(d.want.Addresses, h) || d.want.IntrudingAddress(h) {
 			d.do(Change{Verb: Delete, Address: &h})
 		}
 	}
@@ -388,7 +389,8 @@ func (d *differ) addRoutes(which func(Route) bool) {
 
 func (d *differ) removeRoutes(which func(Route) bool) {
 	for _, h := range d.have.Routes {
-		if h.owned() && which(h) && !slices.Contains(d.want.Routes, h) {
+		unwanted := h.owned() && !slices.Contains(d.want.Routes, h) || d.want.IntrudingRoute(h)
+		if unwanted && which(h) {
 			d.do(Change{Verb: Delete, Route: &h})
 		}
 	}

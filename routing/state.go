@@ -63,6 +63,38 @@ type State struct {
 	Routes    []Route   `json:"routes,omitempty"`
 	Rules     []Rule    `json:"rules,omitempty"`
 	Sysctls   []Sysctl  `json:"sysctls,omitempty"`
+
+	// WANs are devices on which the kernel itself may have taken advertisements, and Private the networks that none of
+	// them may be about. Wanted only.
+	WANs    []string       `json:"wans,omitempty"`
+	Private []netip.Prefix `json:"private,omitempty"`
+}
+
+// Values of the protocol of routes and addresses that the kernel makes of router advertisements (rtnetlink(7),
+// linux/if_addr.h).
+const (
+	protocolKernel   = 2 // RTPROT_KERNEL: of a prefix on the link
+	protocolRA       = 9 // RTPROT_RA
+	protocolKernelRA = 2 // IFAPROT_KERNEL_RA: of an address
+)
+
+// IntrudingRoute reports whether the kernel made h of an advertisement about a private network: at boot it took
+// advertisements until the first start.
+func (s State) IntrudingRoute(h Route) bool {
+	advertised := h.Protocol == protocolRA || h.Protocol == protocolKernel
+	return advertised && h.Table == TableMain && h.Type == Unicast && s.intrudes(h.Device, h.Prefix)
+}
+
+// IntrudingAddress is the same of an address. Before Linux 5.18 it is not seen; its route is.
+func (s State) IntrudingAddress(h Address) bool {
+	return h.Protocol == protocolKernelRA && s.intrudes(h.Device, h.Prefix.Masked())
+}
+
+func (s State) intrudes(device string, p netip.Prefix) bool {
+	if !p.Addr().Is6() || p.Bits() == 0 || !slices.Contains(s.WANs, device) {
+		return false
+	}
+	return slices.ContainsFunc(s.Private, p.Overlaps)
 }
 
 // Link is a network device.
@@ -248,6 +280,9 @@ func Scope(wants ...State) State {
 		out.Addresses = append(out.Addresses, w.Addresses...)
 		out.Routes = append(out.Routes, w.Routes...)
 		out.Rules = append(out.Rules, w.Rules...)
+	}
+	if len(wants) > 0 {
+		out.WANs, out.Private = wants[0].WANs, wants[0].Private
 	}
 	out.Sort()
 	return out

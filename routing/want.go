@@ -114,6 +114,7 @@ func Want(in Input) State {
 	s.sourceTables(in)
 	s.relayed(in)
 	s.sysctls(in)
+	s.private(in)
 	s.Sort()
 	return s
 }
@@ -155,6 +156,20 @@ func (s *State) links(in Input) {
 	// by a plan, set before the device is up and repaired after a change by hand, for every engine alike.
 	for _, t := range in.Tunnels {
 		add(Link{Name: t.Name, MTU: t.MTU, TxQueueLen: t.TxQueueLen, GSOMax: t.GSOMax})
+	}
+}
+
+func (s *State) private(in Input) {
+	for _, w := range in.WANs {
+		s.WANs = append(s.WANs, w.Interface)
+	}
+	for _, l := range in.LANs {
+		s.Private = append(s.Private, l.Networks()...)
+	}
+	for _, site := range in.Sites {
+		for _, p := range site.Prefixes {
+			s.Private = append(s.Private, p.Masked())
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/routing"
+	"ringway/routing/advert"
 	"ringway/routing/dhcp"
 )
 
@@ -39,6 +40,38 @@ func leaseOf(iface string) dhcp.Lease {
 
 func (k *Keeper) grant(l dhcp.Lease) { k.take(l.Interface, func(w *wan) { w.lease = l }) }
 
+func TestTheStatusOfLeases(t *testing.T) {
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
+	k.Follow(wans("rw-none0", "rw-none1"))
+	assert.Len(t, k.Problems(), 2)
+	k.grant(leaseOf("rw-none0"))
+	require.Len(t, k.NameServers(), 1)
+	server := k.NameServers()[0]
+	assert.Equal(t, netip.MustParseAddr("198.51.100.53"), server.Address)
+	assert.Equal(t, "rw-none0", server.By.Interface)
+	assert.Equal(t, netip.MustParseAddr("198.51.100.1"), server.By.Gateway)
+	require.Len(t, k.Problems(), 1)
+	assert.Equal(t, "rw-none1", k.Problems()[0].Subject)
+	assert.Equal(t, "DHCP leases: rw-none0 198.51.100.7/24 via 198.51.100.1, rw-none1 no lease", k.Status().String())
+	text, err := json.Marshal(k.Status())
+	require.NoError(t, err)
+	assert.JSONEq(t, `[{"interface": "rw-none0", "address": "198.51.100.7/24", "gateways": ["198.51.100.1"],
+		"name_servers": ["198.51.100.53"], "expiry": "2026-11-28T12:00:00Z"}, {"interface": "rw-none1"}]`, string(text))
+
+	k.take("rw-none0", func(w *wan) {
+		w.advertised = advert.Result{
+			Addresses: []netip.Prefix{netip.MustParsePrefix("2001:db8:a::7/64")}, Gateway: netip.MustParseAddr("fe80::1"),
+		}
+		w.advertNote = "refused the prefix"
+	})
+	assert.Equal(t, "DHCP leases: rw-none0 198.51.100.7/24 via 198.51.100.1 and 2001:db8:a::7/64 via fe80::1 "+
+		"(refused the prefix), rw-none1 no lease", k.Status().String())
+	require.Len(t, k.Problems(), 2)
+	assert.Equal(t, map[string]routing.Advertised{"rw-none0": {
+		Addresses: []netip.Prefix{netip.MustParsePrefix("2001:db8:a::7/64")}, Gateway: netip.MustParseAddr("fe80::1"),
+	}}, k.Held().Advertised)
+}
+
 func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	var changes atomic.Int32
@@ -57,18 +90,6 @@ func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 		Address: netip.MustParsePrefix("198.51.100.7/24"), Gateways: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
 	}}
 	assert.Equal(t, want, k.Held().Leases)
-	require.Len(t, k.NameServers(), 1)
-	server := k.NameServers()[0]
-	assert.Equal(t, netip.MustParseAddr("198.51.100.53"), server.Address)
-	assert.Equal(t, "rw-none0", server.By.Interface)
-	assert.Equal(t, netip.MustParseAddr("198.51.100.1"), server.By.Gateway)
-	require.Len(t, k.Problems(), 1)
-	assert.Equal(t, "rw-none1", k.Problems()[0].Subject)
-	assert.Equal(t, "DHCP leases: rw-none0 198.51.100.7/24 via 198.51.100.1, rw-none1 no lease", k.Status().String())
-	text, err := json.Marshal(k.Status())
-	require.NoError(t, err)
-	assert.JSONEq(t, `[{"interface": "rw-none0", "address": "198.51.100.7/24", "gateways": ["198.51.100.1"],
-		"name_servers": ["198.51.100.53"], "expiry": "2026-11-28T12:00:00Z"}, {"interface": "rw-none1"}]`, string(text))
 
 	// A daemon that restarts leaves the address in use.
 	cancel()

@@ -35,7 +35,7 @@ type Client struct {
 	reported Result
 	noted    string
 	unsaved  bool          // an advertisement was heard since the file was written
-	saved    time.Duration // when that was
+	saveNext time.Duration // when it is to be written again
 
 	once    sync.Once
 	recheck chan struct{}
@@ -44,9 +44,9 @@ type Client struct {
 const (
 	firstSolicitation = time.Second // the pause after it doubles (RFC 7559)
 	maxSolicitation   = time.Minute
-	longestWait       = time.Second      // until the interface, and what has expired, is looked at again
-	saveInterval      = 10 * time.Second // of lifetimes alone
-	perSecond         = 20               // advertisements that are read; what is beyond waits and is lost
+	longestWait       = time.Second // until the interface, and what has expired, is looked at again
+	saveInterval      = time.Minute // at least, of lifetimes alone: the file is on flash
+	perSecond         = 20          // advertisements that are read; what is beyond waits and is lost
 )
 
 func (c *Client) String() string { return "router advertisements on " + c.Interface }
@@ -192,11 +192,11 @@ func (c *Client) update() {
 	if changed {
 		c.Log.Info("router advertisements", "interface", c.Interface, "addresses", r.Addresses, "gateway", r.Gateway)
 	}
-	if changed || c.unsaved && now-c.saved > saveInterval {
+	if changed || c.unsaved && now > c.saveNext {
 		if err := remember(c.File, memory{Interface: c.Interface, LinkLocal: c.local, Table: c.table}); err != nil {
 			c.Log.Warn("router advertisements not saved for the next start", "interface", c.Interface, "error", err)
 		}
-		c.saved, c.unsaved = now, false
+		c.unsaved, c.saveNext = false, now+max(saveInterval, c.table.left(now)/2)
 	}
 	if changed {
 		c.reported = r

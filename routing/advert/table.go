@@ -146,6 +146,18 @@ func (t *Table) Expire(now time.Duration, refuse func(netip.Prefix) error) {
 	})
 }
 
+// left is how long everything in the table is valid.
+func (t *Table) left(now time.Duration) time.Duration {
+	until := now + minRemaining
+	for _, r := range t.Routers {
+		until = min(until, r.Until)
+	}
+	for _, p := range t.Prefixes {
+		until = min(until, p.Valid)
+	}
+	return until - now
+}
+
 // Result is what the table amounts to now, with the interface identifier of the link-local address. An address that
 // is not preferred any more is left out while another one is.
 func (t *Table) Result(now time.Duration, linkLocal netip.Addr) Result {

@@ -248,7 +248,7 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 			o.Device = names[r.LinkIndex]
 		}
 		own := o.Protocol == routing.Protocol || routing.OwnTable(o.Table)
-		if own || wanted[place{o.Table, o.Metric, o.Prefix}] {
+		if own || wanted[place{o.Table, o.Metric, o.Prefix}] || scope.IntrudingRoute(o) {
 			s.Routes = append(s.Routes, o)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"ringway/appliance/problem"
 	"ringway/test/dhcptest"
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
@@ -229,6 +230,22 @@ func TestANetworkThatClaimsOurAddresses(t *testing.T) {
 	text, err := os.ReadFile(a.Log())
 	require.NoError(t, err)
 	assert.Contains(t, string(text), "level=WARN msg=DHCP interface=lte0 problem=\"refused 10.1.10.5")
+
+	// Two WANs may be in one network.
+	offer("198.51.100.77", "198.51.100.1")
+	require.True(t, polled(30*time.Second, func() bool {
+		out, err := a.Run(t.Context(), "ip", "-4", "-o", "address", "show", "dev", "lte0")
+		return err == nil && strings.Contains(out, "198.51.100.77/24")
+	}))
+	reached(t, l.Host(lab.PCA), "10.2.20.10", "0")
+	for _, p := range status(t, a).Problems {
+		assert.False(t, p.Component == "leases" && p.Severity == problem.Critical, "%s", p)
+	}
+	offer("192.0.2.7", "192.0.2.1")
+	require.True(t, polled(30*time.Second, func() bool {
+		out, err := a.Run(t.Context(), "ip", "-4", "-o", "address", "show", "dev", "lte0")
+		return err == nil && strings.Contains(out, "192.0.2.7/24")
+	}))
 
 	// A config that makes the lease's network ours is refused, and what runs goes on.
 	config, err := a.Config()
