@@ -26,6 +26,9 @@ func (d *Daemon) plan(ctx context.Context, text []byte, name string, o plan.Opti
 	if d.ending {
 		return plan.Plan{}, errEnding
 	}
+	if err := d.leases.Conflict(cfg); err != nil {
+		return plan.Plan{}, err // as a reload would say
+	}
 	keys, unread := d.running.KeysFor(cfg)
 	endpoints := d.endpoints.Clone()
 	endpoints.SetLiterals(cfg.TunnelSites())

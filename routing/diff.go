@@ -87,7 +87,8 @@ func (c Change) Forwards() int {
 //  9. promote_secondaries off, if it is not wanted: it must be on while addresses are removed
 //
 // A missing device is not an error: what needs it is omitted, and its sites stay unreachable. Missing lists
-// it. Advertised addresses and routes inside a private network go. A route or rule of another program stays, even in the place of a wanted one. Conflicts lists it.
+// it. What was advertised inside a private network goes. A route or rule of another program stays, even in the place
+// of a wanted one. Conflicts lists it.
 func Diff(want, have State) []Change { return diff(want, have, nil, false) }
 
 // DiffMade is Diff before somebody else, such as a tunnel's engine, makes devices. The changes for them are

@@ -50,6 +50,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.ownKey(raw, cfg)
 	c.sites(raw, cfg, &nets)
 	nets.overlaps(c)
+	c.gateways(raw, cfg, &nets)
 	c.endpoints(raw, cfg, &nets)
 	c.mtus(settings, cfg)
 	c.classes(raw, cfg)

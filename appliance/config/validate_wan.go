@@ -106,6 +106,19 @@ func (c *checker) gateway(s scalar, w *WAN, complete bool) (netip.Addr, bool) {
 	return g, false
 }
 
+// gateways refuses those of single addresses, which may be anywhere, in networks that are not the WAN's.
+func (c *checker) gateways(raw *rawFile, cfg *Config, nets *networkSet) {
+	for i, w := range cfg.WANs {
+		for _, g := range w.Gateways {
+			n, ok := nets.holding(g)
+			if ok && !n.wan {
+				c.wrong(raw.WAN.items[i].Gateway.at, "%s is inside %s of %s, which is reached through tunnels or is local "+
+					"(allowed: the provider's router)", g, n.prefix, n.key)
+			}
+		}
+	}
+}
+
 func familyName(a netip.Addr) string {
 	if a.Is4() {
 		return "IPv4"

@@ -179,3 +179,34 @@ func TestNothingIsSaidWithoutDHCP(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "[]", string(text))
 }
+
+func TestOptionsReachTheClient(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	k := New(t.TempDir(), slog.New(slog.DiscardHandler), func() {})
+	cfg := wans("rw-none0")
+	cfg.WANs[0].DHCPOptions = []config.DHCPOption{{Code: 60, Value: []byte("modem")}}
+	k.Follow(cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error)
+	go func() { done <- k.Run(ctx, func() { close(ready) }) }()
+	<-ready
+	options := func() []dhcp.Option {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if c := k.clients["rw-none0"]; c != nil {
+			return c.dhcp.Options
+		}
+		return nil
+	}
+	has := func(value string) func() bool {
+		return func() bool { o := options(); return len(o) == 1 && o[0].Code == 60 && string(o[0].Value) == value }
+	}
+	assert.Eventually(t, has("modem"), 5*time.Second, time.Millisecond)
+
+	other := wans("rw-none0")
+	other.WANs[0].DHCPOptions = []config.DHCPOption{{Code: 60, Value: []byte("router")}}
+	k.Follow(other)
+	assert.Eventually(t, has("router"), 5*time.Second, time.Millisecond)
+	cancel()
+	require.NoError(t, <-done)
+}

@@ -253,7 +253,10 @@ func TestANetworkThatClaimsOurAddresses(t *testing.T) {
 	clash := strings.Replace(string(config), "10.1.20.1/24", "192.0.2.200/25", 1)
 	require.NoError(t, a.WriteConfig([]byte(clash)))
 	_, err = a.Ringway(within(t, 20*time.Second), "reload")
-	assert.ErrorContains(t, err, "lte0 has the lease 192.0.2.7/24: its network 192.0.2.0/24 overlaps 192.0.2.128/25 of data0")
+	assert.ErrorContains(t, err,
+		"lte0 has the lease 192.0.2.7/24: its network 192.0.2.0/24 overlaps 192.0.2.128/25 of data0")
+	_, err = a.Ringway(within(t, 20*time.Second), "plan")
+	assert.ErrorContains(t, err, "lte0 has the lease 192.0.2.7/24", "what a reload would say")
 	reached(t, l.Host(lab.PCA), "10.2.20.10", "0")
 }
 
