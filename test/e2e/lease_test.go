@@ -328,3 +328,74 @@ func TestANameServerWithASitesAddress(t *testing.T) {
 		assert.NotContains(t, []string{"endpoint", "leases"}, p.Component, "%s", p)
 	}
 }
+
+// A provider that knows its modem by options 60, 61, 77 and 90, grants single addresses with a gateway outside, and
+// replaces its server: the new one refuses a renewal by broadcast and has another address. Packets pass with the first
+// lease and soon after the second, long before T2.
+func TestAProviderThatWantsOptionsAndReplacesItsServer(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty})
+	a, provider := l.Edge("a"), l.Host(lab.Provider)
+	require.NoError(t, provider.IP(t.Context(), nil, "route add 192.0.2.0/24 dev wan-a"))
+	wanted := map[uint8]string{60: "modem", 61: "\x01\xa4\xff", 77: "\x05modem", 90: "\x00\x00password"}
+	var replaced atomic.Bool
+	var strangers, renewals atomic.Int32
+	serveDHCP(t, provider, "wan-a", func(r *dhcpv4.DHCPv4) []dhcptest.Answer {
+		for code, value := range wanted {
+			if string(r.Options.Get(dhcpv4.GenericOptionCode(code))) != value {
+				strangers.Add(1)
+				return nil
+			}
+		}
+		address, server := "192.0.2.7", "198.51.100.1"
+		if replaced.Load() {
+			address, server = "192.0.2.8", "198.51.100.9"
+		}
+		kind, mods := dhcptest.KindOf(r), []dhcpv4.Modifier{
+			dhcpv4.WithNetmask(net.CIDRMask(32, 32)), dhcpv4.WithLeaseTime(20),
+			dhcpv4.WithOption(dhcpv4.OptRouter(dhcptest.IP("198.51.100.1"))),
+		}
+		if r.ClientIPAddr.Equal(dhcptest.IP("192.0.2.7")) {
+			renewals.Add(1)
+			if replaced.Load() {
+				kind = dhcpv4.MessageTypeNak
+			}
+		}
+		return []dhcptest.Answer{{Message: dhcptest.Reply(r, kind, address, server, mods...)}}
+	})
+
+	config, err := a.Config()
+	require.NoError(t, err)
+	text := strings.NewReplacer("address: 198.51.100.2/24", "address: dhcp\n"+
+		"    dhcp_options: [60=modem, \"61=hex:01:a4:ff\", \"77=hex:056d6f64656d\", \"90=hex:000070617373776f7264\"]",
+		"    gateway: 198.51.100.1\n", "").Replace(string(config))
+	require.NoError(t, a.WriteConfig([]byte(text)))
+	_, err = a.Ringway(within(t, 20*time.Second), "reload")
+	require.NoError(t, err)
+	address := func() string {
+		out, _ := a.Run(t.Context(), "ip", "-4", "-o", "address", "show", "dev", "wan0")
+		return out
+	}
+	require.True(t, polled(20*time.Second, func() bool { return strings.Contains(address(), "192.0.2.7/32") }))
+	reached(t, l.Host(lab.PhoneA), "10.2.10.10", "0xb8")
+	reached(t, l.Host(lab.PCA), "10.2.20.10", "0")
+
+	replaced.Store(true)
+	began := time.Now()
+	require.True(t, polled(16*time.Second, func() bool { return strings.Contains(address(), "192.0.2.8/32") }),
+		"T1 after 10 s: %s", address())
+	assert.NotContains(t, address(), "192.0.2.7")
+	reached(t, l.Host(lab.PhoneA), "10.2.10.10", "0xb8")
+	reached(t, l.Host(lab.PCA), "10.2.20.10", "0")
+	t.Logf("both tunnels carry packets %s after the server was replaced", time.Since(began).Round(time.Millisecond))
+	assert.Equal(t, int32(1), renewals.Load())
+	assert.Zero(t, strangers.Load(), "messages without the options")
+
+	// The same with a fixed address.
+	text = strings.NewReplacer("198.51.100.2/24", "192.0.2.9/32").Replace(string(config))
+	require.NoError(t, a.WriteConfig([]byte(text)))
+	_, err = a.Ringway(within(t, 20*time.Second), "reload")
+	require.NoError(t, err)
+	reached(t, l.Host(lab.PhoneA), "10.2.10.10", "0xb8")
+	reached(t, l.Host(lab.PCA), "10.2.20.10", "0")
+}
