@@ -13,7 +13,7 @@ type Network struct {
 
 // OverlapError says that a WAN's network names addresses that are not its own.
 type OverlapError struct {
-	What    string // an address, a network, a route, ...
+	What    string // a lease's network, gateway, ...; empty: the prefix says it
 	Foreign netip.Prefix
 	Network Network
 }
@@ -23,7 +23,11 @@ func (e *OverlapError) Error() string {
 	if e.Foreign.IsSingleIP() {
 		foreign = e.Foreign.Addr().String()
 	}
-	return fmt.Sprintf("its %s %s overlaps %s of %s", e.What, foreign, e.Network.Prefix, e.Network.Name)
+	text := fmt.Sprintf("%s overlaps %s of %s", foreign, e.Network.Prefix, e.Network.Name)
+	if e.What != "" {
+		text = "its " + e.What + " " + text
+	}
+	return text
 }
 
 // Overlap returns an *OverlapError for the first of the networks that p overlaps.

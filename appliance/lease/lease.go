@@ -137,7 +137,7 @@ func check(private []routing.Network, l dhcp.Lease) error {
 func (k *Keeper) refusePrefix(p netip.Prefix) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return routing.Overlap(k.private, "network", p)
+	return routing.Overlap(k.private, "", p)
 }
 
 func (k *Keeper) file(iface string) string { return filepath.Join(k.dir, iface+".json") }
@@ -294,7 +294,7 @@ func facts(private []routing.Network, wans map[string]*wan) Facts {
 
 		a := routing.Advertised{Gateway: w.advertised.Gateway}
 		for _, p := range w.advertised.Addresses {
-			if routing.Overlap(private, "network", p.Masked()) == nil {
+			if routing.Overlap(private, "", p.Masked()) == nil {
 				a.Addresses = append(a.Addresses, p)
 			}
 		}

@@ -34,6 +34,7 @@ type Client struct {
 	local    netip.Addr // link-local address of the interface, once it is known
 	reported Result
 	noted    string
+	moved    time.Duration // when the cable was plugged in, while it is open which network it leads to; 0: it is not
 	unsaved  bool          // an advertisement was heard since the file was written
 	saveNext time.Duration // when it is to be written again
 
@@ -44,9 +45,10 @@ type Client struct {
 const (
 	firstSolicitation = time.Second // the pause after it doubles (RFC 7559)
 	maxSolicitation   = time.Minute
-	longestWait       = time.Second // until the interface, and what has expired, is looked at again
-	saveInterval      = time.Minute // at least, of lifetimes alone: the file is on flash
-	perSecond         = 20          // advertisements that are read; what is beyond waits and is lost
+	answerWait        = 5 * time.Second // a router answers within half a second, or 3.5 (RFC 4861, section 6.2.6)
+	longestWait       = time.Second     // until the interface, and what has expired, is looked at again
+	saveInterval      = time.Minute     // at least, of lifetimes alone: the file is on flash
+	perSecond         = 20              // advertisements that are read; what is beyond waits and is lost
 )
 
 func (c *Client) String() string { return "router advertisements on " + c.Interface }
@@ -99,6 +101,7 @@ func (c *Client) listen(ctx context.Context) error {
 		select {
 		case <-c.recheck:
 			ask, pause, forced = time.Now(), firstSolicitation, true
+			c.moved = boottime.Now()
 		default:
 		}
 		if !time.Now().Before(ask) && (forced || len(c.table.Routers) == 0) { // routers go on by themselves
@@ -174,6 +177,10 @@ func (c *Client) read(ctx context.Context, conn *ndp.Conn) error {
 func (c *Client) update() {
 	now := boottime.Now()
 	c.table.Expire(now, c.Refuse)
+	if c.moved != 0 && now > c.moved+answerWait {
+		c.table.Moved(c.moved)
+		c.moved = 0
+	}
 
 	text := strings.Join(c.table.Refusals(), "; ")
 	if text != c.noted {

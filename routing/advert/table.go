@@ -47,6 +47,7 @@ type Table struct {
 type Router struct {
 	Address netip.Addr    `json:"address"` // link-local, without a zone
 	Until   time.Duration `json:"until_ns"`
+	heard   time.Duration // when it was heard last
 }
 
 // Prefix gives an address.
@@ -55,6 +56,7 @@ type Prefix struct {
 	OnLink    bool          `json:"on_link,omitempty"`
 	Preferred time.Duration `json:"preferred_until_ns"`
 	Valid     time.Duration `json:"valid_until_ns"`
+	heard     time.Duration
 }
 
 type refusal struct {
@@ -93,9 +95,9 @@ func (t *Table) hearRouter(now time.Duration, from netip.Addr, lifetime time.Dur
 		t.Routers = slices.Delete(t.Routers, i, i+1)
 	case lifetime <= 0:
 	case i >= 0:
-		t.Routers[i].Until = now + lifetime
+		t.Routers[i].Until, t.Routers[i].heard = now+lifetime, now
 	case len(t.Routers) < maxRouters:
-		t.Routers = append(t.Routers, Router{Address: from, Until: now + lifetime})
+		t.Routers = append(t.Routers, Router{Address: from, Until: now + lifetime, heard: now})
 	}
 }
 
@@ -106,7 +108,9 @@ func (t *Table) hearPrefix(now time.Duration, p netip.Prefix, o *ndp.PrefixInfor
 		return
 	}
 
-	heard := Prefix{Prefix: p, OnLink: o.OnLink, Preferred: now + o.PreferredLifetime, Valid: now + o.ValidLifetime}
+	heard := Prefix{
+		Prefix: p, OnLink: o.OnLink, Preferred: now + o.PreferredLifetime, Valid: now + o.ValidLifetime, heard: now,
+	}
 	i := slices.IndexFunc(t.Prefixes, func(k Prefix) bool { return k.Prefix == p })
 	switch {
 	case i >= 0:
@@ -144,6 +148,16 @@ func (t *Table) Expire(now time.Duration, refuse func(netip.Prefix) error) {
 	t.refusals = slices.DeleteFunc(t.refusals, func(r refusal) bool {
 		return r.until <= now || refuse(r.prefix) == nil
 	})
+}
+
+// Moved forgets what was not heard since a time at which the cable was plugged in, if some router was heard: the
+// machine may be in another network. Where all are silent, it is taken for the same one.
+func (t *Table) Moved(since time.Duration) {
+	if !slices.ContainsFunc(t.Routers, func(r Router) bool { return r.heard >= since }) {
+		return
+	}
+	t.Routers = slices.DeleteFunc(t.Routers, func(r Router) bool { return r.heard < since })
+	t.Prefixes = slices.DeleteFunc(t.Prefixes, func(p Prefix) bool { return p.heard < since })
 }
 
 // left is how long everything in the table is valid.

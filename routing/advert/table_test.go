@@ -127,6 +127,22 @@ func TestRenumbering(t *testing.T) {
 	assert.Equal(t, []string{"2001:db8:b:0:211:22ff:fe33:4455/64", "via fe80::a"}, texts(table.Result(2, local)))
 }
 
+// A cable that is plugged in elsewhere leads to other routers. Where it leads to the same ones, nothing changes.
+func TestAnotherNetwork(t *testing.T) {
+	var table Table
+	table.Hear(1, routerA, advertisement(time.Hour, prefix("2001:db8:a::/64", time.Hour, time.Hour)), refuseOwn)
+	same := []string{"2001:db8:a:0:211:22ff:fe33:4455/64", "via fe80::a"}
+	table.Moved(2)
+	assert.Equal(t, same, texts(table.Result(2, local)), "no router has been heard yet")
+	table.Hear(3, routerA, advertisement(time.Hour, prefix("2001:db8:a::/64", time.Hour, time.Hour)), refuseOwn)
+	table.Moved(2)
+	assert.Equal(t, same, texts(table.Result(3, local)))
+
+	table.Hear(5, routerB, advertisement(time.Hour, prefix("2001:db8:b::/64", time.Hour, time.Hour)), refuseOwn)
+	table.Moved(4)
+	assert.Equal(t, []string{"2001:db8:b:0:211:22ff:fe33:4455/64", "via fe80::b"}, texts(table.Result(5, local)))
+}
+
 func TestAFloodIsBounded(t *testing.T) {
 	var table Table
 	for i := range 1000 {

@@ -1,6 +1,7 @@
 package dhcp_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -33,6 +34,7 @@ type link struct {
 	notes         chan string
 	refuse        func(dhcp.Lease) error
 	options       []dhcp.Option
+	timeout       time.Duration // 0: a short one
 	client        *dhcp.Client
 	stop          func()
 }
@@ -68,7 +70,8 @@ func (s *link) run(maxHold time.Duration) {
 	done := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := &dhcp.Client{
-		Interface: "wan0", File: filepath.Join(s.dir, "lease.json"), Timeout: 200 * time.Millisecond,
+		Interface: "wan0", File: filepath.Join(s.dir, "lease.json"),
+		Timeout: cmp.Or(s.timeout, 200*time.Millisecond),
 		MaxHold: maxHold, Log: log, Refuse: s.refuse, Options: s.options,
 		Note: func(text string) { s.notes <- text },
 		Report: func(l dhcp.Lease) {

@@ -260,3 +260,28 @@ func TestGateways(t *testing.T) {
 	assert.Equal(t, "203.0.113.7/32 [198.51.100.1]", sprint(l.Address, l.Gateways))
 	assert.Empty(t, l.Warning())
 }
+
+// Whoever waits for an answer asks at once when there is a carrier again.
+func TestACarrierEndsTheWait(t *testing.T) {
+	t.Parallel()
+	s := newLink(t)
+	s.timeout = time.Hour
+	heard := make(chan struct{}, 100)
+	var answers atomic.Bool
+	s.serve(answering(func(req *dhcpv4.DHCPv4) []dhcptest.Answer {
+		heard <- struct{}{}
+		if !answers.Load() {
+			return nil
+		}
+		return []dhcptest.Answer{{Message: reply(req, kindOf(req), "198.51.100.30")}}
+	}))
+	s.run(time.Hour)
+	select {
+	case <-heard:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the client has not asked")
+	}
+	answers.Store(true)
+	s.client.Recheck()
+	assert.Equal(t, "198.51.100.30/24", s.next(20*time.Second).Address.String())
+}
