@@ -17,6 +17,7 @@ import (
 	"ringway/routing"
 	"ringway/routing/advert"
 	"ringway/routing/dhcp"
+	"ringway/test/polltest"
 )
 
 // No client of these tests gets an answer: their interfaces do not exist.
@@ -201,12 +202,12 @@ func TestOptionsReachTheClient(t *testing.T) {
 	has := func(value string) func() bool {
 		return func() bool { o := options(); return len(o) == 1 && o[0].Code == 60 && string(o[0].Value) == value }
 	}
-	assert.Eventually(t, has("modem"), 5*time.Second, time.Millisecond)
+	polltest.Assert(t, has("modem"), 5*time.Second, time.Millisecond)
 
 	other := wans("rw-none0")
 	other.WANs[0].DHCPOptions = []config.DHCPOption{{Code: 60, Value: []byte("router")}}
 	k.Follow(other)
-	assert.Eventually(t, has("router"), 5*time.Second, time.Millisecond)
+	polltest.Assert(t, has("router"), 5*time.Second, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
 }

@@ -123,6 +123,9 @@ func sources(cfg *config.Config, f Facts) (all []netip.Addr) {
 		if l, ok := f.Leases[w.Interface]; ok && w.DHCP && l.Address.IsValid() {
 			addresses, gateways = append(addresses, l.Address), append(gateways, l.Gateways...)
 		}
+		if a := f.Advertised[w.Interface]; w.DHCP && a.Gateway.IsValid() {
+			addresses, gateways = append(addresses, a.Addresses...), append(gateways, a.Gateway)
+		}
 		for _, v4 := range []bool{true, false} {
 			i := slices.IndexFunc(addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
 			leads := slices.ContainsFunc(gateways, func(g netip.Addr) bool { return g.Is4() == v4 })

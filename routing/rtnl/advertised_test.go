@@ -14,6 +14,7 @@ import (
 	"ringway/routing"
 	"ringway/routing/rtnl"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // What the kernel took of advertisements before the first start goes if it is in our own or in a site's network, with
@@ -36,7 +37,7 @@ func TestAdvertisedNetworksOfOursGo(t *testing.T) {
 		return box.Run("ip", "-6", "route", "show", "dev", "wan0") + box.Run("ip", "-6", "address", "show", "dev", "wan0")
 	}
 	intruders := []string{"fd01:10::/64", "fd02:10::/64", "fd02:10::/72"}
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		err := provider.Do(func() error {
 			ifc, err := net.InterfaceByName("up0")
 			if err != nil {
