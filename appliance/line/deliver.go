@@ -9,7 +9,7 @@ import (
 
 const (
 	// samples is how many looks in a row find a line silent until it counts as silent.
-	samples = 3
+	samples = 2
 	// heardLately is how long it holds that a peer has found a line silent. Then nobody looks any more: the sites are
 	// gone, or their engine is another one.
 	heardLately = time.Minute

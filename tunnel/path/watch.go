@@ -42,6 +42,9 @@ const (
 	// The path that is used is probed as rarely during calls: for its round trip alone.
 	probeEvery     = 500 * time.Millisecond
 	restProbeEvery = 5 * time.Second
+	// leftProbeEvery is how often a path that was just left is, for leftFor: what else uses its line has to know soon.
+	leftProbeEvery = 200 * time.Millisecond
+	leftFor        = 2 * time.Second
 	// lostProbes in a row without an answer and a path is silent.
 	lostProbes = 3
 	// healthTime is how long a path that was left has to answer until it is taken again.
@@ -370,8 +373,11 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 		every := int64(restProbeEvery)
 		if up && a != s.Source {
 			every = int64(probeEvery)
-			if w.hurried() {
+			switch {
+			case w.hurried():
 				every = int64(hurriedProbeEvery)
+			case a == w.away && now-w.movedAt < int64(leftFor):
+				every = int64(leftProbeEvery)
 			}
 		}
 		i := w.find(a)
@@ -383,7 +389,7 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 		if u.asked != 0 && now-u.asked < every {
 			continue
 		}
-		if u.asked > u.answered && now-u.counted >= int64(probeEvery) {
+		if u.asked > u.answered && now-u.counted >= int64(max(leftProbeEvery, 2*u.trip)) {
 			u.counted = now
 			if u.missed++; u.missed >= lostProbes {
 				u.healthy = 0

@@ -265,8 +265,8 @@ func TestBothEndsHaveTwoLines(t *testing.T) {
 				n.run(500 * time.Millisecond)
 				for range 600 {
 					n.run(100 * time.Millisecond)
-					assert.Less(t, time.Duration(n.now-n.a.heard), 60*time.Millisecond, "at %s", n.at())
-					assert.Less(t, time.Duration(n.now-n.b.heard), 60*time.Millisecond, "at %s", n.at())
+					assert.Less(t, time.Duration(n.now-n.a.heard), Silence, "at %s", n.at())
+					assert.Less(t, time.Duration(n.now-n.b.heard), Silence, "at %s", n.at())
 					if t.Failed() {
 						t.Log(n.moves)
 						return
@@ -433,13 +433,17 @@ func TestAFarEndThatHiccupsIsNoDeadLine(t *testing.T) {
 		gone = true
 		n.run(pause)
 		gone = false
+		both := 0
 		for range 300 {
 			n.run(10 * time.Millisecond)
 			paths, _ := n.a.Status(n.now, n.a.seen())
 			silent := slices.ContainsFunc(paths, func(s Status) bool { return s.State == Silent })
 			up := slices.ContainsFunc(paths, func(s Status) bool { return s.State == Up })
-			assert.False(t, silent && up, "after %s: %v", pause, paths)
+			if silent && up {
+				both++
+			}
 		}
+		assert.Less(t, both, 70, "for less than two looks of the daemon, a second apart, after %s", pause)
 	}
 }
 
