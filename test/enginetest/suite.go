@@ -46,6 +46,7 @@ func Suite(t *testing.T, newEngine NewEngine, o Options) {
 		{"InnerSourceIsHeldToAllowedIPs", s.InnerSourceIsHeldToAllowedIPs},
 		{"ErrorsOfTheSocketPass", s.ErrorsOfTheSocketPass},
 		{"MTU", s.MTU},
+		{"ForgedPathMTU", s.ForgedPathMTU},
 		{"BothEndsStartTogether", s.BothEndsStartTogether},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -341,21 +342,12 @@ func (s *suite) ErrorsOfTheSocketPass(t *testing.T) {
 	require.NoError(t, a.Ping("10.66.0.2"))
 
 	t.Run("too large for the path", func(t *testing.T) {
-		// The engine's sockets are duplicates of this one: they share its options. Without fragmentation the kernel
-		// says EMSGSIZE.
-		discover := func(mode int) {
-			c, err := a.UDP4.SyscallConn()
-			require.NoError(t, err)
-			require.NoError(t, c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, mode)
-			}))
-			require.NoError(t, err)
-		}
-		discover(unix.IP_PMTUDISC_DO)
+		// Without fragmentation the kernel says EMSGSIZE.
+		a.discover(a.UDP4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
 		a.NS.Run("ip", "link", "set", "wire0", "mtu", "1000")
 		require.Error(t, a.Ping("10.66.0.2", "-W", "1", "-s", "1200"))
 		a.NS.Run("ip", "link", "set", "wire0", "mtu", "1500")
-		discover(unix.IP_PMTUDISC_WANT)
+		a.discover(a.UDP4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT)
 		assert.Positive(t, a.E.Status().Drops["oversized"], "%v", a.E.Status().Drops)
 		require.NoError(t, a.Ping("10.66.0.2", "-s", "1200"))
 	})
@@ -391,6 +383,49 @@ func (s *suite) MTU(t *testing.T) {
 		most = max(most, f.Size)
 	}
 	assert.Equal(t, 1389+tunnel.OverheadIPv4, most, "padding stays below the MTU")
+}
+
+// A stranger says by ICMP that the path takes 68 bytes (IPv6: its least). Outer packets stay whole. The same message
+// makes fragments of the packets of a socket that believes it, so it is a good forgery.
+func (s *suite) ForgedPathMTU(t *testing.T) {
+	for _, c := range []struct {
+		name, end  string
+		level, opt int
+		believes   int
+		mtu        int
+	}{
+		{"IPv4", "192.0.2.2:51820", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_WANT, 68},
+		{"IPv6", "[2001:db8::2]:51820", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_WANT, 1280},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := Wire(t, s.make)
+			for _, x := range []*Box{a, b} {
+				x.Open(0, 0, Wide)
+				x.Start(Wide)
+			}
+			a.Set(a.Peer(b, c.end))
+			b.Set(b.Peer(a, ""))
+			require.NoError(t, a.Ping("10.66.0.2"))
+
+			heard := a.tooBigHeard()
+			b.ForgeTooBig(a, netip.MustParseAddrPort(c.end), c.mtu)
+			require.Eventually(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
+			require.NoError(t, a.Ping("10.66.0.2", "-s", "1392", "-M", "do"))
+			a.Transfer(b, "8M")
+			assert.Zero(t, a.Fragments(), "outer packets that left in fragments")
+
+			file := a.UDP4
+			if c.level == unix.IPPROTO_IPV6 {
+				file = a.UDP6
+			}
+			a.discover(file, c.level, c.opt, c.believes)
+			heard = a.tooBigHeard()
+			b.ForgeTooBig(a, netip.MustParseAddrPort(c.end), c.mtu)
+			require.Eventually(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
+			require.NoError(t, a.Ping("10.66.0.2", "-s", "1392", "-M", "do"))
+			assert.Positive(t, a.Fragments(), "the forgery is one that a socket would believe")
+		})
+	}
 }
 
 // Both ends start at the same moment, again and again: without an arbiter one in a few is dead for five seconds. On a

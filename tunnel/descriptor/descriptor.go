@@ -105,6 +105,12 @@ type socketOption struct {
 	skip, optional    bool
 }
 
+// setSocket sets a socket's options.
+//
+// Path MTU discovery is off, unlike in stock wireguard-go: anybody on the internet can send an ICMP message that
+// quotes a tunnel's addresses and ports, and the kernel believes it for ten minutes. With one of MTU 68 for a port
+// nearly all outer packets would be fragments. So the interface's MTU alone counts, and IPv4 packets go without DF:
+// a router whose link is smaller makes fragments of them. What a path takes is decided inside, by the MTU of routes.
 func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
 	tosInt := int(tos &^ 3) // the ECN bits are the kernel's
 	options := []socketOption{
@@ -119,11 +125,14 @@ func setSocket(fd, family int, mark uint32, tos uint8, b tunnel.Bounds) error {
 	if family == unix.AF_INET6 {
 		options = append(options,
 			socketOption{name: "IPV6_V6ONLY", level: unix.IPPROTO_IPV6, opt: unix.IPV6_V6ONLY, value: 1},
+			socketOption{name: "IPV6_MTU_DISCOVER", level: unix.IPPROTO_IPV6, opt: unix.IPV6_MTU_DISCOVER,
+				value: unix.IPV6_PMTUDISC_OMIT},
 			socketOption{name: "IPV6_TCLASS", level: unix.IPPROTO_IPV6, opt: unix.IPV6_TCLASS, value: tosInt},
 			socketOption{name: "IPV6_RECVPKTINFO", level: unix.IPPROTO_IPV6, opt: unix.IPV6_RECVPKTINFO, value: 1})
 	} else {
-		// Path MTU discovery stays as the kernel's default, as in stock wireguard-go.
 		options = append(options,
+			socketOption{name: "IP_MTU_DISCOVER", level: unix.IPPROTO_IP, opt: unix.IP_MTU_DISCOVER,
+				value: unix.IP_PMTUDISC_OMIT},
 			socketOption{name: "IP_TOS", level: unix.IPPROTO_IP, opt: unix.IP_TOS, value: tosInt},
 			socketOption{name: "IP_PKTINFO", level: unix.IPPROTO_IP, opt: unix.IP_PKTINFO, value: 1})
 	}

@@ -198,6 +198,17 @@ func socketParameters(r resources) (port uint16, mark uint32, tos uint8) {
 	return port, mark, tos
 }
 
+// ignorePathMTU makes sockets of an older release ignore ICMP about the path's MTU, as package descriptor does with
+// new ones: they outlive an upgrade. A kernel that refuses leaves them as they were.
+func ignorePathMTU(r resources) {
+	if r.udp4 != process.NoFD {
+		_ = unix.SetsockoptInt(r.udp4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT)
+	}
+	if r.udp6 != process.NoFD {
+		_ = unix.SetsockoptInt(r.udp6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_OMIT)
+	}
+}
+
 // tuneSockets sets what can be changed on open sockets: mark, TOS octet, buffers.
 func tuneSockets(r resources, p parameters) error {
 	for _, x := range []struct {

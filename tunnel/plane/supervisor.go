@@ -278,6 +278,7 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 	s.res = res
 	s.have = parameters{iface: name, engine: r.about.Engine, Settings: r.about.Settings}
 	s.have.port, s.have.mark, s.have.tos = socketParameters(res)
+	ignorePathMTU(res)
 	if i.Hello.Major != s.major || !r.about.Running || r.about.Class != s.cfg.Class {
 		s.log.Warn("a plane of an earlier daemon does not fit and is replaced; its devices are kept",
 			"pid", i.PID(), "build", i.Hello.Build, "protocol", i.Hello.Major, "spoken_here", s.major)

@@ -281,10 +281,15 @@ func TestADaemonThatComesBackAdoptsAndChangesNothing(t *testing.T) {
 	first, release := b.supervise(b.config(tunnel.Data))
 	require.NoError(t, first.Configure(ctx, device(tunnel.Data)))
 	before := status(t, first)
+	// A release before this one left path MTU discovery at the kernel's default.
+	require.NoError(t, unix.SetsockoptInt(first.res.udp4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_WANT))
 	release()
 
 	second, release := b.supervise(b.config(tunnel.Data))
 	require.NoError(t, second.Configure(ctx, device(tunnel.Data)))
+	mode, err := unix.GetsockoptInt(second.res.udp4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER)
+	require.NoError(t, err)
+	assert.Equal(t, unix.IP_PMTUDISC_OMIT, mode, "the socket that was adopted ignores ICMP about the path's MTU")
 	after := status(t, second)
 	assert.Equal(t, before.PlanePID, after.PlanePID)
 	assert.True(t, after.Adopted)
