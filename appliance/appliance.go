@@ -87,6 +87,7 @@ type Daemon struct {
 	cfg     *config.Config
 	commit  *commit.Committer
 	facts   wanted.Facts // what probe found; factsLocked adds the rest
+	mtus    []wanted.SiteMTU
 	journal *journal.Journal
 	ruleset *nft.Ruleset    // the firewall, and the owners of its dynamic sets
 	life    context.Context // of planes: it outlives the request that started them
@@ -295,6 +296,7 @@ func (d *Daemon) factsLocked() wanted.Facts {
 	held := d.leases.Held()
 	f.Leases, f.Advertised = held.Leases, held.Advertised
 	f.WANMTU = compare.WANMTU(d.cfg)
+	f.WireMTU = compare.WireMTU(f.WANMTU)
 	f.Through = compare.ThroughWAN(d.endpoints.Where)
 	f.Silent = d.lines.Silent()
 	return f

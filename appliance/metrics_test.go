@@ -118,7 +118,8 @@ func busy() status.Status {
 	}
 	rate := func() units.BitRate { return units.BitRate(n()) }
 	peer := func(site string, packets bool) tunnel.PeerStatus {
-		p := tunnel.PeerStatus{Site: site, LastHandshake: at(), RxBytes: n(), TxBytes: n(), Keepalive: time.Duration(n())}
+		p := tunnel.PeerStatus{Site: site, LastHandshake: at(), RxBytes: n(), TxBytes: n(),
+			Keepalive: time.Duration(n()), MTU: int(n()), MTUSource: "default"}
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
 			p.RoundTrip = time.Duration(n()) * time.Second

@@ -35,6 +35,8 @@ func (d *Daemon) plan(ctx context.Context, text []byte, name string, o plan.Opti
 	f := d.facts
 	held := d.leases.HeldFor(cfg)
 	f.Keys, f.Leases, f.Advertised, f.WANMTU = keys, held.Leases, held.Advertised, compare.WANMTU(cfg)
+	f.Silent = d.lines.Silent()
+	f.WireMTU = compare.WireMTU(f.WANMTU)
 	f.Endpoint, f.Heard, f.Through = endpoints.Tell, endpoints.Where, compare.ThroughWAN(endpoints.Where)
 	c := compare.Config(
 		ctx,

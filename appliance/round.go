@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ringway/appliance/compare"
+	"ringway/appliance/config"
 	"ringway/appliance/plan"
 	"ringway/appliance/problem"
 	"ringway/appliance/wanted"
@@ -37,7 +38,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	}
 
 	r.Comparison = compare.Config(ctx, d.cfg, d.factsLocked(), d.journal, d.compareTunnels)
-	d.facts.Refused = r.Facts.Refused
+	d.facts.Refused, d.mtus = r.Facts.Refused, r.Wanted.MTUs
 	if err := r.applyFirewall(); err != nil {
 		return r.changes, err
 	}
@@ -49,6 +50,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	r.applyTunnels(ctx)
 	r.applyToTunnels()
 	d.reportRound(r)
+	d.own.mtu.Replace(fragmented(r.Cfg, r.Facts))
 
 	d.components.Follow(d.cfg)
 	return r.changes, d.journal.Applied(r.Wanted.Routing)
@@ -196,6 +198,14 @@ func (r *round) reportInterfaces(have routing.State) {
 		Severity: problem.Critical,
 		Action:   "attach or create what is missing, remove what is in the way; Ringway takes it up by itself",
 	}, wrong)
+}
+
+// fragmented reports the WANs that take shorter packets than tunnels do.
+func fragmented(cfg *config.Config, f wanted.Facts) (out []problem.Problem) {
+	for _, w := range wanted.Fragments(cfg, f) {
+		out = append(out, problem.Problem{Subject: w.WAN, Severity: problem.Warning, Text: w.Text, Action: w.Action})
+	}
+	return out
 }
 
 // compareTunnels says what the engines would change for the devices.

@@ -22,14 +22,14 @@ import (
 
 // Status reports what the daemon does. A part that cannot be read is a problem in it, not an error.
 func (d *Daemon) Status(ctx context.Context) (status.Status, error) {
-	st, cfg, f := d.ownStatus()
+	st, cfg, f, mtus := d.ownStatus()
 	select {
 	case <-d.ready:
 		st.Ready = true
 	default:
 	}
 
-	d.addTunnels(ctx, &st)
+	d.addTunnels(ctx, &st, mtus)
 	st.Missing = append(st.Missing, machineLacks()...)
 	d.addKernel(&st, cfg, f)
 	d.components.AddTo(&st)
@@ -40,7 +40,7 @@ func (d *Daemon) Status(ctx context.Context) (status.Status, error) {
 
 // ownStatus is the part that d.mu guards. The lock is released by defer: a panic here is recovered while metrics are
 // collected, and must not leave the daemon locked.
-func (d *Daemon) ownStatus() (status.Status, *config.Config, wanted.Facts) {
+func (d *Daemon) ownStatus() (status.Status, *config.Config, wanted.Facts, []wanted.SiteMTU) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
@@ -54,7 +54,7 @@ func (d *Daemon) ownStatus() (status.Status, *config.Config, wanted.Facts) {
 		Reconcile:    d.rounds,
 	}
 	d.reportRollback(st.Confirmation)
-	return st, d.cfg, d.facts
+	return st, d.cfg, d.facts, d.mtus
 }
 
 // reportRollback makes a rollback that fails a problem.
@@ -93,14 +93,37 @@ func (d *Daemon) askTunnels(ctx context.Context) (tunnels []tunnel.DeviceStatus)
 	return tunnels
 }
 
-// addTunnels adds the tunnels, their threads, and what the machine denies their planes.
-func (d *Daemon) addTunnels(ctx context.Context, st *status.Status) {
+// addTunnels adds the tunnels, their threads, how long packets in them may be, and what the machine denies the planes.
+func (d *Daemon) addTunnels(ctx context.Context, st *status.Status, mtus []wanted.SiteMTU) {
 	st.Tunnels = d.askTunnels(ctx)
+	addMTUs(st.Tunnels, mtus)
 	for i, c := range tunnel.Classes {
 		st.Tunnels[i].Threads = d.engines[c].Threads()
 		for _, m := range d.engines[c].Missing() {
 			name, cost, _ := strings.Cut(m, ": ")
 			st.Missing = append(st.Missing, status.Missing{Name: fmt.Sprintf("%s for the %s plane", name, c), Cost: cost})
+		}
+	}
+}
+
+// addMTUs adds how long packets to each site may be, and what decides that.
+func addMTUs(tunnels []tunnel.DeviceStatus, mtus []wanted.SiteMTU) {
+	bySite := map[string]wanted.SiteMTU{}
+	for _, m := range mtus {
+		bySite[m.Site] = m
+	}
+	for _, t := range tunnels {
+		for i := range t.Peers {
+			p := &t.Peers[i]
+			m, known := bySite[p.Site]
+			if !known {
+				continue
+			}
+			of := m.Data
+			if t.Class == tunnel.Voice {
+				of = m.Voice
+			}
+			p.MTU, p.MTUSource = int(of.MTU), of.Why
 		}
 	}
 }

@@ -43,6 +43,7 @@ type Input struct {
 	LocalServices []qos.PortMatch // what the box serves to its LANs beside DHCP and ICMP
 	Reflector     bool            // the box answers probes (RFC 8762) from sites
 	Slow          []SlowWAN       // WANs where a full-size packet would delay calls
+	ShortPaths    []ShortPath     // sites that take shorter packets than the tunnels do
 	Missing       []Feature       // what the kernel lacks (nft.Probe); the plan does without
 
 	Dynamic []DynamicSet // sets that components fill; without any, no rule looks one up
@@ -70,6 +71,15 @@ type SlowWAN struct {
 	Device         string
 	Sent, Received int
 }
+
+// ShortPath limits the packet size of TCP to and from networks of sites, in bytes including the IP header.
+type ShortPath struct {
+	MTU      int // each has another
+	Networks []netip.Prefix
+}
+
+// set is the name of the pair of sets with the networks.
+func (p ShortPath) set() string { return fmt.Sprintf("short%d_", p.MTU) }
 
 // Priority is the queue of a class on a shaped WAN.
 type Priority struct {

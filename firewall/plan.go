@@ -169,6 +169,9 @@ func (p *plan) sets() {
 	add(networkSets("sites_voice", p.SiteVoiceNetworks)...)
 	add(networkSets("sites_data", p.SiteDataNetworks)...)
 	add(networkSets("single", p.SingleSiteNetworks)...)
+	for _, s := range p.ShortPaths {
+		add(networkSets(s.set(), s.Networks)...)
+	}
 	var nat []netip.Prefix
 	for _, n := range p.own {
 		// RFC 1918 and RFC 6598: the internet has no route back.
@@ -439,10 +442,10 @@ func (p *plan) outgoing() {
 // probeDSCP is EF: a probe between appliances (RFC 8762) that carries it is queued as a call's packet.
 const probeDSCP = 46
 
-// clamp limits TCP segments to the MTU of the tunnels, in both directions, and those between LANs and the
-// internet to what a slow WAN may send or receive. A segment is the MTU less 40 (IPv4) or 60 bytes (IPv6)
-// of headers (RFC 9293, section 3.7.1). A host respects the size that the other one announces, so the SYN
-// that arrives by a WAN limits what is sent there.
+// clamp limits TCP segments to the MTU of the tunnels, in both directions, to what sites with a shorter path take,
+// and those between LANs and the internet to what a WAN may send or receive. A segment is the MTU less 40 (IPv4) or
+// 60 bytes (IPv6) of headers (RFC 9293, section 3.7.1). A host respects the size that the other one announces, so the
+// SYN that arrives by a WAN limits what is sent there.
 func (p *plan) clamp() {
 	if p.lacks(FeatureMSS) {
 		return
@@ -460,6 +463,13 @@ func (p *plan) clamp() {
 	for _, t := range p.Tunnels {
 		clamped(oif(t.Device), t.MTU, t.MTU)
 		clamped(iif(t.Device), t.MTU, t.MTU)
+	}
+	for _, s := range p.ShortPaths {
+		for _, side := range []string{"daddr", "saddr"} {
+			rules = append(rules,
+				rule(addrIn(ipv4, side, s.set()), segment(uint16(max(s.MTU, minMTU4)-40))),
+				rule(addrIn(ipv6, side, s.set()), segment(uint16(max(s.MTU, minMTU6)-60))))
+		}
 	}
 	for _, w := range p.Slow {
 		clamped(oif(w.Device), w.Received, max(w.Received, minMTU6))

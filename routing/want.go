@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -40,7 +41,8 @@ type SiteRoute struct {
 	Prefixes    []netip.Prefix
 	VoiceDevice string // the same as DataDevice if the site has one tunnel only
 	DataDevice  string
-	DataMTU     int // of data to it, if it is less than the device's; 0: it is not
+	MTU         int // of packets to it, if it is less than the devices'; 0: it is not
+	DataMTU     int // of data to it, if it is even less; 0: it is not
 }
 
 // Lease is what DHCP granted a WAN.
@@ -359,9 +361,10 @@ func (s *State) classTables(in Input) {
 				r.Type, r.Prefix, r.Device, r.Source = Unicast, p, device, sameFamily(p, source)
 				add(r)
 			}
-			through(site.VoiceDevice, Route{Table: TableVoice}, in.VoiceSource)
-			through(site.DataDevice, Route{Table: TableData, MTU: site.DataMTU}, in.DataSource)
-			through(site.DataDevice, Route{Table: TableOwn, MTU: site.DataMTU}, in.DataSource)
+			data := cmp.Or(site.DataMTU, site.MTU)
+			through(site.VoiceDevice, Route{Table: TableVoice, MTU: site.MTU}, in.VoiceSource)
+			through(site.DataDevice, Route{Table: TableData, MTU: data}, in.DataSource)
+			through(site.DataDevice, Route{Table: TableOwn, MTU: data}, in.DataSource)
 		}
 	}
 }

@@ -324,6 +324,10 @@ type PeerStatus struct {
 	// engine does not know lines. Moves are their last changes, the latest last.
 	Paths []PathStatus `json:"paths,omitempty"`
 	Moves []PathMove   `json:"moves,omitempty"`
+	// MTU is how long packets inside to the peer may be, in bytes, and MTUSource what decides that (the daemon fills them
+	// in).
+	MTU       int    `json:"mtu,omitempty"`
+	MTUSource string `json:"mtu_source,omitempty"`
 	// Media is nil where calls with the site have no budget, or the engine does not know calls.
 	Media *MediaStatus `json:"media,omitempty"`
 }

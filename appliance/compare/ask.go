@@ -131,6 +131,7 @@ type unaided struct {
 func (u unaided) plan(ctx context.Context, o plan.Options) (plan.Plan, error) {
 	var j *journal.Journal
 	f := wanted.Facts{Queues: qos.AssumedFeatures(), Leases: map[string]routing.Lease{}, WANMTU: WANMTU(u.cfg)}
+	f.WireMTU = WireMTU(f.WANMTU)
 	endpoints := endpoint.Load(os.DevNull, slog.New(slog.DiscardHandler))
 	if !o.All {
 		j, _ = journal.Load(u.files.Journal) // an empty one without a daemon, or where it cannot be read

@@ -85,6 +85,21 @@ func ThroughWAN(
 	}
 }
 
+// WireMTU is how long packets that leave by the WANs may be: what the interfaces take, link says, or less where a
+// router advertised so for IPv6 (RFC 4861, section 4.6.4). An interface that is not there is not listed.
+//
+// The sockets of tunnels go by the interface alone: believing an advertisement, too, has to happen here.
+func WireMTU(link map[string]int) map[string]int {
+	out := map[string]int{}
+	for name, mtu := range link {
+		out[name] = mtu
+		if n, err := rtnl.IPv6MTU(name); err == nil && n > 0 {
+			out[name] = min(mtu, n)
+		}
+	}
+	return out
+}
+
 // WANMTU reads the interfaces' own: a queue must not cut or refuse what its link takes.
 func WANMTU(cfg *config.Config) map[string]int {
 	out := map[string]int{}

@@ -53,10 +53,16 @@ func (cfg *Config) Tunnel(c tunnel.Class) qos.Tunnel {
 // endpoint is a name, which may resolve to either family, the longer one counts. A WAN with a lease
 // counts as IPv4's: the address is DHCPv4's, and names are asked for IPv4 first.
 func (w WAN) OuterIPv6(s Site) bool {
-	if a, err := netip.ParseAddr(s.Endpoint); err == nil {
-		return a.Is6()
+	if six, literal := s.endpointFamily(); literal {
+		return six
 	}
 	return slices.ContainsFunc(w.Addresses, is6)
+}
+
+// endpointFamily says whether the endpoint is an IPv6 address; literal is false where it is a name or not set.
+func (s Site) endpointFamily() (six, literal bool) {
+	a, err := netip.ParseAddr(s.Endpoint)
+	return err == nil && a.Is6(), err == nil
 }
 
 // anyOuterIPv6 says the same of all sites together.
@@ -118,11 +124,11 @@ func (cfg *Config) leastMTU() int {
 }
 
 // dataMTU is the longest packet of the data tunnel that keeps no WAN busy for longer than its bound: between
-// leastMTU and the default.
-func (cfg *Config) dataMTU() int {
-	mtu, least := DefaultMTU, cfg.leastMTU()
+// leastMTU and most.
+func (cfg *Config) dataMTU(most int) int {
+	mtu, least := most, cfg.leastMTU()
 	for _, w := range cfg.WANs {
-		mtu = min(mtu, w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), w.Shaped(), least, DefaultMTU))
+		mtu = min(mtu, w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), w.Shaped(), least, most))
 	}
 	return mtu
 }

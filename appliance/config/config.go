@@ -25,8 +25,9 @@ type Config struct {
 	// PublicKey is this box's own; zero where the key file was not read (no permission, WithoutKeyFiles).
 	PublicKey tunnel.PublicKey
 	Tunnels   map[tunnel.Class]tunnel.Settings
-	Sites     []Site      // in the file's order
-	Classes   []qos.Class // in order of urgency, all four
+	AutoMTU   map[tunnel.Class]bool // mtu: auto; Tunnels then has what it means where every interface takes 1500 bytes
+	Sites     []Site                // in the file's order
+	Classes   []qos.Class           // in order of urgency, all four
 	SIP       SIP
 	Records   Records
 	Control   Control
@@ -38,6 +39,7 @@ type Config struct {
 type WAN struct {
 	routing.Upstream
 	qos.Line
+	LinkMTU       int  // longest packet that the link layer carries; 0: what the interface takes
 	ShapeDownlink bool // what arrives over it in clear is limited to the downlink on the LANs
 	// a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given
 	// back at stop

@@ -14,7 +14,6 @@ import (
 // Bounds under which a valid rate deserves a word.
 const (
 	fewCalls = 5
-	wanMTU   = 1500
 )
 
 // notes collects what is allowed and still worth knowing. It runs on files without problems.
@@ -63,18 +62,7 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 			}
 		}
 	}
-	for _, r := range raw.Tunnels.items {
-		s := cfg.Tunnels[tunnel.Class(r.Name.text)]
-		if s.MTU+tunnel.OverheadIPv4 > wanMTU {
-			c.warn(
-				pick(r.MTU, r.at),
-				"%d with WireGuard's %d bytes exceed a WAN MTU of %d: packets are fragmented",
-				s.MTU,
-				tunnel.OverheadIPv4,
-				wanMTU,
-			)
-		}
-	}
+	c.longPackets(raw, cfg)
 	for _, r := range raw.Tunnels.items {
 		if e := cfg.Tunnels[tunnel.Voice].Engine; r.Name.text == string(tunnel.Voice) && r.Engine.set &&
 			e != tunnel.EngineAuto &&
@@ -89,6 +77,46 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 		}
 	}
 	c.sameOuter(raw, cfg)
+}
+
+// longPackets says what a link layer leaves for packets inside, and which tunnels take more than that by their setting.
+func (c *checker) longPackets(raw *rawFile, cfg *Config) {
+	for i, w := range cfg.WANs {
+		if w.LinkMTU == 0 || !slices.ContainsFunc(tunnel.Classes, func(t tunnel.Class) bool { return cfg.AutoMTU[t] }) {
+			continue
+		}
+		inner, _ := cfg.PathMTU(tunnel.Voice, w.LinkMTU)
+		c.warn(
+			raw.WAN.items[i].Link.at,
+			"%s carries packets of %d bytes: with mtu: auto, packets inside the tunnels have at most %d, and less where "+
+				"the interface takes less",
+			raw.WAN.items[i].Link.text,
+			w.LinkMTU,
+			inner,
+		)
+	}
+	for _, r := range raw.Tunnels.items {
+		s := cfg.Tunnels[tunnel.Class(r.Name.text)]
+		if autoMTU(r) {
+			continue
+		}
+		for _, w := range cfg.WANs {
+			overhead := tunnel.OverheadIPv4
+			if cfg.anyOuterIPv6(w) {
+				overhead = tunnel.OverheadIPv6
+			}
+			if wire, _ := w.WireMTU(0); int(s.MTU)+overhead > wire {
+				c.warn(
+					pick(r.MTU, r.at),
+					"%d with WireGuard's %d bytes exceed a WAN MTU of %d: packets are fragmented",
+					s.MTU,
+					overhead,
+					wire,
+				)
+				break
+			}
+		}
+	}
 }
 
 // admits says whether calls are to be admitted up to a budget.
@@ -113,7 +141,8 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 	}
 	data, full := cfg.Tunnels[tunnel.Data].MTU, cfg.FullPacket(w, tunnel.Data)
 	late := rate.Serialization(full) > bound
-	switch fit := w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), rate, cfg.leastMTU(), DefaultMTU); {
+	most := cfg.deviceMTU(nil)
+	switch fit := w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), rate, cfg.leastMTU(), most); {
 	case late && auto:
 		c.warn(
 			uplink,
@@ -137,9 +166,9 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 			full,
 			kbit(rate),
 			bound,
-			cfg.dataMTU(),
+			cfg.dataMTU(cfg.deviceMTU(nil)),
 		)
-	case auto && fit == int(data) && data < DefaultMTU:
+	case auto && fit == int(data) && int(data) < most:
 		c.warn(
 			uplink,
 			"%s is slow: the data tunnel's MTU is set to %d, so that a voice packet waits at most %v behind one of "+

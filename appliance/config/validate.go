@@ -154,6 +154,7 @@ type tunnelSettings struct {
 }
 
 func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tunnel.Class]tunnelSettings {
+	cfg.AutoMTU = map[tunnel.Class]bool{tunnel.Voice: true, tunnel.Data: true}
 	cfg.Tunnels = map[tunnel.Class]tunnel.Settings{
 		tunnel.Voice: {Interface: "rw-voice", ListenPort: DefaultVoicePort, Engine: tunnel.EngineAuto, MTU: DefaultMTU},
 		tunnel.Data:  {Interface: "rw-data", ListenPort: DefaultDataPort, Engine: tunnel.EngineAuto, MTU: DefaultMTU},
@@ -200,6 +201,7 @@ func (c *checker) tunnels(raw *rawFile, cfg *Config, devices *deviceSet) map[tun
 		w := where[class]
 		w.port, w.mtu, w.padTo = pick(r.ListenPort, w.port), pick(r.MTU, w.mtu), r.PadTo.at
 		w.auto = autoMTU(r)
+		cfg.AutoMTU[class] = w.auto
 		where[class], interfaces[class] = w, pick(r.Interface, interfaces[class])
 	}
 	for _, t := range tunnel.Classes {
@@ -271,20 +273,22 @@ func (c *checker) mtu(s scalar) tunnel.InnerMTU {
 
 func autoMTU(r rawTunnel) bool { return !r.MTU.set || r.MTU.text == "auto" }
 
-// mtus finds out what auto means for data, and holds the tunnels to what IPv6 needs of a link. Voice stays at
-// the default: a phone's large INVITE would come in fragments, and calls' packets are short.
+// mtus finds out what auto means, and checks the tunnels against what IPv6 needs of a link.
 func (c *checker) mtus(where map[tunnel.Class]tunnelSettings, cfg *Config) {
-	if d := cfg.Tunnels[tunnel.Data]; where[tunnel.Data].auto {
-		if d.MTU = tunnel.InnerMTU(cfg.dataMTU()); d.PadTo > int(d.MTU) && d.PadTo <= DefaultMTU {
+	auto := cfg.OnWANs(nil)
+	for _, t := range tunnel.Classes {
+		s, most := cfg.Tunnels[t], auto.Tunnels[t].MTU
+		if where[t].auto && s.PadTo > int(most) && s.PadTo <= DefaultMTU {
 			c.wrong(
-				where[tunnel.Data].padTo,
+				where[t].padTo,
 				"%d is out of range (allowed: 0, or %d to %d, the tunnel's mtu on these WANs)",
-				d.PadTo,
+				s.PadTo,
 				leastPadding,
-				d.MTU,
+				most,
 			)
 		}
-		cfg.Tunnels[tunnel.Data] = d
+		s.MTU = most
+		cfg.Tunnels[t] = s
 	}
 	if cfg.leastMTU() < minIPv6MTU {
 		return

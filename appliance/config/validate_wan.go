@@ -34,6 +34,7 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		w.ShapeDownlink = c.yesNo(r.ShapeDownlink, true)
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
 		w.LinkLayer = c.linkLayer(r)
+		w.LinkMTU = linkMTU(r.Link.text)
 		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,
 			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
 		w.TakeOver = c.yesNo(r.TakeOver, false)

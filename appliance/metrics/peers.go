@@ -22,6 +22,8 @@ var (
 		"Packets sent to a site. Not for the engine kernel.", peerLabels...)
 	peerRoundTrip = peerFamilies.Gauge("ringway_peer_round_trip_seconds",
 		"Round trip to a site and back, as both boxes measure it during calls.", peerLabels...)
+	peerMTU = peerFamilies.Gauge("ringway_peer_mtu_bytes",
+		"Largest packet to a site inside the tunnel, IP header included.", peerLabels...)
 
 	mediaBudget = peerFamilies.Gauge("ringway_media_budget_bytes_per_second",
 		"Voice budget of a site: maximum rate of calls in this direction. Only where calls are admitted.",
@@ -58,6 +60,9 @@ func collectPeers(d tunnel.DeviceStatus, to exposition.Sink) {
 		if d.Engine != tunnel.EngineKernel {
 			to.Put(peerRxPackets, float64(p.RxPackets), labels...)
 			to.Put(peerTxPackets, float64(p.TxPackets), labels...)
+		}
+		if p.MTU > 0 {
+			to.Put(peerMTU, float64(p.MTU), labels...)
 		}
 		if p.RoundTrip > 0 {
 			to.Put(peerRoundTrip, p.RoundTrip.Seconds(), labels...)

@@ -90,7 +90,7 @@ func describe(
 			continue
 		}
 		if name == "calls" {
-			p.Calls = Calls(cfg)
+			p.Calls = Calls(cfg.OnWANs(f.WireMTU))
 			p.Parts = append(p.Parts, Part{Part: name, Title: titles[name], Lines: CallLines(p.Calls)})
 			continue
 		}
@@ -103,7 +103,7 @@ func describe(
 		case "nft":
 			lines = append(lines, SignallingRemarks(cfg)...)
 		case "wg":
-			lines = append(lines, TunnelRemarks(w.Devices)...)
+			lines = append(append(lines, TunnelRemarks(w.Devices)...), MTURemarks(w.MTUs)...)
 		case "tc":
 			lines = append(lines, QueueRemarks(cfg, f, w.QueueInput, lines)...)
 		}

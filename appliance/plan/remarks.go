@@ -126,6 +126,16 @@ func TunnelRemarks(devs []tunnel.Device) (out []string) {
 	return out
 }
 
+// MTURemarks say which sites take shorter packets than the tunnels' devices, and why.
+func MTURemarks(mtus []wanted.SiteMTU) (out []string) {
+	for _, m := range mtus {
+		if m.Short > 0 {
+			out = append(out, fmt.Sprintf("# site %s: packets inside have at most %d bytes, as %s", m.Site, m.Short, m.Path))
+		}
+	}
+	return out
+}
+
 // RefusedQueues is an error about every interface whose queue is somebody else's: what is not shaped, and
 // what to do.
 func RefusedQueues(cfg *config.Config, refused map[string]string) error {

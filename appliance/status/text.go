@@ -100,6 +100,9 @@ func (s Status) printTunnels(w io.Writer, now time.Time) error {
 		return err
 	}
 
+	for _, line := range mtus(s.Tunnels) {
+		fmt.Fprintln(w, line)
+	}
 	for _, t := range s.Tunnels {
 		if t.Queue != nil {
 			fmt.Fprintln(w, flowQueues(t.Class, *t.Queue))
@@ -109,6 +112,38 @@ func (s Status) printTunnels(w io.Writer, now time.Time) error {
 		fmt.Fprintln(w, line)
 	}
 	return nil
+}
+
+// mtus says how long packets in each tunnel may be, a line for sites that have the same.
+func mtus(tunnels []tunnel.DeviceStatus) (lines []string) {
+	type key struct {
+		class tunnel.Class
+		mtu   int
+		why   string
+	}
+	sites := map[key][]string{}
+	var keys []key
+	for _, t := range tunnels {
+		for _, p := range t.Peers {
+			k := key{t.Class, p.MTU, p.MTUSource}
+			if p.MTU == 0 {
+				continue
+			}
+			if sites[k] == nil {
+				keys = append(keys, k)
+			}
+			sites[k] = append(sites[k], siteName(p))
+		}
+	}
+	for _, k := range keys {
+		names := sites[k]
+		to := strings.Join(names[:min(len(names), maxSites)], ", ")
+		if more := len(names) - maxSites; more > 0 {
+			to += fmt.Sprintf(" and %d more", more)
+		}
+		lines = append(lines, fmt.Sprintf("MTU (%s): %d to %s, as %s", k.class, k.mtu, to, k.why))
+	}
+	return lines
 }
 
 func flowQueues(c tunnel.Class, q tunnel.FlowStatus) string {

@@ -59,12 +59,15 @@ func outer(cfg *config.Config, c tunnel.Class) tunnel.Outer {
 	return o
 }
 
-func devices(cfg *config.Config, f Facts, queues qos.Input) []tunnel.Device {
+func devices(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU) []tunnel.Device {
 	var out []tunnel.Device
 	for _, c := range tunnel.Classes {
 		class := cfg.Class(OuterClass(c))
 		d := tunnel.Device{Class: c, Settings: cfg.Tunnels[c], FwMark: uint32(OuterMark(c)), Outer: outer(cfg, c),
 			PrivateKey: f.Keys.Private, Bounds: bounds(slowestUplink(cfg), class, widestMTU(cfg, f), int(cfg.Tunnels[c].MTU))}
+		if n := shortest(mtus); n > 0 && cfg.AutoMTU[c] { // a padded packet has to fit the path as well
+			d.Outer.PadTo = min(d.Outer.PadTo, n)
+		}
 		if leaf := smallestLeaf(cfg, class, widestMTU(cfg, f)); leaf > 0 && d.Bounds.SuperPacket > int(leaf/2) {
 			if d.Bounds.SuperPacket = int(leaf / 2); d.Bounds.SuperPacket < 2*int(cfg.Tunnels[c].MTU) {
 				d.Bounds.SuperPacket = 0

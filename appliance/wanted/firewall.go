@@ -11,7 +11,7 @@ import (
 	"ringway/tunnel"
 )
 
-func firewallInput(cfg *config.Config, f Facts, queues qos.Input) firewall.Input {
+func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU) firewall.Input {
 	in := firewall.Input{
 		Classes:       cfg.Classes,
 		LocalServices: served(cfg),
@@ -19,13 +19,19 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input) firewall.Input
 		Missing:       f.FirewallMissing,
 		Dynamic:       DynamicSets(cfg),
 		Signalling:    signalling(cfg),
+		ShortPaths:    shortPaths(cfg, mtus),
 	}
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
 		if w.DHCP {
 			in.DHCP = append(in.DHCP, w.Interface)
 		}
-		if sent, received := w.InternetMTUs(); sent > 0 || received > 0 {
+		sent, received := w.InternetMTUs()
+		if wire, _ := w.WireMTU(f.WireMTU[w.Interface]); wire < qos.InternetMTU {
+			// As any router on such a line does: ICMP to servers is often filtered.
+			sent, received = int(within(tunnel.InnerMTU(wire), sent)), int(within(tunnel.InnerMTU(wire), received))
+		}
+		if sent > 0 || received > 0 {
 			in.Slow = append(in.Slow, firewall.SlowWAN{Device: w.Interface, Sent: sent, Received: received})
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"ringway/tunnel"
 )
 
-func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device) routing.Input {
+func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []SiteMTU) routing.Input {
 	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.Leases, Advertised: f.Advertised,
 		Silent:      f.Silent,
 		VoiceSource: routing.FirstAddresses(cfg.Voice), DataSource: routing.FirstAddresses(cfg.Data),
@@ -51,10 +51,14 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device) routing.Inp
 			},
 		)
 	}
-	siteMTU := cfg.SiteMTUs()
-	for _, s := range cfg.Sites {
-		in.Sites = append(in.Sites, routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(), DataMTU: siteMTU[s.Name],
-			VoiceDevice: name[s.Via(tunnel.Voice)], DataDevice: name[s.Via(tunnel.Data)]})
+	slow := cfg.SiteMTUs()
+	for i, s := range cfg.Sites {
+		r := routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(),
+			VoiceDevice: name[s.Via(tunnel.Voice)], DataDevice: name[s.Via(tunnel.Data)], MTU: int(mtus[i].Short)}
+		if slow[s.Name] > 0 {
+			r.DataMTU = int(within(tunnel.InnerMTU(slow[s.Name]), r.MTU))
+		}
+		in.Sites = append(in.Sites, r)
 	}
 	return in
 }

@@ -20,6 +20,7 @@ type State struct {
 	Queues     qos.State
 	QueueInput qos.Input       // what Queues was computed from
 	Devices    []tunnel.Device // in the order of tunnel.Classes; they hold keys and are never printed whole
+	MTUs       []SiteMTU       // in the order of the config's sites
 }
 
 // Facts is what the wanted state depends on besides the config.
@@ -31,6 +32,8 @@ type Facts struct {
 	FirewallMissing []firewall.Feature
 	KernelWireGuard bool
 	WANMTU          map[string]int // of each WAN's interface as it is; absent: 1500
+	WireMTU         map[string]int // longest packet that may leave by a WAN, by interface; absent: 1500
+	PathMTU         map[string]int // longest outer packet that the path to a site was found to take; absent: not known
 	Keys            secrets.Keys
 	Refused         map[string]string // interfaces whose queue somebody else made: what it is
 
@@ -44,18 +47,22 @@ type Facts struct {
 
 // From computes the wanted state. It is the only place where the domains' plans meet.
 func From(cfg *config.Config, f Facts) State {
+	cfg = cfg.OnWANs(f.WireMTU)
+	mtus := siteMTUs(cfg, f)
 	queues := queueInput(cfg, f)
-	devices := devices(cfg, f, queues)
+	devices := devices(cfg, f, queues, mtus)
 	return State{
-		Routing:    routing.Want(routingInput(cfg, f, devices)),
-		Firewall:   firewall.Want(firewallInput(cfg, f, queues)),
+		Routing:    routing.Want(routingInput(cfg, f, devices, mtus)),
+		Firewall:   firewall.Want(firewallInput(cfg, f, queues, mtus)),
 		Queues:     qos.Want(queues),
 		QueueInput: queues,
 		Devices:    devices,
+		MTUs:       mtus,
 	}
 }
 
 // Firewall is the part of From that changes when a site roams.
 func Firewall(cfg *config.Config, f Facts) firewall.State {
-	return firewall.Want(firewallInput(cfg, f, queueInput(cfg, f)))
+	cfg = cfg.OnWANs(f.WireMTU)
+	return firewall.Want(firewallInput(cfg, f, queueInput(cfg, f), siteMTUs(cfg, f)))
 }

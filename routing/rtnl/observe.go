@@ -316,6 +316,15 @@ func observeSysctls(s *routing.State, scope routing.State) error {
 	return nil
 }
 
+// IPv6MTU is how long IPv6 packets on a device may be: the device's MTU, or less where a router advertised so.
+func IPv6MTU(device string) (bytes int, err error) {
+	b, err := os.ReadFile(sysctlPath("net/ipv6/conf/" + device + "/mtu"))
+	if err != nil {
+		return 0, fmt.Errorf("read the IPv6 MTU of %s: %w", device, err)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
 func sysctlPath(key string) string { return filepath.Join("/proc/sys", key) }
 
 func familyName(family int) string {

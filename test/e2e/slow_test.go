@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,8 +70,9 @@ func carried(t *testing.T, from, to *lab.Host, addr string, n int) (segment int)
 	return segment
 }
 
-// tooBig pings with a packet of that length that must not be fragmented, and demands to be told what fits.
-func tooBig(t *testing.T, from *lab.Host, to string, length, fits int) {
+// tooBig pings with a packet of that length that must not be fragmented, and demands to be told what fits. Options are
+// further ones of ping(8).
+func tooBig(t *testing.T, from *lab.Host, to string, length, fits int, options ...string) {
 	t.Helper()
 	headers := 28
 	if net.ParseIP(to).To4() == nil {
@@ -78,7 +80,7 @@ func tooBig(t *testing.T, from *lab.Host, to string, length, fits int) {
 	}
 	ping := func(length int) (string, error) {
 		return from.Run(within(t, 10*time.Second), "sh", "-c",
-			fmt.Sprintf("ping -n -c 1 -W 2 -M do -s %d %s 2>&1; true", length-headers, to))
+			fmt.Sprintf("ping -n -c 1 -W 2 -M do -s %d %s %s 2>&1; true", length-headers, strings.Join(options, " "), to))
 	}
 	said, err := ping(length)
 	require.NoError(t, err)

@@ -1,0 +1,113 @@
+package config
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"ringway/tunnel"
+)
+
+const (
+	ethernetMTU = 1500
+	// pppoeMTU is what PPPoE leaves of an Ethernet packet (RFC 2516, section 7).
+	pppoeMTU = 1492
+	// padUnit is what WireGuard pads to (paper, section 5.4.6), but not beyond the tunnel's own MTU.
+	padUnit = 16
+)
+
+// linkMTU is the longest packet that a link layer of that name carries; 0: what the interface takes.
+func linkMTU(link string) int {
+	if strings.HasPrefix(link, "pppoe-") {
+		return pppoeMTU
+	}
+	return 0
+}
+
+// WireMTU is the longest packet that may leave by w, outer headers included, where its interface takes so many bytes
+// (0: not known, Ethernet's 1500); byLink says that the kind of link decides it.
+func (w WAN) WireMTU(iface int) (mtu int, byLink bool) {
+	iface = cmp.Or(iface, ethernetMTU)
+	if w.LinkMTU > 0 && w.LinkMTU < iface {
+		return w.LinkMTU, true
+	}
+	return iface, false
+}
+
+// OnWANs is cfg with what `mtu: auto` means for the tunnels' devices where the WANs' interfaces take so many bytes, by
+// name; one that is not listed takes 1500. A device takes what fits the WAN with the longest packets: routes hold what
+// goes to a site to less (package wanted).
+func (cfg *Config) OnWANs(mtu map[string]int) *Config {
+	out := *cfg
+	out.Tunnels = maps.Clone(cfg.Tunnels)
+	for c, s := range out.Tunnels {
+		if !cfg.AutoMTU[c] {
+			continue
+		}
+		s.MTU = tunnel.InnerMTU(out.autoMTU(c, mtu))
+		s.PadTo = min(s.PadTo, int(s.MTU))
+		out.Tunnels[c] = s
+	}
+	return &out
+}
+
+// autoMTU is what auto means for the tunnel of a class. Data is also kept short where a line is slow; voice is not: a
+// phone's large INVITE would come in fragments, and calls' packets are short.
+func (cfg *Config) autoMTU(c tunnel.Class, mtu map[string]int) int {
+	most := cfg.deviceMTU(mtu)
+	if c == tunnel.Data {
+		return cfg.dataMTU(most)
+	}
+	return most
+}
+
+// deviceMTU is what fits the WAN that takes the longest packets.
+func (cfg *Config) deviceMTU(mtu map[string]int) int {
+	widest := 0
+	for _, w := range cfg.WANs {
+		wire, _ := w.WireMTU(mtu[w.Interface])
+		widest = max(widest, wire)
+	}
+	return max(min(cmp.Or(widest, ethernetMTU)-tunnel.OverheadIPv6, DefaultMTU), cfg.leastMTU())
+}
+
+// InnerMTU is the longest packet inside that leaves in one piece on a path that takes wire bytes, for a tunnel whose
+// device takes more: WireGuard's padding then reaches the next multiple of 16. It is never below what the networks
+// inside need of a link.
+//
+// IPv6's longer header counts even where a site is now at an IPv4 address: sites roam, and names have both.
+func (cfg *Config) InnerMTU(wire int) int {
+	return max((wire-tunnel.OverheadIPv6)/padUnit*padUnit, cfg.leastMTU())
+}
+
+// PathMTU is the longest packet inside the tunnel of a class on a path that takes wire bytes; short says that this is
+// less than what the device takes.
+func (cfg *Config) PathMTU(c tunnel.Class, wire int) (mtu tunnel.InnerMTU, short bool) {
+	device := cfg.Tunnels[c].MTU
+	if !cfg.AutoMTU[c] || int(device)+tunnel.OverheadIPv6 <= wire {
+		return device, false
+	}
+	mtu = tunnel.InnerMTU(cfg.InnerMTU(wire))
+	return min(mtu, device), mtu < device
+}
+
+// Overhead is what WireGuard adds to a packet to a site over w, outer headers included.
+func (w WAN) Overhead(s Site) int {
+	if w.OuterIPv6(s) {
+		return tunnel.OverheadIPv6
+	}
+	return tunnel.OverheadIPv4
+}
+
+// Reaches says whether a site's packets can leave by w, as far as the family of its address tells.
+func (w WAN) Reaches(s Site) bool {
+	six, literal := s.endpointFamily()
+	if !literal || w.DHCP { // DHCP's lease is IPv4's, and the kernel configures IPv6 by itself
+		return true
+	}
+	if six {
+		return slices.ContainsFunc(w.Addresses, is6)
+	}
+	return slices.ContainsFunc(w.Addresses, is4)
+}
