@@ -41,6 +41,7 @@ import (
 	"ringway/debounce"
 	"ringway/firewall/nft"
 	"ringway/qos/tc"
+	"ringway/routing"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
 )
@@ -82,12 +83,16 @@ type Daemon struct {
 	dirty    task.Signal         // the kernel's state, or what the config wants of it, changed: reconcile
 	roamed   *debounce.Debouncer // a site was heard at another address: its packets belong in another queue
 
+	sysctlDrift drift                   // of watchSettings
+	peerDrift   map[tunnel.Class]*drift // of observeEndpoints
+
 	mu      sync.Mutex    // held for a whole reconciliation; guards the fields below
 	running config.Loaded // what was applied last, with its keys
 	cfg     *config.Config
 	commit  *commit.Committer
 	facts   wanted.Facts // what probe found; factsLocked adds the rest
 	mtus    []wanted.SiteMTU
+	sysctls []routing.Sysctl // that the last round wanted and the kernel does not watch
 	journal *journal.Journal
 	ruleset *nft.Ruleset    // the firewall, and the owners of its dynamic sets
 	life    context.Context // of planes: it outlives the request that started them
@@ -108,6 +113,7 @@ func New(o Options) (*Daemon, error) {
 		clock: clock.NewFloor(o.Paths.clock()), problems: problem.NewSet(time.Now),
 		ready: make(chan struct{}), stop: make(chan struct{}),
 		dirty: task.NewSignal(), roamed: debounce.New(roaming),
+		peerDrift: map[tunnel.Class]*drift{},
 	}
 	if d.own, err = claimProblems(d.problems); err != nil {
 		return nil, err
@@ -226,6 +232,7 @@ func (d *Daemon) tasks(signals <-chan os.Signal, cancel context.CancelFunc) []ta
 		task.Every("confirmation", time.Second, d.checkDeadline),
 		task.Every("endpoint memory", time.Second, d.observeEndpoints),
 		task.Every("clock floor", clock.SaveInterval, func(context.Context) { d.saveClock() }),
+		task.Every("settings watch", settingsInterval, d.watchSettings),
 		{Name: "systemd watchdog", Run: d.feedWatchdog},
 		{Name: "signals", Run: func(ctx context.Context, ready func()) error {
 			ready()

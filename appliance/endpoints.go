@@ -57,6 +57,7 @@ func (d *Daemon) observeEndpoints(ctx context.Context) {
 		if t.Class == tunnel.Voice {
 			d.lines.Observe(t.Peers)
 		}
+		d.checkPeers(t.Class, d.engines[t.Class], t)
 		moved, retried := d.endpoints.Observe(t.Class, t.Peers)
 		if moved {
 			d.roamed.Trigger()

@@ -356,3 +356,22 @@ func (m *model) way(to netip.Addr, mark uint32, local bool) string {
 	}
 	return ""
 }
+
+// What the kernel does not report is compared by looking, with the values that are allowed besides the wanted one.
+func TestUnmetSysctls(t *testing.T) {
+	want := []routing.Sysctl{{Key: "a", Value: 1}, {Key: "b", Value: 0, UpTo: 1}, {Key: "gone", Value: 1}}
+	have := []routing.Sysctl{{Key: "a", Value: 0}, {Key: "b", Value: 1}}
+	assert.Equal(t, want[:1], routing.Unmet(want, have))
+
+	var unheard []string
+	for _, c := range routing.Want(branch()).Sysctls {
+		if !c.Notified() {
+			unheard = append(unheard, c.Key)
+		}
+	}
+	for _, key := range unheard {
+		assert.NotContains(t, key, "rp_filter")
+		assert.NotContains(t, key, "forward")
+	}
+	assert.Contains(t, unheard, "net/ipv4/conf/rw-voice/src_valid_mark")
+}

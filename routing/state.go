@@ -162,6 +162,22 @@ type Sysctl struct {
 // accepts reports whether the observed value v will do.
 func (s Sysctl) accepts(v int) bool { return v == s.Value || (v >= s.Value && v <= s.UpTo) }
 
+// Notified reports whether the kernel tells of every change of the value (RTM_NEWNETCONF).
+func (s Sysctl) Notified() bool {
+	return isForwarding(s.Key) || strings.HasPrefix(s.Key, "net/ipv4/conf/") && strings.HasSuffix(s.Key, "/rp_filter")
+}
+
+// Unmet lists the wanted values that others have replaced. What is not observed is not there.
+func Unmet(want, have []Sysctl) (out []Sysctl) {
+	for _, w := range want {
+		i := slices.IndexFunc(have, func(h Sysctl) bool { return h.Key == w.Key })
+		if i >= 0 && !w.accepts(have[i].Value) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
 // Sort brings the state into its canonical order.
 func (s *State) Sort() {
 	slices.SortFunc(s.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })

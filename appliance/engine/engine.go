@@ -115,6 +115,13 @@ func deviceChanges(d, last tunnel.Device, have tunnel.Observed) []string {
 	return lines
 }
 
+// Changed says whether st, a status that the engine gave, shows another device than the engine was told: somebody else
+// changed it.
+func (h *Holder) Changed(st tunnel.DeviceStatus) bool {
+	e, last := h.current()
+	return e != nil && len(tunnel.Diff(last, WithKeysOf(last, st), &last, time.Now()).Words()) > 0
+}
+
 // Configure makes the class's device be as d says, with the engine that d names. ctx bounds this call;
 // life bounds what it starts. It returns what it changed, as Compare says it.
 func (h *Holder) Configure(ctx, life context.Context, d tunnel.Device) ([]string, error) {

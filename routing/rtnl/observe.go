@@ -50,7 +50,7 @@ func Observe(scope routing.State) (routing.State, error) {
 			return routing.State{}, err
 		}
 	}
-	if err := observeSysctls(&s, scope); err != nil {
+	if s.Sysctls, err = Sysctls(scope.Sysctls); err != nil {
 		return routing.State{}, err
 	}
 	s.Sort()
@@ -298,22 +298,23 @@ func hasMore(r netlink.Rule) bool {
 	return selectors || actions
 }
 
-func observeSysctls(s *routing.State, scope routing.State) error {
-	for _, c := range scope.Sysctls {
+// Sysctls reads the values of want that this kernel has.
+func Sysctls(want []routing.Sysctl) (out []routing.Sysctl, err error) {
+	for _, c := range want {
 		b, err := os.ReadFile(sysctlPath(c.Key))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("read sysctl %s: %w", c.Key, err)
+			return nil, fmt.Errorf("read sysctl %s: %w", c.Key, err)
 		}
 		v, err := strconv.Atoi(strings.TrimSpace(string(b)))
 		if err != nil {
-			return fmt.Errorf("read sysctl %s: %w", c.Key, err)
+			return nil, fmt.Errorf("read sysctl %s: %w", c.Key, err)
 		}
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: c.Key, Value: v})
+		out = append(out, routing.Sysctl{Key: c.Key, Value: v})
 	}
-	return nil
+	return out, nil
 }
 
 // IPv6MTU is how long IPv6 packets on a device may be: the device's MTU, or less where a router advertised so.

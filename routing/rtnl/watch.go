@@ -24,13 +24,16 @@ type Event struct {
 	Addresses bool
 	Routes    bool // Ringway's own only
 	Rules     bool
+	Sysctls   bool // those of routing.Sysctl.Notified
 	Lost      bool // the kernel dropped messages: anything may have changed
 	// CarrierUp names the links that got a carrier since Watch began: a cable was plugged in, a device was
 	// set up or appeared with one. Sorted; a link may have lost it again since.
 	CarrierUp []string
 }
 
-func (e Event) any() bool { return e.Links || e.Addresses || e.Routes || e.Rules || e.Lost }
+func (e Event) any() bool {
+	return e.Links || e.Addresses || e.Routes || e.Rules || e.Sysctls || e.Lost
+}
 
 // timing joins a burst (a device that goes takes hundreds of routes along), and reports twice a second on a
 // machine that never rests.
@@ -38,8 +41,8 @@ var timing = debounce.Timing{Quiet: 50 * time.Millisecond, Longest: 500 * time.M
 
 const watchBuffer = 1 << 20 // bytes
 
-// Watch calls f from its own goroutine, one call at a time, after links, addresses, Ringway's routes or rules
-// have changed, until ctx ends. The first call comes at once, with Lost set: what happened before the
+// Watch calls f from its own goroutine, one call at a time, after links, addresses, Ringway's routes, rules or
+// sysctls have changed, until ctx ends. The first call comes at once, with Lost set: what happened before the
 // subscription is unknown. It returns nil when ctx ends.
 func Watch(ctx context.Context, f func(Event)) error {
 	err := watch(ctx, f)
@@ -53,7 +56,8 @@ func watch(ctx context.Context, f func(Event)) error {
 	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
-		unix.RTNLGRP_IPV6_IFINFO) // an MTU that a router advertised
+		unix.RTNLGRP_IPV6_IFINFO, // an MTU that a router advertised
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return err
 	}
@@ -111,6 +115,7 @@ func (c *collector) add(e Event) {
 	j.Addresses = j.Addresses || e.Addresses
 	j.Routes = j.Routes || e.Routes
 	j.Rules = j.Rules || e.Rules
+	j.Sysctls = j.Sysctls || e.Sysctls
 	j.Lost = j.Lost || e.Lost
 	j.CarrierUp = append(j.CarrierUp, e.CarrierUp...)
 }
@@ -156,6 +161,8 @@ func (e *Event) note(m syscall.NetlinkMessage) {
 		e.Links = true
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		e.Addresses = true
+	case unix.RTM_NEWNETCONF: // not when it is deleted: the device goes, too
+		e.Sysctls = true
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		e.Rules = true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:

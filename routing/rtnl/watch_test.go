@@ -54,6 +54,11 @@ func TestWatchTellsAndRepairs(t *testing.T) {
 	next(func(e rtnl.Event) bool { return e.Routes })
 	box.Run("ip", "rule", "del", "pref", "5230")
 	next(func(e rtnl.Event) bool { return e.Rules })
+	for _, command := range []string{"net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0",
+		"net.ipv4.conf.voice0.rp_filter=0"} {
+		box.Run("sysctl", "-q", "-w", command)
+		next(func(e rtnl.Event) bool { return e.Sysctls })
+	}
 	box.Run("ip", "addr", "flush", "dev", "data0")
 	next(func(e rtnl.Event) bool { return e.Addresses })
 	box.Run("ip", "link", "set", "voice0", "down")
