@@ -16,8 +16,8 @@ import (
 // settingsInterval is how often sysctls are compared. A look costs a read of each file.
 const settingsInterval = 3 * time.Second
 
-// minDriftPause leaves a round the time to remove a difference; maxDriftPause is how long a difference that reconciliation does not remove waits for the next attempt: as long as
-// for whatever nobody reports.
+// minDriftPause leaves a round the time to remove a difference; maxDriftPause is how long one that no round removes
+// waits for the next attempt, as whatever nobody reports.
 const (
 	minDriftPause = 2 * time.Second
 	maxDriftPause = reconcileInterval

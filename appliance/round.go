@@ -51,7 +51,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	r.applyTunnels(ctx)
 	r.applyToTunnels()
 	d.reportRound(r)
-	d.own.mtu.Replace(fragmented(r.Cfg, r.Facts))
+	d.logNews(d.own.mtu.Replace(fragmented(r.Cfg, r.Facts)))
 
 	d.components.Follow(d.cfg)
 	return r.changes, d.journal.Applied(r.Wanted.Routing)
@@ -191,6 +191,7 @@ func hasLink(s routing.State, name string) bool {
 // reportInterfaces reports what the config needs and the machine does not have, or has in the way.
 func (r *round) reportInterfaces(have routing.State) {
 	var wrong error
+	r.d.logNews(r.d.own.routes.Replace(intrusions(r.Wanted.Routing, have)))
 	missing := append(routing.Missing(r.Wanted.Routing, have), routing.Conflicts(r.Wanted.Routing, have)...)
 	if len(missing) > 0 {
 		wrong = errors.New(strings.Join(missing, "; "))
@@ -199,6 +200,25 @@ func (r *round) reportInterfaces(have routing.State) {
 		Severity: problem.Critical,
 		Action:   "attach or create what is missing, remove what is in the way; Ringway takes it up by itself",
 	}, wrong)
+}
+
+// logNews logs problems that Replace returned.
+func (d *Daemon) logNews(news []problem.Problem) {
+	for _, p := range news {
+		d.log.Warn("problem", "component", p.Component, "subject", p.Subject, "problem", p.Text, "action", p.Action)
+	}
+}
+
+// intrusions reports routes and rules of others that take Ringway's packets.
+func intrusions(want, have routing.State) (out []problem.Problem) {
+	for _, i := range routing.Intrusions(want, have) {
+		p := problem.Problem{Subject: i.Subject, Severity: problem.Warning, Text: i.Text, Action: i.Action}
+		if i.Severe {
+			p.Severity = problem.Critical
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // fragmented reports the WANs that take shorter packets than tunnels do.

@@ -68,6 +68,9 @@ type State struct {
 	// them may be about. Wanted only.
 	WANs    []string       `json:"wans,omitempty"`
 	Private []netip.Prefix `json:"private,omitempty"`
+
+	Endpoints []netip.Addr `json:"-"` // wanted only: where the tunnels' packets go
+	Others    Others       `json:"-"` // observed only
 }
 
 // Values of the protocol of routes and addresses that the kernel makes of router advertisements (rtnetlink(7),
@@ -82,15 +85,15 @@ const (
 // advertisements until the first start.
 func (s State) IntrudingRoute(h Route) bool {
 	advertised := h.Protocol == protocolRA || h.Protocol == protocolKernel
-	return advertised && h.Table == TableMain && h.Type == Unicast && s.intrudes(h.Device, h.Prefix)
+	return advertised && h.Table == TableMain && h.Type == Unicast && s.overlapsPrivate(h.Device, h.Prefix)
 }
 
 // IntrudingAddress is the same of an address. Before Linux 5.18 it is not seen; its route is.
 func (s State) IntrudingAddress(h Address) bool {
-	return h.Protocol == protocolKernelRA && s.intrudes(h.Device, h.Prefix.Masked())
+	return h.Protocol == protocolKernelRA && s.overlapsPrivate(h.Device, h.Prefix.Masked())
 }
 
-func (s State) intrudes(device string, p netip.Prefix) bool {
+func (s State) overlapsPrivate(device string, p netip.Prefix) bool {
 	if !p.Addr().Is6() || p.Bits() == 0 || !slices.Contains(s.WANs, device) {
 		return false
 	}
@@ -296,6 +299,7 @@ func Scope(wants ...State) State {
 		out.Addresses = append(out.Addresses, w.Addresses...)
 		out.Routes = append(out.Routes, w.Routes...)
 		out.Rules = append(out.Rules, w.Rules...)
+		out.Endpoints = append(out.Endpoints, w.Endpoints...)
 	}
 	if len(wants) > 0 {
 		out.WANs, out.Private = wants[0].WANs, wants[0].Private

@@ -21,6 +21,7 @@ type Input struct {
 	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
 	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
 	VoiceSource, DataSource []netip.Addr
+	Endpoints               []netip.Addr // where the tunnels' packets go, as far as that is known
 	// SoftirqBudget is how many packets the kernel takes from its network cards before a waiting thread may
 	// run; 0: left as it is. Only the first network namespace has this value.
 	SoftirqBudget int
@@ -117,6 +118,7 @@ func Want(in Input) State {
 	s.relayed(in)
 	s.sysctls(in)
 	s.private(in)
+	s.Endpoints = in.Endpoints
 	s.Sort()
 	return s
 }

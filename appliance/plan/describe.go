@@ -9,6 +9,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/appliance/wanted"
+	"ringway/routing"
 )
 
 // Whole describes the whole wanted state, whatever the machine holds.
@@ -23,7 +24,7 @@ func Whole(cfg *config.Config, f wanted.Facts, w wanted.State, o Options) Plan {
 		"wg":  {lines: devices},
 		"tc":  {lines: w.Queues.Text()},
 	}
-	return describe(cfg, f, w, o, lines)
+	return describe(cfg, f, w, o, routing.State{}, lines)
 }
 
 // Describe describes a difference. A part that this user may not see is described as if the machine had
@@ -60,7 +61,7 @@ func Describe(
 			return Plan{}, p.err
 		}
 	}
-	return describe(cfg, f, w, o, parts), nil
+	return describe(cfg, f, w, o, have.Routing.State, parts), nil
 }
 
 type described struct {
@@ -83,6 +84,7 @@ func describe(
 	f wanted.Facts,
 	w wanted.State,
 	o Options,
+	have routing.State,
 	parts map[string]described,
 ) (p Plan) {
 	for _, name := range PartNames {
@@ -100,6 +102,8 @@ func describe(
 			lines = []string{"# nothing to change"}
 		}
 		switch name {
+		case "ip":
+			lines = append(lines, RouteRemarks(w.Routing, have)...)
 		case "nft":
 			lines = append(lines, SignallingRemarks(cfg)...)
 		case "wg":

@@ -11,6 +11,7 @@ import (
 	"ringway/appliance/config"
 	"ringway/appliance/wanted"
 	"ringway/qos"
+	"ringway/routing"
 	"ringway/tunnel"
 )
 
@@ -122,6 +123,14 @@ func TunnelRemarks(devs []tunnel.Device) (out []string) {
 				out = append(out, MeasuredWords(d))
 			}
 		}
+	}
+	return out
+}
+
+// RouteRemarks name routes and rules of other programs that take Ringway's packets, and what to do.
+func RouteRemarks(want, have routing.State) (out []string) {
+	for _, i := range routing.Intrusions(want, have) {
+		out = append(out, fmt.Sprintf("# warning: %s; %s", i.Text, i.Action))
 	}
 	return out
 }

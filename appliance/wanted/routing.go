@@ -1,6 +1,7 @@
 package wanted
 
 import (
+	"net/netip"
 	"slices"
 
 	"ringway/appliance/config"
@@ -51,6 +52,7 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 			},
 		)
 	}
+	in.Endpoints = endpoints(cfg, f)
 	slow := cfg.SiteMTUs()
 	for i, s := range cfg.Sites {
 		r := routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(),
@@ -61,6 +63,28 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 		in.Sites = append(in.Sites, r)
 	}
 	return in
+}
+
+// endpoints is where the tunnels' packets go: where sites are now, and where the config says.
+func endpoints(cfg *config.Config, f Facts) (out []netip.Addr) {
+	add := func(at netip.AddrPort) {
+		if a := at.Addr().Unmap().WithZone(""); at.IsValid() && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	for _, s := range cfg.Sites {
+		for _, c := range tunnel.Classes {
+			if f.Heard != nil {
+				at, _ := f.Heard(c, s.Site)
+				add(at)
+			}
+			if f.Endpoint != nil {
+				at, _ := f.Endpoint(c, s.Site)
+				add(at)
+			}
+		}
+	}
+	return out
 }
 
 // SoftirqBudget is how many packets the kernel takes from its network cards before a thread that waits may

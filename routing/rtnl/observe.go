@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +54,7 @@ func Observe(scope routing.State) (routing.State, error) {
 	if s.Sysctls, err = Sysctls(scope.Sysctls); err != nil {
 		return routing.State{}, err
 	}
+	s.Others.Observed = true
 	s.Sort()
 	return s, nil
 }
@@ -224,6 +226,7 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 		table, metric uint32
 		prefix        netip.Prefix
 	}
+	concerned := routing.InterestsOf(scope).Concerned
 	wanted := map[place]bool{}
 	for _, r := range scope.Routes {
 		wanted[place{r.Table, r.Metric, r.Prefix}] = true
@@ -248,6 +251,9 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 			o.Device = names[r.LinkIndex]
 		}
 		own := o.Protocol == routing.Protocol || routing.OwnTable(o.Table)
+		if !own && o.Table == routing.TableMain && o.Protocol != unix.RTPROT_KERNEL && concerned(o.Prefix) {
+			s.Others.Routes = append(s.Others.Routes, o)
+		}
 		if own || wanted[place{o.Table, o.Metric, o.Prefix}] || scope.IntrudingRoute(o) {
 			s.Routes = append(s.Routes, o)
 		}
@@ -260,7 +266,11 @@ func observeRules(s *routing.State, family int) error {
 	if err != nil {
 		return fmt.Errorf("list %s rules: %w", familyName(family), err)
 	}
+	s.Others.Missing = append(s.Others.Missing, missingRules(family, rules)...)
 	for _, r := range rules {
+		if r.Protocol != routing.Protocol && r.Priority < routing.PriorityFirst && uint32(r.Table) != routing.TableLocal {
+			s.Others.Rules = append(s.Others.Rules, otherRule(family, r))
+		}
 		among := routing.PriorityFirst <= r.Priority && r.Priority <= routing.PriorityLast
 		if r.Protocol != routing.Protocol && !among {
 			continue
@@ -283,6 +293,52 @@ func observeRules(s *routing.State, family int) error {
 		s.Rules = append(s.Rules, o)
 	}
 	return nil
+}
+
+// missingRules are those that the kernel starts with and nobody can do without.
+func missingRules(family int, rules []netlink.Rule) (out []routing.Rule) {
+	first := []routing.Rule{{Priority: 0, Table: routing.TableLocal}, {Priority: 32766, Table: routing.TableMain}}
+	for _, want := range first {
+		there := slices.ContainsFunc(rules, func(r netlink.Rule) bool {
+			return uint32(r.Table) == want.Table && otherRule(family, r).Bare() && r.Protocol != routing.Protocol
+		})
+		if !there {
+			want.Family = familyNumber(family)
+			out = append(out, want)
+		}
+	}
+	return out
+}
+
+func otherRule(family int, r netlink.Rule) routing.OtherRule {
+	o := routing.OtherRule{
+		Family: familyNumber(family), Priority: r.Priority, Table: uint32(r.Table), Mark: r.Mark,
+		Input: r.IifName, Output: r.OifName, From: prefixOf(r.Src), To: prefixOf(r.Dst),
+	}
+	switch {
+	case r.Mask != nil:
+		o.Mask = *r.Mask
+	case r.Mark != 0:
+		o.Mask = 1<<32 - 1
+	}
+	r.Src, r.Dst, r.OifName = nil, nil, ""
+	o.More = hasMore(r)
+	return o
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addrOf(n.IP).Unmap(), ones)
+}
+
+func familyNumber(family int) int {
+	if family == unix.AF_INET6 {
+		return 6
+	}
+	return 4
 }
 
 // hasMore reports whether a rule has selectors or actions that a routing.Rule cannot hold.

@@ -22,7 +22,7 @@ import (
 type Event struct {
 	Links     bool // also a cable plugged or pulled, a device made or removed
 	Addresses bool
-	Routes    bool // Ringway's own only
+	Routes    bool // Ringway's own, default routes, and those that somebody set by hand
 	Rules     bool
 	Sysctls   bool // those of routing.Sysctl.Notified
 	Lost      bool // the kernel dropped messages: anything may have changed
@@ -166,13 +166,21 @@ func (e *Event) note(m syscall.NetlinkMessage) {
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		e.Rules = true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		// There may be very many routes of others, which do not matter here.
+		// There may be very many routes of others, from routing daemons, which do not matter here.
 		if len(m.Data) < unix.SizeofRtMsg {
 			return
 		}
 		msg := nl.DeserializeRtMsg(m.Data)
-		e.Routes = e.Routes || msg.Protocol == routing.Protocol || routing.OwnTable(tableOf(msg, m.Data))
+		table := tableOf(msg, m.Data)
+		ours := msg.Protocol == routing.Protocol || routing.OwnTable(table)
+		e.Routes = e.Routes || ours || table == routing.TableMain && byHand(msg)
 	}
+}
+
+// byHand reports whether a route is a default route, or one that somebody set: it may take packets of ours.
+func byHand(msg *nl.RtMsg) bool {
+	static := msg.Protocol == unix.RTPROT_BOOT || msg.Protocol == unix.RTPROT_STATIC
+	return (static || msg.Dst_len < 8) && msg.Flags&unix.RTM_F_CLONED == 0
 }
 
 func tableOf(msg *nl.RtMsg, data []byte) uint32 {

@@ -57,3 +57,70 @@ func TestWhatOthersChangeIsPutBack(t *testing.T) {
 	t.Logf("voice stopped for %s at most", stopped(h))
 	assert.Less(t, stopped(h), 4*time.Second)
 }
+
+// problemSaid waits until the status has, or no longer has, a problem about a subject, and returns its text and action.
+func problemSaid(t *testing.T, e *lab.Edge, component, subject string, there bool) (text string) {
+	t.Helper()
+	ok := polled(10*time.Second, func() bool {
+		text = ""
+		s, err := e.Status(t.Context())
+		if err != nil {
+			return false
+		}
+		for _, p := range s.Problems {
+			if p.Component == component && p.Subject == subject {
+				text = p.Text + "; " + p.Action
+			}
+		}
+		return (text != "") == there
+	})
+	require.True(t, ok, "problem %s %s: want %v", component, subject, there)
+	return text
+}
+
+// Routes and rules of others that take the packets of calls are named, with the command that removes them. What is
+// Ringway's own is back at once, without the daemon being asked.
+func TestRoutesAndRulesOfOthersAreNamed(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty})
+	e := l.Edge("a")
+	must := func(command string) string {
+		t.Helper()
+		out, err := e.Run(t.Context(), "sh", "-c", command)
+		require.NoError(t, err)
+		return strings.TrimSpace(out)
+	}
+	reaches := func() bool {
+		_, err := l.Host(lab.PhoneA).Run(within(t, 5*time.Second), "ping", "-n", "-c", "1", "-W", "1", "10.2.10.10")
+		return err == nil
+	}
+	for _, p := range status(t, e).Problems {
+		assert.NotEqual(t, "routes", p.Component, "%s", p)
+	}
+
+	// Ciphertext now goes to a neighbour that is not there: calls are dead, and it is said why.
+	must("ip route add default via 198.51.100.77 metric 0")
+	text := problemSaid(t, e, "routes", "default wan0", true)
+	assert.Contains(t, text, `"ip -4 route add default via 198.51.100.77 dev wan0 table 254 proto 3"`)
+	assert.False(t, reaches(), "the route takes the tunnels' packets")
+	out, err := e.Ringway(within(t, 20*time.Second), "plan", "/etc/ringway/ringway.yaml")
+	require.NoError(t, err)
+	assert.Contains(t, out, "# warning: another program's default route takes precedence over the WAN's")
+	must(strings.Split(text, "`")[1])
+	problemSaid(t, e, "routes", "default wan0", false)
+	assert.True(t, polled(10*time.Second, reaches))
+
+	// In a table of Ringway's it is removed.
+	must("ip route add 10.2.10.0/25 dev wan0 table 5271")
+	assert.True(t, polled(time.Second, func() bool {
+		return !strings.Contains(must("ip route show table 5271"), "10.2.10.0/25")
+	}))
+
+	// All rules are flushed: Ringway's are back, and what is the kernel's is named.
+	rules := must("ip -6 rule show | grep -c 52")
+	must("ip -6 rule flush")
+	assert.True(t, polled(time.Second, func() bool { return must("ip -6 rule show | grep -c 52; true") == rules }))
+	text = problemSaid(t, e, "routes", "IPv6 rule 32766", true)
+	must(strings.Split(text, "`")[1])
+	problemSaid(t, e, "routes", "IPv6 rule 32766", false)
+}
