@@ -219,6 +219,7 @@ func (d *Daemon) tasks(signals <-chan os.Signal, cancel context.CancelFunc) []ta
 		{Name: "ruleset watch", Run: func(ctx context.Context, ready func()) error {
 			return d.ruleset.Watch(ctx, ready, d.touch)
 		}},
+		{Name: "other rulesets", Run: d.watchChains},
 		{Name: "queue watch", Run: func(ctx context.Context, ready func()) error {
 			return tc.Watch(ctx, ready, d.touch)
 		}},

@@ -17,6 +17,7 @@ type ownProblems struct {
 	engine    *problem.Owner // that do not answer
 	admission *problem.Owner // sites whose voice budget is used up
 	counters  *problem.Owner // of the kernel, that cannot be read
+	firewall  *problem.Owner // chains of other programs that may drop packets
 	routes    *problem.Owner // of other programs, that take Ringway's packets
 	mtu       *problem.Owner // WANs on which full packets leave in fragments
 
@@ -34,7 +35,7 @@ func claimProblems(s *problem.Set) (o ownProblems, err error) {
 		commit: claim("commit"), reconcile: claim("reconcile"), interfaces: claim("interfaces"),
 		control: claim("control"), siteQueues: claim("site-queues"), clock: claim("clock"), endpoint: claim(ownEndpoint),
 		engine: claim("engine"), admission: claim("admission"), counters: claim("counters"),
-		mtu: claim("mtu"), routes: claim("routes"),
+		mtu: claim("mtu"), routes: claim("routes"), firewall: claim("firewall"),
 		applied: map[string]*problem.Owner{},
 	}
 	for part := range appliedParts {

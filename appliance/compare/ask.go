@@ -168,6 +168,7 @@ func (u unaided) probe(f *wanted.Facts) {
 	if supported, err := kernel.Supported(); err == nil {
 		f.KernelWireGuard = supported
 	}
+	f.OtherChains, _ = nft.Others()
 }
 
 // fromStatus takes what a daemon of an older build says of itself.

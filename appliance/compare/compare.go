@@ -6,11 +6,13 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 
 	"ringway/appliance/config"
 	"ringway/appliance/journal"
 	"ringway/appliance/plan"
 	"ringway/appliance/wanted"
+	"ringway/firewall"
 	"ringway/firewall/nft"
 	"ringway/qos"
 	"ringway/qos/tc"
@@ -66,6 +68,24 @@ func (c Comparison) Describe(o plan.Options) (plan.Plan, error) {
 		return plan.Whole(c.Cfg, c.Facts, c.Wanted, o), nil
 	}
 	return plan.Describe(c.Cfg, c.Facts, c.Wanted, c.Observed, c.Difference, o)
+}
+
+// OtherChains lists the chains of other programs that may drop packets of cfg's box. On a machine that has none of the
+// interfaces, or for a user who may not see them, there are none.
+func OtherChains(cfg *config.Config) []firewall.OtherChain {
+	names := cfg.Cards()
+	for _, w := range cfg.WANs {
+		names = append(names, w.Interface)
+	}
+	here := slices.ContainsFunc(names, func(name string) bool { _, err := net.InterfaceByName(name); return err == nil })
+	if !here {
+		return nil
+	}
+	chains, err := nft.Others()
+	if err != nil {
+		return nil
+	}
+	return chains
 }
 
 // ThroughWAN asks the kernel which interface leads to where a site is; "" where nobody knows.

@@ -10,6 +10,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/appliance/wanted"
+	"ringway/firewall"
 	"ringway/qos"
 	"ringway/routing"
 	"ringway/tunnel"
@@ -123,6 +124,14 @@ func TunnelRemarks(devs []tunnel.Device) (out []string) {
 				out = append(out, MeasuredWords(d))
 			}
 		}
+	}
+	return out
+}
+
+// ChainRemarks name chains of other programs that may drop packets, and what to do.
+func ChainRemarks(chains []firewall.OtherChain) (out []string) {
+	for _, c := range chains {
+		out = append(out, "# warning: "+c.String())
 	}
 	return out
 }

@@ -31,9 +31,10 @@ type Facts struct {
 	Queues          qos.Features
 	FirewallMissing []firewall.Feature
 	KernelWireGuard bool
-	WANMTU          map[string]int // of each WAN's interface as it is; absent: 1500
-	WireMTU         map[string]int // longest packet that may leave by a WAN, by interface; absent: 1500
-	PathMTU         map[string]int // longest outer packet that the path to a site was found to take; absent: not known
+	WANMTU          map[string]int        // of each WAN's interface as it is; absent: 1500
+	WireMTU         map[string]int        // longest packet that may leave by a WAN, by interface; absent: 1500
+	PathMTU         map[string]int        // longest outer packet that a site's path was found to take; absent: not known
+	OtherChains     []firewall.OtherChain // of other programs, that may drop packets
 	Keys            secrets.Keys
 	Refused         map[string]string // interfaces whose queue somebody else made: what it is
 

@@ -29,7 +29,7 @@ func checkCommand(a *app) *cobra.Command {
 			}
 			var warnings []config.Problem
 			if cfg != nil {
-				warnings = cfg.Warnings
+				warnings = append(slices.Clone(cfg.Warnings), machineWarnings(cfg, a.config(args))...)
 			}
 			if a.PrintJSON {
 				if jerr := printJSON(c.OutOrStdout(), problemsJSON{asJSON(problems), asJSON(warnings)}); jerr != nil {
@@ -55,6 +55,14 @@ func checkCommand(a *app) *cobra.Command {
 	}
 	jsonFlag(c, "print problems and warnings as JSON")
 	return c
+}
+
+// machineWarnings say what is in the way on this machine, where it is the box that the config is for.
+func machineWarnings(cfg *config.Config, file string) (out []config.Problem) {
+	for _, c := range compare.OtherChains(cfg) {
+		out = append(out, config.Problem{File: file, Message: "this machine: " + c.String()})
+	}
+	return out
 }
 
 func planCommand(a *app) *cobra.Command {

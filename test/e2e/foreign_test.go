@@ -124,3 +124,40 @@ func TestRoutesAndRulesOfOthersAreNamed(t *testing.T) {
 	must(strings.Split(text, "`")[1])
 	problemSaid(t, e, "routes", "IPv6 rule 32766", false)
 }
+
+// A chain of another program drops what it does not accept: calls are dead, and status, plan and check name the chain.
+func TestChainsOfOthersAreNamed(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty})
+	e := l.Edge("a")
+	reaches := func() bool {
+		_, err := l.Host(lab.PhoneA).Run(within(t, 5*time.Second), "ping", "-n", "-c", "1", "-W", "1", "10.2.10.10")
+		return err == nil
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := e.Ringway(within(t, 20*time.Second), args...)
+		require.NoError(t, err)
+		return out
+	}
+	const config = "/etc/ringway/ringway.yaml"
+	require.True(t, reaches())
+	assert.NotContains(t, run("check", config)+run("plan", config), "nftables chain")
+
+	for _, hook := range []string{"forward", "output", "input"} {
+		subject := "table inet theirs chain " + hook
+		_, err := e.RunInput(t.Context(), "table inet theirs {\n chain "+hook+" {\n type filter hook "+hook+
+			" priority 0; policy drop;\n iifname lo accept\n oifname lo accept\n }\n}\n", "nft", "-f", "-")
+		require.NoError(t, err)
+		text := problemSaid(t, e, "firewall", subject, true)
+		assert.Contains(t, text, "drops what it does not accept itself")
+		assert.False(t, reaches(), hook)
+		assert.Contains(t, run("plan", config), "# warning: "+subject)
+		assert.Contains(t, run("check", config), "this machine: "+subject)
+
+		_, err = e.Run(t.Context(), "nft", "delete", "table", "inet", "theirs")
+		require.NoError(t, err)
+		problemSaid(t, e, "firewall", subject, false)
+		assert.True(t, polled(15*time.Second, reaches), hook)
+	}
+}

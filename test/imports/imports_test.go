@@ -56,7 +56,7 @@ var mayImport = map[string][]string{
 	"appliance/status":     {"appliance/problem", "qos", "tunnel"},
 	"appliance/calls":      {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/secrets", "appliance/status", "appliance/task", "appliance/wanted", "firewall", "firewall/conntrack", "firewall/nft", "qos", "quality", "sip/admission", "sip/call", "sip/certificate", "sip/dialog", "sip/ladder", "sip/privacy", "sip/record", "sip/registrar", "sip/relay", "tunnel"},
 	"appliance/control":    {"appliance/plan", "appliance/status", "sip/call", "sip/ladder", "sip/record", "sip/registrar", "sip/relay"},
-	"appliance/compare":    {"appliance/config", "appliance/control", "appliance/endpoint", "appliance/engine", "appliance/journal", "appliance/lease", "appliance/plan", "appliance/status", "appliance/wanted", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "tunnel", "tunnel/kernel"},
+	"appliance/compare":    {"appliance/config", "appliance/control", "appliance/endpoint", "appliance/engine", "appliance/journal", "appliance/lease", "appliance/plan", "appliance/status", "appliance/wanted", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl", "tunnel", "tunnel/kernel"},
 	"appliance/engine":     {"appliance/plan", "appliance/task", "tunnel", "tunnel/kernel"},
 	"appliance/config":     {"appliance/secrets", "qos", "routing", "sip/abuse", "sip/certificate", "sip/emergency", "tunnel", "units"},
 	"appliance/plan":       {"appliance/config", "appliance/wanted", "firewall", "qos", "routing", "sip/abuse", "tunnel", "units"},
