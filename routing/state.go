@@ -130,7 +130,8 @@ type Route struct {
 	OnLink   bool         `json:"on_link,omitempty"` // the gateway is not in a network of the device
 	Source   netip.Addr   `json:"source,omitzero"`   // preferred source of what this machine sends
 	Metric   uint32       `json:"metric,omitempty"`
-	MTU      int          `json:"mtu,omitempty"` // bytes; 0: that of the device
+	MTU      int          `json:"mtu,omitempty"`      // bytes; 0: that of the device
+	MTULock  bool         `json:"mtu_lock,omitempty"` // ICMP about the path's MTU is not believed; IPv4 only
 	Protocol uint8        `json:"protocol,omitempty"`
 }
 
@@ -351,7 +352,15 @@ func compareRoutes(a, b Route) int {
 	return cmp.Or(
 		cmp.Compare(a.Table, b.Table), comparePrefix(a.Prefix, b.Prefix), cmp.Compare(a.Metric, b.Metric),
 		cmp.Compare(a.Type, b.Type), cmp.Compare(a.Device, b.Device),
-		a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source), cmp.Compare(a.MTU, b.MTU))
+		a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source), cmp.Compare(a.MTU, b.MTU),
+		cmp.Compare(lockOrder(a), lockOrder(b)))
+}
+
+func lockOrder(r Route) int {
+	if r.MTULock {
+		return 1
+	}
+	return 0
 }
 
 func compareRules(a, b Rule) int {

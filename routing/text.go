@@ -116,7 +116,11 @@ func (r Route) text(v Verb) string {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
 	}
 	if r.MTU != 0 && v != Delete {
-		fmt.Fprintf(&b, " mtu %d", r.MTU)
+		lock := ""
+		if r.MTULock {
+			lock = "lock "
+		}
+		fmt.Fprintf(&b, " mtu %s%d", lock, r.MTU)
 	}
 	return b.String()
 }

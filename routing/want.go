@@ -21,7 +21,10 @@ type Input struct {
 	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
 	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
 	VoiceSource, DataSource []netip.Addr
-	Endpoints               []netip.Addr // where the tunnels' packets go, as far as that is known
+	// LockedMTUs are the WANs' MTUs, by interface, where the kernel encrypts: its sockets believe any ICMP about a path's
+	// MTU, unless the route is locked. A WAN that is not listed has no lock.
+	LockedMTUs map[string]int
+	Endpoints  []netip.Addr // where the tunnels' packets go, as far as that is known
 	// SoftirqBudget is how many packets the kernel takes from its network cards before a waiting thread may
 	// run; 0: left as it is. Only the first network namespace has this value.
 	SoftirqBudget int
@@ -182,12 +185,13 @@ type uplink struct {
 	device    string
 	addresses []netip.Prefix
 	gateways  []netip.Addr // at most one per family
+	lockedMTU int          // of IPv4 routes, in bytes; 0: they have none
 }
 
 // uplinks are the WANs of the input, in its order.
 func uplinks(in Input) (all []uplink) {
 	for _, w := range in.WANs {
-		u := uplink{device: w.Interface, addresses: slices.Clone(w.Addresses)}
+		u := uplink{device: w.Interface, addresses: slices.Clone(w.Addresses), lockedMTU: in.LockedMTUs[w.Interface]}
 		gateways := slices.Clone(w.Gateways)
 		if l, ok := in.Leases[w.Interface]; ok && w.DHCP {
 			gateways = append(gateways, l.Gateways...)
@@ -222,12 +226,16 @@ func (u uplink) gateway(a netip.Addr) (g netip.Addr, ok bool) {
 
 // defaultRoute leads everything to a gateway.
 func (u uplink) defaultRoute(table uint32, g netip.Addr, metric int) Route {
-	return Route{
+	r := Route{
 		Table: table, Type: Unicast, Prefix: everywhere(g), Device: u.device, Gateway: g.WithZone(""),
 		OnLink:   !g.IsLinkLocalUnicast() && !inAny(g, u.addresses),
 		Metric:   uint32(metric),
 		Protocol: Protocol,
 	}
+	if g.Is4() { // the kernel has no lock for IPv6
+		r.MTU, r.MTULock = u.lockedMTU, u.lockedMTU > 0
+	}
+	return r
 }
 
 // mainRoutes adds a default route for each WAN and family; the first WAN's is preferred.

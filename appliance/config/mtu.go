@@ -69,12 +69,15 @@ func (cfg *Config) deviceMTU(mtu map[string]int) int {
 		wire, _ := w.WireMTU(mtu[w.Interface])
 		widest = max(widest, wire)
 	}
-	return max(min(cmp.Or(widest, ethernetMTU)-tunnel.OverheadIPv6, DefaultMTU), cfg.leastMTU())
+	if widest == 0 || widest >= ethernetMTU {
+		return DefaultMTU
+	}
+	return cfg.InnerMTU(widest)
 }
 
-// InnerMTU is the longest packet inside that leaves in one piece on a path that takes wire bytes, for a tunnel whose
-// device takes more: WireGuard's padding then reaches the next multiple of 16. It is never below what the networks
-// inside need of a link.
+// InnerMTU is the longest packet inside that leaves in one piece on a path that takes wire bytes. It is a multiple of
+// 16, because WireGuard's padding goes as far where the device takes more: this box's, or the far end's, whose packets
+// are as long as TCP was told here. It is never below what the networks inside need of a link.
 //
 // IPv6's longer header counts even where a site is now at an IPv4 address: sites roam, and names have both.
 func (cfg *Config) InnerMTU(wire int) int {

@@ -61,9 +61,9 @@ func TestMTUOfPaths(t *testing.T) {
 		{"not there yet", shipped(t, "branch-berlin.yaml", nil), nil, nil, 1420, none, "it is the default"},
 		{"jumbo frames", shipped(t, "branch-berlin.yaml", nil), map[string]int{"wan0": 9000}, nil, 1420, none,
 			"it is the default"},
-		{"LTE", shipped(t, "branch-berlin.yaml", nil), map[string]int{"wan0": 1400}, nil, 1320, none, "wan0 takes 1400 bytes"},
+		{"LTE", shipped(t, "branch-berlin.yaml", nil), map[string]int{"wan0": 1400}, nil, 1312, none, "wan0 takes 1400 bytes"},
 		{"PPPoE", shipped(t, "branch-berlin.yaml", map[string]string{"wan[wan0].link": "pppoe-ptm"}),
-			map[string]int{"wan0": 1500}, nil, 1412, none, "the link of wan0 takes 1492 bytes"},
+			map[string]int{"wan0": 1500}, nil, 1408, none, "the link of wan0 takes 1492 bytes"},
 		{"LTE beside Ethernet", twoWANs(t, nil), map[string]int{"wan0": 1500, "lte0": 1400}, nil, 1420, all(1312),
 			"lte0 takes 1400 bytes"},
 		{"as small as IPv6 inside allows", twoWANs(t, nil), map[string]int{"wan0": 1500, "lte0": 1300}, nil, 1420, all(1280),
@@ -95,13 +95,32 @@ func TestMTUOfPaths(t *testing.T) {
 	}
 }
 
+// The kernel's WireGuard believes ICMP, so the routes of its packets are locked to what the WAN takes.
+func TestRoutesOfTheKernelsCiphertextAreLocked(t *testing.T) {
+	locked := func(f Facts) (mtu int, is bool) {
+		f.Queues, f.WireMTU = qos.AssumedFeatures(), map[string]int{"wan0": 1400}
+		for _, r := range From(shipped(t, "branch-berlin.yaml", nil), f).Routing.Routes {
+			if r.Table == routing.TableMain && r.Prefix.Bits() == 0 {
+				mtu, is = r.MTU, r.MTULock
+			}
+		}
+		return mtu, is
+	}
+	mtu, is := locked(Facts{KernelWireGuard: true})
+	assert.True(t, is)
+	assert.Equal(t, 1400, mtu)
+	mtu, is = locked(Facts{})
+	assert.False(t, is)
+	assert.Zero(t, mtu)
+}
+
 // A packet that is padded fits the path as well.
 func TestPaddingFitsThePath(t *testing.T) {
 	cfg := twoWANs(t, map[string]string{"tunnels[voice].pad_to": "1400"})
 	f := Facts{Queues: qos.AssumedFeatures(), WireMTU: map[string]int{"wan0": 1500, "lte0": 1400}}
 	assert.Equal(t, 1312, device(t, From(cfg, f), tunnel.Voice).Outer.PadTo)
 	f.WireMTU = map[string]int{"wan0": 1400, "lte0": 1400}
-	assert.Equal(t, 1320, device(t, From(cfg, f), tunnel.Voice).Outer.PadTo)
+	assert.Equal(t, 1312, device(t, From(cfg, f), tunnel.Voice).Outer.PadTo)
 }
 
 // A WAN over which a site cannot be reached does not shorten its packets.

@@ -53,6 +53,12 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 		)
 	}
 	in.Endpoints = endpoints(cfg, f)
+	if slices.ContainsFunc(devs, func(d tunnel.Device) bool { return d.Settings.Engine == tunnel.EngineKernel }) {
+		in.LockedMTUs = map[string]int{}
+		for _, w := range cfg.WANs {
+			in.LockedMTUs[w.Interface], _ = w.WireMTU(f.WireMTU[w.Interface])
+		}
+	}
 	slow := cfg.SiteMTUs()
 	for i, s := range cfg.Sites {
 		r := routing.SiteRoute{Name: s.Name, Prefixes: s.Networks(),

@@ -196,7 +196,7 @@ func broadcast(p netip.Prefix) netip.Addr {
 func applyRoute(v routing.Verb, r routing.Route) error {
 	o := &netlink.Route{
 		Table: int(r.Table), Priority: int(r.Metric), Protocol: netlink.RouteProtocol(r.Protocol),
-		Dst: ipNet(r.Prefix), MTU: r.MTU,
+		Dst: ipNet(r.Prefix), MTU: r.MTU, MTULock: r.MTULock,
 	}
 	for number, t := range routeTypes {
 		if t == r.Type {

@@ -239,6 +239,7 @@ func observeRoutes(s *routing.State, scope routing.State, family int, names map[
 		o := routing.Route{
 			Table: uint32(r.Table), Type: t, Metric: uint32(r.Priority), Protocol: uint8(r.Protocol),
 			OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Gateway: addrOf(r.Gw), Source: addrOf(r.Src), MTU: r.MTU,
+			MTULock: r.MTULock,
 		}
 		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
 			ones, _ := r.Dst.Mask.Size()

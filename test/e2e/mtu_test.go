@@ -90,11 +90,18 @@ func linkMTU(t *testing.T, l *lab.Lab, edge *lab.Edge, device, far string, mtu i
 	}
 }
 
-// A WAN takes 1400 bytes, as LTE does, and the provider loses fragments. No packet of a tunnel leaves in fragments: TCP
-// has nearly all of the line, in both directions and families; other hosts are told what fits, in both classes.
+// A WAN takes 1400 bytes, as LTE does, and the provider loses fragments. No packet of a tunnel leaves in fragments,
+// whatever family is outside: TCP has nearly all of the line, in both directions and families; other hosts are told
+// what fits, in both classes.
 func TestFullPacketsLeaveWhole(t *testing.T) {
-	const rate, inner = 50 * qos.Mbit, 1400 - tunnel.OverheadIPv6
-	l := branches(t, lab.Options{WAN: rate})
+	for _, outside := range []lab.Family{lab.IPv4, lab.IPv6} {
+		t.Run(string(outside), func(t *testing.T) { fullPacketsLeaveWhole(t, outside) })
+	}
+}
+
+func fullPacketsLeaveWhole(t *testing.T, outside lab.Family) {
+	const rate, inner = 50 * qos.Mbit, (1400 - tunnel.OverheadIPv6) / 16 * 16
+	l := branches(t, lab.Options{WAN: rate, Underlay: outside})
 	a, b := l.Edge("a"), l.Edge("b")
 	loseFragments(t, a.Host, "wan0")
 	loseFragments(t, b.Host, "wan0")

@@ -19,10 +19,12 @@ func (b *Box) ForgeTooBig(victim *Box, end netip.AddrPort, mtu int) {
 	if end.Addr().Is6() {
 		from = netip.MustParseAddr("2001:db8::" + strconv.Itoa(victim.N))
 	}
-	require.NoError(b.T, b.NS.Do(func() error { return sendTooBig(from, end, mtu) }))
+	require.NoError(b.T, b.NS.Do(func() error { return SendTooBig(from, end, mtu) }))
 }
 
-func sendTooBig(victim netip.Addr, end netip.AddrPort, mtu int) error {
+// SendTooBig sends such a message from the namespace of the calling thread: victim's socket of port 51820 is told
+// that its packets to end were too big.
+func SendTooBig(victim netip.Addr, end netip.AddrPort, mtu int) error {
 	ports := make([]byte, 8)
 	binary.BigEndian.PutUint16(ports, 51820)
 	binary.BigEndian.PutUint16(ports[2:], end.Port())
