@@ -92,7 +92,8 @@ type Daemon struct {
 	commit  *commit.Committer
 	facts   wanted.Facts // what probe found; factsLocked adds the rest
 	mtus    []wanted.SiteMTU
-	sysctls []routing.Sysctl // that the last round wanted and the kernel does not watch
+	sysctls []routing.Sysctl // that the last round wanted and the kernel does not report
+	wireMTU map[string]int   // of the WANs in the last round
 	journal *journal.Journal
 	ruleset *nft.Ruleset    // the firewall, and the owners of its dynamic sets
 	life    context.Context // of planes: it outlives the request that started them

@@ -2,8 +2,10 @@ package appliance
 
 import (
 	"context"
+	"maps"
 	"time"
 
+	"ringway/appliance/compare"
 	"ringway/appliance/engine"
 	"ringway/routing"
 	"ringway/routing/rtnl"
@@ -11,7 +13,8 @@ import (
 )
 
 // The kernel reports most changes of others at once (watchKernel and the watches of ruleset and queues). What it does
-// not report is looked at here: sysctls other than those of routing.Sysctl.Notified, and the peers of engines.
+// not report is looked at here: sysctls other than those of routing.Sysctl.Notified, the MTU that a router advertised,
+// and the peers of engines.
 
 // settingsInterval is how often sysctls are compared. A look costs a read of each file.
 const settingsInterval = 3 * time.Second
@@ -44,17 +47,18 @@ func (d *drift) due(now time.Time, differs bool) bool {
 	return true
 }
 
-// watchSettings asks for a reconciliation when a sysctl of ours was changed.
+// watchSettings asks for a reconciliation when a sysctl of ours was changed, or when a router advertised another MTU.
 func (d *Daemon) watchSettings(context.Context) {
 	d.mu.Lock()
-	want := d.sysctls
+	want, cfg, mtu := d.sysctls, d.cfg, d.wireMTU
 	d.mu.Unlock()
 
 	have, err := rtnl.Sysctls(want)
 	if err != nil {
 		return // the next round says so
 	}
-	if d.sysctlDrift.due(time.Now(), len(routing.Unmet(want, have)) > 0) {
+	changed := len(routing.Unmet(want, have)) > 0 || !maps.Equal(mtu, compare.WireMTU(compare.WANMTU(cfg)))
+	if d.sysctlDrift.due(time.Now(), changed) {
 		d.touch()
 	}
 }

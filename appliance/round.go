@@ -39,6 +39,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 
 	r.Comparison = compare.Config(ctx, d.cfg, d.factsLocked(), d.journal, d.compareTunnels)
 	d.facts.Refused, d.mtus = r.Facts.Refused, r.Wanted.MTUs
+	d.wireMTU = r.Facts.WireMTU
 	d.sysctls = slices.DeleteFunc(slices.Clone(r.Wanted.Routing.Sysctls), routing.Sysctl.Notified)
 	if err := r.applyFirewall(); err != nil {
 		return r.changes, err

@@ -171,4 +171,9 @@ func TestPacketsFitEveryWAN(t *testing.T) {
 	out, err := a.Run(t.Context(), "ip", "-o", "link", "show", "rw-data")
 	require.NoError(t, err)
 	assert.Contains(t, out, "mtu 1420")
+
+	// A router may advertise less for IPv6 than the link takes: the kernel keeps that beside the link's.
+	_, err = a.Run(t.Context(), "sysctl", "-q", "-w", "net.ipv6.conf.wan0.mtu=1380")
+	require.NoError(t, err)
+	mtuSaid(t, a, (1380-tunnel.OverheadIPv6)/16*16, "wan0 takes 1380 bytes")
 }
