@@ -55,15 +55,16 @@ func (cfg *Config) OnWANs(mtu map[string]int) *Config {
 // autoMTU is what auto means for the tunnel of a class. Data is also kept short where a line is slow; voice is not: a
 // phone's large INVITE would come in fragments, and calls' packets are short.
 func (cfg *Config) autoMTU(c tunnel.Class, mtu map[string]int) int {
-	most := cfg.deviceMTU(mtu)
+	most := cfg.WidestMTU(mtu)
 	if c == tunnel.Data {
 		return cfg.dataMTU(most)
 	}
 	return most
 }
 
-// deviceMTU is what fits the WAN that takes the longest packets.
-func (cfg *Config) deviceMTU(mtu map[string]int) int {
+// WidestMTU is the longest packet inside that fits the WAN that takes the longest packets: what auto means where no
+// line is slow.
+func (cfg *Config) WidestMTU(mtu map[string]int) int {
 	widest := 0
 	for _, w := range cfg.WANs {
 		wire, _ := w.WireMTU(mtu[w.Interface])

@@ -141,7 +141,7 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 	}
 	data, full := cfg.Tunnels[tunnel.Data].MTU, cfg.FullPacket(w, tunnel.Data)
 	late := rate.Serialization(full) > bound
-	most := cfg.deviceMTU(nil)
+	most := cfg.WidestMTU(nil)
 	switch fit := w.FitTunnel(cfg.Tunnel(tunnel.Data), cfg.anyOuterIPv6(w), rate, cfg.leastMTU(), most); {
 	case late && auto:
 		c.warn(
@@ -166,7 +166,7 @@ func (c *checker) slow(raw *rawFile, cfg *Config, w WAN, uplink at) {
 			full,
 			kbit(rate),
 			bound,
-			cfg.dataMTU(cfg.deviceMTU(nil)),
+			cfg.dataMTU(cfg.WidestMTU(nil)),
 		)
 	case auto && fit == int(data) && int(data) < most:
 		c.warn(

@@ -36,8 +36,8 @@ func siteMTUs(cfg *config.Config, f Facts) (out []SiteMTU) {
 				m.Short = mtu
 			}
 		}
-		m.Voice = m.class(cfg, s.Via(tunnel.Voice), 0)
-		m.Data = m.class(cfg, s.Via(tunnel.Data), slow[s.Name])
+		m.Voice = m.class(cfg, f, s.Via(tunnel.Voice), 0)
+		m.Data = m.class(cfg, f, s.Via(tunnel.Data), slow[s.Name])
 		out = append(out, m)
 	}
 	return out
@@ -62,13 +62,15 @@ func pathMTU(cfg *config.Config, s config.Site, f Facts) (wire int, why string) 
 }
 
 // class is the MTU of a class that tunnel c carries; slow is what a slow line leaves, 0: no bound.
-func (m SiteMTU) class(cfg *config.Config, c tunnel.Class, slow int) ClassMTU {
+func (m SiteMTU) class(cfg *config.Config, f Facts, c tunnel.Class, slow int) ClassMTU {
 	device := cfg.Tunnels[c].MTU
-	mtu := within(within(device, int(m.Short)), slow)
+	path := within(device, int(m.Short))
+	mtu := within(path, slow)
+	slowLine := cfg.AutoMTU[c] && int(device) < cfg.WidestMTU(f.WireMTU)
 	switch {
-	case mtu < device && mtu != m.Short, mtu < cfg.Tunnels[tunnel.Voice].MTU && cfg.AutoMTU[c] && mtu != m.Short:
+	case mtu < path, mtu == device && slowLine:
 		return ClassMTU{mtu, "a line is slow"}
-	case !cfg.AutoMTU[c] && m.Short == 0:
+	case !cfg.AutoMTU[c] && mtu == device:
 		return ClassMTU{mtu, fmt.Sprintf("tunnels[%s].mtu says", c)}
 	case mtu == config.DefaultMTU:
 		return ClassMTU{mtu, "it is the default"}

@@ -123,6 +123,29 @@ func TestPaddingFitsThePath(t *testing.T) {
 	assert.Equal(t, 1312, device(t, From(cfg, f), tunnel.Voice).Outer.PadTo)
 }
 
+// Each class says what decides its MTU.
+func TestWhyAnMTU(t *testing.T) {
+	slow := map[string]string{"wan[wan0].uplink": "1150kbit", "wan[wan0].downlink": "1150kbit"}
+	for _, c := range []struct {
+		change      map[string]string
+		wire        int
+		voice, data string
+	}{
+		{nil, 1400, "1312 wan0 takes 1400 bytes", "1312 wan0 takes 1400 bytes"},
+		{map[string]string{"tunnels[voice].mtu": "1300"}, 1400, "1300 tunnels[voice].mtu says",
+			"1312 wan0 takes 1400 bytes"},
+		{map[string]string{"tunnels[data].mtu": "1290"}, 1500, "1420 it is the default", "1290 tunnels[data].mtu says"},
+		{slow, 1500, "1420 it is the default", "1320 a line is slow"},
+		{slow, 1380, "1296 wan0 takes 1380 bytes", "1296 wan0 takes 1380 bytes"},
+		{map[string]string{"sites[munich].downlink": "1150kbit"}, 1500, "1420 it is the default", "1312 a line is slow"},
+	} {
+		m := From(shipped(t, "branch-berlin.yaml", c.change),
+			Facts{Queues: qos.AssumedFeatures(), WireMTU: map[string]int{"wan0": c.wire}}).MTUs[0]
+		assert.Equal(t, c.voice, fmt.Sprintf("%d %s", m.Voice.MTU, m.Voice.Why), "%v %d", c.change, c.wire)
+		assert.Equal(t, c.data, fmt.Sprintf("%d %s", m.Data.MTU, m.Data.Why), "%v %d", c.change, c.wire)
+	}
+}
+
 // A WAN over which a site cannot be reached does not shorten its packets.
 func TestOnlyWANsThatCanCarryASiteDecideItsMTU(t *testing.T) {
 	cfg := twoWANs(t, nil)
