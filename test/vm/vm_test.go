@@ -123,6 +123,14 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 		}
 		assert.Equal(t, "nothing to change\n", b.berlin.run("ringway", "reload"))
 	})
+	t.Run("the kernel's peers are put back, and its routes are locked", func(t *testing.T) {
+		assert.Contains(t, b.berlin.run("ip", "route", "show", "default"), "mtu lock 1500")
+		key := b.berlin.tunnel(tunnel.Data).Peers[0].PublicKey.String()
+		b.berlin.run("wg", "set", "rw-data", "peer", key, "remove")
+		assert.Eventually(t, func() bool { return strings.Contains(b.berlin.run("wg", "show", "rw-data", "peers"), key) },
+			5*time.Second, 100*time.Millisecond)
+		b.pc.Run("ping", "-c1", "-W5", "10.2.20.9")
+	})
 	t.Run("a reload changes just what the file does", func(t *testing.T) {
 		text, err := os.ReadFile(b.berlin.dir + "/etc/ringway.yaml")
 		require.NoError(t, err)
