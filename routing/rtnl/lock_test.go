@@ -13,6 +13,7 @@ import (
 	"ringway/routing"
 	"ringway/test/enginetest"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 	"ringway/tunnel/descriptor"
 )
@@ -64,14 +65,14 @@ func TestALockedRouteIgnoresForgedICMP(t *testing.T) {
 		require.Empty(t, texts(routing.Diff(want, observe(t, box, want))), "the lock reads back")
 		heard := box.Run("nstat", "-asz", "IcmpInDestUnreachs")
 		forge()
-		require.Eventually(t, func() bool { return box.Run("nstat", "-asz", "IcmpInDestUnreachs") != heard },
+		polltest.Require(t, func() bool { return box.Run("nstat", "-asz", "IcmpInDestUnreachs") != heard },
 			5*time.Second, time.Millisecond)
 		if locked {
 			assert.Contains(t, box.Run("ip", "route", "show", "default"), "mtu lock 1400")
 			assert.NotContains(t, route(), "mtu 600")
 			continue
 		}
-		require.Eventually(t, func() bool { return strings.Contains(route(), "mtu 600") }, 5*time.Second,
+		polltest.Require(t, func() bool { return strings.Contains(route(), "mtu 600") }, 5*time.Second,
 			time.Millisecond, "the forgery is a good one")
 	}
 }

@@ -409,7 +409,7 @@ func (s *suite) ForgedPathMTU(t *testing.T) {
 
 			heard := a.tooBigHeard()
 			b.ForgeTooBig(a, netip.MustParseAddrPort(c.end), c.mtu)
-			require.Eventually(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
+			polltest.Require(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
 			require.NoError(t, a.Ping("10.66.0.2", "-s", "1392", "-M", "do"))
 			a.Transfer(b, "8M")
 			assert.Zero(t, a.Fragments(), "outer packets that left in fragments")
@@ -421,7 +421,7 @@ func (s *suite) ForgedPathMTU(t *testing.T) {
 			a.discover(file, c.level, c.opt, c.believes)
 			heard = a.tooBigHeard()
 			b.ForgeTooBig(a, netip.MustParseAddrPort(c.end), c.mtu)
-			require.Eventually(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
+			polltest.Require(t, func() bool { return a.tooBigHeard() > heard }, 5*time.Second, time.Millisecond)
 			require.NoError(t, a.Ping("10.66.0.2", "-s", "1392", "-M", "do"))
 			assert.Positive(t, a.Fragments(), "the forgery is one that a socket would believe")
 		})

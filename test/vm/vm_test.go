@@ -127,7 +127,7 @@ func TestAutoTakesTheKernelForDataAndAProcessForVoice(t *testing.T) {
 		assert.Contains(t, b.berlin.run("ip", "route", "show", "default"), "mtu lock 1500")
 		key := b.berlin.tunnel(tunnel.Data).Peers[0].PublicKey.String()
 		b.berlin.run("wg", "set", "rw-data", "peer", key, "remove")
-		assert.Eventually(t, func() bool { return strings.Contains(b.berlin.run("wg", "show", "rw-data", "peers"), key) },
+		polltest.Assert(t, func() bool { return strings.Contains(b.berlin.run("wg", "show", "rw-data", "peers"), key) },
 			5*time.Second, 100*time.Millisecond)
 		b.pc.Run("ping", "-c1", "-W5", "10.2.20.9")
 	})
