@@ -21,6 +21,11 @@ type Input struct {
 	DHCP  []string // those of WANs that get their address by DHCP
 	Voice []LAN
 	Data  []LAN
+	// Parents are network cards that carry VLANs of ours and no untagged network.
+	Parents []string
+
+	Reach     []Reach      // private addresses on the WANs; without an entry a WAN has none
+	Endpoints []netip.Addr // of sites as configured, which the box itself may reach over any WAN
 
 	Tunnels []Tunnel
 	Classes []qos.Class
@@ -120,6 +125,7 @@ const (
 	FeatureNAT        Feature = "nat"        // chains of type nat
 	FeatureFlowLimit  Feature = "flow_limit" // a rate limit for each flow
 	FeatureTProxy     Feature = "tproxy"     // delivery of others' packets to a socket of this box
+	FeatureFib        Feature = "fib"        // look-up of a source address
 )
 
 // Cost says what the lack of f means for the operator.
@@ -133,6 +139,8 @@ func (f Feature) Cost() string {
 		return "pings from the internet are not answered"
 	case FeatureFlowLimit:
 		return "one misbehaving phone can starve all calls"
+	case FeatureFib:
+		return "what NAT leaves private is not dropped, and hosts reach a WAN's gateway as the box itself does"
 	case FeatureTProxy:
 		return "SIP is forwarded unread, and media is known by its DSCP alone"
 	}

@@ -13,6 +13,10 @@ import (
 // Names of the counters, shown by status.
 const (
 	CounterLeakWAN         = "leak_wan"          // unencrypted to a site over the WAN
+	CounterOwnWAN          = "own_wan"           // to a network of ours over the WAN
+	CounterPrivateWAN      = "private_wan"       // to a private address over the WAN, not in reach
+	CounterSourceWAN       = "source_wan"        // to the WAN with a private source that NAT did not translate
+	CounterParentLAN       = "parent_lan"        // untagged, on a network card whose LANs are all VLANs
 	CounterSpoofWAN        = "spoof_wan"         // from the WAN with an address of ours or of a site
 	CounterSpoofLAN        = "spoof_lan"         // from a LAN with an address that is not the LAN's
 	CounterSpoofTunnel     = "spoof_tunnel"      // from a tunnel with an address that no site has
@@ -35,7 +39,8 @@ func DropCounters() []string { return append(policyCounters(), signallingCounter
 
 func policyCounters() []string {
 	return []string{
-		CounterLeakWAN, CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
+		CounterLeakWAN, CounterOwnWAN, CounterPrivateWAN, CounterSourceWAN, CounterParentLAN,
+		CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
 		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop,
 		CounterMediaFlow,
 	}
@@ -74,7 +79,8 @@ type plan struct {
 // A packet passes the base chains in this order: guard (prerouting: is the source address possible?),
 // classify (prerouting: class, inner bit, class of the connection) or own (output: the same for the box's
 // own packets); intercept (prerouting: SIP for a relay on this box); routing by mark; clamp, flows, downlink
-// (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP, queue) and nat.
+// (the queue on a LAN) and forward, or input; then egress (postrouting: leak check, DSCP, queue), nat, and fence
+// (postrouting: what NAT did not translate).
 //
 // No rule assigns a conntrack helper: the kernel's SIP helper would rewrite SDP and open holes.
 func Want(in Input) State {
@@ -97,6 +103,7 @@ func Want(in Input) State {
 	p.input()
 	p.egress()
 	p.nat()
+	p.fenceSources()
 
 	p.state.Counters = append(p.state.Counters, policyCounters()...)
 	if p.Signalling.Mode != "" {
@@ -163,6 +170,9 @@ func (p *plan) sets() {
 		}
 	}
 	add(nameSet("listen", "inet_service", listen...))
+	if len(p.Parents) > 0 {
+		add(nameSet("parent_lan", "ifname", p.Parents...))
+	}
 
 	add(networkSets("own", p.own)...)
 	add(networkSets("sites", p.SiteNetworks, p.SiteVoiceNetworks, p.SiteDataNetworks, p.SingleSiteNetworks)...)
@@ -233,6 +243,9 @@ func (p *plan) guard() {
 			rule(iifIn("wan"), addrIn(f, "saddr", "sites"), counter(CounterSpoofWAN), drop),
 			rule(iifIn("wan"), addrIn(f, "saddr", "own"), counter(CounterSpoofWAN), drop),
 			rule(iifIn("tunnel"), addrNotIn(f, "saddr", "sites"), counter(CounterSpoofTunnel), drop))
+	}
+	if len(p.Parents) > 0 { // tagged packets arrive by the VLAN's device
+		rules = append(one(iifIn("parent_lan"), counter(CounterParentLAN), drop), rules...)
 	}
 	// An ICMP error to a private address as it stands is about no flow of the WAN, whose errors come to the WAN's
 	// address. Conntrack would take it for a part of a flow through a tunnel, and a phone be told that its call's far

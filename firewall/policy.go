@@ -134,14 +134,16 @@ func (p *plan) input() {
 			return rule(addrIn(f, "saddr", "sites"), portIs(qos.UDP, "dport", units.STAMPPort), accept)
 		})
 	}
-	p.chain("input_tunnel", one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
+	// A tunnel has no neighbours: the kernel's own address on it serves nobody.
+	unserved := one(addrIs("daddr", prefixLinkLocal), counter(CounterInputTunnelDrop), drop)
+	p.chain("input_tunnel", unserved, one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
 		probes, served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
 }
 
-// egress is the last chain that a packet passes: nothing for a site leaves on a WAN unencrypted, the DSCP
-// is set to the class's (towards phones, into tunnels, on the WAN), and the queue is chosen. Ciphertext is
-// recognized by the mark of its socket. Its class is the tunnel's or, where an engine marks packets
-// differently, that of its DSCP.
+// egress is the last chain before NAT: nothing for a site, for a network of ours or for a private address leaves on
+// a WAN unencrypted, the DSCP is set to the class's (towards phones, into tunnels, on the WAN), and the queue is
+// chosen. Ciphertext is recognized by the mark of its socket. Its class is the tunnel's or, where an engine marks
+// packets differently, that of its DSCP.
 func (p *plan) egress() {
 	p.base("egress", "filter", "postrouting", hookMangle, "accept",
 		p.relayedFirst(),
@@ -158,6 +160,7 @@ func (p *plan) egress() {
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterVoice), goTo("wan_outer_voice")),
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterData), goTo("wan_outer_data")),
 		both(leak),
+		p.fenceDestinations(),
 		p.privateFromRelay(),
 		[]Rule{queue(qos.Media), queue(qos.Signalling), queue(qos.Background)},
 		one(goTo("wan_data")))

@@ -53,6 +53,8 @@ type SiteRoute struct {
 type Lease struct {
 	Address  netip.Prefix
 	Gateways []netip.Addr
+	Server   netip.Addr
+	DNS      []netip.Addr
 }
 
 // Advertised is what a WAN gets from router advertisements.

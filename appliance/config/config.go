@@ -39,8 +39,9 @@ type Config struct {
 type WAN struct {
 	routing.Upstream
 	qos.Line
-	LinkMTU       int  // longest packet that the link layer carries; 0: what the interface takes
-	ShapeDownlink bool // what arrives over it in clear is limited to the downlink on the LANs
+	LinkMTU       int            // longest packet that the link layer carries; 0: what the interface takes
+	ShapeDownlink bool           // what arrives over it in clear is limited to the downlink on the LANs
+	Reach         []netip.Prefix // private addresses beyond it that anybody here may reach
 	// a queue that somebody else made on the interface, or on a LAN's for the downlink, is replaced, and given
 	// back at stop
 	TakeOver    bool

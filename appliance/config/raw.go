@@ -69,6 +69,7 @@ type rawWAN struct {
 	Serialization scalar  `yaml:"serialization"`
 	TakeOver      scalar  `yaml:"take_over"`
 	DHCPOptions   scalars `yaml:"dhcp_options"`
+	Reach         scalars `yaml:"reach"`
 }
 
 type rawLAN struct {

@@ -51,6 +51,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.sites(raw, cfg, &nets)
 	nets.overlaps(c)
 	c.gateways(raw, cfg, &nets)
+	c.reachOthers(raw, &nets)
 	c.endpoints(raw, cfg, &nets)
 	c.mtus(settings, cfg)
 	c.classes(raw, cfg)
@@ -62,6 +63,7 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.siteRates(raw, cfg)
 	if len(c.problems) == 0 {
 		c.notes(raw, cfg, &nets)
+		c.reachNotes(raw, cfg)
 	}
 	return cfg
 }

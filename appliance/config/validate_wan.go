@@ -39,6 +39,7 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
 		w.TakeOver = c.yesNo(r.TakeOver, false)
 		c.dhcpOptions(r, &w)
+		w.Reach = c.reach(r.Reach)
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }

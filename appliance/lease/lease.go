@@ -289,7 +289,7 @@ func facts(private []routing.Network, wans map[string]*wan) Facts {
 	f := Facts{Leases: map[string]routing.Lease{}, Advertised: map[string]routing.Advertised{}}
 	for name, w := range wans {
 		if valid(w.lease) && check(private, w.lease) == nil {
-			f.Leases[name] = routing.Lease{Address: w.lease.Address, Gateways: w.lease.Gateways}
+			f.Leases[name] = forRouting(w.lease)
 		}
 
 		a := routing.Advertised{Gateway: w.advertised.Gateway}
@@ -303,6 +303,10 @@ func facts(private []routing.Network, wans map[string]*wan) Facts {
 		}
 	}
 	return f
+}
+
+func forRouting(l dhcp.Lease) routing.Lease {
+	return routing.Lease{Address: l.Address, Gateways: l.Gateways, Server: l.Server, DNS: l.DNS}
 }
 
 // Conflict says which lease that is held must not be used with cfg: its WAN would be without an address.

@@ -35,6 +35,7 @@ func leaseOf(iface string) dhcp.Lease {
 		Address:   netip.MustParsePrefix("198.51.100.7/24"),
 		Gateways:  []netip.Addr{netip.MustParseAddr("198.51.100.1")},
 		DNS:       []netip.Addr{netip.MustParseAddr("198.51.100.53")},
+		Server:    netip.MustParseAddr("10.250.0.3"),
 		Expiry:    time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC),
 	}
 }

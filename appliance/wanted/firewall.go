@@ -2,6 +2,7 @@ package wanted
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	"ringway/appliance/config"
@@ -9,6 +10,7 @@ import (
 	"ringway/qos"
 	"ringway/routing"
 	"ringway/tunnel"
+	"ringway/units"
 )
 
 func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU) firewall.Input {
@@ -21,6 +23,8 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 		Signalling:    signalling(cfg),
 		ShortPaths:    shortPaths(cfg, mtus),
 	}
+	in.Reach, in.Endpoints = reach(cfg, f), privateEndpoints(cfg)
+	in.Parents = parents(cfg)
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
 		if w.DHCP {
@@ -62,6 +66,50 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 		}
 	}
 	return in
+}
+
+// reach says which private addresses may be reached over each WAN.
+func reach(cfg *config.Config, f Facts) []firewall.Reach {
+	out := make([]firewall.Reach, 0, len(cfg.WANs))
+	for _, w := range cfg.WANs {
+		r := firewall.Reach{Device: w.Interface, Networks: w.Reach, Gateways: w.Gateways}
+		if l, ok := f.Leases[w.Interface]; ok && w.DHCP {
+			r.Gateways, r.DNS = append(slices.Clone(w.Gateways), l.Gateways...), l.DNS
+			if l.Server.IsValid() {
+				r.DHCP = []netip.Addr{l.Server}
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// privateEndpoints are the sites' that the config gives as private addresses.
+func privateEndpoints(cfg *config.Config) (out []netip.Addr) {
+	for _, s := range cfg.Sites {
+		if a, err := netip.ParseAddr(s.Endpoint); err == nil && units.IsPrivate(a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// parents are the network cards of VLANs that carry no network of ours untagged.
+func parents(cfg *config.Config) (out []string) {
+	untagged := map[string]bool{}
+	for _, w := range cfg.WANs {
+		untagged[w.Interface] = true
+	}
+	lans := slices.Concat(cfg.Voice, cfg.Data)
+	for _, l := range lans {
+		untagged[l.Device()] = true
+	}
+	for _, l := range lans {
+		if !untagged[l.Interface] && !slices.Contains(out, l.Interface) {
+			out = append(out, l.Interface)
+		}
+	}
+	return out
 }
 
 // downlink says which queue what comes in takes on the LANs that have one.

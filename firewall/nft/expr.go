@@ -37,6 +37,7 @@ var limitUnits = map[string]expr.LimitType{"": expr.LimitTypePktBytes, "packets"
 // Keys of the expressions fib and socket; the plan has no others.
 const (
 	addressTypeKey = "daddr type"
+	sourceTypeKey  = "saddr . oif type"
 	transparentKey = "transparent"
 )
 
@@ -134,6 +135,9 @@ func (c *encoder) load() expr.Any {
 			SourceRegister: c.Reg, Type: uint8(kind), Offset: c.Offset, Len: c.Len, Op: expr.ExthdrOpTcpopt,
 		}
 	case "fib":
+		if c.Key == sourceTypeKey {
+			return &expr.Fib{Register: c.Reg, FlagSADDR: true, FlagOIF: true, ResultADDRTYPE: true}
+		}
 		c.known(c.Key == addressTypeKey)
 		return &expr.Fib{Register: c.Reg, FlagDADDR: true, ResultADDRTYPE: true}
 	case "socket":
@@ -229,6 +233,9 @@ func decodeLoad(a expr.Any) (none firewall.Expr) {
 	case *expr.Fib:
 		if *e == (expr.Fib{Register: e.Register, FlagDADDR: true, ResultADDRTYPE: true}) {
 			return firewall.Expr{Op: "fib", Key: addressTypeKey, Reg: e.Register}
+		}
+		if *e == (expr.Fib{Register: e.Register, FlagSADDR: true, FlagOIF: true, ResultADDRTYPE: true}) {
+			return firewall.Expr{Op: "fib", Key: sourceTypeKey, Reg: e.Register}
 		}
 	case *expr.Socket:
 		if e.Key == expr.SocketKeyTransparent {

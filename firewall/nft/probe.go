@@ -48,6 +48,9 @@ func Probe() ([]firewall.Feature, error) {
 			&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt}}},
 		{firewall.FeatureLimit, nftables.ChainTypeFilter, nftables.ChainHookInput, []expr.Any{
 			&expr.Limit{Type: expr.LimitTypePkts, Rate: 20, Unit: expr.LimitTimeSecond, Burst: 40}, accept}},
+		{firewall.FeatureFib, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, []expr.Any{
+			&expr.Fib{Register: 1, FlagSADDR: true, FlagOIF: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{2, 0, 0, 0}}, accept}},
 		{firewall.FeatureTProxy, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, interception()},
 	} {
 		if err := try(p.typ, p.hook, p.exprs); err != nil {
