@@ -83,7 +83,7 @@ func (c Change) Forwards() int {
 //  6. addresses added
 //  7. routes through devices, added or replaced in place, and what ends their tables
 //  8. what is not wanted any more, in reverse: routes through devices, rules (guard last), routes without a device
-//     (guard last), addresses, links
+//     (guard and the ends in table main last), addresses, links
 //  9. promote_secondaries off, if it is not wanted: it must be on while addresses are removed
 //
 // A missing device is not an error: what needs it is omitted, and its sites stay unreachable. Missing lists
@@ -115,8 +115,8 @@ func diff(want, have State, made []string, everySysctl bool) []Change {
 	d.addRoutes(Route.laterAdded)
 	d.removeRoutes(func(r Route) bool { return r.Device != "" })
 	d.removeRules()
-	d.removeRoutes(func(r Route) bool { return r.Device == "" && r.Table != TableGuard })
-	d.removeRoutes(func(r Route) bool { return r.Device == "" && r.Table == TableGuard })
+	d.removeRoutes(func(r Route) bool { return r.Device == "" && !r.fences() })
+	d.removeRoutes(func(r Route) bool { return r.Device == "" && r.fences() })
 	d.removeAddresses()
 	d.removeLinks()
 	return append(d.changes, d.last...)
@@ -357,6 +357,11 @@ func sameRoutePlace(a, b Route) bool {
 // laterAdded reports whether r is added with the routes through devices: it goes through one, or it ends a table of
 // which the other routes do, and would be taken instead of them.
 func (r Route) laterAdded() bool { return r.Device != "" || r.Type == Blackhole }
+
+// fences reports whether r keeps a network from being reached by any other way than its own.
+func (r Route) fences() bool {
+	return r.Table == TableGuard || r.Table == TableMain && r.Type == Unreachable
+}
 
 // owned reports whether Ringway may change h.
 func (h Route) owned() bool { return h.Protocol == Protocol || OwnTable(h.Table) }

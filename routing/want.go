@@ -13,6 +13,8 @@ type Input struct {
 	LANs    []LAN      // voice and data
 	Tunnels []TunnelDevice
 	Sites   []SiteRoute
+	// Parents are network cards that carry VLANs of ours and no untagged network.
+	Parents []string
 	Leases  map[string]Lease // by WAN interface; a WAN without a lease yet has no entry
 	Silent  []string         // interfaces of WANs that deliver nothing: every other one is preferred
 	// Advertised is what router advertisements gave the WANs that have a lease, or want one.
@@ -103,7 +105,11 @@ const (
 	metricDefault = 10
 	metricSilent  = 1000    // added for a WAN that delivers nothing
 	metricLast    = 1 << 30 // behind every other route of a table
-	minMTUIPv6    = 1280    // RFC 8200, section 5: below it a device has no IPv6 at all
+	// metricOwn is that of the end of our own networks in table main: every other route of theirs takes effect before.
+	metricOwn = 1_000_000_000
+	// metricSites6 is the smallest that IPv6 has. No route of the same prefix takes effect before it.
+	metricSites6 = 1
+	minMTUIPv6   = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
 )
 
 // Values of the reverse path check, rp_filter (Linux, networking/ip-sysctl).
@@ -112,11 +118,19 @@ const (
 	loose  = 2 // there must be some route to the source
 )
 
+// Values of arp_ignore and arp_announce (Linux, networking/ip-sysctl).
+const (
+	answerOwn  = 1 // only for addresses of the device that was asked
+	answerNone = 8
+	askFromOwn = 2 // from the address that fits the one asked for
+)
+
 // Want is the network that the input asks for.
 func Want(in Input) State {
 	var s State
 	s.links(in)
 	s.mainRoutes(in)
+	s.mainFence(in)
 	s.classTables(in)
 	s.rules(in.Marks)
 	s.sourceTables(in)
@@ -178,6 +192,27 @@ func (s *State) private(in Input) {
 	for _, site := range in.Sites {
 		for _, p := range site.Prefixes {
 			s.Private = append(s.Private, p.Masked())
+		}
+	}
+}
+
+// mainFence ends networks in table main, which alone decides where neither rules nor the firewall are left: a site's
+// is reached through the other tables or not at all, and one of ours is not reached elsewhere while its LAN is down.
+func (s *State) mainFence(in Input) {
+	for _, l := range in.LANs {
+		for _, n := range l.Networks() {
+			s.Routes = append(s.Routes, Route{
+				Table: TableMain, Type: Unreachable, Prefix: n, Metric: metricOwn, Protocol: Protocol,
+			})
+		}
+	}
+	for _, site := range in.Sites {
+		for _, p := range site.Prefixes {
+			r := Route{Table: TableMain, Type: Unreachable, Prefix: p.Masked(), Protocol: Protocol}
+			if p.Addr().Is6() {
+				r.Metric = metricSites6
+			}
+			s.Routes = append(s.Routes, r)
 		}
 	}
 }
@@ -478,12 +513,18 @@ func (s *State) sysctls(in Input) {
 			s.set("net/ipv4/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
 			s.setOptional("net/ipv6/conf/"+w.Interface+"/ignore_routes_with_linkdown", 1)
 		}
+		// The kernel would answer ARP for every address of the box, the LANs' too, and ask from any of them.
+		s.set("net/ipv4/conf/"+w.Interface+"/arp_ignore", answerOwn)
+		s.set("net/ipv4/conf/"+w.Interface+"/arp_announce", askFromOwn)
 		// Advertisements are an untrusted network's. The kernel would set every route that they name, so package
 		// advert takes them, where the WAN wants any.
 		s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 0)
 	}
 	for _, l := range in.LANs {
 		device(l.Device(), strict)
+	}
+	for _, name := range in.Parents { // the firewall does not see ARP
+		s.set("net/ipv4/conf/"+name+"/arp_ignore", answerNone)
 	}
 	for _, t := range in.Tunnels {
 		// Strict works because the firewall marks what comes out of a tunnel with a class of that tunnel

@@ -32,6 +32,7 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 	if cfg.SIP.Mode != config.SIPOff {
 		in.Marks.Relayed, in.Marks.RelayedMask = uint32(qos.MarkRelayed), uint32(qos.MarkRelayed)
 	}
+	in.Parents = parents(cfg)
 	if cfg.Machine.Tune {
 		in.SoftirqBudget = SoftirqBudget
 	}
