@@ -130,9 +130,16 @@ func (c *clearText) while(breakIt func()) (clear int) {
 	return clear
 }
 
-// Whatever single thing goes, nothing for the other site leaves the WAN in clear: the marks choose a table
-// that ends in `unreachable`; without the marks the guard's table refuses the sites; without the tables the
-// ruleset drops on the WAN.
+// What a shell takes away.
+const (
+	noRules         = "for f in 4 6; do ip -$f rule flush; ip -$f rule add pref 32766 lookup main; done"
+	rulesAndRuleset = "nft flush ruleset; " + noRules
+	noEnds          = "for f in 4 6; do ip -$f route flush table main type unreachable; done"
+)
+
+// Whatever goes, up to two of the three at once, nothing for the other site leaves the WAN in clear: the marks choose a
+// table that ends in `unreachable`, and without the marks the guard's table refuses the sites; the ruleset drops on the
+// WAN; table main ends the sites' prefixes.
 func TestNothingLeavesInClear(t *testing.T) {
 	t.Parallel()
 	l := branches(t)
@@ -186,6 +193,9 @@ func TestNothingLeavesInClear(t *testing.T) {
 		{"the tunnels' tables are flushed, and no daemon", "for f in 4 6; do for t in 5271 5272 5274; do ip -$f route flush table $t; done; done"},
 		{"all tables are flushed, and no daemon", "for f in 4 6; do for t in 5271 5272 5273 5274; do ip -$f route flush table $t; done; done"},
 		{"the tunnels' devices are deleted, and no daemon", "ip link del rw-data; ip link del rw-voice"},
+		{"ruleset and rules are gone at once, and no daemon", rulesAndRuleset},
+		{"the ends in table main and the rules are gone, and no daemon", noRules + "; " + noEnds},
+		{"the ends in table main and the ruleset are gone, and no daemon", "nft flush ruleset; " + noEnds},
 	} {
 		nothing(b.name, func() { kill(); sh(t, e.Host, b.breakIt) })
 		restart()
@@ -194,12 +204,21 @@ func TestNothingLeavesInClear(t *testing.T) {
 	nothing("planes and daemon are gone", func() { kill(); signal(pids[0], "KILL"); signal(pids[1], "KILL") })
 	restart()
 
-	// The watch is not blind: with the ruleset and the rules gone at once, and nobody to repair, packets leave in clear.
+	// Two services that restart together, as often as it takes to fall into the repair.
+	nothing("ruleset and rules are gone at once, again and again", func() {
+		for range 8 {
+			sh(t, e.Host, rulesAndRuleset)
+			require.Eventually(t, func() bool {
+				out, err := e.Run(t.Context(), "sh", "-c", "ip rule; nft list chain inet ringway egress_wan")
+				return err == nil && strings.Contains(out, "5230:") && strings.Contains(out, "leak_wan")
+			}, patience, 5*time.Millisecond)
+		}
+	})
+	whole()
+
+	// The watch is not blind: with all three gone, and nobody to repair, packets leave in clear.
 	kill()
-	assert.Positive(t, c.while(func() {
-		sh(t, e.Host,
-			"nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main")
-	}))
+	assert.Positive(t, c.while(func() { sh(t, e.Host, rulesAndRuleset+"; "+noEnds) }))
 	restart()
 	nothing("all is well again", func() {})
 }
