@@ -98,7 +98,8 @@ type Daemon struct {
 	ruleset *nft.Ruleset    // the firewall, and the owners of its dynamic sets
 	life    context.Context // of planes: it outlives the request that started them
 	rounds  status.Rounds
-	ending  bool // nothing may be applied any more
+	closed  []journal.Closed // networks that left the config
+	ending  bool             // nothing may be applied any more
 }
 
 // New reads the config and its keys. It changes nothing. A wrong config is a config.Problems error.

@@ -9,6 +9,7 @@ import (
 
 	"ringway/appliance/compare"
 	"ringway/appliance/config"
+	"ringway/appliance/journal"
 	"ringway/appliance/plan"
 	"ringway/appliance/problem"
 	"ringway/appliance/wanted"
@@ -38,7 +39,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	}
 
 	r.Comparison = compare.Config(ctx, d.cfg, d.factsLocked(), d.journal, d.compareTunnels)
-	d.facts.Refused, d.mtus = r.Facts.Refused, r.Wanted.MTUs
+	d.facts.Refused, d.facts.Closed, d.mtus = r.Facts.Refused, r.Facts.Closed, r.Wanted.MTUs
 	d.wireMTU = r.Facts.WireMTU
 	d.sysctls = slices.DeleteFunc(slices.Clone(r.Wanted.Routing.Sysctls), routing.Sysctl.Notified)
 	if err := r.applyFirewall(); err != nil {
@@ -51,11 +52,13 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	r.applyQueues()
 	r.applyTunnels(ctx)
 	r.applyToTunnels()
+	r.endFlows()
 	d.reportRound(r)
 	d.logNews(d.own.mtu.Replace(fragmented(r.Cfg, r.Facts)))
 
 	d.components.Follow(d.cfg)
-	return r.changes, d.journal.Applied(r.Wanted.Routing)
+	d.closed = r.Closed
+	return r.changes, d.journal.Applied(r.Wanted.Routing, journal.NetworksOf(d.cfg), r.Closed)
 }
 
 func (d *Daemon) countRoundLocked(r *round, err error) {
@@ -178,6 +181,15 @@ func (r *round) applyToTunnels() {
 		}
 	}
 	r.reportInterfaces(have)
+}
+
+// endFlows ends what flows to and from networks that are gone or have become another's.
+func (r *round) endFlows() {
+	gone, n, err := r.d.journal.EndFlows(r.Cfg)
+	r.did("network", "connections", nil, err)
+	if len(gone) > 0 {
+		r.d.log.Info("networks left the config", "networks", gone, "closed_for", journal.ClosedFor, "connections", n)
+	}
 }
 
 func (r *round) observeRouting() (routing.State, error) {

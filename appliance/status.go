@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"ringway/appliance/config"
 	"ringway/appliance/problem"
@@ -52,6 +53,10 @@ func (d *Daemon) ownStatus() (status.Status, *config.Config, wanted.Facts, []wan
 		Since:        d.since,
 		Confirmation: d.commit.Status(),
 		Reconcile:    d.rounds,
+	}
+	for _, c := range d.closed {
+		until := time.Now().Add(c.Left()).Round(time.Second)
+		st.Closed = append(st.Closed, status.ClosedNetwork{Network: c.Network, Until: until})
 	}
 	d.reportRollback(st.Confirmation)
 	return st, d.cfg, d.facts, d.mtus

@@ -28,6 +28,7 @@ type Comparison struct {
 	Facts    wanted.Facts
 	Wanted   wanted.State
 	Observed plan.Observed
+	Closed   []journal.Closed // networks that are no config's any more
 	plan.Difference
 }
 
@@ -46,6 +47,8 @@ func Config(
 	c := Comparison{Cfg: cfg, Facts: f}
 	var refuseErr error
 	c.Facts.Refused, refuseErr = j.ForeignQueues(cfg)
+	c.Closed = j.Closing(cfg)
+	c.Facts.Closed = journal.Shut(c.Closed, inUse(cfg, f))
 	c.Wanted = wanted.From(cfg, c.Facts)
 
 	before := j.Before()
@@ -60,6 +63,34 @@ func Config(
 	}
 	c.Difference = plan.Compare(c.Wanted, c.Observed, before)
 	return c
+}
+
+// inUse are the networks and addresses that cfg needs, other than in tunnels: a network that left the config may
+// hold them.
+func inUse(cfg *config.Config, f wanted.Facts) []netip.Prefix {
+	networks := journal.NetworksOf(cfg)
+	used := slices.Concat(networks.Own, networks.Sites)
+	host := func(a netip.Addr) { used = append(used, netip.PrefixFrom(a.WithZone(""), a.BitLen())) }
+	for _, w := range cfg.WANs {
+		used = append(used, w.Reach...)
+		for _, p := range w.Addresses {
+			used = append(used, p.Masked())
+		}
+		if l, ok := f.Leases[w.Interface]; ok && w.DHCP {
+			used = append(used, l.Address.Masked())
+			for _, a := range slices.Concat(l.Gateways, l.DNS, []netip.Addr{l.Server}) {
+				if a.IsValid() {
+					host(a)
+				}
+			}
+		}
+	}
+	for _, s := range cfg.Sites {
+		if a, err := netip.ParseAddr(s.Endpoint); err == nil {
+			host(a)
+		}
+	}
+	return used
 }
 
 // Describe is c as a plan.

@@ -13,6 +13,7 @@ import (
 	"ringway/appliance/plan"
 	"ringway/durable"
 	"ringway/firewall"
+	"ringway/firewall/conntrack"
 	"ringway/firewall/nft"
 	"ringway/qos"
 	"ringway/qos/tc"
@@ -32,6 +33,10 @@ type content struct {
 	Queues  qos.State     `json:"queues"`  // as found
 	Last    routing.State `json:"last"`    // as last applied: what a restore has to look at besides
 	Devices []string      `json:"devices"` // tunnel devices in use
+	// Networks are the config's that was applied last; nil in the journal of an earlier build. Closed are those that
+	// are no config's any more.
+	Networks *Networks `json:"networks,omitempty"`
+	Closed   []Closed  `json:"closed,omitempty"`
 }
 
 // Load reads a journal. It always returns one: an empty one with the error, which wraps fs.ErrNotExist if
@@ -90,8 +95,8 @@ func (j *Journal) Note(network routing.State, queues qos.State, devices []string
 }
 
 // Applied records what was applied last.
-func (j *Journal) Applied(network routing.State) error {
-	j.Last = network
+func (j *Journal) Applied(network routing.State, networks Networks, closed []Closed) error {
+	j.Last, j.content.Networks, j.content.Closed = network, &networks, closed
 	return j.save()
 }
 
@@ -139,7 +144,14 @@ func keptQueues(cfg *config.Config) (names []string) {
 // Restore puts the kernel back to what the journal found. It goes on after an error, so that one failure
 // leaves as little as possible. The order is the reverse of a start: what drops packets goes last.
 func (j *Journal) Restore() error {
-	return errors.Join(j.restoreQueues(), j.restoreNetwork(), removeFirewall())
+	return errors.Join(j.restoreQueues(), j.restoreNetwork(), removeFirewall(), j.forgetFlows())
+}
+
+// forgetFlows removes the connections of the networks that Ringway kept apart.
+func (j *Journal) forgetFlows() error {
+	networks := j.networks()
+	_, err := conntrack.Flush(slices.Concat(networks.Sites, networks.Own))
+	return err
 }
 
 func (j *Journal) restoreQueues() error {

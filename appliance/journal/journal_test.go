@@ -25,7 +25,7 @@ func TestWhatWasFoundFirstIsKeptAcrossRestarts(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	link := routing.Link{Name: "lan0", Up: true}
 	require.NoError(t, j.Note(routing.State{Links: []routing.Link{link}}, qos.State{}, []string{"rw-voice", "rw-data"}))
-	require.NoError(t, j.Applied(address("10.1.0.1/24")))
+	require.NoError(t, j.Applied(address("10.1.0.1/24"), Networks{}, nil))
 
 	j, err = Load(path)
 	require.NoError(t, err)

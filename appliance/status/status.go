@@ -4,6 +4,7 @@ package status
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ type Status struct {
 	// Unread is signalling from voice networks that nothing reads, by protocol: packets that begin a connection.
 	Unread map[string]uint64 `json:"unread_signalling,omitempty"`
 
+	// Closed are networks that left the config: they are not reached until then.
+	Closed []ClosedNetwork `json:"closed,omitempty"`
+
 	Reconcile Rounds            `json:"reconcile"`
 	Missing   []Missing         `json:"features"` // what the kernel lacks or the machine denies
 	Problems  []problem.Problem `json:"problems"` // what is wrong now; never null
@@ -40,6 +44,12 @@ type Status struct {
 
 	Components []Component `json:"components"` // in words
 	Sections   Sections    `json:"-"`          // in numbers: JSON has each as a field of the status
+}
+
+// ClosedNetwork is a network that left the config.
+type ClosedNetwork struct {
+	Network netip.Prefix `json:"network"`
+	Until   time.Time    `json:"until"`
 }
 
 // Rounds counts how often the kernel was compared with the config since the daemon started.

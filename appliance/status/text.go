@@ -40,6 +40,9 @@ func (s Status) Print(w io.Writer, now time.Time) error {
 	if line := packets(s.Drops); line != "" {
 		fmt.Fprintf(w, "\nDropped by policy: %s\n", line)
 	}
+	for _, c := range s.Closed {
+		fmt.Fprintf(w, "\nClosed: %s left the config and is reached again in %s\n", c.Network, age(c.Until, now))
+	}
 	if line := reasons(s.Unread); line != "0" {
 		fmt.Fprintf(w, "\nSignalling of phones that is not read, by new connections: %s\n", line)
 	}

@@ -58,6 +58,7 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 		in.Priorities = append(in.Priorities, firewall.Priority{WAN: p.WAN, Class: p.Class, ClassID: p.ClassID})
 	}
 	in.Downlink = downlink(cfg, queues)
+	in.SiteNetworks = f.Closed
 	for _, s := range cfg.Sites {
 		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, s.VoiceNetworks...)
 		in.SiteDataNetworks = append(in.SiteDataNetworks, s.DataNetworks...)

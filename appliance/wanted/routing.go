@@ -69,6 +69,9 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 		}
 		in.Sites = append(in.Sites, r)
 	}
+	if len(f.Closed) > 0 {
+		in.Sites = append(in.Sites, routing.SiteRoute{Prefixes: f.Closed})
+	}
 	return in
 }
 

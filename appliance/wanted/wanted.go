@@ -37,6 +37,7 @@ type Facts struct {
 	OtherChains     []firewall.OtherChain // of other programs, that may drop packets
 	Keys            secrets.Keys
 	Refused         map[string]string // interfaces whose queue somebody else made: what it is
+	Closed          []netip.Prefix    // networks that were a site's or our own: they lead nowhere
 
 	// Endpoint is what an engine is to be told of a site; zero: not known.
 	Endpoint func(tunnel.Class, tunnel.Site) (at netip.AddrPort, revision int)

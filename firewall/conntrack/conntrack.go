@@ -190,12 +190,17 @@ func (t Tuple) match(msg []byte) (name []byte, matches bool, err error) {
 		return nil, false, nil
 	}
 
+	return nameOf(attrs), true, nil
+}
+
+// nameOf is what the kernel finds a connection by again.
+func nameOf(attrs map[int][]byte) (name []byte) {
 	for _, a := range []int{nl.CTA_TUPLE_ORIG | unix.NLA_F_NESTED, nl.CTA_ZONE, nl.CTA_ID} {
 		if value, ok := attrs[a&int(nl.NLA_TYPE_MASK)]; ok {
 			name = append(name, nl.NewRtAttr(a, value).Serialize()...)
 		}
 	}
-	return name, true, nil
+	return name
 }
 
 // parse splits a list of attributes. Of two with one type the last counts.

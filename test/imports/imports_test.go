@@ -71,7 +71,7 @@ var mayImport = map[string][]string{
 	"appliance/lock":       {},
 	"appliance/systemd":    {},
 	"debounce":             {},
-	"appliance/journal":    {"appliance/config", "appliance/plan", "durable", "firewall", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl"},
+	"appliance/journal":    {"appliance/config", "appliance/plan", "boottime", "durable", "firewall", "firewall/conntrack", "firewall/nft", "qos", "qos/tc", "routing", "routing/rtnl"},
 	"firewall":             {"qos", "units"},
 	"firewall/conntrack":   {},
 	"firewall/nft":         {"debounce", "firewall"},

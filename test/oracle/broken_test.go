@@ -62,16 +62,17 @@ func TestWhatIsBrokenIsRepaired(t *testing.T) {
 
 // clearText watches a WAN for what belongs in a tunnel.
 type clearText struct {
-	t     *testing.T
-	edge  *lab.Edge
-	sent  atomic.Int64
-	sites []netip.Prefix
+	t      *testing.T
+	on     *lab.Host
+	device string
+	sent   atomic.Int64
+	sites  []netip.Prefix
 }
 
 // keepSending sends from every kind of sender, the edge itself too, to the other site, until the test ends.
 func keepSending(t *testing.T, l *lab.Lab) *clearText {
 	t.Helper()
-	c := &clearText{t: t, edge: l.Edge("a"), sites: []netip.Prefix{netip.MustParsePrefix(
+	c := &clearText{t: t, on: l.Host(lab.EdgeA), device: "wan0", sites: []netip.Prefix{netip.MustParsePrefix(
 		"10.2.0.0/16"), netip.MustParsePrefix("2001:db8:2::/48")}}
 	type flow struct {
 		conn *net.UDPConn
@@ -109,7 +110,7 @@ func keepSending(t *testing.T, l *lab.Lab) *clearText {
 // while breaks something and counts what leaves in clear until a hundred more packets of every sender were sent.
 func (c *clearText) while(breakIt func()) (clear int) {
 	c.t.Helper()
-	wan, err := capture.StartFrames(netPath(c.edge.Host), "wan0")
+	wan, err := capture.StartFrames(netPath(c.on), c.device)
 	require.NoError(c.t, err)
 	breakIt()
 	from := c.sent.Load()
@@ -128,6 +129,59 @@ func (c *clearText) while(breakIt func()) (clear int) {
 		}
 	}
 	return clear
+}
+
+// A site that leaves the config while its flows run, and a stop under them: they end here. Neither what conntrack knows
+// nor the policy for the internet, which the site's public IPv6 prefix is a part of from now on, lets them out.
+func TestWhatFallsAwayIsClosed(t *testing.T) {
+	t.Parallel()
+	l := branches(t)
+	e := l.Edge("a")
+	c := keepSending(t, l)
+	c.on, c.device = l.Host(lab.Provider), "wan-a" // a stop takes the edge's device down
+	sh(t, e.Host, strings.Join([]string{           // a way out for IPv6, whoever answers there
+		"ip -6 addr add 2001:db8:f::2/64 dev wan0 nodad", "ip -6 route add default via 2001:db8:f::1",
+		"ip neigh replace 2001:db8:f::1 lladdr 02:00:00:00:00:99 dev wan0 nud permanent",
+	}, " && "))
+	reaches(t, l.Host(lab.PhoneA), "10.2.10.10")
+	reaches(t, l.Host(lab.PCA), "10.2.20.10")
+	whole, err := e.Config()
+	require.NoError(t, err)
+	reload := func(text []byte) {
+		t.Helper()
+		require.NoError(t, e.WriteConfig(text))
+		sh(t, e.Host, ringway+" reload")
+	}
+
+	alone, _, ok := strings.Cut(string(whole), "\nsites:")
+	require.True(t, ok)
+	assert.Zero(t, c.while(func() { reload([]byte(alone + "\nsites: []\n")) }), "packets in clear after the site went")
+	said := sh(t, e.Host, ringway+" status")
+	assert.Contains(t, said, "Closed: 10.2.10.0/24 left the config and is reached again in ")
+	assert.Contains(t, said, "Closed: 2001:db8:2:20::/64 left the config and is reached again in ")
+	assert.NotContains(t, sh(t, e.Host, "cat /proc/net/nf_conntrack"), "dst=10.2.")
+	assert.Zero(t, c.while(func() {
+		require.NoError(t, e.Kill(within(t, patience)))
+		require.NoError(t, e.Start(t.Context()))
+		require.Eventually(t, func() bool {
+			s, err := e.Status(t.Context())
+			return err == nil && s.Ready
+		}, patience, 20*time.Millisecond)
+	}), "packets in clear with another daemon")
+	assert.Contains(t, sh(t, e.Host, ringway+" status"), "Closed: 10.2.10.0/24 left the config")
+
+	// The site comes back, smaller.
+	reload([]byte(strings.ReplaceAll(string(whole), "10.2.20.0/24", "10.2.20.0/28")))
+	require.Eventually(t, func() bool {
+		_, err := l.Host(lab.PhoneA).Run(t.Context(), "ping", "-n", "-c", "1", "-W", "1", "10.2.10.10")
+		return err == nil
+	}, patience, 50*time.Millisecond)
+	assert.NotContains(t, sh(t, e.Host, ringway+" status"), "Closed: 10.2.10.0/24")
+	assert.Contains(t, sh(t, e.Host, ringway+" status"), "Closed: 10.2.20.0/24")
+	reaches(t, l.Host(lab.PCA), "10.2.20.10")
+
+	assert.Zero(t, c.while(func() { sh(t, e.Host, ringway+" stop") }), "packets in clear after the stop")
+	assert.NotContains(t, sh(t, e.Host, "cat /proc/net/nf_conntrack"), "dst=10.2.")
 }
 
 // What a shell takes away.
