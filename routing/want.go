@@ -107,9 +107,10 @@ const (
 	metricLast    = 1 << 30 // behind every other route of a table
 	// metricOwn is that of the end of our own networks in table main: every other route of theirs takes effect before.
 	metricOwn = 1_000_000_000
-	// metricSites6 is the smallest that IPv6 has. No route of the same prefix takes effect before it.
-	metricSites6 = 1
-	minMTUIPv6   = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
+	// metricSites is the smallest that IPv6 has. Of IPv4's, a route of the kernel's for an address takes effect before,
+	// as that of a LAN whose network is about to be a site's.
+	metricSites = 1
+	minMTUIPv6  = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
 )
 
 // Values of the reverse path check, rp_filter (Linux, networking/ip-sysctl).
@@ -208,11 +209,9 @@ func (s *State) mainFence(in Input) {
 	}
 	for _, site := range in.Sites {
 		for _, p := range site.Prefixes {
-			r := Route{Table: TableMain, Type: Unreachable, Prefix: p.Masked(), Protocol: Protocol}
-			if p.Addr().Is6() {
-				r.Metric = metricSites6
-			}
-			s.Routes = append(s.Routes, r)
+			s.Routes = append(s.Routes, Route{
+				Table: TableMain, Type: Unreachable, Prefix: p.Masked(), Metric: metricSites, Protocol: Protocol,
+			})
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -61,10 +62,17 @@ func (c *checker) reachNotes(raw *rawFile, cfg *Config) {
 		closed = append(closed, named{"sites[" + s.Name + "]", s.Networks()})
 	}
 	c.eachReach(raw, func(s scalar, p netip.Prefix) {
+		var held []string
 		for _, n := range closed {
 			if i := slices.IndexFunc(n.nets, p.Overlaps); i >= 0 {
-				c.warn(s.at, "%s holds %s of %s, which stays closed", p, n.nets[i], n.name)
+				held = append(held, fmt.Sprintf("%s of %s", n.nets[i], n.name))
 			}
+		}
+		switch {
+		case len(held) == 1:
+			c.warn(s.at, "%s holds %s, which stays closed", p, held[0])
+		case len(held) > 1:
+			c.warn(s.at, "%s holds %s and %d more, which stay closed", p, held[0], len(held)-1)
 		}
 	})
 
