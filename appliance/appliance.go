@@ -63,6 +63,7 @@ type Daemon struct {
 	opts  Options
 	log   *slog.Logger
 	since time.Time
+	leaks leaks
 
 	components     component.List
 	leases         *lease.Keeper // one of the components, as lines and calls are
@@ -270,6 +271,8 @@ func (d *Daemon) start(ctx context.Context) error {
 			"and restore nothing else", "error", err)
 	}
 	d.journal = j
+	counters, _ := nft.Counters() // an earlier daemon has reported these; without one there are none
+	d.leaks.look(counters, time.Now())
 	for _, name := range j.Devices() {
 		if name == d.cfg.Tunnels[tunnel.Voice].Interface || name == d.cfg.Tunnels[tunnel.Data].Interface {
 			continue

@@ -20,6 +20,7 @@ type ownProblems struct {
 	firewall  *problem.Owner // chains of other programs that may drop packets
 	routes    *problem.Owner // of other programs, that take Ringway's packets
 	mtu       *problem.Owner // WANs on which full packets leave in fragments
+	clear     *problem.Owner // packets that were about to leave in clear
 
 	applied map[string]*problem.Owner // appliedParts
 }
@@ -36,6 +37,7 @@ func claimProblems(s *problem.Set) (o ownProblems, err error) {
 		control: claim("control"), siteQueues: claim("site-queues"), clock: claim("clock"), endpoint: claim(ownEndpoint),
 		engine: claim("engine"), admission: claim("admission"), counters: claim("counters"),
 		mtu: claim("mtu"), routes: claim("routes"), firewall: claim("firewall"),
+		clear:   claim("clear-text"),
 		applied: map[string]*problem.Owner{},
 	}
 	for part := range appliedParts {

@@ -179,6 +179,9 @@ func (d *Daemon) addKernel(st *status.Status, cfg *config.Config, f wanted.Facts
 	counters, err := nft.Counters()
 	failed("firewall", err)
 	sortCounters(st, counters)
+	if err == nil {
+		d.own.clear.Replace(d.leaks.look(counters, time.Now()))
+	}
 
 	st.QueueFeatures = f.Queues
 	st.Missing = append(st.Missing, kernelLacks(cfg, f)...)

@@ -169,6 +169,11 @@ func TestLongNothingLeavesInClear(t *testing.T) {
 			_, err := e.Run(t.Context(), "nft", "flush", "ruleset")
 			require.NoError(t, err)
 		}},
+		{"and firewall and rules gone at once", func(t *testing.T, e *lab.Edge) {
+			_, err := e.Run(t.Context(), "sh", "-ec",
+				"nft flush ruleset; for f in 4 6; do ip -$f rule flush; ip -$f rule add pref 32766 lookup main; done")
+			require.NoError(t, err)
+		}},
 		{"and the routes of the classes flushed", func(t *testing.T, e *lab.Edge) {
 			for _, table := range []string{"5271", "5272"} {
 				// Routes go with the plane's device meanwhile, which ip takes for an error.

@@ -265,6 +265,8 @@ func TestRoutesOnAWANCarryNothingOfOurs(t *testing.T) {
 		}
 	}
 	assert.Eventually(t, func() bool { return drops(t, e, "own_wan") >= own+2*packets }, patience, 20*time.Millisecond)
+	assert.Contains(t, sh(t, e.Host, ringway+" status"),
+		"PROBLEM: clear-text own_wan: packets for a network of this box were routed to a WAN in clear and dropped")
 	_, err = l.Host(lab.PCA).Run(t.Context(), "ping", "-n", "-q", "-c", "1", "-W", "5", "203.0.113.1")
 	require.NoError(t, err)
 	frames, err := wan.Stop()
