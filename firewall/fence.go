@@ -63,8 +63,9 @@ func (p *plan) reach(r Reach) {
 	}
 	linkLocal := addrIs("daddr", prefixLinkLocal)
 	var neighbours []Rule
-	if slices.Contains(p.DHCP, r.Device) { // DHCPv6 and DNS of a router that is known by its advertisements alone
+	if slices.Contains(p.DHCP, r.Device) { // DHCPv6, DNS and pings of a router that is known by its advertisements alone
 		neighbours = slices.Concat(
+			one(linkLocal, icmpIs(ipv6, 128), leave),
 			one(linkLocal, portIs(qos.UDP, "dport", 547), leave),
 			one(linkLocal, portIs(qos.UDP, "dport", 53), leave), one(linkLocal, portIs(qos.TCP, "dport", 53), leave))
 	}

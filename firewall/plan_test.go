@@ -71,7 +71,15 @@ func branch() Input {
 }
 
 func TestText(t *testing.T) {
-	for name, in := range map[string]Input{"branch": branch(), "empty": {}} {
+	router := branch()
+	router.DHCP, router.Parents = []string{"wan0"}, []string{"lan0"}
+	router.Reach = []Reach{{
+		Device: "wan0", Networks: prefixes("192.168.100.1/32", "fd99::/48"),
+		Gateways: []netip.Addr{netip.MustParseAddr("192.168.178.1")}, DNS: []netip.Addr{netip.MustParseAddr("192.168.178.2")},
+		DHCP: []netip.Addr{netip.MustParseAddr("10.250.0.3")},
+	}, {Device: "lte-0"}}
+	router.WANs, router.Endpoints = []string{"wan0", "lte-0"}, []netip.Addr{netip.MustParseAddr("10.66.1.1")}
+	for name, in := range map[string]Input{"branch": branch(), "empty": {}, "router": router} {
 		got := strings.Join(Want(in).Text(), "\n") + "\n"
 		file := "testdata/" + name + ".nft"
 		if *rewrite {

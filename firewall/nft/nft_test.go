@@ -127,13 +127,16 @@ func TestTextAndApplyMakeTheSame(t *testing.T) {
 	edges.Classes[0].Ports = []qos.PortMatch{
 		{Protocol: qos.UDP, Low: 1, High: 65535}, {Protocol: qos.TCP, Low: 65535, High: 65535},
 	}
+	behind := behindRouter()
+	behind.Parents = []string{"lan0", "lan1"}
 	calls := branch()
 	calls.Dynamic = dynamicSets()
 	enforced := signalled(firewall.Enforce)
 	enforced.Signalling.Unread = true
 	for name, in := range map[string]firewall.Input{
 		"branch": branch(), "empty": {}, "single": flat, "edges": edges, "dynamic sets": calls,
-		"observed": signalled(firewall.Observe), "enforced": enforced,
+		"behind a router": behind,
+		"observed":        signalled(firewall.Observe), "enforced": enforced,
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := firewall.Want(in)
