@@ -48,7 +48,11 @@ func Config(
 	var refuseErr error
 	c.Facts.Refused, refuseErr = j.ForeignQueues(cfg)
 	c.Closed = j.Closing(cfg)
-	c.Facts.Closed = journal.Shut(c.Closed, inUse(cfg, f))
+	var reach []netip.Prefix
+	for _, w := range cfg.WANs {
+		reach = append(reach, w.Reach...)
+	}
+	c.Facts.Closed = journal.Shut(c.Closed, inUse(cfg, f), reach)
 	c.Wanted = wanted.From(cfg, c.Facts)
 
 	before := j.Before()
@@ -72,7 +76,6 @@ func inUse(cfg *config.Config, f wanted.Facts) []netip.Prefix {
 	used := slices.Concat(networks.Own, networks.Sites)
 	host := func(a netip.Addr) { used = append(used, netip.PrefixFrom(a.WithZone(""), a.BitLen())) }
 	for _, w := range cfg.WANs {
-		used = append(used, w.Reach...)
 		for _, p := range w.Addresses {
 			used = append(used, p.Masked())
 		}

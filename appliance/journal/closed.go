@@ -95,10 +95,17 @@ func (j *Journal) closingAt(cfg *config.Config, now time.Duration) []Closed {
 	})
 }
 
-// Shut is what is left of closed networks without others that are in use now.
-func Shut(closed []Closed, used []netip.Prefix) (shut []netip.Prefix) {
+// Shut is what is left of closed networks without others that are in use now, and without those of reach that lie in
+// them. A wider one, which may have been there before, does not say that it means the closed network, too.
+func Shut(closed []Closed, used, reach []netip.Prefix) (shut []netip.Prefix) {
 	for _, c := range closed {
-		for _, p := range cut(c.Network, used) {
+		holes := slices.Clone(used)
+		for _, r := range reach {
+			if r.Bits() >= c.Network.Bits() {
+				holes = append(holes, r)
+			}
+		}
+		for _, p := range cut(c.Network, holes) {
 			if !slices.Contains(shut, p) {
 				shut = append(shut, p)
 			}

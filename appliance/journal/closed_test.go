@@ -84,11 +84,13 @@ func TestTheJournalOfAnEarlierBuildSaysWhatItKeptApart(t *testing.T) {
 
 func TestWhatIsInUseIsNotShut(t *testing.T) {
 	closed := []Closed{{Network: netip.MustParsePrefix("10.2.0.0/22")}, {Network: netip.MustParsePrefix("10.9.0.0/24")}}
-	assert.Equal(t, nets("10.2.0.0/22", "10.9.0.0/24"), Shut(closed, nets("10.3.0.0/16", "2001:db8::/32")))
-	assert.Equal(t, nets("10.2.0.0/24", "10.2.2.0/23"), Shut(closed, nets("10.2.1.0/24", "10.9.0.0/16")))
-	assert.Empty(t, Shut(closed, nets("10.0.0.0/8")))
+	assert.Equal(t, nets("10.2.0.0/22", "10.9.0.0/24"), Shut(closed, nets("10.3.0.0/16", "2001:db8::/32"), nil))
+	assert.Equal(t, nets("10.2.0.0/24", "10.2.2.0/23"), Shut(closed, nets("10.2.1.0/24", "10.9.0.0/16"), nil))
+	assert.Empty(t, Shut(closed, nets("10.0.0.0/8"), nil))
+	assert.Equal(t, nets("10.2.0.0/22", "10.9.0.0/24"), Shut(closed, nil, nets("10.0.0.0/8")), "reach is wider")
+	assert.Equal(t, nets("10.2.0.0/23", "10.2.3.0/24"), Shut(closed, nil, nets("10.2.2.0/24", "10.9.0.0/24")))
 	six := []Closed{{Network: netip.MustParsePrefix("2001:db8:2::/48")}}
-	got := Shut(six, nets("2001:db8:2::1/128"))
+	got := Shut(six, nets("2001:db8:2::1/128"), nil)
 	assert.Len(t, got, 128-48)
 	for _, p := range got {
 		assert.False(t, p.Contains(netip.MustParseAddr("2001:db8:2::1")))
