@@ -297,3 +297,85 @@ func TestAWANAnswersARPForItself(t *testing.T) {
 	assert.False(t, answers("10.1.10.1"))
 	assert.False(t, answers("10.1.20.1"))
 }
+
+// A SIP trunk on the provider's private network, read on its way: closed until reach lists it, then it answers a phone.
+func TestATrunkOnAPrivateNetwork(t *testing.T) {
+	t.Parallel()
+	l := branches(t)
+	e, provider := l.Edge("a"), l.Host(lab.Provider)
+	sh(t, provider, "ip addr add 10.77.0.1/32 dev lo")
+	var trunk *net.UDPConn
+	require.NoError(t, provider.Do(func() (err error) {
+		trunk, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 77, 0, 1), Port: 5060})
+		return err
+	}))
+	ended := make(chan struct{})
+	t.Cleanup(func() { trunk.Close(); <-ended })
+	go func() {
+		defer close(ended)
+		b := make([]byte, 2000)
+		for {
+			n, from, err := trunk.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			answer := strings.Replace(string(b[:n]), "OPTIONS sip:trunk@10.77.0.1 SIP/2.0", "SIP/2.0 200 OK", 1)
+			_, _ = trunk.WriteToUDPAddrPort([]byte(answer), from)
+		}
+	}()
+	phone := socket(t, l.Host(lab.PhoneA), 5060)
+	number := 0
+	answered := func(within time.Duration) bool {
+		number++
+		_, err := phone.WriteToUDPAddrPort([]byte(strings.Join([]string{
+			"OPTIONS sip:trunk@10.77.0.1 SIP/2.0", "Via: SIP/2.0/UDP 10.1.10.10:5060;branch=z9hG4bK" + fmt.Sprint(number),
+			"From: <sip:10@berlin>;tag=1", "To: <sip:trunk@10.77.0.1>", "Call-ID: " + fmt.Sprint(number) + "@10.1.10.10",
+			"CSeq: 1 OPTIONS", "Max-Forwards: 70", "Content-Length: 0", "", "",
+		}, "\r\n")), netip.MustParseAddrPort("10.77.0.1:5060"))
+		require.NoError(t, err)
+		require.NoError(t, phone.SetReadDeadline(time.Now().Add(within)))
+		b := make([]byte, 2000)
+		n, err := phone.Read(b)
+		return err == nil && strings.HasPrefix(string(b[:n]), "SIP/2.0 200 OK")
+	}
+	text, err := e.Config()
+	require.NoError(t, err)
+	reload := func(old, with string) {
+		t.Helper()
+		changed := strings.Replace(string(text), old, with, 1) + "\nsip:\n  mode: observe\n"
+		require.NoError(t, e.WriteConfig([]byte(changed)))
+		sh(t, e.Host, ringway+" reload")
+	}
+	reload("", "")
+	require.Eventually(t, func() bool {
+		out, err := e.Run(t.Context(), "nft", "list", "set", "inet", "ringway", "sip_udp")
+		return err == nil && strings.Contains(out, "voice0")
+	}, patience, 20*time.Millisecond, "nothing reads signalling")
+	had := drops(t, e, "private_wan")
+	assert.False(t, answered(time.Second))
+	assert.Greater(t, drops(t, e, "private_wan"), had)
+
+	wan, err := capture.StartFrames(netPath(provider), "wan-a")
+	require.NoError(t, err)
+	reload("    uplink:", "    reach: [10.77.0.1]\n    uplink:")
+	require.True(t, polledFor(patience, func() bool { return answered(time.Second) }))
+	frames, err := wan.Stop()
+	require.NoError(t, err)
+	sip := 0
+	for _, f := range frames {
+		if f.Kind == capture.SIP && !f.Outgoing {
+			sip++
+			assert.Equal(t, addressA, f.Source.Addr().String(), "translated")
+		}
+	}
+	assert.Positive(t, sip)
+}
+
+func polledFor(d time.Duration, done func() bool) bool {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		if done() {
+			return true
+		}
+	}
+	return false
+}
