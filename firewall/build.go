@@ -134,6 +134,13 @@ func deviceIn(key, set string) statement {
 	}
 }
 
+func oifNotIn(set string) statement {
+	return func(l *line) {
+		l.say("oifname != @%s", set)
+		l.add(Expr{Op: "meta", Key: "oifname", Reg: 1}, in(set, true))
+	}
+}
+
 func iif(name string) statement  { return device("iifname", name) }
 func oif(name string) statement  { return device("oifname", name) }
 func iifIn(set string) statement { return deviceIn("iifname", set) }

@@ -163,6 +163,7 @@ func (p *plan) sets() {
 			"voice_lan", "ifname", voice...,
 		), nameSet("data_lan", "ifname", data...), nameSet("lan", "ifname", slices.Concat(voice, data)...),
 		nameSet("tunnel", "ifname", p.devices("")...), nameSet("voice_tunnel", "ifname", p.devices("voice")...))
+	add(nameSet("named", "ifname", slices.Concat(p.WANs, voice, data, p.devices(""))...))
 	var listen []string
 	for _, t := range p.Tunnels {
 		if t.ListenPort != 0 {

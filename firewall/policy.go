@@ -8,8 +8,8 @@ import (
 	"ringway/units"
 )
 
-// forward says who may talk to whom through the box. Devices that the config does not name forward nothing:
-// an appliance has no other path in.
+// forward says who may talk to whom through the box. Nothing leaves by a device that the config does not name, not even
+// what is established: a WAN that left the config, or a management port that a route suddenly leads to.
 func (p *plan) forward() {
 	est := ctState("established,related")
 	split := func(field, mine, other, otherChain string) []Rule {
@@ -19,6 +19,7 @@ func (p *plan) forward() {
 			one(accept))
 	}
 	p.base("forward", "filter", "forward", hookFilter, "drop",
+		one(oifNotIn("named"), counter(CounterForwardDrop), drop),
 		// Nothing of a site's goes to the internet here, and nothing from there into a tunnel, whatever
 		// conntrack says.
 		one(iifIn("tunnel"), oifIn("wan"), counter(CounterHairpinWAN), drop),

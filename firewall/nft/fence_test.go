@@ -278,3 +278,32 @@ func TestTheParentOfVLANsIsClosed(t *testing.T) {
 	applyIn(t, w.edge, firewall.Want(in))
 	assert.NoError(t, try(local+"%eth0"), "the test reaches what is open")
 }
+
+// A flow that is established does not follow a route to a device that the config does not name.
+func TestNothingLeavesByAnUnnamedDevice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, branch())
+	stranger := netnstest.New(t)
+	netnstest.Veth(t, w.edge, "mgmt0", stranger, "eth0")
+	w.edge.Run("ip", "addr", "add", "192.0.2.129/30", "dev", "mgmt0")
+	stranger.Run("ip", "addr", "add", "192.0.2.130/30", "dev", "eth0")
+	phone, pc := w.listen(w.phone, phone4, 5060), w.listen(w.pc, pc4, 5060)
+	w.send(phone, pc4, 5060, 0)
+	w.receive(pc, "before")
+	w.send(pc, phone4, 5060, 0)
+	w.receive(phone, "the answer")
+
+	w.edge.Run("ip", "route", "add", pc4+"/32", "via", "192.0.2.130", "dev", "mgmt0")
+	w.edge.Run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+	seen, err := capture.StartFrames(fmt.Sprintf("/proc/self/fd/%d", stranger.FD()), "eth0")
+	require.NoError(t, err)
+	had := w.counters()[firewall.CounterForwardDrop].Packets
+	w.send(phone, pc4, 5060, 0)
+	w.assertCounter(firewall.CounterForwardDrop, had+1, "an established flow")
+	w.edge.Run("ping", "-n", "-c1", "-W3", "192.0.2.130") // the box itself may, and packets keep their order
+	frames, err := seen.Stop()
+	require.NoError(t, err)
+	for _, f := range frames {
+		assert.NotEqual(t, pc4, f.Destination.Addr().String())
+	}
+}
