@@ -90,6 +90,7 @@ func TestLeasesFollowTheConfigAndOutliveTheirClients(t *testing.T) {
 	k.grant(leaseOf("rw-none0"))
 	want := map[string]routing.Lease{"rw-none0": {
 		Address: netip.MustParsePrefix("198.51.100.7/24"), Gateways: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
+		Server: netip.MustParseAddr("10.250.0.3"), DNS: []netip.Addr{netip.MustParseAddr("198.51.100.53")},
 	}}
 	assert.Equal(t, want, k.Held().Leases)
 

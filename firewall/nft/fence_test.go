@@ -16,6 +16,7 @@ import (
 	"ringway/qos"
 	"ringway/test/lab/capture"
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 )
 
 // behindRouter is the branch with a WAN behind a home router, as its DHCP lease says it.
@@ -243,7 +244,7 @@ func TestTheParentOfVLANsIsClosed(t *testing.T) {
 	require.NoError(t, err)
 	mac := macOf(w.edge, "lan0")
 	var local string
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		for _, f := range strings.Fields(w.edge.Run("ip", "-6", "-o", "addr", "show", "dev", "lan0", "-tentative")) {
 			if strings.HasPrefix(f, "fe80:") {
 				local, _, _ = strings.Cut(f, "/")

@@ -163,7 +163,7 @@ func TestWhatFallsAwayIsClosed(t *testing.T) {
 	assert.Zero(t, c.while(func() {
 		require.NoError(t, e.Kill(within(t, patience)))
 		require.NoError(t, e.Start(t.Context()))
-		require.Eventually(t, func() bool {
+		polltest.Require(t, func() bool {
 			s, err := e.Status(t.Context())
 			return err == nil && s.Ready
 		}, patience, 20*time.Millisecond)
@@ -172,7 +172,7 @@ func TestWhatFallsAwayIsClosed(t *testing.T) {
 
 	// The site comes back, smaller.
 	reload([]byte(strings.ReplaceAll(string(whole), "10.2.20.0/24", "10.2.20.0/28")))
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		_, err := l.Host(lab.PhoneA).Run(t.Context(), "ping", "-n", "-c", "1", "-W", "1", "10.2.10.10")
 		return err == nil
 	}, patience, 50*time.Millisecond)
@@ -262,7 +262,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 	nothing("ruleset and rules are gone at once, again and again", func() {
 		for range 8 {
 			sh(t, e.Host, rulesAndRuleset)
-			require.Eventually(t, func() bool {
+			polltest.Require(t, func() bool {
 				out, err := e.Run(t.Context(), "sh", "-c", "ip rule; nft list chain inet ringway egress_wan")
 				return err == nil && strings.Contains(out, "5230:") && strings.Contains(out, "leak_wan")
 			}, patience, 5*time.Millisecond)

@@ -19,6 +19,7 @@ import (
 
 	"ringway/test/lab"
 	"ringway/test/lab/capture"
+	"ringway/test/polltest"
 )
 
 // homeRouter is the provider as edge-a sees it: it leases one address of a private network, from a server
@@ -189,7 +190,7 @@ func TestAWANWithAPrivateAddress(t *testing.T) {
 			require.NoError(t, e.WaitReady(within(t, 2*patience)))
 			reaches(t, l.Host(lab.PhoneA), "10.2.10.10")
 			reaches(t, pc, "203.0.113.1")
-			require.Eventually(t, func() bool { return r.renewed.Load() >= 2 }, patience, 20*time.Millisecond, "no renewals")
+			polltest.Require(t, func() bool { return r.renewed.Load() >= 2 }, patience, 20*time.Millisecond, "no renewals")
 			assert.Contains(t, sh(t, e.Host, "ip -4 addr show dev wan0"), r.box.String())
 			far, err := l.Edge("b").Status(t.Context())
 			require.NoError(t, err)
@@ -264,7 +265,7 @@ func TestRoutesOnAWANCarryNothingOfOurs(t *testing.T) {
 			break
 		}
 	}
-	assert.Eventually(t, func() bool { return drops(t, e, "own_wan") >= own+2*packets }, patience, 20*time.Millisecond)
+	polltest.Assert(t, func() bool { return drops(t, e, "own_wan") >= own+2*packets }, patience, 20*time.Millisecond)
 	assert.Contains(t, sh(t, e.Host, ringway+" status"),
 		"PROBLEM: clear-text own_wan: packets for a network of this box were routed to a WAN in clear and dropped")
 	_, err = l.Host(lab.PCA).Run(t.Context(), "ping", "-n", "-q", "-c", "1", "-W", "5", "203.0.113.1")
@@ -347,7 +348,7 @@ func TestATrunkOnAPrivateNetwork(t *testing.T) {
 		sh(t, e.Host, ringway+" reload")
 	}
 	reload("", "")
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, err := e.Run(t.Context(), "nft", "list", "set", "inet", "ringway", "sip_udp")
 		return err == nil && strings.Contains(out, "voice0")
 	}, patience, 20*time.Millisecond, "nothing reads signalling")

@@ -9,13 +9,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/test/netnstest"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
 // linkLocal waits for the link-local address of a device.
 func linkLocal(t *testing.T, try func(args ...string) (string, error), device string) (address string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	polltest.Require(t, func() bool {
 		out, _ := try("ip", "-6", "-o", "addr", "show", "dev", device, "-tentative")
 		for _, f := range strings.Fields(out) {
 			if strings.HasPrefix(f, "fe80:") {
@@ -56,7 +57,7 @@ func TestTheCardUnderVLANsIsClosed(t *testing.T) {
 		"sites[munich].public_key": otherKey(t),
 	}))
 	e.start()
-	require.Eventually(t, func() bool { return pings("10.1.10.1") }, 20*time.Second, 100*time.Millisecond, "tagged")
+	polltest.Require(t, func() bool { return pings("10.1.10.1") }, 20*time.Second, 100*time.Millisecond, "tagged")
 	neighbour.Run("ip", "neigh", "replace", "192.168.7.1", "lladdr", mac(t, e), "dev", "eth0", "nud", "permanent")
 	untagged := linkLocal(t, e.try, "lan0")
 	linkLocal(t, func(args ...string) (string, error) { return neighbour.Try(args[0], args[1:]...) }, "eth0")
