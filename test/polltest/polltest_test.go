@@ -62,6 +62,7 @@ func TestAConditionMayFail(t *testing.T) {
 			passed = true
 		}()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		assert.Len(t, s.said, 1)
 		assert.Regexp(t, `(?s)not within 1s.*of 3`, s.said)
 		assert.False(t, passed)

@@ -326,8 +326,9 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	}
 }
 
-// Reroute stops sending from addresses of ours, and says something at once to each peer that was sent to from one of
-// them, or from whichever the kernel chose, so that it knows where we are.
+// Reroute stops sending from addresses of ours, and sends something at once to each peer that was sent to from one of
+// them, or from whichever the kernel chose, so that it knows where we are. One that is about some peers is the daemon's
+// wish to use a better line: with a peer whose paths are probed it is they that decide.
 func (e *Engine) Reroute(r tunnel.Reroute) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -337,9 +338,10 @@ func (e *Engine) Reroute(r tunnel.Reroute) {
 		if to == nil || !r.About(k) || to.controls > 0 && !slices.Contains(r.From, to.src) {
 			continue
 		}
-		if to.src.IsValid() {
-			p.paths.Left(to.src)
+		if len(r.Keys) > 0 && p.paths.Knows(now) {
+			continue
 		}
+		p.paths.Left(leftBy(to, r.From))
 		p.left.Set(r.From, now+int64(tunnel.TrialTime))
 		e.forgetSource(p)
 		switch s := p.current.Load(); {
@@ -350,6 +352,18 @@ func (e *Engine) Reroute(r tunnel.Reroute) {
 			e.initiateLocked(p)
 		}
 	}
+}
+
+// leftBy is the address that a peer was sent to from: what could not be sent may have made the engine forget it.
+func leftBy(to *endpoint, from []netip.Addr) (a netip.Addr) {
+	if to.src.IsValid() {
+		return to.src
+	}
+	i := slices.IndexFunc(from, func(a netip.Addr) bool { return a.Is4() != to.raw.V6() })
+	if i < 0 {
+		return a
+	}
+	return from[i]
 }
 
 // Status describes the device and its peers. It contains no secret.
