@@ -302,7 +302,7 @@ func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
 			l.options.Log.Warn("a WAN's line delivers nothing: no site is heard by it, and others are by another line",
 				"interface", line.Name)
 		default:
-			l.options.Log.Info("a WAN's line is back", "interface", line.Name)
+			l.options.Log.Info("a WAN's line has a carrier and delivers", "interface", line.Name)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // Others change what Ringway needs, in a call: forwarding and reverse path filters, which the kernel reports, a sysctl
 // that it does not report, a peer of a tunnel. Each is put back, and the call goes on.
-func TestWhatOthersChangeIsPutBack(t *testing.T) {
+func TestLongWhatOthersChangeIsPutBack(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")
@@ -126,7 +126,7 @@ func TestRoutesAndRulesOfOthersAreNamed(t *testing.T) {
 }
 
 // A chain of another program drops what it does not accept: calls are dead, and status, plan and check name the chain.
-func TestChainsOfOthersAreNamed(t *testing.T) {
+func TestLongChainsOfOthersAreNamed(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	e := l.Edge("a")

@@ -332,7 +332,7 @@ func TestANameServerWithASitesAddress(t *testing.T) {
 // A provider that knows its modem by options 60, 61, 77 and 90, grants single addresses with a gateway outside, and
 // replaces its server: the new one refuses a renewal by broadcast and has another address. Packets pass with the first
 // lease and soon after the second, long before T2.
-func TestAProviderThatWantsOptionsAndReplacesItsServer(t *testing.T) {
+func TestLongAProviderThatWantsOptionsAndReplacesItsServer(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty})
 	a, provider := l.Edge("a"), l.Host(lab.Provider)

@@ -59,7 +59,7 @@ func twoLines(t *testing.T, o lab.Options) *lab.Lab {
 }
 
 // The cable of the WAN that carries the calls is pulled, and plugged in again.
-func TestTimedALineThatIsCutIsLeftAtOnce(t *testing.T) {
+func TestLongALineThatIsCutIsLeftAtOnce(t *testing.T) {
 	l := twoLines(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
 	const internet = "203.0.113.1"

@@ -93,7 +93,7 @@ func linkMTU(t *testing.T, l *lab.Lab, edge *lab.Edge, device, far string, mtu i
 // A WAN takes 1400 bytes, as LTE does, and the provider loses fragments. No packet of a tunnel leaves in fragments,
 // whatever family is outside: TCP has nearly all of the line, in both directions and families; other hosts are told
 // what fits, in both classes.
-func TestFullPacketsLeaveWhole(t *testing.T) {
+func TestLongFullPacketsLeaveWhole(t *testing.T) {
 	for _, outside := range []lab.Family{lab.IPv4, lab.IPv6} {
 		t.Run(string(outside), func(t *testing.T) { fullPacketsLeaveWhole(t, outside) })
 	}

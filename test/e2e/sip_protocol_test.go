@@ -22,7 +22,7 @@ import (
 // A daemon of another build finds a process that reads signalling and speaks another protocol. It says so, and ends it.
 // Until its own process is ready, which takes a second here, signalling passes unread: a call begins and ends. Those
 // that were up notice nothing: no packet of theirs is lost, their ends are seen, and nothing of them is left.
-func TestARelayOfAnotherProtocolIsReplacedInACall(t *testing.T) {
+func TestLongARelayOfAnotherProtocolIsReplacedInACall(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", map[string]string{"sip.abuse": "off"})})
 	a, b := l.Edge("a"), l.Edge("b")

@@ -168,7 +168,31 @@ func mountOwnDirs() error {
 			return err
 		}
 	}
-	return os.Chmod("/var/lib/ringway", 0o700)
+	if err := os.Chmod("/var/lib/ringway", 0o700); err != nil {
+		return err
+	}
+	return hideNameServers()
+}
+
+// hideNameServers gives the host an empty /etc/resolv.conf. The machine's name servers cannot be reached from a host, and
+// a program that asks them waits for as long as it likes.
+func hideNameServers() error {
+	const file = "/etc/resolv.conf"
+	if _, err := os.Stat(file); err != nil {
+		return nil // there is none
+	}
+	empty := filepath.Join(Dir, "resolv.conf")
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		return err
+	}
+	target, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(empty, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("hide the name servers: %w", err)
+	}
+	return nil
 }
 
 // linkedCopy covers dir with a tmpfs of links to its previous contents.
