@@ -174,8 +174,8 @@ func mountOwnDirs() error {
 	return hideNameServers()
 }
 
-// hideNameServers gives the host an empty /etc/resolv.conf. The machine's name servers cannot be reached from a host, and
-// a program that asks them waits for as long as it likes.
+// hideNameServers gives the host an empty /etc/resolv.conf. The machine's name servers cannot be reached from a host,
+// and a program that asks them waits for as long as it likes.
 func hideNameServers() error {
 	const file = "/etc/resolv.conf"
 	if _, err := os.Stat(file); err != nil {
