@@ -23,8 +23,8 @@ func pathsCommand(a *app) *cobra.Command {
 	var watch bool
 	c := &cobra.Command{
 		Use: "paths [SITE]", Short: "Show by which lines each site is reached", Args: cobra.MaximumNArgs(1),
-		Long: `Shows, for each tunnel of each site, where the site is heard, and each of this box's lines to it: whether it is used,
-whether it delivers, and how long the last probe took there and back. Below are the last changes. With one WAN there is
+		Long: `Shows, for each tunnel of each site, where the site is heard, and each of this box's lines to it: whether it is
+used, whether it delivers, and how long the last probe took there and back. Below are the last changes. With one WAN there is
 one line, of which nothing is known but that it is used.
 
 Lines are probed, and left when they deliver nothing, by the engine realtime (the voice tunnel's default), and only to

@@ -279,7 +279,7 @@ func (e *Engine) Handshake(keys ...tunnel.PublicKey) {
 	}
 }
 
-// Reroute stops sending from addresses of ours, and says something at once to each peer, so that it knows where we
+// Reroute stops sending from addresses of ours, and sends something at once to each peer, so that it knows where we
 // are. The device does not tell which of our addresses it sends to a peer from.
 func (e *Engine) Reroute(r tunnel.Reroute) {
 	status, _, err := e.read()
