@@ -11,9 +11,9 @@ export CGO_ENABLED := 0
 GOTESTSUM := $(GO) tool gotestsum --format pkgname --hide-summary=skipped
 
 DEMO_PACKAGES := iproute2 iperf3 sip-tester nftables wireguard-tools iputils-ping util-linux procps
-TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base radvd jq conntrack man-db curl sngrep kamailio kamailio-tls-modules baresip-core
-BENCH_PACKAGES := $(TEST_PACKAGES) openvpn kamailio
-VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iperf3 iputils-ping util-linux procps
+TEST_PACKAGES := $(DEMO_PACKAGES) tshark tcpdump ethtool dnsmasq-base radvd kea-dhcp6-server jq conntrack man-db curl openssl sngrep kamailio kamailio-tls-modules baresip-core gcc libc6-dev libsrtp2-dev
+BENCH_PACKAGES := $(TEST_PACKAGES) openvpn kamailio rtpengine-daemon
+VM_PACKAGES   := qemu-system-x86 cpio busybox-static kmod iproute2 nftables wireguard-tools iperf3 iputils-ping util-linux procps ppp pppoe tcpdump dnsmasq-base
 SYSTEMD_PACKAGES := systemd-container debootstrap
 RACE_PACKAGES := gcc libc6-dev
 
@@ -42,7 +42,7 @@ test-unit: ## the tests that need no root and no other program (40 s)
 	$(GOTESTSUM) -- -short -timeout 2m -skip '^Test(Timed|Long)' ./...
 
 .PHONY: test-race
-test-race: race-packages test-packages ## the race detector over all that measures neither time nor allocations, and its coverage (root, 5 minutes)
+test-race: race-packages test-packages ## the race detector over all that measures neither time nor allocations, and its coverage (root, 13 minutes)
 	test/race.sh
 
 .PHONY: test-repeat
@@ -71,6 +71,7 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 	$(BIN)/ringway bench throughput --sizes 200 --trial $(or $(TRIAL),500ms) --engines ringway,wireguard-go --rounds $(or $(PAIRS),3) --one-core
 	$(BIN)/ringway bench rekey --rekeys $(or $(PAIRS),3) --roams 1 --moves 0 --restarts 1
 	$(BIN)/ringway bench sip --vs kamailio --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) $(SIP)
+	$(BIN)/ringway bench media --rounds $(or $(PAIRS),3) $(MEDIA)
 
 .PHONY: bench-link
 bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, half an hour)
@@ -82,8 +83,13 @@ bench-link-vm: vm-packages build ## the same at 2 Mbit/s beside fq_codel and cak
 	TEST_VM_LINK="$(CURDIR)/bench-out/vm/link.json" $(GO) test -count=1 -v -run '^TestCallsOnAFullLink' ./test/vm
 
 .PHONY: test-long
-test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls, attacks (root, 9 minutes)
+test-long: test-packages build ## whole branches where it takes long: kills in a reload, configs that cut off, a hub of 500, fair flows, too many calls, attacks, lines that lose packets (root, 16 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" test/long.sh
+
+.PHONY: soak-lines
+SOAK ?= 10m
+soak-lines: test-packages build ## calls for SOAK (10m) over two lines that lose 5 %, and over one that comes and goes: nothing is called down wrongly (root)
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 3h -run '^TestLongSoak' ./test/e2e
 
 .PHONY: test-day
 test-day: ## 24 hours of calls on a simulated clock, and 24 with the relay replaced now and then, end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)
@@ -96,6 +102,10 @@ test-rekey: test-packages build ## interoperation with stock WireGuard across it
 .PHONY: test-kernel
 test-kernel: vm-packages build ## the kernel engine, VLANs, netem, fq_codel and cake beside a call, a clock in the past, under a Debian kernel in QEMU (root)
 	test/vm/run.sh
+
+.PHONY: test-pppoe
+test-pppoe: vm-packages build ## PPPoE in a VLAN: pppd dials pppoe-server, under Debian's full kernel in QEMU (root, 6 minutes)
+	test/vm/pppoe.sh
 
 .PHONY: test-systemd
 test-systemd: systemd-packages build deb ## the Debian package under a real systemd in a container (root)
@@ -117,8 +127,9 @@ clean: ## remove what the targets made
 define install-packages
 	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
-	  echo "installing the Debian packages:" $$missing; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  echo "installing the Debian packages:" $$missing; mkdir -p dist; \
+	  flock dist/apt.lock apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive flock dist/apt.lock apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 endef
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"ringway/appliance/announcer"
 	"ringway/appliance/calls"
 	"ringway/appliance/clock"
 	"ringway/appliance/commit"
@@ -26,6 +28,7 @@ import (
 	"ringway/appliance/component"
 	"ringway/appliance/config"
 	"ringway/appliance/control"
+	"ringway/appliance/dial"
 	"ringway/appliance/endpoint"
 	"ringway/appliance/engine"
 	"ringway/appliance/exposition"
@@ -33,6 +36,8 @@ import (
 	"ringway/appliance/lease"
 	"ringway/appliance/line"
 	"ringway/appliance/lock"
+	"ringway/appliance/media"
+	"ringway/appliance/pathmtu"
 	"ringway/appliance/problem"
 	"ringway/appliance/status"
 	"ringway/appliance/systemd"
@@ -67,11 +72,15 @@ type Daemon struct {
 
 	components     component.List
 	leases         *lease.Keeper // one of the components, as lines and calls are
+	announcer      *announcer.Announcer
 	lines          *line.Lines
+	dialer         *dial.Dialer
 	calls          *calls.Calls
+	media          *media.Media
 	engines        map[tunnel.Class]*engine.Holder
 	endpoints      *endpoint.Memory
 	names          *endpoint.Names
+	pathMTUs       *pathmtu.Sites
 	clock          *clock.Floor
 	metricsHandler http.Handler
 	problems       *problem.Set
@@ -119,6 +128,9 @@ func New(o Options) (*Daemon, error) {
 		peerDrift: map[tunnel.Class]*drift{},
 	}
 	if d.own, err = claimProblems(d.problems); err != nil {
+		return nil, err
+	}
+	if d.media, err = d.newMedia(); err != nil {
 		return nil, err
 	}
 	if d.calls, err = d.newCalls(); err != nil {
@@ -202,6 +214,8 @@ func (d *Daemon) open() {
 	d.metricsHandler = exposition.Handler(d.log, d.newExposition())
 	d.raiseClock()
 	d.endpoints = endpoint.Load(d.opts.Paths.endpoints(), d.log)
+	d.pathMTUs = pathmtu.Load(d.opts.Paths.pathMTUs(), time.Now(), d.log)
+	d.endpoints.NameLines(func(a netip.Addr) string { return d.lines.Interface(a) })
 	d.names = endpoint.NewNames(d.endpoints, d.nameQuery, d.namesLookedUp)
 	d.engines = d.newEngines()
 }
@@ -306,22 +320,28 @@ func (d *Daemon) probe() error {
 func (d *Daemon) factsLocked() wanted.Facts {
 	f := d.facts
 	f.Keys, f.Endpoint, f.Heard = d.running.Keys, d.endpoints.Tell, d.endpoints.Where
+	f.Remotes = d.endpoints.Remotes
 	held := d.leases.Held()
-	f.Leases, f.Advertised = held.Leases, held.Advertised
+	d.dialer.AddTo(held, d.cfg)
+	f.Leases, f.Advertised, f.Delegated = held.Leases, held.Advertised, held.Delegated
 	f.WANMTU = compare.WANMTU(d.cfg)
 	f.WireMTU = compare.WireMTU(f.WANMTU)
 	f.Through = compare.ThroughWAN(d.endpoints.Where)
 	f.Silent = d.lines.Silent()
+	f.PathMTU = d.pathMTUs.MTUs(d.cfg.TunnelSites())
 	return f
 }
 
 func (d *Daemon) upgrade(ctx context.Context, class string) error {
-	if class == calls.Name {
+	switch class {
+	case calls.Name:
 		return d.calls.Upgrade(ctx)
+	case media.Name:
+		return d.media.Upgrade(ctx)
 	}
 	s, ok := d.engines[tunnel.Class(class)]
 	if !ok {
-		return fmt.Errorf("%q is not a class of tunnel (allowed: voice, data, calls)", class)
+		return fmt.Errorf("%q is not a class of tunnel (allowed: voice, data, calls, media)", class)
 	}
 	return s.Upgrade(ctx)
 }
@@ -392,7 +412,8 @@ func (d *Daemon) removeAll() error {
 	if err := systemd.StopOwnUnit(ctx); err != nil {
 		d.log.Warn("systemd may start the daemon again", "error", err)
 	}
-	errs := []error{d.calls.Stop(ctx)}
+	d.announcer.Farewell()
+	errs := []error{d.calls.Stop(ctx), d.media.Stop(ctx)}
 	for _, c := range tunnel.Classes {
 		errs = append(errs, d.engines[c].Stop(ctx))
 	}

@@ -93,10 +93,15 @@ func (m machine) Switch(ctx context.Context, l config.Loaded) ([]string, error) 
 	return d.reconcileLocked(ctx)
 }
 
+// conflict says which WANs could not keep with cfg what their networks gave them.
+func (d *Daemon) conflict(cfg *config.Config) error {
+	return errors.Join(d.leases.Conflict(cfg), d.dialer.Conflict(cfg))
+}
+
 // TrySwitch refuses new problems only: one that was there before is no reason to refuse what else the config
-// says. A config that would cost a WAN its lease is refused before anything is touched.
+// says. A config that would cost a WAN its lease or its session is refused before anything is touched.
 func (m machine) TrySwitch(ctx context.Context, l config.Loaded) ([]string, error) {
-	if err := m.d.leases.Conflict(l.Config); err != nil {
+	if err := m.d.conflict(l.Config); err != nil {
 		return nil, err
 	}
 

@@ -18,6 +18,7 @@ func TestFamiliesOfTheWANs(t *testing.T) {
 	}
 	for want, wans := range map[endpoint.Families][]config.WAN{
 		{IPv4: true, MaybeIPv6: true}: {wan(routing.Upstream{Interface: "wan0", DHCP: true})},
+		{MaybeIPv6: true}:             {wan(routing.Upstream{Interface: "wan0", DHCP6: true})},
 		{IPv6: true}:                  {static("2001:db8::2/64")},
 		{IPv4: true, IPv6: true}:      {static("203.0.113.2/24"), static("2001:db8::2/64")},
 	} {

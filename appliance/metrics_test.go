@@ -26,13 +26,16 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"ringway/appliance/calls"
+	"ringway/appliance/dial"
 	"ringway/appliance/exposition"
 	"ringway/appliance/lease"
 	"ringway/appliance/line"
+	"ringway/appliance/metered"
 	"ringway/appliance/metrics"
 	"ringway/appliance/problem"
 	"ringway/appliance/reflector"
 	"ringway/appliance/status"
+	"ringway/appliance/unmarked"
 	"ringway/firewall"
 	"ringway/qos"
 	"ringway/sip/admission"
@@ -71,6 +74,10 @@ func exposed(t *testing.T, st status.Status) (string, map[string]*dto.MetricFami
 // collectorOf is a daemon's collector of a status that is always st.
 func collectorOf(st status.Status) *exposition.Collector {
 	d := &Daemon{opts: Options{Build: st.Build, Reasons: engineReasons}, log: slog.New(slog.DiscardHandler)}
+	var err error
+	if d.media, err = d.newMedia(); err != nil {
+		panic(err)
+	}
 	d.components = d.newComponents()
 	c := d.newExposition()
 	c.Status = func(context.Context) (status.Status, error) { return st, nil }
@@ -123,10 +130,20 @@ func busy() status.Status {
 		if packets {
 			p.RxPackets, p.TxPackets = n(), n()
 			p.RoundTrip = time.Duration(n()) * time.Second
+			p.PathMTU = int(n())
 			p.Paths = []tunnel.PathStatus{
-				{Source: lineAddress, Used: true, State: tunnel.PathUp, RoundTrip: time.Duration(n()) * time.Second},
+				{
+					Source: lineAddress, Used: true, State: tunnel.PathUp, RoundTrip: time.Duration(n()) * time.Second,
+					MTU: int(n()),
+				},
 				{Source: lineAddress, State: tunnel.PathSilent}, // twice, as a plane that was taken over may say
 				{Source: netip.MustParseAddr("192.0.2.99"), State: tunnel.PathUp},
+			}
+			for i := range p.Paths {
+				p.Paths[i].Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 51820)
+			}
+			p.Copies = &tunnel.CopiesStatus{
+				When: tunnel.CopiesAlways, Sent: n(), Unsent: n(), Removed: n(), By: lineAddress,
 			}
 			p.Media = &tunnel.MediaStatus{
 				Budget: rate(), LineBudget: rate(), Taken: rate(),
@@ -157,9 +174,10 @@ func busy() status.Status {
 		"reflector": probes,
 		"calls": calls.Status{
 			Mode: "enforce", Reading: true, PID: int(n()), Restarts: int(n()), Flows: int(n()), Holes: int(n()),
-			NotOpen: drops([]string{"port", "network"}),
-			Abuse:   drops([]string{"scan"}),
-			Places:  int(n()), NoPlace: drops([]string{"site_budget"}),
+			KeyChannels: int(n()),
+			NotOpen:     drops([]string{"port", "network"}),
+			Abuse:       drops([]string{"scan"}),
+			Places:      int(n()), NoPlace: drops([]string{"site_budget"}),
 			Media: calls.MediaStatus{
 				Measured: true, Series: [2]int{int(n()), int(n())}, Beyond: n(),
 				Sites: []calls.MediaTotal{
@@ -175,7 +193,7 @@ func busy() status.Status {
 				}},
 				Calls: int(n()), Connections: int(n()), Messages: n(), LateFlows: n(), Beyond: n(),
 				Unread: drops([]string{"keep_alive"}), Refused: drops([]string{"foreign_hop"}),
-				Mirrored: n(), Unmirrored: n(),
+				Mirrored: n(), Unmirrored: n(), Relayed: int(n()), MediaPorts: int(n()), NoMediaPorts: n(),
 				Transport: drops([]string{"udp_passed", "tcp_accepted"}), Phones: int(n()),
 				Budgets: []admission.Budget{{
 					Where: admission.Where{Site: "munich", Line: "wan0"}, Limit: rate(), Taken: rate(), Other: rate(),
@@ -183,8 +201,15 @@ func busy() status.Status {
 				}},
 			},
 		},
-		"lines":  line.Status{{Interface: "wan0", Carrier: true, Since: at(), Addresses: []netip.Addr{lineAddress}}},
-		"leases": lease.Status{{Interface: "wan0", Address: netip.MustParsePrefix("198.51.100.7/24"), Expiry: at()}},
+		"lines": line.Status{{Interface: "wan0", Carrier: true, Since: at(), Addresses: []netip.Addr{lineAddress}}},
+		"pppoe": dial.Status{{Interface: "ppp-wan1", State: "up", Since: at(), Dials: int(n())}},
+		unmarked.Name: unmarked.Status{Found: n(), Beyond: n(), Flows: []unmarked.Flow{
+			{PerSecond: 50.5, First: at(), Last: at()}, {PerSecond: 50.5, First: at(), Last: at(), Dropped: true},
+		}},
+		"metered": metered.Status{{Interface: "wan0", Start: at(), Used: 1e9, Budget: 5e9}},
+		"leases": lease.Status{{
+			Interface: "wan0", Address: netip.MustParsePrefix("198.51.100.7/24"), Expiry: at(), WantsPrefix: true,
+		}},
 	}
 	queue := func(wan, site string, c qos.ClassName) qos.QueueStats {
 		return qos.QueueStats{
@@ -245,6 +270,7 @@ func TestMetricsPassTheLinter(t *testing.T) {
 // Whatever number the status has, the metrics have: a field that is added there and not here fails.
 func TestEveryNumberOfTheStatusIsAMetric(t *testing.T) {
 	leftOut := regexp.MustCompile(`^(pid|calls/pid|calls/tls/\d+/at|problems/\d+/since|reflector/port|` +
+		`unmarked_media/flows/\d+/(first|last|packets_per_second)|` + // a label for each flow would be endless
 		`tunnels/\d+/(plane_pid|listen_port|threads/\d+/tid|peers/\d+/keepalive_ns))$`)
 	st := busy()
 	assertNoZero(t, reflect.ValueOf(st), "")

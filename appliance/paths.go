@@ -29,7 +29,11 @@ func (p Paths) journal() string   { return filepath.Join(p.Run, "journal.json") 
 func (p Paths) planes() string    { return filepath.Join(p.Run, "planes") }
 func (p Paths) clock() string     { return filepath.Join(p.State, "clock") }
 func (p Paths) lines() string     { return filepath.Join(p.Run, "lines.json") }
+func (p Paths) targets() string   { return filepath.Join(p.Run, "targets.json") }
+func (p Paths) metered() string   { return filepath.Join(p.State, "metered.json") }
+func (p Paths) pathMTUs() string  { return filepath.Join(p.Run, "mtu.json") }
 func (p Paths) endpoints() string { return filepath.Join(p.State, "endpoints.json") }
+func (p Paths) dialed() string    { return filepath.Join(p.Run, "pppoe") }
 func (p Paths) leases() string    { return filepath.Join(p.State, "leases") }
 func (p Paths) trial() string     { return filepath.Join(p.State, "trial.json") }
 func (p Paths) records() string   { return filepath.Join(p.State, "calls") }
@@ -63,7 +67,7 @@ func (p Paths) make() error {
 // are empty: others may use /var/run/wireguard, and systemd may own the run directory.
 func (p Paths) remove() error {
 	var errs []error
-	for _, f := range []string{p.journal(), p.Socket(), p.lock(), p.lines()} {
+	for _, f := range []string{p.journal(), p.Socket(), p.lock(), p.lines(), p.targets(), p.pathMTUs()} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

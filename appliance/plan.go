@@ -26,7 +26,7 @@ func (d *Daemon) plan(ctx context.Context, text []byte, name string, o plan.Opti
 	if d.ending {
 		return plan.Plan{}, errEnding
 	}
-	if err := d.leases.Conflict(cfg); err != nil {
+	if err := d.conflict(cfg); err != nil {
 		return plan.Plan{}, err // as a reload would say
 	}
 	keys, unread := d.running.KeysFor(cfg)
@@ -34,9 +34,13 @@ func (d *Daemon) plan(ctx context.Context, text []byte, name string, o plan.Opti
 	endpoints.SetLiterals(cfg.TunnelSites())
 	f := d.facts
 	held := d.leases.HeldFor(cfg)
+	d.dialer.AddTo(held, cfg)
 	f.Keys, f.Leases, f.Advertised, f.WANMTU = keys, held.Leases, held.Advertised, compare.WANMTU(cfg)
+	f.Delegated = held.Delegated
 	f.Silent = d.lines.Silent()
+	f.PathMTU = d.pathMTUs.MTUs(cfg.TunnelSites())
 	f.WireMTU = compare.WireMTU(f.WANMTU)
+	f.Remotes = endpoints.Remotes
 	f.Endpoint, f.Heard, f.Through = endpoints.Tell, endpoints.Where, compare.ThroughWAN(endpoints.Where)
 	c := compare.Config(
 		ctx,

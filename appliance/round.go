@@ -57,6 +57,7 @@ func (d *Daemon) reconcileLocked(ctx context.Context) (lines []string, err error
 	d.logNews(d.own.mtu.Replace(fragmented(r.Cfg, r.Facts)))
 
 	d.components.Follow(d.cfg)
+	d.pathMTUs.Keep(d.cfg.TunnelSites())
 	d.closed = r.Closed
 	return r.changes, d.journal.Applied(r.Wanted.Routing, journal.NetworksOf(d.cfg), r.Closed)
 }

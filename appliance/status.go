@@ -102,11 +102,28 @@ func (d *Daemon) askTunnels(ctx context.Context) (tunnels []tunnel.DeviceStatus)
 func (d *Daemon) addTunnels(ctx context.Context, st *status.Status, mtus []wanted.SiteMTU) {
 	st.Tunnels = d.askTunnels(ctx)
 	addMTUs(st.Tunnels, mtus)
+	d.addPaths(st.Tunnels)
 	for i, c := range tunnel.Classes {
 		st.Tunnels[i].Threads = d.engines[c].Threads()
 		for _, m := range d.engines[c].Missing() {
 			name, cost, _ := strings.Cut(m, ": ")
 			st.Missing = append(st.Missing, status.Missing{Name: fmt.Sprintf("%s for the %s plane", name, c), Cost: cost})
+		}
+	}
+}
+
+// addPaths adds the addresses of sites among which not the engine chooses, but the daemon.
+func (d *Daemon) addPaths(tunnels []tunnel.DeviceStatus) {
+	sites := map[tunnel.PublicKey]tunnel.Site{}
+	for _, s := range d.config().TunnelSites() {
+		sites[s.PublicKey] = s
+	}
+	for _, t := range tunnels {
+		for i := range t.Peers {
+			p := &t.Peers[i]
+			if s, ok := sites[p.PublicKey]; ok && len(p.Paths) == 0 {
+				p.Paths, p.Moves = d.endpoints.Paths(t.Class, s, p.Endpoint)
+			}
 		}
 	}
 }

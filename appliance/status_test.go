@@ -83,6 +83,8 @@ func TestNoTwoOwnersOfProblemsHaveOneName(t *testing.T) {
 	d := &Daemon{log: slog.New(slog.DiscardHandler), problems: problem.NewSet(time.Now)}
 	_, err := claimProblems(d.problems)
 	require.NoError(t, err)
+	d.media, err = d.newMedia()
+	require.NoError(t, err)
 	reports, err := d.newComponents().Own(d.problems)
 	require.NoError(t, err)
 	assert.NotEmpty(t, reports)

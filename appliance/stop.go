@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"ringway/appliance/control"
+	"ringway/appliance/dial"
 	"ringway/appliance/journal"
 	"ringway/appliance/lock"
+	"ringway/appliance/media"
 	"ringway/sip/relay"
 	"ringway/tunnel"
 	"ringway/tunnel/kernel"
@@ -62,7 +64,7 @@ func Stop(ctx context.Context, p Paths, log *slog.Logger) error {
 // takeAway ends planes without a daemon, removes tunnel devices and sockets, and restores the kernel. What
 // the daemon has done already is not an error.
 func (p Paths) takeAway(ctx context.Context, j *journal.Journal) error {
-	errs := []error{relay.Quit(ctx, p.planes())}
+	errs := []error{relay.Quit(ctx, p.planes()), media.Quit(ctx, p.planes()), dial.Quit(p.dialed())}
 	for _, c := range tunnel.Classes {
 		errs = append(errs, plane.Quit(ctx, p.planes(), p.UAPI, c))
 	}

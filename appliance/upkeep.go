@@ -30,6 +30,7 @@ func (d *Daemon) watchKernel(ctx context.Context, ready func()) error {
 	ready()
 	return rtnl.Watch(ctx, func(e rtnl.Event) {
 		d.leases.Recheck(e.CarrierUp)
+		d.dialer.Recheck(e.CarrierUp)
 		d.touch()
 	})
 }

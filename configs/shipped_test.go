@@ -28,6 +28,12 @@ func box(t *testing.T) string {
 	for _, name := range []string{"private.key", "munich.psk", "hamburg.psk", "hub.psk"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(key.Base64()+"\n"), 0o600))
 	}
+	identity, err := tunnel.NewPrivateKey()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "identity.key"), []byte(identity.Base64()+"\n"), 0o600))
+	for _, name := range []string{"wan1.password", "line.password"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("secret\n"), 0o600))
+	}
 	ca := certtest.NewCA(t)
 	pbx, pbxKey := ca.Issue("pbx.example.com")
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "tls"), 0o700))
@@ -56,7 +62,7 @@ func shipped(t *testing.T, name string) []byte {
 func TestEveryShippedConfigIsGood(t *testing.T) {
 	names, err := fs.Glob(configs.FS, "*.yaml")
 	require.NoError(t, err)
-	require.Len(t, names, 7)
+	require.Len(t, names, 10)
 	for _, name := range names {
 		cfg := load(t, name, shipped(t, name))
 		assert.Empty(t, cfg.Warnings, name)

@@ -44,6 +44,7 @@ func (p *plan) enforce() []Rule {
 	p.chain("no_hole_from_voice",
 		one(portIn(qos.UDP, "dport", "open_from_voice_udp"), leave),
 		p.openEndpoints("daddr", "dport"),
+		p.tftpOpen("daddr"),
 		p.markedMedia(false),
 		answer("answer_from_voice"), closed)
 	p.chain("answer_from_voice",
@@ -51,6 +52,7 @@ func (p *plan) enforce() []Rule {
 
 	p.chain("no_hole_to_voice",
 		one(portIn(qos.UDP, "dport", "open_to_voice_udp"), leave),
+		p.tftpOpen("saddr"),
 		p.markedMedia(true),
 		answer("answer_to_voice"), closed)
 	p.chain("answer_to_voice",
@@ -61,11 +63,10 @@ func (p *plan) enforce() []Rule {
 	for _, d := range p.used(UseEnforce) {
 		phones = d.Name
 	}
-	return []Rule{
+	return append(p.requiredClosed(),
 		rule(iifIn("voice_lan"), oifIn("voice_lan"), leave),
 		rule(iifIn(phones), goTo("no_hole")),
-		rule(oifIn(phones), goTo("no_hole")),
-	}
+		rule(oifIn(phones), goTo("no_hole")))
 }
 
 // openEndpoints are the servers' own ports and what Allow lists, as destination or, in an answer, as source.
@@ -91,13 +92,19 @@ func (p *plan) markedMedia(far bool) []Rule {
 		return nil
 	}
 	var rules []Rule
+	from := []string{"sites_voice"}
+	if len(p.SiteFlatNetworks) > 0 {
+		from = append(from, "sites_flat")
+	}
 	for _, d := range p.codePoints(qos.Media, far) {
 		for _, f := range families {
-			match := []statement{dscp(f, "eq", d), leave}
-			if far {
-				match = append([]statement{addrIn(f, "saddr", "sites_voice")}, match...)
+			if !far {
+				rules = append(rules, rule(dscp(f, "eq", d), leave))
+				continue
 			}
-			rules = append(rules, rule(match...))
+			for _, set := range from {
+				rules = append(rules, rule(addrIn(f, "saddr", set), dscp(f, "eq", d), leave))
+			}
 		}
 	}
 	return rules

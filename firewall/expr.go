@@ -7,9 +7,10 @@ import "fmt"
 // Data, Mask and Xor are the raw bytes as hex, so that no printed name can lie about them.
 type Expr struct {
 	// Op is meta, ct, payload, exthdr, cmp, bitwise, lookup, immediate, objref, limit, dynset, verdict, masq,
-	// notrack, fib, socket or tproxy; observed expressions that the plan never makes have their own names.
+	// notrack, fib, socket, tproxy or reject; observed expressions that the plan never makes have their own names.
 	Op string `json:"op"`
-	// Key is what meta, ct, fib and socket load; payload's base; cmp's operator; which verdict; dynset's unit.
+	// Key is what meta, ct, fib and socket load; payload's base; cmp's operator; which verdict; dynset's unit; what
+	// reject answers; tproxy's family where it has an address, in register Dest.
 	Key    string `json:"key,omitempty"`
 	Write  bool   `json:"write,omitempty"` // meta, ct, payload, exthdr: register into packet
 	Reg    uint32 `json:"reg,omitempty"`
@@ -25,6 +26,14 @@ type Expr struct {
 	Rate   uint64 `json:"rate,omitempty"` // limit: packets a second; dynset: bytes, or with Key packets those
 	Burst  uint32 `json:"burst,omitempty"`
 }
+
+// What a dynset does with the element of a packet, by Key, where it is no limit of a rate.
+const (
+	DynsetRefresh = "refresh" // the element is there, and its life begins again
+	DynsetCounter = "counter" // and the packet is counted
+	// DynsetWithin is a limit in packets that the packet is within; with any other key it is beyond.
+	DynsetWithin = "within"
+)
 
 // String is close to libnftnl's words.
 func (e Expr) String() string {
@@ -63,6 +72,12 @@ func (e Expr) String() string {
 	case "limit":
 		return fmt.Sprintf("[ limit rate %d/second burst %d ]", e.Rate, e.Burst)
 	case "dynset":
+		switch e.Key {
+		case DynsetRefresh:
+			return fmt.Sprintf("[ dynset update reg_key %d set %s ]", e.Reg, e.Name)
+		case DynsetCounter:
+			return fmt.Sprintf("[ dynset update reg_key %d set %s expr [ counter ] ]", e.Reg, e.Name)
+		}
 		unit := "bytes"
 		if e.Key != "" {
 			unit = e.Key
@@ -77,6 +92,8 @@ func (e Expr) String() string {
 		return fmt.Sprintf("[ socket load %s => reg %d ]", e.Key, e.Reg)
 	case "tproxy":
 		return fmt.Sprintf("[ tproxy port reg %d ]", e.Reg)
+	case "reject":
+		return fmt.Sprintf("[ reject with %s ]", e.Key)
 	case "verdict":
 		if e.Name != "" {
 			return fmt.Sprintf("[ immediate reg 0 %s -> %s ]", e.Key, e.Name)

@@ -42,7 +42,6 @@ func (p *plan) fenceDestinations() []Rule {
 // reach makes the chain of private destinations on one WAN. What returns from it passes.
 func (p *plan) reach(r Reach) {
 	name := chainName(r.Device)
-	closed := one(counter(CounterPrivateWAN), drop)
 	hosts := func(kind string, addresses []netip.Addr) {
 		p.state.Sets = append(p.state.Sets, hostSets(kind+"_"+name+"_", addresses)...)
 	}
@@ -51,15 +50,21 @@ func (p *plan) reach(r Reach) {
 	hosts("dns", r.DNS)
 	hosts("dhcp", r.DHCP)
 
+	// A host behind the box, or the relay on behalf of one, has another source than the box itself.
+	closed := one(counter(CounterPrivateWAN), drop)
+	p.chain("private_"+name, p.reached(r, one(foreignSource, counter(CounterPrivateWAN), drop)), closed)
+}
+
+// reached returns what may go to private destinations on one WAN. others decide what only the box itself may reach.
+func (p *plan) reached(r Reach, others []Rule) []Rule {
+	name := chainName(r.Device)
 	to := func(kind string, what ...statement) []Rule {
 		return both(func(f family) Rule {
 			return rule(append(append([]statement{addrIn(f, "daddr", kind+"_"+name+"_")}, what...), leave)...)
 		})
 	}
-	// A host behind the box, or the relay on behalf of one, has another source than the box itself.
-	var others []Rule
-	if !p.lacks(FeatureFib) {
-		others = one(foreignSource, counter(CounterPrivateWAN), drop)
+	if p.lacks(FeatureFib) {
+		others = nil
 	}
 	linkLocal := addrIs("daddr", prefixLinkLocal)
 	var neighbours []Rule
@@ -69,7 +74,7 @@ func (p *plan) reach(r Reach) {
 			one(linkLocal, portIs(qos.UDP, "dport", 547), leave),
 			one(linkLocal, portIs(qos.UDP, "dport", 53), leave), one(linkLocal, portIs(qos.TCP, "dport", 53), leave))
 	}
-	p.chain("private_"+name,
+	return slices.Concat(
 		to("reach"),
 		others,
 		one(icmpIn(ipv6, "nd"), leave),
@@ -77,8 +82,7 @@ func (p *plan) reach(r Reach) {
 		to("dns", portIs(qos.UDP, "dport", 53)), to("dns", portIs(qos.TCP, "dport", 53)),
 		to("dhcp", portIs(qos.UDP, "dport", 67)),
 		neighbours,
-		one(ctState("established"), ctReply, leave), // a ping's, for example: input_wan let the question in
-		closed)
+		one(ctState("established"), ctReply, leave)) // a ping's, for example: input_wan let the question in
 }
 
 // fenceSources drops what would leave with a private source other than the WAN's: NAT has not translated it, because
@@ -93,9 +97,14 @@ func (p *plan) fenceSources() {
 			reached = append(reached, rule(oif(r.Device), addrIn(ipv6, "daddr", "reach_"+chainName(r.Device)+"_"), leave))
 		}
 	}
+	var elsewhere []Rule
+	for _, e := range p.Elsewhere { // the provider would drop it, or answer over another line
+		elsewhere = append(elsewhere, rule(oif(e.Device), addrIn(ipv6, "saddr", "elsewhere_"+chainName(e.Device)+"_"),
+			counter(CounterSourceWAN), drop))
+	}
 	p.base("fence", "filter", "postrouting", hookFence, "accept",
 		one(markIs("meta", qos.MarkOuterMask, 0), oifIn("wan"), goTo("fence_wan")))
-	p.chain("fence_wan", reached, both(func(f family) Rule {
+	p.chain("fence_wan", elsewhere, reached, both(func(f family) Rule {
 		return rule(addrIn(f, "saddr", "private"), foreignSource, counter(CounterSourceWAN), drop)
 	}))
 }

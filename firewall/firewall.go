@@ -18,14 +18,24 @@ const Table = "ringway"
 // Input is what the plan is made from.
 type Input struct {
 	WANs  []string // network devices
-	DHCP  []string // those of WANs that get their address by DHCP
+	DHCP  []string // those of WANs that get addresses from their network
 	Voice []LAN
 	Data  []LAN
 	// Parents are network cards that carry VLANs of ours and no untagged network.
 	Parents []string
 
+	// Subnets says that LANs may have parts of prefixes that are delegated to WANs (LAN.Delegated); Elsewhere are those
+	// prefixes that must not be a source on a WAN.
+	Subnets   bool
+	Elsewhere []Elsewhere
+
 	Reach     []Reach      // private addresses on the WANs; without an entry a WAN has none
 	Endpoints []netip.Addr // of sites as configured, which the box itself may reach over any WAN
+
+	// Lines are the marks of the WANs, by which connections go on where they began; empty with one WAN.
+	Lines []Line
+	// Metered are WANs that carry calls only: media, signalling, the voice tunnel and what the box itself sends.
+	Metered []string
 
 	Tunnels []Tunnel
 	Classes []qos.Class
@@ -41,6 +51,8 @@ type Input struct {
 	SiteNetworks      []netip.Prefix // every network of every site; the three below are added to it
 	SiteVoiceNetworks []netip.Prefix
 	SiteDataNetworks  []netip.Prefix
+	// SiteFlatNetworks have phones and everything else in one. They are among SingleSiteNetworks, too.
+	SiteFlatNetworks []netip.Prefix
 	// SingleSiteNetworks are those of sites with one tunnel only. Their packets are classified by port and
 	// DSCP, whichever tunnel they arrive from.
 	SingleSiteNetworks []netip.Prefix
@@ -54,10 +66,26 @@ type Input struct {
 	Dynamic []DynamicSet // sets that components fill; without any, no rule looks one up
 	// Signalling needs the sets of SignallingSets and, to open holes, of HoleSets in Dynamic.
 	Signalling Signalling
+	// Terminated is media that this box itself receives and sends. It needs Signalling, by which calls are known.
+	Terminated Terminated
+	Boxes      []netip.Addr // of sites, with which keys of media are agreed
+}
+
+// Line is how the connections of a WAN are known.
+type Line struct {
+	Device string
+	Mark   qos.Mark // within MarkLineMask
 }
 
 // LAN is one local network.
 type LAN struct {
+	Device    string
+	Networks  []netip.Prefix
+	Delegated []netip.Prefix // those of Networks that are for the internet alone
+}
+
+// Elsewhere are prefixes that are delegated to other WANs than this one.
+type Elsewhere struct {
 	Device   string
 	Networks []netip.Prefix
 }
@@ -126,6 +154,7 @@ const (
 	FeatureFlowLimit  Feature = "flow_limit" // a rate limit for each flow
 	FeatureTProxy     Feature = "tproxy"     // delivery of others' packets to a socket of this box
 	FeatureFib        Feature = "fib"        // look-up of a source address
+	FeatureReject     Feature = "reject"     // an answer to who sends what is dropped
 )
 
 // Cost says what the lack of f means for the operator.
@@ -138,11 +167,14 @@ func (f Feature) Cost() string {
 	case FeatureLimit:
 		return "pings from the internet are not answered"
 	case FeatureFlowLimit:
-		return "one misbehaving phone can starve all calls"
+		return "one misbehaving phone can starve all calls, TFTP's answers do not reach phones, and media in class data " +
+			"is not found"
 	case FeatureFib:
 		return "what NAT leaves private is not dropped, and hosts reach a WAN's gateway as the box itself does"
+	case FeatureReject:
+		return "hosts wait for a timeout where a WAN does not lead to a private address"
 	case FeatureTProxy:
-		return "SIP is forwarded unread, and media is known by its DSCP alone"
+		return "SIP is forwarded unread, and media is known by its DSCP alone; with srtp: require there are no calls"
 	}
 	return "unknown feature"
 }
@@ -249,6 +281,9 @@ func (t Set) kind() string {
 
 func (t Set) spec() string {
 	s := "type " + t.Type
+	if words := strings.Split(t.Type, " . "); words[len(words)-1] == "integer" {
+		s = "typeof " + typeofMediaFlow(t.Type) // nft has no other way to declare a number of some bits
+	}
 	if t.Data != "" {
 		s += " : " + t.Data
 	}

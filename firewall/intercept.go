@@ -136,14 +136,19 @@ func (p *plan) intercept() {
 		banned,
 		one(isTCP, goTo("signalling_tcp")),
 		p.limited(),
-		p.take(qos.UDP, UseInterceptUDP))
+		p.take(qos.UDP, UseInterceptUDP),
+		p.requiredWaits())
 
 	var openings []Rule
 	for _, opening := range p.tcpOpenings() {
 		openings = append(openings, rule(append(opening, goTo("signalling_opening"))...))
 	}
-	p.chain("signalling_tcp", one(transparent, toRelay, accept), p.bypassed(), openings)
-	p.chain("signalling_opening", p.limited(firstSegment), p.take(qos.TCP, UseInterceptTCP))
+	// What bypasses the relay waits as well, where it must not pass unread: the phone does not see the failure itself, but
+	// no answer.
+	p.chain("signalling_tcp", one(transparent, toRelay, accept), p.waitingBypass(), p.bypassed(), openings,
+		p.requiredWaits())
+	p.chain("signalling_opening", p.limited(firstSegment), p.take(qos.TCP, UseInterceptTCP), p.requiredWaits())
+	p.waits()
 	p.limits()
 }
 
@@ -252,6 +257,7 @@ func (p *plan) relayedConnections() []Rule {
 	signalling := qos.ClassMark(qos.Signalling)
 	p.chain("relayed",
 		one(portIs(qos.UDP, "sport", units.STAMPPort), leave), // the reflector's sockets have marks, too
+		p.keyChannelSent(),
 		p.candidates("relayed_connection"), one(counter(CounterSIPStrayed), drop))
 	p.chain("relayed_connection", one(markReplace("ct", qos.MarkClassMask, signalling|qos.MarkRelayed)))
 	return one(markIs("meta", qos.MarkClassMask, signalling), goTo("relayed"))
@@ -267,9 +273,9 @@ func (p *plan) relayedFirst() []Rule {
 		priority(p.Downlink.CallsID))
 }
 
-// acceptRelayed lets in what the chain intercept took; nobody else can set the mark (classify).
+// acceptRelayed lets in what the chains intercept and intercept_media took; nobody else can set the mark (classify).
 func (p *plan) acceptRelayed() []Rule {
-	if !p.intercepts() {
+	if !p.intercepts() && !p.terminates() {
 		return nil
 	}
 	return one(markIs("meta", qos.MarkRelayed, qos.MarkRelayed), accept)

@@ -16,6 +16,7 @@ const (
 	CounterOwnWAN          = "own_wan"           // to a network of ours over the WAN
 	CounterPrivateWAN      = "private_wan"       // to a private address over the WAN, not in reach
 	CounterSourceWAN       = "source_wan"        // to the WAN with a private source that NAT did not translate
+	CounterMeteredWAN      = "metered_wan"       // data, over a WAN that carries calls only
 	CounterParentLAN       = "parent_lan"        // untagged, on a network card whose LANs are all VLANs
 	CounterSpoofWAN        = "spoof_wan"         // from the WAN with an address of ours or of a site
 	CounterSpoofLAN        = "spoof_lan"         // from a LAN with an address that is not the LAN's
@@ -34,12 +35,15 @@ const (
 	CounterSIPStrayed      = "sip_strayed"       // from the relay, but no signalling
 )
 
-// DropCounters lists the counters of dropped packets. Those of signalling are in the table only if it is taken.
-func DropCounters() []string { return append(policyCounters(), signallingCounters()...) }
+// DropCounters lists the counters of dropped packets. Those of signalling are in the table only if it is taken, those
+// of terminated media if there is any, sip_waits if SRTP is required somewhere.
+func DropCounters() []string {
+	return slices.Concat(policyCounters(), signallingCounters(), terminatedCounters(), []string{CounterSIPWaits})
+}
 
 func policyCounters() []string {
 	return []string{
-		CounterLeakWAN, CounterOwnWAN, CounterPrivateWAN, CounterSourceWAN, CounterParentLAN,
+		CounterLeakWAN, CounterOwnWAN, CounterPrivateWAN, CounterSourceWAN, CounterMeteredWAN, CounterParentLAN,
 		CounterSpoofWAN, CounterSpoofLAN, CounterSpoofTunnel, CounterInputWANDrop, CounterInputLANDrop,
 		CounterInputTunnelDrop, CounterVoiceDataApart, CounterHairpinWAN, CounterInvalidWAN, CounterForwardDrop,
 		CounterMediaFlow,
@@ -86,7 +90,7 @@ type plan struct {
 func Want(in Input) State {
 	p := plan{Input: in, state: State{Present: true}}
 	if p.lacks(FeatureTProxy) { // nobody could open a hole
-		p.Signalling = Signalling{}
+		p.Signalling = Signalling{Ports: in.Signalling.Ports, Required: in.Signalling.Required}
 	}
 	for _, l := range slices.Concat(in.Voice, in.Data) {
 		p.own = append(p.own, l.Networks...)
@@ -95,9 +99,13 @@ func Want(in Input) State {
 	p.guard()
 	p.classify()
 	p.intercept()
+	p.interceptMedia()
 	p.outgoing()
 	p.clamp()
 	p.flows()
+	p.refuse()
+	p.metered()
+	p.unmarked()
 	p.downlink()
 	p.forward()
 	p.input()
@@ -106,6 +114,12 @@ func Want(in Input) State {
 	p.fenceSources()
 
 	p.state.Counters = append(p.state.Counters, policyCounters()...)
+	if p.terminates() {
+		p.state.Counters = append(p.state.Counters, terminatedCounters()...)
+	}
+	if len(p.Signalling.Required) > 0 {
+		p.state.Counters = append(p.state.Counters, CounterSIPWaits)
+	}
 	if p.Signalling.Mode != "" {
 		p.state.Counters = append(p.state.Counters, append(signallingCounters(), seenCounters()...)...)
 	}
@@ -171,12 +185,26 @@ func (p *plan) sets() {
 		}
 	}
 	add(nameSet("listen", "inet_service", listen...))
+	if p.Subnets {
+		var delegated []netip.Prefix
+		for _, l := range slices.Concat(p.Voice, p.Data) {
+			delegated = append(delegated, l.Delegated...)
+		}
+		add(networkSets("delegated", delegated)[1])
+	}
+	for _, e := range p.Elsewhere {
+		add(networkSets("elsewhere_"+chainName(e.Device)+"_", e.Networks)[1])
+	}
 	if len(p.Parents) > 0 {
 		add(nameSet("parent_lan", "ifname", p.Parents...))
 	}
 
 	add(networkSets("own", p.own)...)
-	add(networkSets("sites", p.SiteNetworks, p.SiteVoiceNetworks, p.SiteDataNetworks, p.SingleSiteNetworks)...)
+	add(networkSets("sites", p.SiteNetworks, p.SiteVoiceNetworks, p.SiteDataNetworks, p.SingleSiteNetworks,
+		p.SiteFlatNetworks)...)
+	if len(p.SiteFlatNetworks) > 0 {
+		add(networkSets("sites_flat", p.SiteFlatNetworks)...)
+	}
 	add(networkSets("sites_voice", p.SiteVoiceNetworks)...)
 	add(networkSets("sites_data", p.SiteDataNetworks)...)
 	add(networkSets("single", p.SingleSiteNetworks)...)
@@ -217,7 +245,11 @@ func (p *plan) sets() {
 	for _, d := range p.Dynamic {
 		add(d.Declaration())
 	}
+	p.voiceNetworks()
+	p.tftpSets()
 	p.signallingSets()
+	p.terminatedSets()
+	p.keyChannelSets()
 }
 
 // classPorts are the ports of all classes, and of those that are calls.
@@ -255,12 +287,14 @@ func (p *plan) guard() {
 		counter(CounterForwardDrop), drop))
 	rules = append(rules, rule(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), notrack))
 	rules = append(rules, p.untrack()...)
+	rules = append(rules, p.untrackMedia()...)
 	lans := slices.Concat(p.Voice, p.Data)
 	for _, l := range lans {
 		rules = append(rules, rule(iif(l.Device), goTo("from_"+chainName(l.Device))))
 	}
 	p.base("guard", "filter", "prerouting", hookRaw, "accept", rules)
-	p.base("sent", "filter", "output", hookRaw, "accept", one(markAny(qos.MarkOuterMask), notrack), p.sentToLANs())
+	p.base("sent", "filter", "output", hookRaw, "accept",
+		one(markAny(qos.MarkOuterMask), notrack), p.sentToLANs(), p.sentMedia())
 
 	for _, l := range lans {
 		sets := networkSets("net_"+chainName(l.Device)+"_", l.Networks)
@@ -299,8 +333,8 @@ func chainName(device string) string {
 //	from the voice tunnel: ports of media and signalling, DSCP of the two, the connection's class if
 //	                       it is one of the two, media
 //	from the data tunnel:  DSCP of background, the connection's class if it is background, data
-//	from a data LAN:       the connection's class if it is media or signalling, DSCP of background
-//	                       (yielding needs no trust), the connection's class, data
+//	from a data LAN:       to a voice network, ports of media; the connection's class if it is media or
+//	                       signalling, DSCP of background (yielding needs no trust), the connection's class, data
 //	from anywhere else:    the connection's class, data
 //
 // Where signalling is read, a hole takes precedence over all of these, except from the data tunnel and from
@@ -308,7 +342,8 @@ func chainName(device string) string {
 //
 // A port takes precedence over a DSCP, because badly configured phones mark SIP and RTP alike. A DSCP takes
 // precedence over the connection's class, because one flow may change (fax to voice). The connection's
-// class is that of its first packet, so that a reply gets the class of the request.
+// class is that of its first packet, so that a reply gets the class of the request, until a voice network says better
+// (raise).
 //
 // A packet from a tunnel only gets a class that is routed back through the same tunnel, and it gets the
 // inner bit: the strict reverse path check looks up the source with the packet's mark. A site with one
@@ -319,9 +354,10 @@ func (p *plan) classify() {
 	}
 	p.base("classify", "filter", "prerouting", hookMangle, "accept",
 		one(iif("lo"), leave),
-		one(markClear(qos.MarkAll)),
+		one(markClear(p.ownMark())),
 		// Ciphertext: the packet inside is classified when it arrives from the tunnel.
 		one(iifIn("wan"), portIn(qos.UDP, "dport", "listen"), leave),
+		p.followLine(),
 		both(inner),
 		one(iifIn("tunnel"), markOr("meta", qos.MarkInner)),
 		one(iifIn("voice_lan"), goTo("trusted")),
@@ -350,6 +386,7 @@ func (p *plan) classify() {
 		remember(qos.Background),
 		one(goTo("set_data")))
 	p.chain("from_data_lan", holes,
+		p.mediaToVoice(),
 		remember(qos.Media, qos.Signalling),
 		p.byDSCP(false, qos.Background),
 		one(goTo("remembered")))
@@ -358,6 +395,7 @@ func (p *plan) classify() {
 		p.chain("set_"+string(c),
 			one(markOr("meta", qos.ClassMark(c))),
 			one(markIs("ct", qos.MarkClassMask, 0), markOr("ct", qos.ClassMark(c))),
+			raise(c),
 			one(counter(ClassCounter(c))))
 	}
 }
@@ -434,6 +472,7 @@ func (p *plan) outgoing() {
 	p.base("own", "route", "output", hookMangle, "accept",
 		one(oif("lo"), leave),
 		one(markAny(qos.MarkOuterMask), leave),
+		p.keepLine(),
 		both(func(f family) Rule {
 			return rule(
 				addrIn(f, "daddr", "sites"), addrNotIn(f, "daddr", "own"), markOr("meta", qos.MarkInner),

@@ -79,7 +79,17 @@ func TestText(t *testing.T) {
 		DHCP: []netip.Addr{netip.MustParseAddr("10.250.0.3")},
 	}, {Device: "lte-0"}}
 	router.WANs, router.Endpoints = []string{"wan0", "lte-0"}, []netip.Addr{netip.MustParseAddr("10.66.1.1")}
-	for name, in := range map[string]Input{"branch": branch(), "empty": {}, "router": router} {
+	lines := branch()
+	lines.WANs, lines.Metered = []string{"wan0", "lte0"}, []string{"lte0"}
+	lines.Lines = []Line{{"wan0", qos.LineMark(3)}, {"lte0", qos.LineMark(11)}}
+	delegated := branch()
+	delegated.WANs, delegated.DHCP, delegated.Subnets = []string{"wan0", "lte0"}, []string{"lte0"}, true
+	delegated.Data[0].Delegated = prefixes("2001:db8:5600:2::/64")
+	delegated.Data[0].Networks = append(delegated.Data[0].Networks, delegated.Data[0].Delegated...)
+	delegated.Elsewhere = []Elsewhere{{Device: "wan0", Networks: prefixes("2001:db8:5600::/56")}, {Device: "lte0"}}
+	for name, in := range map[string]Input{
+		"branch": branch(), "empty": {}, "router": router, "lines": lines, "delegated": delegated,
+	} {
 		got := strings.Join(Want(in).Text(), "\n") + "\n"
 		file := "testdata/" + name + ".nft"
 		if *rewrite {
@@ -137,6 +147,28 @@ func TestWhatComesInIsSteered(t *testing.T) {
 func TestRulesKeepTheirPromises(t *testing.T) {
 	all := uint32(qos.MarkAll)
 	for _, c := range append(Want(branch()).Chains, Want(signalled()).Chains...) {
+		rulesKeepTheirPromises(t, c, all)
+	}
+	lines := signalled()
+	lines.Lines = []Line{{"wan0", qos.LineMark(15)}, {"lte0", qos.LineMark(1)}}
+	for _, c := range Want(lines).Chains {
+		rulesKeepTheirPromises(t, c, all|uint32(qos.MarkLineMask))
+	}
+	// Only where the kernel can answer may a rule do so: it refuses the whole table otherwise.
+	text := strings.Join(Want(lines).Text(), "\n")
+	for _, c := range Want(lines).Chains {
+		for _, r := range c.Rules {
+			answers := strings.Contains(r.Text, "reject")
+			assert.False(t, answers && !slices.Contains([]string{"refuse_own", "refused", "metered"}, c.Name), c.Name)
+		}
+	}
+	assert.NotContains(t, text[strings.Index(text, "chain egress_wan"):], "refuse")
+	lines.Missing = []Feature{FeatureReject}
+	assert.NotContains(t, strings.Join(Want(lines).Text(), "\n"), "reject")
+}
+
+func rulesKeepTheirPromises(t *testing.T, c Chain, all uint32) {
+	{
 		for _, r := range c.Rules {
 			assert.NotContains(t, r.Text, "helper", "the kernel's SIP helper stays off")
 			assert.NotContains(t, r.Text, "ttl", "TTL is the kernel's")

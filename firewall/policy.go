@@ -24,9 +24,12 @@ func (p *plan) forward() {
 		// conntrack says.
 		one(iifIn("tunnel"), oifIn("wan"), counter(CounterHairpinWAN), drop),
 		one(iifIn("wan"), oifIn("tunnel"), counter(CounterForwardDrop), drop),
+		p.delegatedApart(),
 		// NAT does not translate packets of no connection: they would leave with their private address.
 		one(oifIn("wan"), ctState("invalid"), counter(CounterInvalidWAN), drop),
 		p.untrackedToWAN(),
+		p.refuseForwarded(),
+		p.unread(),
 		p.seen(),
 		p.holes(),
 		one(est, accept),
@@ -48,13 +51,31 @@ func (p *plan) forward() {
 	// Phones reach servers on the ports of the classes; only calls reach phones, since a phone's web page
 	// is of no use to the data network. Replies are established.
 	p.chain("services",
+		p.tftpAsks(),
 		one(portIn(qos.UDP, "dport", "services_udp"), accept),
 		one(portIn(qos.TCP, "dport", "services_tcp"), accept),
+		p.mediaFrom(),
+		p.droppedMedia(),
 		one(counter(CounterVoiceDataApart), drop))
 	p.chain("calls",
 		one(portIn(qos.UDP, "dport", "calls_udp"), accept),
 		one(portIn(qos.TCP, "dport", "calls_tcp"), accept),
+		p.mediaFrom(),
+		p.tftpAnswers(),
+		p.droppedMedia(),
 		one(counter(CounterVoiceDataApart), drop))
+}
+
+// delegatedApart keeps networks of delegated prefixes out of the tunnels: a site knows the configured networks only,
+// and would drop what comes from them.
+func (p *plan) delegatedApart() []Rule {
+	if !p.Subnets {
+		return nil
+	}
+	return []Rule{
+		rule(oifIn("tunnel"), addrIn(ipv6, "saddr", "delegated"), counter(CounterForwardDrop), drop),
+		rule(iifIn("tunnel"), addrIn(ipv6, "daddr", "delegated"), counter(CounterForwardDrop), drop),
+	}
 }
 
 // internet lets the LANs reach the internet locally. Without NAT, private addresses stay in, rather than
@@ -138,7 +159,7 @@ func (p *plan) input() {
 	// A tunnel has no neighbours: the kernel's own address on it serves nobody.
 	unserved := one(addrIs("daddr", prefixLinkLocal), counter(CounterInputTunnelDrop), drop)
 	p.chain("input_tunnel", unserved, one(est, accept), one(isICMP(ipv4), accept), one(isICMP(ipv6), accept),
-		probes, served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
+		probes, p.keyChannel(), served(ipv4), served(ipv6), one(counter(CounterInputTunnelDrop), drop))
 }
 
 // egress is the last chain before NAT: nothing for a site, for a network of ours or for a private address leaves on
@@ -148,6 +169,7 @@ func (p *plan) input() {
 func (p *plan) egress() {
 	p.base("egress", "filter", "postrouting", hookMangle, "accept",
 		p.relayedFirst(),
+		p.terminatedFirst(),
 		one(oifIn("wan"), goTo("egress_wan")),
 		one(oifIn("voice_lan"), goTo("remark")),
 		one(oifIn("tunnel"), goTo("remark")))
@@ -159,10 +181,12 @@ func (p *plan) egress() {
 	}
 	p.chain("egress_wan",
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterVoice), goTo("wan_outer_voice")),
+		p.meteredTunnel(),
 		one(markIs("meta", qos.MarkOuterMask, qos.MarkOuterData), goTo("wan_outer_data")),
 		both(leak),
 		p.fenceDestinations(),
 		p.privateFromRelay(),
+		p.noteLine(),
 		[]Rule{queue(qos.Media), queue(qos.Signalling), queue(qos.Background)},
 		one(goTo("wan_data")))
 	p.chain("wan_outer_voice", p.outer(qos.Signalling, qos.Media))

@@ -20,6 +20,9 @@ type Signalling struct {
 	Unread bool           // Enforce: media that voice networks mark by DSCP passes without a hole, as without SIP
 	Allow  []AllowedMedia // Enforce: UDP that passes without a hole
 
+	// Required are networks of which SIP must not pass unread, here and at sites: their calls need SRTP.
+	Required []netip.Prefix
+
 	LANLimit MessageLimit // of an address in a voice LAN; zero: 10 a second, 40 at once
 	FarLimit MessageLimit // of a far address, and of Servers wherever they are; zero: 200 a second, 400 at once
 }
@@ -172,18 +175,14 @@ func (p *plan) intercepts() bool {
 // signallingSets declares the sets that the rules about signalling look up.
 func (p *plan) signallingSets() {
 	s := p.Signalling
-	if s.Mode == "" {
+	if s.Mode == "" && len(s.Required) == 0 {
 		return
 	}
+	p.requiredSets()
 	add := func(sets ...Set) { p.state.Sets = append(p.state.Sets, sets...) }
 	add(portSet("sip_ports_udp", qos.UDP, s.Ports), portSet("sip_ports_tcp", qos.TCP, s.Ports))
 	if len(s.Servers) > 0 {
-		add(serverSets(s.Servers)...)
-		var voice []netip.Prefix
-		for _, l := range p.Voice {
-			voice = append(voice, l.Networks...)
-		}
-		add(networkSets("voice_networks", voice, p.SiteVoiceNetworks)...)
+		add(serverSets(s.Servers)...) // beside voiceNetworks
 	}
 	if p.intercepts() && !p.lacks(FeatureFlowLimit) {
 		for _, f := range families {

@@ -32,7 +32,7 @@ C
 control ringway <<C
 Depends: systemd | systemd-sysusers, iproute2
 Recommends: nftables, wireguard-tools
-Suggests: ringway-lab (= $version)
+Suggests: ringway-lab (= $version), ppp
 Description: voice appliance for branch offices
  Ringway joins branch offices for voice: WireGuard tunnels that keep voice
  apart from data, priority queues on the WAN, and nothing that leaves

@@ -436,12 +436,17 @@ func (c *Child) daemon() *Conn {
 }
 
 // Push sends an event to every daemon that watches.
-func (c *Child) Push(event string, body any) { c.pushBody(envelope{Type: event}, body) }
+func (c *Child) Push(event string, body any) { c.pushBody(envelope{Type: event}, body, nil) }
 
-func (c *Child) push(env envelope) (taken bool) { return c.pushBody(env, nil) }
+// PushAttached is Push with bytes beside the fields, as a Request's.
+func (c *Child) PushAttached(event string, body any, attached []byte) {
+	c.pushBody(envelope{Type: event}, body, attached)
+}
+
+func (c *Child) push(env envelope) (taken bool) { return c.pushBody(env, nil, nil) }
 
 // pushBody says whether a daemon took the event.
-func (c *Child) pushBody(env envelope, body any) (taken bool) {
+func (c *Child) pushBody(env envelope, body any, attached []byte) (taken bool) {
 	c.mu.Lock()
 	var to []*Conn
 	for conn, known := range c.conns {
@@ -451,7 +456,7 @@ func (c *Child) pushBody(env envelope, body any) (taken bool) {
 	}
 	c.mu.Unlock()
 	for _, conn := range to {
-		if err := conn.push(env, body); err != nil {
+		if err := conn.push(env, body, attached); err != nil {
 			conn.w.close() // a daemon that does not read is treated as gone; it can connect again
 			continue
 		}

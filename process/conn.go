@@ -49,8 +49,9 @@ type Request struct {
 
 // Reply is the answer of a Handler. Files are sent as duplicates.
 type Reply struct {
-	Body  any
-	Files []File
+	Body     any
+	Attached []byte // as a Request's
+	Files    []File
 
 	After func() // called once the answer was sent, or could not be; nil: nothing to do
 }
@@ -275,7 +276,7 @@ func (c *Conn) answer(m *Message, reply Reply, err error) {
 	if h, ok := reply.Body.(helloBody); ok {
 		env.Hello, reply.Body = h.json, nil
 	}
-	err = c.w.write(env, reply.Body, nil, reply.Files, sendTimeout)
+	err = c.w.write(env, reply.Body, reply.Attached, reply.Files, sendTimeout)
 	if errors.Is(err, errNotSent) {
 		env.Error, env.Hello = err.Error(), nil
 		err = c.w.write(env, nil, nil, nil, sendTimeout)
@@ -286,9 +287,9 @@ func (c *Conn) answer(m *Message, reply Reply, err error) {
 }
 
 // push sends an event.
-func (c *Conn) push(env envelope, body any) error {
+func (c *Conn) push(env envelope, body any, attached []byte) error {
 	env.Version = c.o.version
-	return c.w.write(env, body, nil, nil, sendTimeout)
+	return c.w.write(env, body, attached, nil, sendTimeout)
 }
 
 // answered gives an answer to the call that waits for it.

@@ -83,7 +83,7 @@ func childMain(readable string) error {
 			"try": t.try, "stop-at-hello": t.stopAtHello, "relay-many": t.relayMany,
 			"exit": func(context.Context, *Message) (Reply, error) { os.Exit(7); return Reply{}, nil },
 			"hang": func(context.Context, *Message) (Reply, error) { select {} },
-			"fill": t.fill,
+			"fill": t.fill, "last-words": t.lastWords,
 		},
 	}
 	c, err := NewChild(o)
@@ -283,6 +283,10 @@ type house struct {
 	timing   Timing
 	requests map[string]Handler
 	pipe     [2]int // handed over at the start
+
+	events  map[string]func(*Message)
+	last    func()
+	revived func() // before another process is started
 }
 
 // testLog collects what is logged; it outlives the test's own log.
@@ -350,6 +354,19 @@ func openFiles(t *testing.T) int {
 	return n
 }
 
+// lastWords pushes so many words and ends.
+func (t *tester) lastWords(_ context.Context, m *Message) (Reply, error) {
+	var w word
+	if err := m.Decode(&w); err != nil {
+		return Reply{}, err
+	}
+	for n := range w.Count {
+		t.child.Push("said", word{Count: n + 1})
+	}
+	os.Exit(7)
+	return Reply{}, nil
+}
+
 // keeper is what a package of a kind is: it says what its process works on, and how it begins.
 type keeper struct {
 	*Supervisor
@@ -390,9 +407,14 @@ func (h *house) supervise() (*keeper, func()) {
 	var err error
 	k.Supervisor, err = New(Config{
 		Kind: testKind(h.readable), RunDir: h.run, Timing: h.timing, Log: newTestLogger(h.log),
-		Requests: h.requests, MaxRequests: 4,
-		Revive: k.bringUp,
-		Check:  func(ctx context.Context, i *Instance) error { return i.Ask(ctx, Request{Type: "echo"}, nil) },
+		Requests: h.requests, MaxRequests: 4, Events: h.events, Last: h.last,
+		Revive: func(ctx context.Context) error {
+			if h.revived != nil {
+				h.revived()
+			}
+			return k.bringUp(ctx)
+		},
+		Check: func(ctx context.Context, i *Instance) error { return i.Ask(ctx, Request{Type: "echo"}, nil) },
 	})
 	require.NoError(h.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

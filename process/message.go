@@ -75,6 +75,12 @@ func (m *Message) Decode(v any) error {
 // Attached are the bytes beside the fields of a message; nil: there are none.
 func (m *Message) Attached() []byte { return m.attached }
 
+// Wipe overwrites the message, where there are keys in it.
+func (m *Message) Wipe() {
+	clear(m.body)
+	clear(m.attached)
+}
+
 func (m *Message) size() int { return len(m.body) + len(m.attached) }
 
 // Files are the descriptors that came with the message. They are closed once the message is dealt with.

@@ -90,19 +90,22 @@ func (p *watched) dead() bool {
 }
 
 // kill ends the process, also a stopped one.
-func (p *watched) kill() error {
+func (p *watched) kill() error { return p.signal(unix.SIGKILL) }
+
+// signal sends s, unless the process is gone.
+func (p *watched) signal(s unix.Signal) error {
 	rc, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var killErr error
 	if err := rc.Control(func(fd uintptr) {
-		killErr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0)
+		killErr = unix.PidfdSendSignal(int(fd), s, nil, 0)
 	}); err != nil {
 		return err
 	}
 	if killErr != nil && !errors.Is(killErr, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", p.pid, killErr)
+		return fmt.Errorf("send %s to process %d: %w", unix.SignalName(s), p.pid, killErr)
 	}
 	return nil
 }

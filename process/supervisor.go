@@ -26,6 +26,9 @@ type Config struct {
 	Check func(ctx context.Context, i *Instance) error
 	// Revive brings a process up after the last one ended. It is called with the supervisor locked.
 	Revive func(ctx context.Context) error
+	// Last is called with the supervisor locked before a process is killed that lives and is lost or hangs: what only it
+	// knows can be asked for, on another connection (Dial). nil: nothing is.
+	Last func()
 
 	// Requests is what the process may ask of the daemon, by type: each is answered in a goroutine of its
 	// own, at most MaxRequests at once (default 64).
@@ -236,7 +239,14 @@ func (s *Supervisor) bury(gone *Instance, why string) {
 			"lived", time.Since(gone.Since).Round(time.Millisecond))
 	} else {
 		s.log.Warn("process is replaced", "pid", gone.PID(), "reason", why)
+		if s.cfg.Last != nil {
+			s.cfg.Last()
+		}
 		killInstance(gone, s.timing, s.log)
+	}
+	select { // what it has said at last may still be on its way
+	case <-gone.conn.gone:
+	case <-time.After(s.timing.Answer):
 	}
 	s.mu.Lock()
 	s.died = time.Now()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -116,6 +117,58 @@ func TestAProcessThatDiesIsReplacedLaterAndLater(t *testing.T) {
 		last = wait
 	}
 	assert.Equal(t, backoffLast, last)
+}
+
+// What a process says at last is heard before another one takes its place, however slowly it is heard.
+func TestTheLastWordsOfAProcessAreHeard(t *testing.T) {
+	const words = 50
+	h := newHouse(t)
+	heard, revived := 0, -1
+	var mu sync.Mutex
+	h.events = map[string]func(*Message){"said": func(*Message) {
+		<-time.After(time.Millisecond) // a daemon that is busy
+		mu.Lock()
+		defer mu.Unlock()
+		heard++
+	}}
+	h.revived = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		revived = heard
+	}
+	k, _ := h.supervise()
+	pid := k.Current().PID()
+	_, err := k.Current().Call(context.Background(),
+		Request{Type: "last-words", Body: word{Count: words}, Within: patience})
+	require.ErrorIs(t, err, ErrLost)
+	k.pidOtherThan(t, pid)
+	mu.Lock()
+	defer mu.Unlock()
+	assert.Equal(t, words, revived)
+}
+
+// A process that lives, and has lost its connection, can be asked before it is killed.
+func TestAProcessThatIsLostCanBeAskedBeforeItIsKilled(t *testing.T) {
+	h := newHouse(t)
+	var answer word
+	h.last = func() {
+		c, err := Dial(testKind(h.readable), h.run)
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer c.Close()
+		m, err := c.Call(context.Background(), Request{Type: "echo", Body: word{Word: "what else"}})
+		if assert.NoError(t, err) {
+			assert.NoError(t, m.Decode(&answer))
+			m.Close()
+		}
+	}
+	k, _ := h.supervise()
+	pid := k.Current().PID()
+	require.NoError(t, k.Current().conn.w.c.CloseRead())
+	k.pidOtherThan(t, pid)
+	assert.Equal(t, "what else", answer.Word)
+	assert.ErrorIs(t, unix.Kill(pid, 0), unix.ESRCH)
 }
 
 func TestANextSupervisorAdopts(t *testing.T) {

@@ -37,27 +37,40 @@ var (
 	errNotSent = errors.New("not sent")
 )
 
-// assembler puts packets together. It holds at most maxMessage bytes.
-type assembler struct{ buf bytes.Buffer }
+// assembler puts packets together. It holds at most maxMessage bytes. A message may hold keys: what it was copied from
+// is overwritten.
+type assembler struct{ buf []byte }
 
 // add takes one packet and returns the message when it is whole.
 func (a *assembler) add(p []byte) (whole []byte, done bool, err error) {
 	if len(p) == 0 || p[0] != '+' && p[0] != '.' {
 		return nil, false, errors.New("control packet does not start with '+' or '.'")
 	}
-	if a.buf.Len()+len(p)-1 > maxMessage {
+	if len(a.buf)+len(p)-1 > maxMessage {
 		return nil, false, errTooLong
 	}
-	a.buf.Write(p[1:])
+	a.grow(p[1:])
 	if p[0] == '+' {
 		return nil, false, nil
 	}
-	whole = bytes.Clone(a.buf.Bytes())
-	a.buf.Reset()
-	if a.buf.Cap() > 1<<20 { // a hub's whole configuration passed; do not keep it
-		a.buf = bytes.Buffer{}
+	whole = bytes.Clone(a.buf)
+	clear(a.buf)
+	a.buf = a.buf[:0]
+	if cap(a.buf) > 1<<20 { // a hub's whole configuration passed; do not keep it
+		a.buf = nil
 	}
 	return whole, true, nil
+}
+
+// grow appends to what there is. append would leave a copy behind.
+func (a *assembler) grow(p []byte) {
+	if n := len(a.buf) + len(p); n > cap(a.buf) {
+		longer := make([]byte, len(a.buf), max(n, 2*cap(a.buf)))
+		copy(longer, a.buf)
+		clear(a.buf)
+		a.buf = longer
+	}
+	a.buf = append(a.buf, p...)
 }
 
 // Sender is the process that sent a message, as the kernel knows it.
@@ -122,6 +135,7 @@ func (w *wire) write(env envelope, body any, attached []byte, files []File, time
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	message = attach(message, attached)
+	defer clear(message) // it may hold keys
 	if len(message) > maxMessage {
 		return fmt.Errorf("%w: %w", errNotSent, errTooLong)
 	}
@@ -132,6 +146,7 @@ func (w *wire) write(env envelope, body any, attached []byte, files []File, time
 		return err
 	}
 	packet := make([]byte, 0, min(len(message), frameSize)+1)
+	defer clear(packet[:cap(packet)])
 	for first, last := true, false; !last; first = false {
 		n := min(len(message), frameSize)
 		last = n == len(message)
@@ -193,6 +208,7 @@ func (w *wire) read() (*Message, error) {
 		}
 
 		whole, done, err := w.in.add(w.buf[:n])
+		clear(w.buf[:n])
 		if err != nil {
 			return fail(err)
 		}

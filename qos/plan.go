@@ -21,6 +21,18 @@ type Egress struct {
 	Interface string
 	Line          // without an uplink the interface is left alone; without a downlink nothing is shaped on LANs
 	MTU       int // of the interface, layer 3; 0 = 1500
+	// Headerless says that the kernel's queues count the IP packet alone, without an Ethernet header: a PPP device.
+	Headerless bool
+	// Tagged says that packets get the class ID of their class also where nothing is shaped: other things go by it.
+	Tagged bool
+}
+
+// overhead is what the meter counts beyond what the kernel's queue of w does.
+func (w Egress) overhead() int {
+	if w.Headerless {
+		return w.Overhead + EthernetHeader
+	}
+	return w.Overhead
 }
 
 // Site is another branch, as far as the queues towards it go.
@@ -37,11 +49,11 @@ type Priority struct {
 	ClassID uint32
 }
 
-// Priorities lists, for the firewall, what Want shapes; nothing for a WAN that is left alone.
+// Priorities lists, for the firewall, what Want shapes or what is tagged; nothing for a WAN that is left alone.
 func Priorities(in Input) []Priority {
 	var out []Priority
 	for _, w := range in.WANs {
-		if !shaped(w, in.Features) {
+		if !shaped(w, in.Features) && !w.Tagged {
 			continue
 		}
 		for _, c := range ClassNames {
@@ -59,9 +71,9 @@ type SitePriority struct {
 	ClassID uint32
 }
 
-// SitePriorities lists, for the firewall, the queues of sites; nothing where no WAN is shaped.
+// SitePriorities lists, for the firewall, the queues of sites; nothing where no WAN is shaped or tagged.
 func SitePriorities(in Input) []SitePriority {
-	if !slices.ContainsFunc(in.WANs, func(w Egress) bool { return shaped(w, in.Features) }) {
+	if !slices.ContainsFunc(in.WANs, func(w Egress) bool { return shaped(w, in.Features) || w.Tagged }) {
 		return nil
 	}
 	slots := slotsOf(in.Sites)
@@ -80,7 +92,13 @@ func shaped(w Egress, f Features) bool { return w.Uplink >= 64*Kbit && f.HTB }
 func whole(r BitRate) BitRate { return r / 8 * 8 }
 
 // wire is the longest frame that the kernel counts for a packet of the MTU: ethernet and one VLAN tag.
-func (w Egress) wire() ByteCount { return WireFrame(w.MTU) }
+// A PPP device adds PPPoE's header and room for PPP's own to its MTU (tbf warns of a smaller burst).
+func (w Egress) wire() ByteCount {
+	if w.Headerless {
+		return WireFrame(w.MTU) + 4
+	}
+	return WireFrame(w.MTU)
+}
 
 // WireFrame is the longest frame that the kernel counts for a packet of a layer-3 MTU (0 = 1500):
 // an ethernet header and one VLAN tag more.
@@ -300,7 +318,7 @@ func wantLink(w Egress, sites []Site, slots map[string]Handle, classes []Class, 
 	root := HTBClass{
 		Handle: rootClass, Parent: rootQdisc, Rate: total, Ceil: total,
 		Burst: burst(total, total, total, packet), CBurst: burst(total, total, total, packet),
-		Quantum: packet, Overhead: uint16(max(w.Overhead, 0)), MPU: uint16(max(w.MPU, 0)), ATM: w.Cells == ATM,
+		Quantum: packet, Overhead: uint16(max(w.overhead(), 0)), MPU: uint16(max(w.MPU, 0)), ATM: w.Cells == ATM,
 	}
 	l := Link{
 		Interface: w.Interface,
@@ -310,7 +328,7 @@ func wantLink(w Egress, sites []Site, slots map[string]Handle, classes []Class, 
 				Handle: rootQdisc,
 				Parent: RootHandle,
 				Kind:   "htb",
-				HTB:    &HTB{Default: classMinor[Data], Overhead: min(w.Overhead, 0)},
+				HTB:    &HTB{Default: classMinor[Data], Overhead: min(w.overhead(), 0)},
 			},
 		},
 		Classes: []HTBClass{root},

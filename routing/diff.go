@@ -18,7 +18,7 @@ const (
 )
 
 // Change is one step. Exactly one of the pointers is set. The Link of a Set has only what changes: Up (or
-// Down of the Change itself), MTU, TxQueueLen or GSOMax.
+// Down of the Change itself), MTU, TxQueueLen, GSOMax or EgressMap.
 type Change struct {
 	Verb    Verb     `json:"verb"`
 	Link    *Link    `json:"link,omitempty"`
@@ -297,7 +297,10 @@ func (d *differ) setLink(want, have Link) {
 	if want.GSOMax != 0 && want.GSOMax != have.GSOMax {
 		set(Link{GSOMax: want.GSOMax})
 	}
-	if want.Up && !have.Up {
+	if want.VLAN != 0 && want.Own && want.EgressMap != have.EgressMap {
+		set(Link{EgressMap: egressChange(want.EgressMap, have.EgressMap)})
+	}
+	if want.Up && !have.Up && !want.Dialed {
 		set(Link{Up: true})
 	}
 }
@@ -322,7 +325,7 @@ func (d *differ) removeLinks() {
 		}
 	}
 	for _, w := range d.want.Links {
-		if h := findLink(d.have.Links, w.Name); h != nil && h.Up && !w.Up {
+		if h := findLink(d.have.Links, w.Name); h != nil && h.Up && !w.Up && !w.Dialed {
 			d.do(Change{Verb: Set, Link: &Link{Name: w.Name}, Down: true})
 		}
 	}

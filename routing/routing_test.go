@@ -56,6 +56,20 @@ func branch() routing.Input {
 	}
 }
 
+// delegated has parts of prefixes of two WANs, one of them on its way out.
+func delegated() routing.Input {
+	in := twoWANs()
+	in.WANs[1].DHCP6 = true
+	in.Advertised = map[string]routing.Advertised{
+		"wan1": {Addresses: pfx("2001:db8:ff::100/128"), Gateway: addr("fe80::9")[0]},
+	}
+	in.Delegated = map[string][]routing.Delegation{"wan1": {
+		{Prefix: pfx("2001:db8:5600::/56")[0]}, {Prefix: pfx("2001:db8:7700::/56")[0], Deprecated: true},
+	}}
+	in.LANs[1].Delegated = pfx("2001:db8:5600:2::1/64", "2001:db8:7700:2::1/64")
+	return in
+}
+
 func twoWANs() routing.Input {
 	in := branch()
 	in.WANs = append(in.WANs,
@@ -103,6 +117,7 @@ func TestPlans(t *testing.T) {
 		"relay-goes":            routing.Text(routing.Diff(first, withRelay)),
 		"state":                 first.Text(),
 		"state-two-wans":        routing.Want(twoWANs()).Text(),
+		"state-delegated":       routing.Want(delegated()).Text(),
 		"reload":                routing.Text(routing.Diff(routing.Want(in), running)),
 		"stop":                  routing.Text(routing.Diff(stopped, running)),
 		"no-voice-tunnel-no-v6": routing.Text(routing.Diff(first, noTunnel)),
@@ -374,4 +389,19 @@ func TestUnmetSysctls(t *testing.T) {
 		assert.NotContains(t, key, "forward")
 	}
 	assert.Contains(t, unheard, "net/ipv4/conf/rw-voice/src_valid_mark")
+}
+
+func TestSubnets(t *testing.T) {
+	n := routing.Subnet{WAN: "wan0", Number: 0x12, Suffix: addr("::5")[0]}
+	a, ok := n.In(pfx("2001:db8:5600::/56")[0])
+	assert.True(t, ok)
+	assert.Equal(t, "2001:db8:5600:12::5/64", a.String())
+	for _, short := range []string{"2001:db8:5600:10::/60", "2001:db8:5600::/64", "2001:db8:5600::/80"} {
+		_, ok = n.In(pfx(short)[0])
+		assert.False(t, ok, short)
+	}
+	n.Number = 0
+	a, ok = n.In(pfx("2001:db8:5600:99::/64")[0])
+	assert.True(t, ok)
+	assert.Equal(t, "2001:db8:5600:99::5/64", a.String())
 }

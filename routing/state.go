@@ -20,6 +20,7 @@ const (
 	TableRelayed = 5275 // packets for a relay on this machine, whatever address they have
 	TableWAN     = 5281 // the first table of packets from an address of a WAN
 	TablesOfWANs = 64   // how many there are
+	TableLine    = 5345 // the first table of connections that began on a WAN; as many
 	MaxWANs      = 8
 
 	PriorityFirst   = 5190 // Ringway's rules have priorities from here …
@@ -30,6 +31,7 @@ const (
 	PriorityData    = 5220
 	PriorityOwn     = 5225
 	PriorityGuard   = 5230
+	PriorityLine    = 5235 // connections that began on a WAN
 	PriorityAnswer  = 5240 // what this machine itself sends from a WAN's address
 	PriorityLast    = 5240 // … to here
 
@@ -40,7 +42,7 @@ const (
 // OwnTable reports whether a whole route table is Ringway's.
 func OwnTable(t uint32) bool { return t >= TableVoice && t <= TableRelayed || isTableOfWAN(t) }
 
-func isTableOfWAN(t uint32) bool { return t >= TableWAN && t < TableWAN+TablesOfWANs }
+func isTableOfWAN(t uint32) bool { return t >= TableWAN && t < TableLine+TablesOfWANs }
 
 // RouteType is what a route does.
 type RouteType string
@@ -110,6 +112,11 @@ type Link struct {
 	MTU        int    `json:"mtu,omitempty"`        // bytes; 0: left as it is
 	TxQueueLen int    `json:"txqueuelen,omitempty"` // packets; 0: left as it is
 	GSOMax     int    `json:"gso_max,omitempty"`    // largest super-packet in bytes; 0: left as it is
+	// EgressMap is the priority in the tag of a VLAN device (802.1p, 1-7; 0 where nothing is listed) by skb->priority,
+	// as "0:6 65552:5": pairs in decimal, by rising skb->priority. Of a Set: the pairs that change.
+	EgressMap string `json:"egress_map,omitempty"`
+	// Dialed says that another process makes the device and sets it up and down, as pppd does: it may be missing.
+	Dialed bool `json:"dialed,omitempty"`
 }
 
 // Address is an address on a device. Only those with Protocol 82 are added or removed; observed ones of
@@ -143,10 +150,12 @@ type Rule struct {
 	Mask     uint32 `json:"mask,omitempty"` // 0: any mark
 	Input    string `json:"input,omitempty"`
 	// Source is the address that a packet comes from; zero: any.
-	Source   netip.Addr `json:"source,omitzero"`
-	Table    uint32     `json:"table"`
-	Protocol uint8      `json:"protocol,omitempty"`
-	More     bool       `json:"more,omitempty"` // of others only: it has selectors that the fields here cannot hold
+	Source netip.Addr `json:"source,omitzero"`
+	// Network is one that a packet comes from; zero: any.
+	Network  netip.Prefix `json:"network,omitzero"`
+	Table    uint32       `json:"table"`
+	Protocol uint8        `json:"protocol,omitempty"`
+	More     bool         `json:"more,omitempty"` // of others only: it has selectors that the fields here cannot hold
 }
 
 // sameAs reports whether h is r, whoever made it: the kernel refuses a second one.
@@ -316,7 +325,7 @@ func Missing(want, have State) []string {
 	var out []string
 	for _, l := range want.Links {
 		switch {
-		case usable[l.Name]:
+		case usable[l.Name], l.Dialed:
 		case findLink(have.Links, l.Name) != nil:
 			out = append(out, fmt.Sprintf("%s: exists, but is not VLAN %d of %s", l.Name, l.VLAN, l.Parent))
 		case l.VLAN != 0:
@@ -367,7 +376,8 @@ func compareRules(a, b Rule) int {
 	return cmp.Or(
 		cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Family, b.Family),
 		cmp.Compare(a.Mark, b.Mark), cmp.Compare(a.Mask, b.Mask),
-		cmp.Compare(a.Input, b.Input), a.Source.Compare(b.Source), cmp.Compare(a.Table, b.Table))
+		cmp.Compare(a.Input, b.Input), a.Source.Compare(b.Source), comparePrefix(a.Network, b.Network),
+		cmp.Compare(a.Table, b.Table))
 }
 
 func comparePrefix(a, b netip.Prefix) int {

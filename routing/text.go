@@ -58,6 +58,8 @@ func (l Link) text(v Verb, down bool) string {
 		return fmt.Sprintf("ip link set dev %s txqueuelen %d", l.Name, l.TxQueueLen)
 	case l.GSOMax != 0:
 		return fmt.Sprintf("ip link set dev %s gso_max_size %d", l.Name, l.GSOMax)
+	case l.EgressMap != "":
+		return fmt.Sprintf("ip link set dev %s type vlan egress-qos-map %s", l.Name, l.EgressMap)
 	}
 	return "ip link set dev " + l.Name + " up"
 }
@@ -130,6 +132,9 @@ func (r Rule) text(v Verb) string {
 	fmt.Fprintf(&b, "%s rule %s pref %d", ipCommand(r.Family == 6), v, r.Priority)
 	if r.Source.IsValid() {
 		b.WriteString(" from " + r.Source.String())
+	}
+	if r.Network.IsValid() {
+		b.WriteString(" from " + r.Network.String())
 	}
 	if r.Input != "" {
 		b.WriteString(" iif " + r.Input)

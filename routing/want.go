@@ -13,13 +13,17 @@ type Input struct {
 	LANs    []LAN      // voice and data
 	Tunnels []TunnelDevice
 	Sites   []SiteRoute
-	// Parents are network cards that carry VLANs of ours and no untagged network.
+	// Parents are network cards and VLANs of ours that carry no network of ours by themselves: what is on them is in
+	// VLANs or in PPP sessions.
 	Parents []string
 	Leases  map[string]Lease // by WAN interface; a WAN without a lease yet has no entry
 	Silent  []string         // interfaces of WANs that deliver nothing: every other one is preferred
+	Metered []string         // interfaces of WANs that every other one is preferred to, unless that is silent
 	// Advertised is what router advertisements gave the WANs that have a lease, or want one.
 	Advertised map[string]Advertised
-	Marks      Marks
+	// Delegated are the prefixes that WANs have for the LANs.
+	Delegated map[string][]Delegation
+	Marks     Marks
 	// VoiceSource and DataSource are the addresses that this machine itself uses towards sites:
 	// FirstAddresses of its voice and data LANs. The kernel chooses in a family that is missing.
 	VoiceSource, DataSource []netip.Addr
@@ -51,10 +55,10 @@ type SiteRoute struct {
 	DataMTU     int // of data to it, if it is even less; 0: it is not
 }
 
-// Lease is what DHCP granted a WAN.
+// Lease is what DHCP or PPP granted a WAN.
 type Lease struct {
 	Address  netip.Prefix
-	Gateways []netip.Addr
+	Gateways []netip.Addr // an unspecified one: whatever leaves by the device gets to the only other end
 	Server   netip.Addr
 	DNS      []netip.Addr
 }
@@ -74,6 +78,8 @@ type Marks struct {
 	ClassMask   uint32   // of the two above
 	Relayed     uint32   // for a relay on this machine; with RelayedMask zero there is none
 	RelayedMask uint32
+	Lines       map[string]uint32 // of connections that began on a WAN, by its interface; empty with one WAN
+	LineMask    uint32
 }
 
 // FirstAddresses returns the first address of each family on the LANs.
@@ -104,6 +110,7 @@ const (
 	// and more), and after one set by hand (0).
 	metricDefault = 10
 	metricSilent  = 1000    // added for a WAN that delivers nothing
+	metricMetered = 500     // added for one whose volume counts
 	metricLast    = 1 << 30 // behind every other route of a table
 	// metricOwn is that of the end of our own networks in table main: every other route of theirs takes effect before.
 	metricOwn = 1_000_000_000
@@ -112,6 +119,18 @@ const (
 	metricSites = 1
 	minMTUIPv6  = 1280 // RFC 8200, section 5: below it a device has no IPv6 at all
 )
+
+// cards are the devices below the WANs' own that carry no network: those of PPPoE, and network cards of VLANs.
+func (in Input) cards() (names []string) {
+	for _, w := range in.WANs {
+		for _, name := range []string{w.Card, w.Under()} {
+			if name != w.Interface && slices.Contains(in.Parents, name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
 
 // Values of the reverse path check, rp_filter (Linux, networking/ip-sysctl).
 const (
@@ -135,6 +154,7 @@ func Want(in Input) State {
 	s.classTables(in)
 	s.rules(in.Marks)
 	s.sourceTables(in)
+	s.lineTables(in)
 	s.relayed(in)
 	s.sysctls(in)
 	s.private(in)
@@ -153,14 +173,22 @@ func (s *State) links(in Input) {
 		}
 	}
 	for _, w := range in.WANs {
-		add(Link{Name: w.Interface})
+		if w.Card != "" {
+			add(Link{Name: w.Card, MTU: w.FrameMTU})
+		}
+		if w.VLAN != 0 {
+			add(Link{
+				Name: w.Under(), Parent: w.Card, VLAN: w.VLAN, Own: true, MTU: w.FrameMTU, EgressMap: w.EgressMap,
+			})
+		}
+		add(Link{Name: w.Interface, Dialed: w.PPPoE})
 		for _, a := range w.Addresses {
 			s.Addresses = append(s.Addresses, Address{Device: w.Interface, Prefix: a, Protocol: Protocol})
 		}
 		if l, ok := in.Leases[w.Interface]; ok && w.DHCP && l.Address.IsValid() {
 			s.Addresses = append(s.Addresses, Address{Device: w.Interface, Prefix: l.Address, Protocol: Protocol})
 		}
-		if w.DHCP {
+		if w.Autoconf() {
 			for _, a := range in.Advertised[w.Interface].Addresses {
 				s.Addresses = append(s.Addresses, Address{Device: w.Interface, Prefix: a, Protocol: Protocol})
 			}
@@ -171,7 +199,7 @@ func (s *State) links(in Input) {
 		if l.VLAN != 0 {
 			add(Link{Name: l.Device(), Parent: l.Interface, VLAN: l.VLAN, Own: true})
 		}
-		for _, a := range l.Addresses {
+		for _, a := range slices.Concat(l.Addresses, l.Delegated) {
 			s.Addresses = append(s.Addresses, Address{Device: l.Device(), Prefix: a, Protocol: Protocol})
 		}
 	}
@@ -207,6 +235,11 @@ func (s *State) mainFence(in Input) {
 			})
 		}
 	}
+	for _, p := range delegated(in) { // what no LAN has of a prefix would go back to the provider (RFC 7084, WPD-5)
+		s.Routes = append(s.Routes, Route{
+			Table: TableMain, Type: Unreachable, Prefix: p, Metric: metricOwn, Protocol: Protocol,
+		})
+	}
 	for _, site := range in.Sites {
 		for _, p := range site.Prefixes {
 			s.Routes = append(s.Routes, Route{
@@ -214,6 +247,16 @@ func (s *State) mainFence(in Input) {
 			})
 		}
 	}
+}
+
+// delegated are all prefixes of all WANs.
+func delegated(in Input) (all []netip.Prefix) {
+	for _, w := range in.WANs {
+		for _, d := range in.Delegated[w.Interface] {
+			all = append(all, d.Prefix.Masked())
+		}
+	}
+	return all
 }
 
 // uplink is how a WAN leads out, by its config and its lease.
@@ -229,13 +272,13 @@ func uplinks(in Input) (all []uplink) {
 	for _, w := range in.WANs {
 		u := uplink{device: w.Interface, addresses: slices.Clone(w.Addresses), lockedMTU: in.LockedMTUs[w.Interface]}
 		gateways := slices.Clone(w.Gateways)
-		if l, ok := in.Leases[w.Interface]; ok && w.DHCP {
+		if l, ok := in.Leases[w.Interface]; ok && w.Leased() {
 			gateways = append(gateways, l.Gateways...)
 			if l.Address.IsValid() {
 				u.addresses = append(u.addresses, l.Address)
 			}
 		}
-		if a := in.Advertised[w.Interface]; w.DHCP {
+		if a := in.Advertised[w.Interface]; w.Autoconf() {
 			u.addresses = append(u.addresses, a.Addresses...)
 			if a.Gateway.IsValid() {
 				gateways = append(gateways, a.Gateway)
@@ -260,13 +303,13 @@ func (u uplink) gateway(a netip.Addr) (g netip.Addr, ok bool) {
 	return u.gateways[i], true
 }
 
-// defaultRoute leads everything to a gateway.
+// defaultRoute leads everything to a gateway, or into a device that has one other end only.
 func (u uplink) defaultRoute(table uint32, g netip.Addr, metric int) Route {
 	r := Route{
-		Table: table, Type: Unicast, Prefix: everywhere(g), Device: u.device, Gateway: g.WithZone(""),
-		OnLink:   !g.IsLinkLocalUnicast() && !inAny(g, u.addresses),
-		Metric:   uint32(metric),
-		Protocol: Protocol,
+		Table: table, Type: Unicast, Prefix: everywhere(g), Device: u.device, Metric: uint32(metric), Protocol: Protocol,
+	}
+	if !g.IsUnspecified() {
+		r.Gateway, r.OnLink = g.WithZone(""), !g.IsLinkLocalUnicast() && !inAny(g, u.addresses)
 	}
 	if g.Is4() { // the kernel has no lock for IPv6
 		r.MTU, r.MTULock = u.lockedMTU, u.lockedMTU > 0
@@ -281,6 +324,9 @@ func (s *State) mainRoutes(in Input) {
 			metric := metricDefault * (i + 1)
 			if slices.Contains(in.Silent, u.device) {
 				metric += metricSilent
+			}
+			if slices.Contains(in.Metered, u.device) {
+				metric += metricMetered
 			}
 			s.Routes = append(s.Routes, u.defaultRoute(TableMain, g, metric))
 		}
@@ -312,13 +358,19 @@ func (s *State) sourceTables(in Input) {
 			add(u.defaultRoute(table, g, metricDefault))
 			add(Route{Table: table, Type: Blackhole, Prefix: everywhere(g), Metric: metricLast})
 		}
-		for _, l := range in.LANs { // an answer to a LAN goes on in main
-			for _, n := range l.Networks() {
-				if _, ok := u.gateway(n.Addr()); ok {
-					add(Route{Table: table, Type: Throw, Prefix: n, Metric: metricOf(n)})
-				}
+		if prefixes := in.Delegated[u.device]; len(prefixes) > 0 {
+			// What the LANs send from this WAN's prefix leaves by it or not at all: another provider drops it.
+			add(Route{Table: table, Type: Blackhole, Prefix: everywhere(netip.IPv6Unspecified()), Metric: metricLast})
+			for _, d := range prefixes {
+				s.Rules = append(s.Rules, Rule{
+					Family: 6, Priority: PriorityAnswer, Network: d.Prefix.Masked(), Table: table, Protocol: Protocol,
+				})
+			}
+			for _, p := range delegated(in) {
+				add(Route{Table: table, Type: Throw, Prefix: p, Metric: metricOf(p)})
 			}
 		}
+		s.throws(in, u, table)
 		for _, a := range u.addresses {
 			if _, ok := u.gateway(a.Addr()); !ok {
 				continue // nothing is known of how it leads out
@@ -331,6 +383,67 @@ func (s *State) sourceTables(in Input) {
 	}
 }
 
+// throws has what a table of u would lead to our own LANs go on in main.
+func (s *State) throws(in Input, u uplink, table uint32) {
+	for _, l := range in.LANs {
+		for _, n := range l.Networks() {
+			_, ok := u.gateway(n.Addr())
+			if ok || n.Addr().Is6() && len(in.Delegated[u.device]) > 0 {
+				s.Routes = append(s.Routes, Route{
+					Table: table, Type: Throw, Prefix: n, Metric: metricOf(n), Protocol: Protocol,
+				})
+			}
+		}
+	}
+}
+
+// lineTables has connections go on by the WAN by which they began, known by the mark that the firewall gives them: they
+// have an address of that WAN, or their far end expects it. The rules come behind the guard, as those for addresses do.
+// The tables have no end: what a line without a carrier cannot take goes on in main, by another line, where NAT sees
+// that and begins again. A silent line has no rule, so that its connections go on by another one, too.
+func (s *State) lineTables(in Input) {
+	if len(in.WANs) < 2 {
+		return
+	}
+	tables := wanTables(in)
+	for _, u := range uplinks(in) {
+		mark, marked := in.Marks.Lines[u.device]
+		if !marked || slices.Contains(in.Silent, u.device) {
+			continue
+		}
+		table := tables[u.device] - TableWAN + TableLine
+		for _, g := range u.gateways {
+			s.Routes = append(s.Routes, u.defaultRoute(table, g, metricDefault))
+			family := 4
+			if g.Is6() {
+				family = 6
+			}
+			s.Rules = append(s.Rules, Rule{
+				Family: family, Priority: PriorityLine, Mark: mark, Mask: in.Marks.LineMask, Table: table, Protocol: Protocol,
+			})
+		}
+		for _, a := range u.addresses {
+			if _, ok := u.gateway(a.Addr()); ok && !a.IsSingleIP() {
+				n := a.Masked()
+				s.Routes = append(s.Routes, Route{
+					Table: table, Type: Unicast, Prefix: n, Device: u.device, Metric: metricOf(n), Protocol: Protocol,
+				})
+			}
+		}
+		s.throws(in, u, table)
+	}
+}
+
+// LineNumbers numbers WANs, from 1 to limit, by the names of their interfaces: where WANs are added, removed or
+// reordered, the connections of the others keep their marks.
+func LineNumbers(names []string, limit int) map[string]int {
+	numbers := map[string]int{}
+	for name, slot := range slots(names, uint32(limit)) {
+		numbers[name] = int(slot) + 1
+	}
+	return numbers
+}
+
 // wanTables chooses the table of each WAN by the name of its interface: where WANs are added, removed or reordered, the
 // others keep theirs, so that no rule leads to the table of another WAN for a moment.
 func wanTables(in Input) map[string]uint32 {
@@ -338,19 +451,28 @@ func wanTables(in Input) map[string]uint32 {
 	for _, w := range in.WANs {
 		names = append(names, w.Interface)
 	}
-	slices.Sort(names)
-	tables, taken := map[string]uint32{}, map[uint32]bool{}
+	tables := slots(names, TablesOfWANs)
+	for name := range tables {
+		tables[name] += TableWAN
+	}
+	return tables
+}
+
+// slots gives each name one of the numbers from 0 to below limit, of which there are enough, by its hash.
+func slots(names []string, limit uint32) map[string]uint32 {
+	names = slices.Sorted(slices.Values(names))
+	numbers, taken := map[string]uint32{}, map[uint32]bool{}
 	for _, name := range names {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(name))
-		n := h.Sum32() % TablesOfWANs
+		n := h.Sum32() % limit
 		for taken[n] {
-			n = (n + 1) % TablesOfWANs
+			n = (n + 1) % limit
 		}
 		taken[n] = true
-		tables[name] = TableWAN + n
+		numbers[name] = n
 	}
-	return tables
+	return numbers
 }
 
 func (s *State) sourceRules(m Marks, from netip.Addr, table uint32) {
@@ -518,6 +640,9 @@ func (s *State) sysctls(in Input) {
 		// Advertisements are an untrusted network's. The kernel would set every route that they name, so package
 		// advert takes them, where the WAN wants any.
 		s.setOptional("net/ipv6/conf/"+w.Interface+"/accept_ra", 0)
+	}
+	for _, name := range in.cards() {
+		s.setOptional("net/ipv6/conf/"+name+"/accept_ra", 0)
 	}
 	for _, l := range in.LANs {
 		device(l.Device(), strict)

@@ -65,6 +65,9 @@ const (
 	OverheadIPv6 = 16 + 16 + 8 + 40
 )
 
+// LeastProbeMTU is the least Device.ProbeMTU, in bytes: the smallest link of IPv6 (RFC 8200, section 5).
+const LeastProbeMTU = 1280
+
 // Settings is what the config says of one class's device.
 type Settings struct {
 	Interface  string // name of the network device, at most 15 bytes
@@ -89,19 +92,29 @@ const (
 type Site struct {
 	Name             string
 	PublicKey        PublicKey
-	Endpoint         string // host name or address without port; empty for a site that dials in
-	VoicePort        uint16 // far end's listen ports
+	Endpoint         string   // host name or address without port; empty for a site that dials in
+	MoreEndpoints    []string // further ones, in order of preference
+	VoicePort        uint16   // far end's listen ports
 	DataPort         uint16
 	VoiceNetworks    []netip.Prefix
 	DataNetworks     []netip.Prefix
-	PresharedKeyFile string // empty: none configured
+	FlatNetworks     []netip.Prefix // phones and everything else in one
+	PresharedKeyFile string         // empty: none configured
 	Tunnels          Carried
 	Keepalive        time.Duration // persistent keepalive, 0 = off
 }
 
 // Networks is every prefix that lies behind the site.
 func (s Site) Networks() []netip.Prefix {
-	return append(append([]netip.Prefix(nil), s.VoiceNetworks...), s.DataNetworks...)
+	return slices.Concat(s.VoiceNetworks, s.DataNetworks, s.FlatNetworks)
+}
+
+// Endpoints are all host names or addresses of the site, in order of preference.
+func (s Site) Endpoints() []string {
+	if s.Endpoint == "" {
+		return nil
+	}
+	return append([]string{s.Endpoint}, s.MoreEndpoints...)
 }
 
 // Has says whether the site has a tunnel of class c.
@@ -134,8 +147,12 @@ type Device struct {
 	Admission Admission
 	Measured  Measured
 	// Sources are the addresses of our lines, one for each line and family, in order of preference; none where there is
-	// one line.
-	Sources    []netip.Addr
+	// one line and no peer has several addresses.
+	Sources []netip.Addr
+	// ProbeMTU is the longest outer packet in bytes that sites' paths are probed for; 0: they are not.
+	ProbeMTU   int
+	Paths      Paths
+	Copies     Copies
 	PrivateKey PrivateKey
 	Peers      []Peer // sorted by Site
 	Bounds     Bounds
@@ -279,12 +296,15 @@ type ThreadStatus struct {
 	Realtime bool `json:"realtime"`
 }
 
-// PathStatus is a path to a peer: from one of our lines to where the peer is heard.
+// PathStatus is a path to a peer: from one of our lines to one of its addresses.
 type PathStatus struct {
-	Source    netip.Addr    `json:"source"`
-	Used      bool          `json:"used"`
-	State     PathState     `json:"state"`
-	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the last probe by a path that is not used; 0: not known
+	Source    netip.Addr     `json:"source"`
+	Remote    netip.AddrPort `json:"remote,omitzero"` // absent in the status of a plane that does not know several
+	Used      bool           `json:"used"`
+	State     PathState      `json:"state"`
+	RoundTrip time.Duration  `json:"round_trip_ns,omitempty"` // of the last probe by a path that is not used; 0: not known
+	// MTU is the longest packet in bytes, all headers included, that probing found to pass; 0: not known.
+	MTU int `json:"mtu,omitempty"`
 }
 
 // PathState is what is known of a path.
@@ -303,6 +323,9 @@ type PathMove struct {
 	From netip.Addr `json:"from,omitzero"` // zero: the kernel chose
 	To   netip.Addr `json:"to"`
 	Why  string     `json:"why"`
+	// The peer's addresses; absent in the status of a plane that does not know several.
+	FromRemote netip.AddrPort `json:"from_remote,omitzero"`
+	ToRemote   netip.AddrPort `json:"to_remote,omitzero"`
 }
 
 // PeerStatus is what a device says of one peer.
@@ -320,10 +343,15 @@ type PeerStatus struct {
 	// RoundTrip is how long messages took lately to the peer and back; absent: not known. The engine realtime measures it
 	// while there are calls with the peer, if that measures, too.
 	RoundTrip time.Duration `json:"round_trip_ns,omitempty"`
-	// Paths are those to the peer, one for each of our lines, in order of preference; none where there is one line, or the
-	// engine does not know lines. Moves are their last changes, the latest last.
+	// Paths are those to the peer, in order of preference; none where there is one line and no far end has several
+	// addresses, or the engine does not know lines. Moves are their last changes, the latest last.
 	Paths []PathStatus `json:"paths,omitempty"`
 	Moves []PathMove   `json:"moves,omitempty"`
+	// PathMTU is the longest packet in bytes, all headers included, that passes by each path of which probing has found
+	// what it takes; absent: it has of none.
+	PathMTU int `json:"path_mtu,omitempty"`
+	// Copies is how media is sent twice to the peer and received; nil: neither end sends copies.
+	Copies *CopiesStatus `json:"copies,omitempty"`
 	// MTU is how long packets inside to the peer may be, in bytes, and MTUSource what decides that (the daemon fills them
 	// in).
 	MTU       int    `json:"mtu,omitempty"`

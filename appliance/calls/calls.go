@@ -30,6 +30,7 @@ import (
 	"ringway/sip/record"
 	"ringway/sip/registrar"
 	"ringway/sip/relay"
+	"ringway/sip/terminate"
 )
 
 // Name is the component's name, and that of its section of the status.
@@ -71,8 +72,20 @@ type Options struct {
 	// Queues reads the counters of the WANs' queues.
 	Queues func() ([]qos.QueueStats, error)
 
+	// OnLANs, if set, adds the networks that LANs have by now to a config. Follow calls it.
+	OnLANs func(*config.Config) *config.Config
+
 	// Budgets is what calls may take. Follow calls it.
 	Budgets func(*config.Config) admission.Plan
+
+	// Media has the media plane relay these pairs from now on; whole: and no others. The keys in them are overwritten
+	// when it returns. nil: there is none.
+	Media func(ctx context.Context, changes []terminate.Change, whole bool) error
+	// Relayed is for whom media is relayed; it may be nil, as what it returns. Until it is ready, nothing that is read
+	// signalling by changes: a relay of an earlier daemon goes on as that one told it. Follow calls it.
+	Relayed func() (m *relay.Media, ready bool)
+	// SeenHere tells of packets of relayed media, which conntrack does not see; nil: there is none.
+	SeenHere func(ctx context.Context, since time.Duration, yield func(from, to netip.AddrPort)) error
 }
 
 // Calls is the component.
@@ -93,6 +106,7 @@ type Calls struct {
 	devices  []string // that signalling is taken on
 	phones   []string // those of voice networks
 	settings relay.Settings
+	followed bool      // a config, so that there are settings
 	applied  bool      // the process has the settings
 	err      error     // why it does not
 	worked   time.Time // last
@@ -131,8 +145,26 @@ func New(o Options) (*Calls, error) {
 
 // change carries out what calls need from now on. The places follow; the holes are there when it returns.
 func (c *Calls) change(ctx context.Context, changes []relay.Change, whole bool) error {
+	defer relay.WipeKeys(changes)
 	c.places.change(changes, whole)
-	return c.holes.change(ctx, changes, whole)
+	return errors.Join(c.media(ctx, changes, whole), c.holes.change(ctx, changes, whole))
+}
+
+// media has the media plane follow.
+func (c *Calls) media(ctx context.Context, changes []relay.Change, whole bool) error {
+	var pairs []terminate.Change
+	for i := range changes {
+		pairs = append(pairs, c.holes.allowed(changes[i].Media)...)
+	}
+	switch {
+	case len(pairs) == 0 && !whole:
+		return nil
+	case c.o.Media != nil:
+		return c.o.Media(ctx, pairs, whole)
+	case len(pairs) > 0:
+		return errors.New("relay media: there is no media plane")
+	}
+	return nil
 }
 
 // Name is the component's name.
@@ -140,12 +172,22 @@ func (c *Calls) Name() string { return Name }
 
 // Follow takes up what cfg asks for.
 func (c *Calls) Follow(cfg *config.Config) {
+	if c.o.OnLANs != nil {
+		cfg = c.o.OnLANs(cfg)
+	}
 	w, settings := worldOf(cfg), c.settingsOf(cfg)
+	if c.o.Relayed != nil && cfg.SIP.Mode != config.SIPOff {
+		var ready bool
+		if settings.Media, ready = c.o.Relayed(); !ready {
+			return
+		}
+	}
+	w.relayed = relayedBy(settings.Media)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	same := c.applied && c.recordsOf == cfg.Records && c.cfg.Mode == cfg.SIP.Mode &&
 		reflect.DeepEqual(c.settings, settings)
-	c.cfg, c.settings, c.wantCalls = cfg.SIP, settings, cfg.Records
+	c.cfg, c.settings, c.wantCalls, c.followed = cfg.SIP, settings, cfg.Records, true
 	c.devices, c.phones = wanted.SignallingDevices(cfg), wanted.PhoneDevices(cfg)
 	c.holes.follow(w)
 	c.moved.Raise()
@@ -188,7 +230,7 @@ func worldOf(cfg *config.Config) (w world) {
 	}
 	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
 		w.own = append(w.own, l.Networks()...)
-		for _, a := range l.Addresses {
+		for _, a := range slices.Concat(l.Addresses, l.Delegated) {
 			w.addresses = append(w.addresses, a.Addr())
 		}
 	}
@@ -220,7 +262,11 @@ func (c *Calls) Run(ctx context.Context, ready func()) error {
 	tasks.Go(func() { every(ctx, certificatesEvery, func() { c.lookAtTLS(ctx) }) })
 	tasks.Go(func() { every(ctx, mediaEvery, func() { c.look(ctx) }) })
 	tasks.Go(func() { c.runMappings(ctx) })
-	return c.again.Loop(ctx, ready, c.configure)
+	return c.again.Loop(ctx, func() {}, func(ctx context.Context) {
+		if c.configure(ctx) {
+			ready()
+		}
+	})
 }
 
 func every(ctx context.Context, interval time.Duration, f func()) {
@@ -236,12 +282,16 @@ func every(ctx context.Context, interval time.Duration, f func()) {
 	}
 }
 
-// configure has the process run as the config wants it.
-func (c *Calls) configure(ctx context.Context) {
+// configure has the process run as the config wants it. There is nothing to do as long as it is not known what media is
+// relayed.
+func (c *Calls) configure(ctx context.Context) (known bool) {
 	c.mu.Lock()
-	mode, settings, wanted := c.cfg.Mode, c.settings, c.wantCalls
+	mode, settings, wanted, followed := c.cfg.Mode, c.settings, c.wantCalls, c.followed
 	have := c.records != nil && c.recordsOf == wanted
 	c.mu.Unlock()
+	if !followed {
+		return false
+	}
 	var err error
 	if !have && (mode != config.SIPOff || c.hasRecords()) {
 		if err := c.useRecords(wanted); err != nil {
@@ -264,6 +314,7 @@ func (c *Calls) configure(ctx context.Context) {
 		c.log.Error("signalling is not read", "error", err)
 		time.AfterFunc(time.Second, c.again.Raise)
 	}
+	return true
 }
 
 // keepAlive keeps the sets alive that the rules depend on, as long as the process works, and empties them when
@@ -371,9 +422,14 @@ func (c *Calls) clear(name string) {
 // look finds out which calls have media.
 func (c *Calls) look(ctx context.Context) {
 	var err error
-	flows := c.holes.seen(func(yield func(from, to netip.AddrPort)) { err = c.o.Seen(yield) })
-	if err == nil && len(flows) > 0 {
-		err = c.relay.Media(ctx, flows)
+	flows := c.holes.seen(func(yield func(from, to netip.AddrPort)) {
+		err = c.o.Seen(yield)
+		if c.o.SeenHere != nil {
+			err = errors.Join(err, c.o.SeenHere(ctx, 2*mediaEvery, yield))
+		}
+	})
+	if len(flows) > 0 {
+		err = errors.Join(err, c.relay.Media(ctx, flows))
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Warn("cannot find out which calls have media", "error", err)

@@ -62,6 +62,7 @@ type world struct {
 	addresses []netip.Addr     // of this box
 	sites     [][]netip.Prefix // networks of each site
 	servers   []netip.Addr     // PBXs and trunks (sip.servers), wherever they are
+	relayed   relayed          // media that this box relays
 }
 
 // side is where an address is, seen from this box.
@@ -160,7 +161,11 @@ func (w *world) check(f dialog.Flow, c *relay.Change) string {
 			reached[w.side(h)] = true
 		}
 	}
-	switch x, y := w.side(from), w.side(to.Addr()); {
+	x, y := w.side(from), w.side(to.Addr())
+	if w.relayed.has(f) {
+		x, y = w.relayedSides(f)
+	}
+	switch {
 	case to.Port() < lowestPort:
 		return refusedPort
 	case x == nowhere || y == nowhere || f.From().IsValid() && from.Is4() != to.Addr().Is4():
@@ -398,8 +403,10 @@ func (h *holes) openFlow(f dialog.Flow, c *relay.Change, again bool, touched []k
 	}
 	phone, most := h.countedFor(c.Hops, f)
 	var keys []key
-	for _, source := range h.world.sources(f) {
-		keys = append(keys, key{firewall.HoleSet(source), nft.HoleKey(source, f.To())})
+	if !h.world.relayed.has(f) { // else it is not forwarded: the rules of the media plane let it pass
+		for _, source := range h.world.sources(f) {
+			keys = append(keys, key{firewall.HoleSet(source), nft.HoleKey(source, f.To())})
+		}
 	}
 	if h.phones[phone]+len(keys) > most {
 		h.refused[refusedPhone]++

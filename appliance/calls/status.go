@@ -30,6 +30,9 @@ type Status struct {
 	NoPlace  map[string]uint64 `json:"no_place"`   // places that the engine refused, by reason
 	Media    MediaStatus       `json:"media"`      // what it went through
 
+	// KeyChannels are the far boxes with which calls that begin now have keys agreed.
+	KeyChannels int `json:"key_channels"`
+
 	Certificates map[string]time.Time `json:"certificates"` // when those that phones are shown expire, by server
 
 	relay.Stats
@@ -88,6 +91,9 @@ func (c *Calls) Status() fmt.Stringer {
 	s := Status{Mode: string(c.cfg.Mode), Stats: c.stats}
 	s.Abuse = maps.Clone(c.reported)
 	s.Reading = c.cfg.Mode != config.SIPOff && !c.silent && c.applied
+	if c.applied {
+		s.KeyChannels = keyChannels(c.settings.Media)
+	}
 	c.mu.Unlock()
 	s.Flows, s.Holes, s.NotOpen = c.holes.state()
 	s.Places, s.NoPlace = c.places.state()
@@ -114,6 +120,7 @@ var (
 
 	calls    = families.Gauge("ringway_sip_calls", "Calls whose signalling is followed, by leg.")
 	flows    = families.Gauge("ringway_sip_media_flows", "Media flows that calls need now.")
+	boxes    = families.Gauge("ringway_sip_key_channels", "Far boxes with which calls that begin now have keys agreed.")
 	open     = families.Gauge("ringway_sip_holes", "Elements in the sets of the firewall that let media pass.")
 	reading  = families.Gauge("ringway_sip_reading", "Whether signalling is read: 0 or 1.")
 	messages = families.Counter("ringway_sip_messages_total", "SIP messages that were read and sent on.")
@@ -155,9 +162,12 @@ var (
 	mediaSeries = families.Gauge("ringway_media_series", "Sources of media that had packets lately.", "direction")
 	mediaBeyond = families.Counter("ringway_media_beyond_total",
 		"Packets of media that were not counted, because there were too many sources.")
-	mirrored = families.Counter("ringway_sip_hep_messages_total", "Messages sent to the Homer server.")
-	lost     = families.Counter("ringway_sip_hep_lost_total", "Messages for the Homer server that could not be sent.")
-	restarts = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
+	mirrored    = families.Counter("ringway_sip_hep_messages_total", "Messages sent to the Homer server.")
+	lost        = families.Counter("ringway_sip_hep_lost_total", "Messages for the Homer server that could not be sent.")
+	relayedLegs = families.Gauge("ringway_sip_relayed", "Legs of calls whose media this box relays.")
+	mediaPorts  = families.Gauge("ringway_sip_media_ports", "Pairs of ports that relayed media has.")
+	noPorts     = families.Counter("ringway_sip_no_media_ports_total", "How often no port for relayed media was free.")
+	restarts    = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
 )
 
 // Families are the metrics of calls.
@@ -171,6 +181,7 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 	}
 	to.Put(calls, float64(s.Calls))
 	to.Put(flows, float64(s.Flows))
+	to.Put(boxes, float64(s.KeyChannels))
 	to.Put(open, float64(s.Holes))
 	to.Put(reading, map[bool]float64{true: 1}[s.Reading])
 	to.Put(messages, float64(s.Messages))
@@ -181,6 +192,9 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 	to.Put(held, float64(s.Places))
 	to.Put(mirrored, float64(s.Mirrored))
 	to.Put(lost, float64(s.Unmirrored))
+	to.Put(relayedLegs, float64(s.Relayed))
+	to.Put(mediaPorts, float64(s.MediaPorts))
+	to.Put(noPorts, float64(s.NoMediaPorts))
 	for name, n := range s.NoPlace {
 		to.Put(noPlace, float64(n), name)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"ringway/appliance/config"
 	"ringway/appliance/control"
+	"ringway/appliance/dial"
 	"ringway/appliance/endpoint"
 	"ringway/appliance/engine"
 	"ringway/appliance/journal"
@@ -140,10 +141,12 @@ func (u unaided) plan(ctx context.Context, o plan.Options) (plan.Plan, error) {
 		}
 		// A start goes on with what a daemon of this boot left on disk.
 		held := lease.Remembered(u.files.Leases, u.cfg)
-		f.Leases, f.Advertised = held.Leases, held.Advertised
+		dial.Remembered(held, u.files.Leases, u.cfg)
+		f.Leases, f.Advertised, f.Delegated = held.Leases, held.Advertised, held.Delegated
 		endpoints = endpoint.Load(u.files.Endpoints, slog.New(slog.DiscardHandler))
 	}
 	endpoints.SetLiterals(u.cfg.TunnelSites())
+	f.Remotes = endpoints.Remotes
 	f.Endpoint, f.Heard, f.Through = endpoints.Tell, endpoints.Where, ThroughWAN(endpoints.Where)
 	if u.running != nil {
 		u.fromStatus(&f)

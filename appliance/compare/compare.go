@@ -79,7 +79,7 @@ func inUse(cfg *config.Config, f wanted.Facts) []netip.Prefix {
 		for _, p := range w.Addresses {
 			used = append(used, p.Masked())
 		}
-		if l, ok := f.Leases[w.Interface]; ok && w.DHCP {
+		if l, ok := f.Leases[w.Interface]; ok && w.Leased() {
 			used = append(used, l.Address.Masked())
 			for _, a := range slices.Concat(l.Gateways, l.DNS, []netip.Addr{l.Server}) {
 				if a.IsValid() {
@@ -89,8 +89,10 @@ func inUse(cfg *config.Config, f wanted.Facts) []netip.Prefix {
 		}
 	}
 	for _, s := range cfg.Sites {
-		if a, err := netip.ParseAddr(s.Endpoint); err == nil {
-			host(a)
+		for _, h := range s.Endpoints() {
+			if a, err := netip.ParseAddr(h); err == nil {
+				host(a)
+			}
 		}
 	}
 	return used

@@ -28,6 +28,13 @@ func exampleKey() tunnel.PrivateKey {
 	return k
 }
 
+// identityKey is the box's identity in the tests.
+func identityKey() tunnel.PrivateKey {
+	k := exampleKey()
+	k[1] ^= 1
+	return k
+}
+
 // box is a file system root with key files, good and bad, in /etc/ringway.
 func box(t testing.TB) string {
 	t.Helper()
@@ -39,15 +46,18 @@ func box(t testing.TB) string {
 		text string
 		mode os.FileMode
 	}{
-		"private.key": {good, 0o600},
-		"munich.psk":  {good, 0o400},
-		"open.key":    {good, 0o644},
-		"group.key":   {good, 0o620},
-		"short.key":   {"c2hvcnQ=\n", 0o600},
-		"words.key":   {"this is not a key\n", 0o600},
-		"empty.key":   {"", 0o600},
-		"zero.key":    {strings.Repeat("A", 43) + "=\n", 0o600},
-		"long.key":    {strings.Repeat("A", 5000), 0o600},
+		"private.key":    {good, 0o600},
+		"identity.key":   {identityKey().Base64() + "\n", 0o600},
+		"wan1.password":  {"a secret with \"quotes\"\n", 0o600},
+		"lines.password": {"one\ntwo\n", 0o600},
+		"munich.psk":     {good, 0o400},
+		"open.key":       {good, 0o644},
+		"group.key":      {good, 0o620},
+		"short.key":      {"c2hvcnQ=\n", 0o600},
+		"words.key":      {"this is not a key\n", 0o600},
+		"empty.key":      {"", 0o600},
+		"zero.key":       {strings.Repeat("A", 43) + "=\n", 0o600},
+		"long.key":       {strings.Repeat("A", 5000), 0o600},
 	} {
 		path := filepath.Join(dir, name)
 		require.NoError(t, os.WriteFile(path, []byte(f.text), f.mode))

@@ -6,6 +6,8 @@ import (
 
 	"ringway/qos"
 	"ringway/routing"
+	"ringway/srtp/offer"
+	"ringway/srtp/suite"
 	"ringway/tunnel"
 )
 
@@ -13,7 +15,7 @@ const minIPv4MTU = 576 // what every IPv4 host takes (RFC 791, section 3.1); bel
 
 // Egress is w as its queues see it, mtu being its interface's (bytes; 0 = 1500).
 func (w WAN) Egress(mtu int) qos.Egress {
-	e := qos.Egress{Interface: w.Interface, Line: w.Line, MTU: mtu}
+	e := qos.Egress{Interface: w.Interface, Line: w.Line, MTU: mtu, Headerless: w.PPPoE != nil, Tagged: w.Tags != nil}
 	if !w.ShapeDownlink {
 		e.Downlink = 0
 	}
@@ -26,7 +28,7 @@ func (s Site) Queue() qos.Site { return qos.Site{Name: s.Name, Downlink: s.Downl
 // Cards are the interfaces that LANs are on, without those that are a WAN's as well. VLANs share theirs.
 func (cfg *Config) Cards() (out []string) {
 	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
-		wan := slices.ContainsFunc(cfg.WANs, func(w WAN) bool { return w.Interface == l.Interface })
+		wan := slices.ContainsFunc(cfg.WANs, func(w WAN) bool { return w.Interface == l.Interface || w.Card == l.Interface })
 		if !wan && !slices.Contains(out, l.Interface) {
 			out = append(out, l.Interface)
 		}
@@ -50,25 +52,35 @@ func (cfg *Config) Tunnel(c tunnel.Class) qos.Tunnel {
 }
 
 // OuterIPv6 says whether the tunnels to s are to be reckoned with IPv6's longer header on w: where the
-// endpoint is a name, which may resolve to either family, the longer one counts. A WAN with a lease
-// counts as IPv4's: the address is DHCPv4's, and names are asked for IPv4 first.
+// endpoint is a name, which may resolve to either family, or there are addresses of both, the longer one counts. A WAN
+// with a lease counts as IPv4's: the address is DHCPv4's, and names are asked for IPv4 first.
 func (w WAN) OuterIPv6(s Site) bool {
-	if six, literal := s.endpointFamily(); literal {
-		return six
+	six, four, name := s.endpointFamilies()
+	has4, has6 := slices.ContainsFunc(w.Addresses, is4), slices.ContainsFunc(w.Addresses, is6)
+	switch {
+	case six && !four && !name:
+		return true
+	case six && (has6 || w.Autoconf()):
+		return true
+	case four && !name:
+		return false
 	}
-	return slices.ContainsFunc(w.Addresses, is6)
+	return has6 || w.DHCP6 && !w.Leased() && !has4
 }
 
-// endpointFamily says whether the endpoint is an IPv6 address; literal is false where it is a name or not set.
-func (s Site) endpointFamily() (six, literal bool) {
-	a, err := netip.ParseAddr(s.Endpoint)
-	return err == nil && a.Is6(), err == nil
+// endpointFamilies says of which families addresses of the site are, and whether an endpoint is a name.
+func (s Site) endpointFamilies() (six, four, name bool) {
+	for _, host := range s.Endpoints() {
+		a, err := netip.ParseAddr(host)
+		six, four, name = six || err == nil && a.Is6(), four || err == nil && a.Is4(), name || err != nil
+	}
+	return six, four, name
 }
 
 // anyOuterIPv6 says the same of all sites together.
 func (cfg *Config) anyOuterIPv6(w WAN) bool {
 	if len(cfg.Sites) == 0 {
-		return !w.DHCP && !slices.ContainsFunc(w.Addresses, is4)
+		return !w.Leased() && !slices.ContainsFunc(w.Addresses, is4)
 	}
 	return slices.ContainsFunc(cfg.Sites, w.OuterIPv6)
 }
@@ -97,14 +109,29 @@ func (cfg *Config) SiteBudget(w WAN, s Site, callIPv6 bool) (b qos.Budget, ok bo
 		Rate:     w.VoiceBudget(s.Queue(), cfg.Classes),
 		Envelope: w.Envelope(cfg.Tunnel(tunnel.Voice), w.OuterIPv6(s)),
 		CallIPv6: callIPv6,
+		SRTP:     s.SRTPOverhead(),
 	}, true
+}
+
+// SRTPOverhead is by how many bytes this box makes media to the site longer, at most; 0: it does not encrypt it.
+// Between boxes the suite is known, phones choose theirs.
+func (s Site) SRTPOverhead() qos.ByteCount {
+	phone, _ := offer.Overhead(suite.AEADAES256GCM, 0)
+	box, _ := offer.Overhead(suite.AEADAES128GCM, offer.ChannelMKI)
+	switch {
+	case s.SRTP == offer.Off:
+		return 0
+	case s.Box.IsValid():
+		return qos.ByteCount(box)
+	}
+	return qos.ByteCount(phone)
 }
 
 // CallFamilies says over what phones here and at s can call each other: IPv4, then IPv6.
 func (cfg *Config) CallFamilies(s Site) (ipv6 []bool) {
 	for _, six := range []bool{false, true} {
 		is := func(p netip.Prefix) bool { return p.Addr().Is6() == six }
-		if lanHas(cfg.Voice, is) && slices.ContainsFunc(s.VoiceNetworks, is) {
+		if lanHas(cfg.Voice, is) && slices.ContainsFunc(slices.Concat(s.VoiceNetworks, s.FlatNetworks), is) {
 			ipv6 = append(ipv6, six)
 		}
 	}

@@ -11,28 +11,37 @@ import (
 	"ringway/qos"
 	"ringway/routing"
 	"ringway/sip/abuse"
+	"ringway/srtp/keys/channel"
+	"ringway/srtp/offer"
+	"ringway/srtp/suite"
 	"ringway/tunnel"
 )
 
 // Config is a valid configuration. Every value has its unit as a type and its default filled in.
 type Config struct {
-	Path    string // of the file, absolute
-	Site    string // this box's own name
-	WANs    []WAN
-	Voice   []routing.LAN
+	Path  string // of the file, absolute
+	Site  string // this box's own name
+	WANs  []WAN
+	Voice []routing.LAN
+	// LANSRTP is how much voice and data networks need SRTP, by device; never Require for data.
+	LANSRTP map[string]offer.Level
 	Data    []routing.LAN
 	KeyFile string // absolute, or relative to the config file's folder and made absolute
 	// PublicKey is this box's own; zero where the key file was not read (no permission, WithoutKeyFiles).
 	PublicKey tunnel.PublicKey
-	Tunnels   map[tunnel.Class]tunnel.Settings
-	AutoMTU   map[tunnel.Class]bool // mtu: auto; Tunnels then has what it means where every interface takes 1500 bytes
-	Sites     []Site                // in the file's order
-	Classes   []qos.Class           // in order of urgency, all four
-	SIP       SIP
-	Records   Records
-	Control   Control
-	Machine   Machine
-	Warnings  []Problem // what is allowed but deserves a word
+	// IdentityFile is that of this box's identity for the key channel between boxes, "" where no site has one; Identity is
+	// its public half, as PublicKey is.
+	IdentityFile string
+	Identity     channel.PublicKey
+	Tunnels      map[tunnel.Class]tunnel.Settings
+	AutoMTU      map[tunnel.Class]bool // mtu: auto; Tunnels then has what it means where every interface takes 1500 bytes
+	Sites        []Site                // in the file's order
+	Classes      []qos.Class           // in order of urgency, all four
+	SIP          SIP
+	Records      Records
+	Control      Control
+	Machine      Machine
+	Warnings     []Problem // what is allowed but deserves a word
 }
 
 // WAN is an uplink: how it is addressed and how fast it is.
@@ -46,6 +55,34 @@ type WAN struct {
 	// back at stop
 	TakeOver    bool
 	DHCPOptions []DHCPOption // sent with every message of the DHCP client
+	Targets     []netip.Addr // that answer pings while the line delivers; empty: it is judged by its carrier alone
+	Volume      *Volume      // `metered`; nil: its volume does not count
+	// PrefixBits is the length of the prefix that is asked for by DHCPv6, for the LANs; 0: none is.
+	PrefixBits   int
+	DHCP6Address bool // an address is asked for by DHCPv6
+
+	Tags  *Tags  // priorities in the tag (802.1p); nil: the kernel's 0
+	PPPoE *PPPoE // nil: none
+}
+
+// Volume is what a line whose volume counts may carry. It carries calls only.
+type Volume struct {
+	Budget  uint64 // bytes a month, in both directions together; 0: not known
+	FromDay int    // of the month, 1 to 28, on which it begins
+}
+
+// Tags are the priorities (802.1p, 0-7) in the tag of what leaves by a VLAN.
+type Tags struct {
+	Classes map[qos.ClassName]uint8
+	Control uint8 // of what has no class: ARP, DHCP's broadcasts, PPPoE's own messages
+}
+
+// PPPoE is a session that pppd dials.
+type PPPoE struct {
+	User         string
+	PasswordFile string // absolute, or relative to the config file's folder and made absolute
+	Service      string // name of the provider's service; "": any
+	MTU          int    // bytes of an IP packet
 }
 
 // DHCPOption is an option of DHCPv4 that a provider asks for, as it is sent.
@@ -58,6 +95,12 @@ type DHCPOption struct {
 type Site struct {
 	tunnel.Site
 	Downlink qos.BitRate // 0 = not known: what is sent to it is bounded by the uplink alone
+	Copies   tunnel.CopiesWhen
+
+	SRTP offer.Level
+	// Identity is that of its box, and Box where that is; zero: it is no Ringway, or no keys are agreed with it.
+	Identity channel.PublicKey
+	Box      netip.Addr
 }
 
 // Class is the class of that name.
@@ -95,8 +138,24 @@ type SIP struct {
 	TLS      []secrets.ServerFiles // servers whose TLS is read
 	TLSPorts []uint16              // of Ports, where TLS is spoken
 
+	Media Media
+
 	Abuse       string       // off; warn: it is reported; block: sources are banned as well, with Enforce
 	AbuseLimits abuse.Limits // without Country, PhoneLimit and ServerLimit
+}
+
+// Media is how media is encrypted that the box terminates, where srtp is not off.
+type Media struct {
+	Ports   qos.PortMatch // of this box's addresses in LANs, UDP; the first is even
+	Minimum suite.Suite
+	Methods []offer.Keying // SDES and DTLS, the preferred first
+	// Of keys between boxes, whichever comes first.
+	RotateEvery   time.Duration
+	RotatePackets uint64
+
+	ClearSRTCP       bool // is taken where the other end asks for it
+	RequireEmergency bool // require holds for emergency calls, too
+	PacketsPerPort   int  // a second; more is dropped
 }
 
 // Records says what is kept of calls.

@@ -73,7 +73,7 @@ func promises(t *testing.T, cfg *config.Config) {
 	var nets []netip.Prefix
 	for _, w := range cfg.WANs {
 		device(w.Interface)
-		require.Equal(t, w.DHCP, len(w.Addresses) == 0)
+		require.Equal(t, w.Leased(), len(w.Addresses) == 0)
 		require.True(t, w.Uplink == 0 || cfg.Calls(w) >= 1)
 	}
 	for _, l := range append(append(cfg.Voice[:0:0], cfg.Voice...), cfg.Data...) {

@@ -44,6 +44,13 @@ func (l Loaded) KeysFor(cfg *Config) (keys secrets.Keys, unread int) {
 	if cfg.KeyFile != l.Config.KeyFile {
 		unread++
 	}
+	switch cfg.IdentityFile {
+	case "":
+	case l.Config.IdentityFile:
+		keys.Identity = l.Keys.Identity
+	default:
+		unread++
+	}
 	for _, s := range cfg.Sites {
 		if s.PresharedKeyFile == "" {
 			continue

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -104,14 +105,14 @@ func (w WAN) Overhead(s Site) int {
 	return tunnel.OverheadIPv4
 }
 
-// Reaches says whether a site's packets can leave by w, as far as the family of its address tells.
+// Reaches says whether a site's packets can leave by w, as far as the families of its addresses tell: to one of them.
 func (w WAN) Reaches(s Site) bool {
-	six, literal := s.endpointFamily()
-	if !literal || w.DHCP { // DHCP's lease is IPv4's, and the kernel configures IPv6 by itself
-		return true
+	v4 := w.Leased() || slices.ContainsFunc(w.Addresses, is4) // a lease of DHCP is IPv4's, a session has both
+	v6 := w.Autoconf() || slices.ContainsFunc(w.Addresses, is6)
+	for _, host := range s.Endpoints() {
+		if a, err := netip.ParseAddr(host); err != nil || a.Is4() && v4 || a.Is6() && v6 {
+			return true
+		}
 	}
-	if six {
-		return slices.ContainsFunc(w.Addresses, is6)
-	}
-	return slices.ContainsFunc(w.Addresses, is4)
+	return s.Endpoint == "" // it comes by itself
 }

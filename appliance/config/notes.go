@@ -38,12 +38,14 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 			)
 		}
 		c.slow(raw, cfg, w, uplink)
-		if !w.DHCP && len(w.Gateways) == 0 {
+		if !w.Autoconf() && len(w.Gateways) == 0 {
 			c.warn(pick(scalar{at: r.Gateway.at, set: r.Gateway.set}, at{r.line, r.key + ".gateway"}),
 				"is not set: only sites on the WAN's own networks can be reached through %s", w.Interface)
 		}
 	}
 	c.sipNotes(raw, cfg)
+	c.mediaNotes(raw, cfg)
+	c.srtpNotes(raw, cfg)
 	if len(cfg.Sites) == 0 {
 		c.warn(at{raw.Sites.line, "sites"}, "is empty: there are no tunnels and no calls to other sites")
 	}
@@ -62,6 +64,7 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 			}
 		}
 	}
+	c.copyNotes(raw, cfg)
 	c.longPackets(raw, cfg)
 	for _, r := range raw.Tunnels.items {
 		if e := cfg.Tunnels[tunnel.Voice].Engine; r.Name.text == string(tunnel.Voice) && r.Engine.set &&
@@ -82,7 +85,8 @@ func (c *checker) notes(raw *rawFile, cfg *Config, nets *networkSet) {
 // longPackets says what a link layer leaves for packets inside, and which tunnels take more than that by their setting.
 func (c *checker) longPackets(raw *rawFile, cfg *Config) {
 	for i, w := range cfg.WANs {
-		if w.LinkMTU == 0 || !slices.ContainsFunc(tunnel.Classes, func(t tunnel.Class) bool { return cfg.AutoMTU[t] }) {
+		auto := slices.ContainsFunc(tunnel.Classes, func(t tunnel.Class) bool { return cfg.AutoMTU[t] })
+		if w.LinkMTU == 0 || w.PPPoE != nil || !auto {
 			continue
 		}
 		inner, _ := cfg.PathMTU(tunnel.Voice, w.LinkMTU)
@@ -234,3 +238,23 @@ func (c *checker) sameOuter(raw *rawFile, cfg *Config) {
 }
 
 func is6(p netip.Prefix) bool { return p.Addr().Is6() }
+
+// copyNotes says what copies of voice need that is not there.
+func (c *checker) copyNotes(raw *rawFile, cfg *Config) {
+	for i, s := range cfg.Sites {
+		at := raw.Sites.items[i].Copies.at
+		if s.Copies == tunnel.CopiesOnLoss && s.Tunnels != tunnel.CarriedBoth {
+			c.warn(at, "on_loss needs a far end that tells what is lost, which only Ringway does: with %s alone nothing is "+
+				"sent twice (use always)", s.Tunnels)
+		}
+		if s.Copies == tunnel.CopiesOff {
+			continue
+		}
+		for _, w := range cfg.WANs {
+			b, ok := cfg.SiteBudget(w, s, !lanHas(cfg.Voice, is4))
+			if ok && b.Rate > 0 && len(cfg.WANs) == 1 && b.Calls(qos.G711) < 2 {
+				c.warn(at, "%s has a voice budget of %s, which has no room for a call and its copy", w.Interface, kbit(b.Rate))
+			}
+		}
+	}
+}

@@ -39,8 +39,11 @@ type list[T any] struct {
 
 type rawFile struct {
 	at
-	Site    scalar          `yaml:"site"`
-	KeyFile scalar          `yaml:"key_file"`
+	Site    scalar `yaml:"site"`
+	KeyFile scalar `yaml:"key_file"`
+
+	IdentityFile scalar `yaml:"identity_file"`
+
 	WAN     list[rawWAN]    `yaml:"wan"`
 	Voice   list[rawLAN]    `yaml:"voice"`
 	Data    list[rawLAN]    `yaml:"data"`
@@ -56,6 +59,7 @@ type rawFile struct {
 type rawWAN struct {
 	at
 	Interface     scalar  `yaml:"interface"`
+	VLAN          scalar  `yaml:"vlan"`
 	Address       scalars `yaml:"address"`
 	Gateway       scalars `yaml:"gateway"`
 	Uplink        scalar  `yaml:"uplink"`
@@ -70,6 +74,44 @@ type rawWAN struct {
 	TakeOver      scalar  `yaml:"take_over"`
 	DHCPOptions   scalars `yaml:"dhcp_options"`
 	Reach         scalars `yaml:"reach"`
+
+	Targets scalars    `yaml:"targets"`
+	Metered rawMetered `yaml:"metered"`
+	DHCP6   rawDHCP6   `yaml:"dhcp6"`
+
+	Priority   scalar        `yaml:"priority"`
+	Priorities rawPriorities `yaml:"priorities"`
+	PPPoE      rawPPPoE      `yaml:"pppoe"`
+}
+
+type rawMetered struct {
+	at
+	Budget  scalar `yaml:"budget"`
+	FromDay scalar `yaml:"from_day"`
+}
+
+type rawDHCP6 struct {
+	at
+	Prefix  scalar `yaml:"prefix"`
+	Address scalar `yaml:"address"`
+}
+
+type rawPriorities struct {
+	at
+	Media      scalar `yaml:"media"`
+	Signalling scalar `yaml:"signalling"`
+	Data       scalar `yaml:"data"`
+	Background scalar `yaml:"background"`
+	Control    scalar `yaml:"control"`
+}
+
+type rawPPPoE struct {
+	at
+	User         scalar `yaml:"user"`
+	PasswordFile scalar `yaml:"password_file"`
+	Service      scalar `yaml:"service"`
+	MTU          scalar `yaml:"mtu"`
+	Device       scalar `yaml:"device"`
 }
 
 type rawLAN struct {
@@ -77,6 +119,12 @@ type rawLAN struct {
 	Interface scalar  `yaml:"interface"`
 	VLAN      scalar  `yaml:"vlan"`
 	Address   scalars `yaml:"address"`
+
+	PrefixFrom scalar `yaml:"prefix_from"`
+	Subnet     scalar `yaml:"subnet"`
+	Suffix     scalar `yaml:"suffix"`
+
+	SRTP scalar `yaml:"srtp"`
 }
 
 type rawTunnel struct {
@@ -93,15 +141,20 @@ type rawSite struct {
 	at
 	Name             scalar  `yaml:"name"`
 	PublicKey        scalar  `yaml:"public_key"`
-	Endpoint         scalar  `yaml:"endpoint"`
+	Endpoint         scalars `yaml:"endpoint"`
 	Downlink         scalar  `yaml:"downlink"`
 	VoicePort        scalar  `yaml:"voice_port"`
 	DataPort         scalar  `yaml:"data_port"`
 	VoiceNetworks    scalars `yaml:"voice_networks"`
 	DataNetworks     scalars `yaml:"data_networks"`
+	Networks         scalars `yaml:"networks"`
 	PresharedKeyFile scalar  `yaml:"preshared_key_file"`
 	Tunnels          scalar  `yaml:"tunnels"`
 	Keepalive        scalar  `yaml:"keepalive"`
+	Copies           scalar  `yaml:"copies"`
+	SRTP             scalar  `yaml:"srtp"`
+	Identity         scalar  `yaml:"identity"`
+	Box              scalar  `yaml:"box"`
 }
 
 type rawClass struct {
@@ -132,6 +185,24 @@ type rawSIP struct {
 	Toll      rawToll            `yaml:"toll"`
 	Country   scalar             `yaml:"country"`
 	TLS       list[rawSIPTLS]    `yaml:"tls"`
+	Media     rawMedia           `yaml:"media"`
+}
+
+type rawMedia struct {
+	at
+	Ports            scalar    `yaml:"ports"`
+	Minimum          scalar    `yaml:"minimum"`
+	Methods          scalars   `yaml:"methods"`
+	Rotate           rawRotate `yaml:"rotate"`
+	ClearSRTCP       scalar    `yaml:"clear_srtcp"`
+	RequireEmergency scalar    `yaml:"require_emergency"`
+	PacketsPerPort   scalar    `yaml:"packets_per_port"`
+}
+
+type rawRotate struct {
+	at
+	Every   scalar `yaml:"every"`
+	Packets scalar `yaml:"packets"`
 }
 
 type rawAbuse struct {

@@ -15,9 +15,17 @@ import (
 var withoutDefault = map[string]bool{
 	"site": true, "wan": true, "voice": true, "data": true, "sites": true,
 	"wan[].interface": true, "wan[].address": true, "wan[].gateway": true, "wan[].uplink": true, "wan[].downlink": true,
+	"wan[].metered": true, "wan[].metered.budget": true,
+	"wan[].dhcp6": true, "wan[].dhcp6.prefix": true,
+	"voice[].prefix_from": true, "voice[].subnet": true, "data[].prefix_from": true, "data[].subnet": true,
+	"wan[].vlan": true, "wan[].priority": true, "wan[].priorities": true, "wan[].priorities.media": true,
+	"wan[].priorities.signalling": true, "wan[].priorities.data": true, "wan[].priorities.background": true,
+	"wan[].priorities.control": true, "wan[].pppoe": true, "wan[].pppoe.user": true, "wan[].pppoe.password_file": true,
+	"wan[].pppoe.service": true, "wan[].pppoe.mtu": true, "wan[].pppoe.device": true,
 	"voice[].interface": true, "voice[].vlan": true, "voice[].address": true,
 	"data[].interface": true, "data[].vlan": true, "data[].address": true,
 	"sites[].name": true, "sites[].public_key": true, "sites[].endpoint": true, "sites[].downlink": true,
+	"sites[].identity": true, "sites[].box": true,
 	"sip": true, "sip.unread": true, "sip.servers": true, "sip.servers[].name": true, "sip.servers[].address": true,
 	"sip.tls": true, "sip.tls[].name": true, "sip.tls[].server_names": true, "sip.tls[].cert": true,
 	"sip.tls[].key": true, "sip.tls[].ca": true, "sip.tls[].client_cert": true, "sip.tls[].client_key": true,
@@ -75,6 +83,9 @@ func TestReferenceSetsDefaults(t *testing.T) {
 		names := elements[list]
 		if !isElement {
 			names = []string{""}
+		}
+		if strings.HasPrefix(key, "wan[].metered") {
+			names = []string{"lte0"}
 		}
 		for _, e := range names {
 			path := strings.ReplaceAll(key, "[]", "["+e+"]")

@@ -50,20 +50,25 @@ func (c *checker) validate(raw *rawFile) *Config {
 	c.ownKey(raw, cfg)
 	c.sites(raw, cfg, &nets)
 	nets.overlaps(c)
+	c.subnets(raw, cfg)
 	c.gateways(raw, cfg, &nets)
 	c.reachOthers(raw, &nets)
+	c.targetsOthers(raw, cfg, &nets)
 	c.endpoints(raw, cfg, &nets)
+	c.jumbo(raw, cfg)
 	c.mtus(settings, cfg)
 	c.classes(raw, cfg)
 	c.sip(raw.SIP, cfg)
 	c.calls(raw.Calls, cfg)
 	c.control(raw.Control, cfg)
+	c.srtp(raw, cfg)
 	cfg.Machine.Tune = c.yesNo(raw.Machine.Tune, true)
 	c.rates(raw, cfg)
 	c.siteRates(raw, cfg)
 	if len(c.problems) == 0 {
 		c.notes(raw, cfg, &nets)
 		c.reachNotes(raw, cfg)
+		c.meteredNotes(raw, cfg)
 	}
 	return cfg
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 			names[s.Name] = r.Name.line
 		}
 		s.PublicKey = c.publicKey(r, cfg, keys)
-		s.Endpoint = c.endpoint(r.Endpoint)
+		s.Endpoint, s.MoreEndpoints = c.siteEndpoints(r.Endpoint)
 		s.Tunnels = tunnel.Carried(c.choice(r.Tunnels, string(tunnel.CarriedBoth),
 			string(tunnel.CarriedBoth), string(tunnel.CarriedVoice), string(tunnel.CarriedData)))
 		s.VoicePort, s.DataPort = c.port(r.VoicePort, DefaultVoicePort), c.port(r.DataPort, DefaultDataPort)
@@ -50,15 +51,45 @@ func (c *checker) sites(raw *rawFile, cfg *Config, nets *networkSet) {
 		s.PresharedKeyFile = c.presharedKey(r.PresharedKeyFile, s.Name)
 		s.Keepalive = c.duration(r.Keepalive, DefaultKeepalive, 0, 65535*time.Second, time.Second,
 			"0s for off, or 1s to 65535s in whole seconds")
-		voice, data := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks)
-		if len(r.VoiceNetworks.items)+len(r.DataNetworks.items) == 0 && !r.VoiceNetworks.bad && !r.DataNetworks.bad {
-			c.missing(r.at, "voice_networks", "at least one network in voice_networks or data_networks")
-		}
-		s.VoiceNetworks, s.DataNetworks = prefixes(voice), prefixes(data)
-		nets.nets = append(nets.nets, voice...)
-		nets.nets = append(nets.nets, data...)
+		s.Copies = c.copies(r.Copies, s, cfg)
+		c.siteNetworks(r, &s, nets)
 		cfg.Sites = append(cfg.Sites, s)
 	}
+}
+
+// siteNetworks reads what lies behind a site.
+func (c *checker) siteNetworks(r rawSite, s *Site, nets *networkSet) {
+	voice, data, flat := c.networks(r.VoiceNetworks), c.networks(r.DataNetworks), c.networks(r.Networks)
+	given := len(r.VoiceNetworks.items) + len(r.DataNetworks.items) + len(r.Networks.items)
+	if given == 0 && !r.VoiceNetworks.bad && !r.DataNetworks.bad && !r.Networks.bad {
+		if s.Tunnels == tunnel.CarriedBoth {
+			c.missing(r.at, "voice_networks", "at least one network in voice_networks or data_networks")
+		} else {
+			c.missing(r.at, "networks", "at least one network in networks, voice_networks or data_networks")
+		}
+	}
+	if len(flat) > 0 && s.Tunnels == tunnel.CarriedBoth {
+		c.wrong(r.Networks.at, "is for a site with one tunnel, and this one has two, which tell its networks apart "+
+			"(allowed: voice_networks and data_networks, or tunnels: data)")
+	}
+	s.VoiceNetworks, s.DataNetworks, s.FlatNetworks = prefixes(voice), prefixes(data), prefixes(flat)
+	nets.nets = slices.Concat(nets.nets, voice, data, flat)
+}
+
+// copies is when voice is sent twice: what travels in the voice tunnel, by an engine that sees packets.
+func (c *checker) copies(s scalar, site Site, cfg *Config) tunnel.CopiesWhen {
+	when := tunnel.CopiesWhen(c.choice(s, string(tunnel.CopiesOff),
+		string(tunnel.CopiesOff), string(tunnel.CopiesOnLoss), string(tunnel.CopiesAlways)))
+	engine := cfg.Tunnels[tunnel.Voice].Engine
+	switch {
+	case when == tunnel.CopiesOff:
+	case !site.Has(tunnel.Voice):
+		c.wrong(s.at, "%s needs a voice tunnel, and the site has none (allowed: off, or tunnels: both)", when)
+	case engine != tunnel.EngineAuto && !engine.PerPacket():
+		c.wrong(s.at, "%s needs the engine realtime in the voice tunnel, which has %s "+
+			"(allowed: off, or engine: realtime)", when, engine)
+	}
+	return when
 }
 
 // distinctEndpoints: behind one port of one address is one WireGuard with one key.
@@ -66,23 +97,74 @@ func (c *checker) distinctEndpoints(r rawSite, s Site, reached map[string]scalar
 	if s.Endpoint == "" {
 		return
 	}
-	for _, class := range tunnel.Classes {
-		if !s.Has(class) {
-			continue
+	ours := map[string]bool{}
+	for _, item := range r.Endpoint.items {
+		for _, class := range tunnel.Classes {
+			if !s.Has(class) || !item.ok() {
+				continue
+			}
+			where := fmt.Sprintf("%s port %d", hostKey(item.text), s.Port(class))
+			if first, dup := reached[where]; dup && !ours[where] {
+				c.wrong(
+					item.at,
+					"%s is already the address of %s in line %d (allowed: a different address or port for each site)",
+					where,
+					first.key,
+					first.line,
+				)
+				return
+			}
+			reached[where], ours[where] = item, true
 		}
-		where := fmt.Sprintf("%s port %d", strings.ToLower(strings.TrimSuffix(s.Endpoint, ".")), s.Port(class))
-		if first, dup := reached[where]; dup && first.line != r.Endpoint.line {
-			c.wrong(
-				r.Endpoint.at,
-				"%s is already the address of %s in line %d (allowed: a different address or port for each site)",
-				where,
-				first.key,
-				first.line,
-			)
-			return
-		}
-		reached[where] = r.Endpoint
 	}
+}
+
+// hostKey is the same for two ways to write a name or an address.
+func hostKey(host string) string {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.String()
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+// maxEndpoints bounds the addresses of a site.
+const maxEndpoints = tunnel.MaxPaths
+
+// siteEndpoints reads where a site is reached: one name or address, or several in order of preference.
+func (c *checker) siteEndpoints(r scalars) (first string, more []string) {
+	if !r.set || r.bad {
+		return "", nil
+	}
+	switch n := len(r.items); {
+	case n == 0:
+		c.wrong(r.at, "is an empty list (allowed: 1 to %d host names or addresses; omit the key for a site that dials in)",
+			maxEndpoints)
+		return "", nil
+	case n > maxEndpoints:
+		c.wrong(r.at, "has %d elements (allowed: up to %d host names or addresses, the preferred one first)",
+			n, maxEndpoints)
+		return "", nil
+	}
+	var all []string
+	seen := map[string]bool{}
+	for _, item := range r.items {
+		host := c.endpoint(item)
+		switch {
+		case host == "":
+		case seen[hostKey(host)]:
+			c.wrong(item.at, "%s is given twice (allowed: a different one for each of the site's lines)", show(host))
+		default:
+			seen[hostKey(host)] = true
+			all = append(all, host)
+		}
+	}
+	switch len(all) {
+	case 0:
+		return "", nil
+	case 1:
+		return all[0], nil
+	}
+	return all[0], all[1:]
 }
 
 func (c *checker) publicKey(r rawSite, cfg *Config, seen map[tunnel.PublicKey]scalar) tunnel.PublicKey {
@@ -179,41 +261,43 @@ func (c *checker) endpoint(s scalar) string {
 // endpoints looks at addresses of sites when all networks are known.
 func (c *checker) endpoints(raw *rawFile, cfg *Config, nets *networkSet) {
 	own := map[netip.Addr]bool{}
-	var v4, v6, dhcp bool
+	var v4, v6 bool
 	for _, w := range cfg.WANs {
-		dhcp = dhcp || w.DHCP
+		v4, v6 = v4 || w.Leased(), v6 || w.Autoconf()
 		for _, p := range w.Addresses {
 			own[p.Addr()] = true
 			v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
 		}
 	}
 	for i, s := range cfg.Sites {
-		a, err := netip.ParseAddr(s.Endpoint)
-		if err != nil {
-			continue // a name, or nothing
-		}
-		pos := raw.Sites.items[i].Endpoint.at
-		if own[a] {
-			c.wrong(pos, "%s is this box's own address (allowed: the other site's)", a)
-			continue
-		}
-		if n, ok := nets.holding(a); ok && !n.wan {
-			c.wrong(
-				pos,
-				"%s is inside %s of %s, which is reached through tunnels or is local (allowed: an address on the WAN's side)",
-				a,
-				n.prefix,
-				n.key,
-			)
-			continue
-		}
-		if !dhcp && (v4 || v6) && (a.Is4() && !v4 || a.Is6() && !v6) {
-			c.wrong(
-				pos,
-				"%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)",
-				a,
-				familyName(a),
-			)
+		for _, item := range raw.Sites.items[i].Endpoint.items {
+			a, err := netip.ParseAddr(item.text)
+			if err != nil || !slices.Contains(s.Endpoints(), a.String()) {
+				continue // a name, or refused already
+			}
+			pos := item.at
+			if own[a] {
+				c.wrong(pos, "%s is this box's own address (allowed: the other site's)", a)
+				continue
+			}
+			if n, ok := nets.holding(a); ok && !n.wan {
+				c.wrong(
+					pos,
+					"%s is inside %s of %s, which is reached through tunnels or is local (allowed: an address on the WAN's side)",
+					a,
+					n.prefix,
+					n.key,
+				)
+				continue
+			}
+			if (v4 || v6) && (a.Is4() && !v4 || a.Is6() && !v6) {
+				c.wrong(
+					pos,
+					"%s is %s, and no WAN has an address of that family (allowed: an endpoint of a WAN's family)",
+					a,
+					familyName(a),
+				)
+			}
 		}
 	}
 }

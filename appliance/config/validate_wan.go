@@ -26,8 +26,7 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 	for _, r := range raw.WAN.items {
 		w := WAN{}
 		c.need(r.at, r.Interface, "interface", "the network interface, like wan0")
-		w.Interface = c.netdev(r.Interface)
-		devices.add(w.Interface, r.Interface.at)
+		c.access(r, &w, devices)
 		c.wanAddress(r, &w)
 		nets.addOwn(w.Interface, true, r.Address, w.Addresses)
 		w.Uplink, w.Downlink = c.rate(r.Uplink), c.rate(r.Downlink)
@@ -35,11 +34,14 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 		w.Margin = c.integer(r.Margin, DefaultMargin, 0, 30)
 		w.LinkLayer = c.linkLayer(r)
 		w.LinkMTU = linkMTU(r.Link.text)
+		accessOverhead(r, &w)
 		w.Serialization = c.duration(r.Serialization, DefaultSerialization, 0, 200*time.Millisecond, time.Millisecond,
 			"0s for no bound, or 1ms to 200ms in whole milliseconds, like 10ms")
 		w.TakeOver = c.yesNo(r.TakeOver, false)
 		c.dhcpOptions(r, &w)
 		w.Reach = c.reach(r.Reach)
+		w.Targets, w.Volume = c.targets(r.Targets), c.metered(r.Metered)
+		c.dhcp6(r.DHCP6, &w)
 		cfg.WANs = append(cfg.WANs, w)
 	}
 }
@@ -47,6 +49,15 @@ func (c *checker) wans(raw *rawFile, cfg *Config, nets *networkSet, devices *dev
 func (c *checker) wanAddress(r rawWAN, w *WAN) {
 	dhcp := func(s scalar) bool { return s.ok() && s.text == "dhcp" }
 	switch {
+	case w.PPPoE != nil:
+		const allowed = "is set although PPPoE brings it (allowed: no address and no gateway with pppoe)"
+		if r.Address.set {
+			c.wrong(r.Address.at, allowed)
+		}
+		if r.Gateway.set {
+			c.wrong(r.Gateway.at, allowed)
+		}
+		return
 	case !r.Address.set || !r.Address.bad && len(r.Address.items) == 0:
 		c.missing(r.at, "address", "dhcp, or this box's address with prefix length, or a list of them")
 	case slices.ContainsFunc(r.Address.items, dhcp):

@@ -135,8 +135,10 @@ func TestASilentPeerIsRetriedAtItsConfiguredEndpoint(t *testing.T) {
 	assert.Equal(t, home, at)
 	assert.Equal(t, 1, revision)
 
-	now = now.Add(time.Hour)
-	assert.False(t, observe(never), "there is nowhere else to look")
+	assert.False(t, observe(never), "it is given time there, too")
+	now = now.Add(tryFor)
+	assert.True(t, observe(never))
+	assert.Equal(t, away, tells(t, m, tunnel.Voice, home), "it was heard there, and may be there again")
 }
 
 // Between a new revision and the moment at which the engine is told of it, the engine goes on reporting the

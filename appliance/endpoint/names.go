@@ -122,20 +122,19 @@ func (m *Memory) uses(q Query) map[string]use {
 	all := map[string]use{}
 	alive := map[string]bool{}
 	for _, s := range q.Sites {
-		if s.Endpoint == "" {
-			continue
-		}
-		alive[s.Endpoint] = alive[s.Endpoint] || q.Alive[s.PublicKey]
-		if all[s.Endpoint].addr.IsValid() {
-			continue
-		}
+		for i, host := range s.Endpoints() {
+			alive[host] = alive[host] || q.Alive[s.PublicKey]
+			if all[host].addr.IsValid() {
+				continue
+			}
 
-		if n, ok := m.names[s.Endpoint]; ok {
-			all[s.Endpoint] = use{addr: n.addr, silent: m.now().Sub(n.since) >= tryFor}
-			continue
+			if n, ok := m.names[host]; ok {
+				all[host] = use{addr: n.addr, silent: m.now().Sub(n.since) >= tryFor}
+				continue
+			}
+			// The daemon has just started: its planes may have a session at what the name meant before.
+			all[host] = use{addr: m.lastMeantLocked(s, i)}
 		}
-		// The daemon has just started: its planes may have a session at what the name meant before.
-		all[s.Endpoint] = use{addr: m.lastMeantLocked(s.PublicKey)}
 	}
 	for host, u := range all {
 		u.silent = u.silent && !alive[host]
@@ -144,12 +143,17 @@ func (m *Memory) uses(q Query) map[string]use {
 	return all
 }
 
-// lastMeantLocked is what the configured endpoint of a peer meant before, also before a restart; zero: not
-// known.
-func (m *Memory) lastMeantLocked(k tunnel.PublicKey) netip.Addr {
+// lastMeantLocked is what the nth configured endpoint of a site meant before, also before a restart; zero: not known.
+func (m *Memory) lastMeantLocked(s tunnel.Site, n int) netip.Addr {
+	hosts := s.Endpoints()
 	for _, c := range tunnel.Classes {
-		if p := m.known[c][k.String()]; p.Resolved.IsValid() {
-			return p.Resolved.Addr()
+		p := m.known[c][s.PublicKey.String()]
+		if a := p.Meant[hosts[n]]; a.IsValid() {
+			return a
+		}
+		// An earlier build noted no names.
+		if all := p.resolvedList(); p.Meant == nil && len(all) == len(hosts) {
+			return all[n].Addr()
 		}
 	}
 	return netip.Addr{}
@@ -177,8 +181,10 @@ func (m *Memory) SetLiterals(sites []tunnel.Site) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range sites {
-		if a, err := netip.ParseAddr(s.Endpoint); err == nil {
-			m.names[s.Endpoint] = name{addr: a.Unmap()}
+		for _, host := range s.Endpoints() {
+			if a, err := netip.ParseAddr(host); err == nil {
+				m.names[host] = name{addr: a.Unmap()}
+			}
 		}
 	}
 }

@@ -109,6 +109,12 @@ func deviceChanges(d, last tunnel.Device, have tunnel.Observed) []string {
 	if !slices.Equal(last.Sources, d.Sources) {
 		lines = append(lines, plan.SourcesWords(d))
 	}
+	if last.ProbeMTU != d.ProbeMTU {
+		lines = append(lines, plan.ProbingWords(d))
+	}
+	if !last.Copies.Equal(d.Copies) {
+		lines = append(lines, plan.CopiesWords(d))
+	}
 	if last.Measured != d.Measured {
 		lines = append(lines, plan.MeasuredWords(d))
 	}

@@ -19,9 +19,12 @@ import (
 	"ringway/appliance/endpoint"
 	"ringway/appliance/problem"
 	"ringway/appliance/task"
+	"ringway/boottime"
 	"ringway/routing"
 	"ringway/routing/advert"
 	"ringway/routing/dhcp"
+	"ringway/routing/dhcp6"
+	"ringway/tunnel"
 )
 
 // Name is the component's name, and that of its section of the status.
@@ -37,8 +40,19 @@ type Keeper struct {
 	changed func()      // called after every report of a client; must not block
 	again   task.Signal // the config may want other clients
 
+	// Where, if set, says where a site is. No prefix may be delegated that holds such an address.
+	Where func(tunnel.Class, tunnel.Site) (netip.AddrPort, uint64)
+	// Remotes, if set, says where a site's endpoints lead, names included. It holds for them, too.
+	Remotes func(tunnel.Class, tunnel.Site) []netip.AddrPort
+
+	releases sync.WaitGroup // of leases that the config wants no more
+
 	mu      sync.Mutex // guards what follows
 	private []routing.Network
+	foreign []routing.Network // configured addresses of WANs and sites, which nobody delegates to us
+	sites   []tunnel.Site
+	subnets map[string][]routing.Subnet // by WAN
+	cfg     *config.Config
 	wans    map[string]*wan // by interface, for each WAN that wants a lease
 
 	clients map[string]*client // by interface; only Run's goroutine uses the map, under mu
@@ -46,6 +60,12 @@ type Keeper struct {
 
 // wan is what is known of a WAN that wants a lease.
 type wan struct {
+	dhcp  bool       // it wants a lease of DHCPv4
+	want6 dhcp6.Want // what it wants by DHCPv6; zero: nothing
+
+	lease6     dhcp6.Lease
+	lease6Note string // what keeps the client from a part of it
+
 	options    []dhcp.Option
 	lease      dhcp.Lease // zero until there is one
 	leaseNote  string     // what keeps the client from one
@@ -54,8 +74,10 @@ type wan struct {
 }
 
 type client struct {
-	dhcp    *dhcp.Client
+	dhcp    *dhcp.Client  // nil: none is wanted
+	dhcp6   *dhcp6.Client // likewise
 	adverts *advert.Client
+	want6   dhcp6.Want
 	options []dhcp.Option
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -85,10 +107,12 @@ func (k *Keeper) Follow(cfg *config.Config) {
 	private := cfg.PrivateNetworks()
 	renetworked := !slices.Equal(k.private, private)
 	k.private = private
+	k.cfg = cfg
+	k.foreign, k.sites, k.subnets = foreignOf(cfg), cfg.TunnelSites(), subnetsOf(cfg)
 
 	wanted := map[string]bool{}
 	for _, w := range cfg.WANs {
-		if !w.DHCP {
+		if !w.DHCP && !w.DHCP6 {
 			continue
 		}
 		wanted[w.Interface] = true
@@ -97,6 +121,7 @@ func (k *Keeper) Follow(cfg *config.Config) {
 			// it would remove the WAN's addresses under running calls.
 			k.wans[w.Interface] = k.remembered(w.Interface)
 		}
+		k.wans[w.Interface].dhcp, k.wans[w.Interface].want6 = w.DHCP, want6Of(w)
 		k.wans[w.Interface].options = nil
 		for _, o := range w.DHCPOptions {
 			k.wans[w.Interface].options = append(k.wans[w.Interface].options, dhcp.Option(o))
@@ -106,8 +131,7 @@ func (k *Keeper) Follow(cfg *config.Config) {
 
 	if renetworked {
 		for _, c := range k.clients {
-			c.dhcp.Recheck()
-			c.adverts.Recheck()
+			c.recheck()
 		}
 	}
 	k.again.Raise()
@@ -116,6 +140,7 @@ func (k *Keeper) Follow(cfg *config.Config) {
 func (k *Keeper) remembered(iface string) *wan {
 	w := &wan{advertised: advert.Last(k.advertFile(iface), iface, accept)}
 	w.lease, _ = dhcp.LastLease(k.file(iface), iface)
+	w.lease6 = dhcp6.Last(k.file6(iface), iface)
 	return w
 }
 
@@ -152,37 +177,49 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	for name := range k.clients {
 		k.stopClient(name)
 	}
+	k.releases.Wait()
 	return err
 }
 
 // look starts the clients that are wanted and stops the others.
 func (k *Keeper) look(ctx context.Context) {
 	k.mu.Lock()
-	wanted := map[string][]dhcp.Option{}
+	wanted := map[string]wan{}
 	for name, w := range k.wans {
-		wanted[name] = w.options
+		wanted[name] = *w
 	}
 	k.mu.Unlock()
 
 	for name, c := range k.clients {
-		if options, ok := wanted[name]; !ok || !slices.EqualFunc(options, c.options, dhcp.Option.Equal) {
+		if w, ok := wanted[name]; !ok || !c.serves(w) {
 			k.stopClient(name)
+			if w.want6 == (dhcp6.Want{}) {
+				k.release(ctx, c)
+			}
 		}
 	}
-	for name, options := range wanted {
+	for name, w := range wanted {
 		if k.clients[name] == nil {
-			k.startClient(ctx, name, options)
+			k.startClient(ctx, name, w)
 		}
 	}
 }
 
-func (k *Keeper) startClient(ctx context.Context, iface string, options []dhcp.Option) {
+func (k *Keeper) startClient(ctx context.Context, iface string, wants wan) {
 	ctx, stop := context.WithCancel(ctx)
-	c := &client{stop: stop, options: options}
-	c.dhcp = &dhcp.Client{
-		Interface: iface, File: k.file(iface), Log: k.log, Options: options, Refuse: k.refuse,
-		Report: func(l dhcp.Lease) { k.take(iface, func(w *wan) { w.lease = l }) },
-		Note:   func(text string) { k.take(iface, func(w *wan) { w.leaseNote = text }) },
+	c := &client{stop: stop, options: wants.options, want6: wants.want6}
+	runs := map[string]func(context.Context) error{}
+	if wants.dhcp {
+		c.dhcp = &dhcp.Client{
+			Interface: iface, File: k.file(iface), Log: k.log, Options: wants.options, Refuse: k.refuse,
+			Report: func(l dhcp.Lease) { k.take(iface, func(w *wan) { w.lease = l }) },
+			Note:   func(text string) { k.take(iface, func(w *wan) { w.leaseNote = text }) },
+		}
+		runs["DHCP client"] = c.dhcp.Run
+	}
+	if wants.want6 != (dhcp6.Want{}) {
+		c.dhcp6 = k.newClient6(iface, wants.want6)
+		runs["DHCPv6 client"] = k.run6(c.dhcp6)
 	}
 	c.adverts = &advert.Client{
 		Interface: iface, File: k.advertFile(iface), Log: k.log, Refuse: k.refusePrefix,
@@ -194,9 +231,8 @@ func (k *Keeper) startClient(ctx context.Context, iface string, options []dhcp.O
 	k.clients[iface] = c
 	k.mu.Unlock()
 
-	for name, run := range map[string]func(context.Context) error{
-		"DHCP client": c.dhcp.Run, "router advertisements": c.adverts.Run,
-	} {
+	runs["router advertisements"] = c.adverts.Run
+	for name, run := range runs {
 		c.done.Go(func() {
 			task.Restart(ctx, restartPause, run, func(err error) {
 				k.log.Error(name+" failed, restarting", "interface", iface, "error", err)
@@ -237,8 +273,7 @@ func (k *Keeper) Recheck(links []string) {
 
 	for _, name := range links {
 		if c := k.clients[name]; c != nil {
-			c.dhcp.Recheck()
-			c.adverts.Recheck()
+			c.recheck()
 		}
 	}
 }
@@ -246,7 +281,8 @@ func (k *Keeper) Recheck(links []string) {
 // Facts are what the WANs of a config have from their networks, by interface.
 type Facts struct {
 	Leases     map[string]routing.Lease
-	Advertised map[string]routing.Advertised
+	Advertised map[string]routing.Advertised // also what DHCPv6 assigned
+	Delegated  map[string][]routing.Delegation
 }
 
 // Held is what routing needs to know of what is valid and may be used.
@@ -268,12 +304,15 @@ func (k *Keeper) HeldFor(cfg *config.Config) Facts {
 func (k *Keeper) wansOf(cfg *config.Config) map[string]*wan {
 	wans := map[string]*wan{}
 	for _, w := range cfg.WANs {
-		if !w.DHCP {
+		if !w.DHCP && !w.DHCP6 {
 			continue
 		}
 		if wans[w.Interface] = k.wans[w.Interface]; wans[w.Interface] == nil {
 			wans[w.Interface] = k.remembered(w.Interface)
 		}
+		known := *wans[w.Interface]
+		known.dhcp, known.want6 = w.DHCP, want6Of(w)
+		wans[w.Interface] = &known
 	}
 	return wans
 }
@@ -286,13 +325,17 @@ func Remembered(dir string, cfg *config.Config) Facts {
 // facts leaves out what overlaps a private network. The clients refuse that, too, but the config may have changed
 // since.
 func facts(private []routing.Network, wans map[string]*wan) Facts {
-	f := Facts{Leases: map[string]routing.Lease{}, Advertised: map[string]routing.Advertised{}}
+	f := Facts{
+		Leases: map[string]routing.Lease{}, Advertised: map[string]routing.Advertised{},
+		Delegated: map[string][]routing.Delegation{},
+	}
 	for name, w := range wans {
-		if valid(w.lease) && check(private, w.lease) == nil {
+		if w.dhcp && valid(w.lease) && check(private, w.lease) == nil {
 			f.Leases[name] = forRouting(w.lease)
 		}
 
 		a := routing.Advertised{Gateway: w.advertised.Gateway}
+		f.add6(name, w, private, &a)
 		for _, p := range w.advertised.Addresses {
 			if routing.Overlap(private, "", p.Masked()) == nil {
 				a.Addresses = append(a.Addresses, p)
@@ -320,6 +363,13 @@ func (k *Keeper) Conflict(cfg *config.Config) error {
 		if valid(w.lease) && check(k.private, w.lease) == nil {
 			if err := check(private, w.lease); err != nil {
 				errs = append(errs, fmt.Errorf("%s has the lease %s: %w", name, w.lease.Address, err))
+			}
+		}
+		for _, p := range w.lease6.At(boottime.Now()).Prefixes {
+			if routing.Overlap(k.private, "", p.Prefix) == nil {
+				if err := routing.Overlap(private, "", p.Prefix); err != nil {
+					errs = append(errs, fmt.Errorf("%s has the delegated prefix %s: %w", name, p.Prefix, err))
+				}
 			}
 		}
 	}
@@ -352,11 +402,17 @@ func (k *Keeper) Problems() []problem.Problem {
 	defer k.mu.Unlock()
 
 	var problems []problem.Problem
+	if k.cfg != nil {
+		_, short := k.cfg.Delegated(facts(k.private, k.wans).Delegated)
+		problems = shortProblems(short)
+	}
 	for name, w := range k.wans {
 		report := func(s problem.Severity, text, action string) {
 			problems = append(problems, problem.Problem{Subject: name, Severity: s, Text: text, Action: action})
 		}
+		problems = append(problems, w.problems6(name)...)
 		switch text := w.leaseNote; {
+		case !w.dhcp:
 		case !valid(w.lease) && text == "":
 			report(problem.Critical, "no DHCP lease",
 				"check the cable and the provider's modem; the client keeps asking")
@@ -392,6 +448,9 @@ func (k *Keeper) Status() fmt.Stringer {
 			w.Expiry = l.Expiry
 			w.Note = cmp.Or(w.Note, l.Warning())
 		}
+		w.add6(known.lease6)
+		w.Static, w.WantsPrefix = !known.dhcp, known.want6.PrefixBits > 0
+		w.DHCP6Note = known.lease6Note
 		w.Advertised, w.Router = known.advertised.Addresses, known.advertised.Gateway
 		st = append(st, w)
 	}

@@ -25,6 +25,12 @@ type WAN struct {
 	Advertised []netip.Prefix `json:"advertised_addresses,omitempty"` // by IPv6 routers
 	Router     netip.Addr     `json:"advertised_router,omitzero"`
 	Refused    string         `json:"advertised_refused,omitempty"` // what overlaps own or site networks
+
+	Delegated   []Delegated  `json:"delegated,omitempty"` // prefixes, by DHCPv6
+	Assigned    []netip.Addr `json:"assigned_addresses,omitempty"`
+	WantsPrefix bool         `json:"wants_prefix,omitempty"`
+	Static      bool         `json:"static_ipv4,omitempty"` // its IPv4 address is not of DHCP
+	DHCP6Note   string       `json:"dhcp6_note,omitempty"`  // why there is no prefix or address, or why not another one
 }
 
 // String is one line of the status, empty where no WAN uses DHCP.
@@ -36,6 +42,9 @@ func (s Status) String() string {
 	var wans []string
 	for _, w := range s {
 		text := w.Interface + " no lease"
+		if w.Static {
+			text = w.Interface
+		}
 		if w.Address.IsValid() {
 			text = w.Interface + " " + w.Address.String()
 		}
@@ -54,6 +63,7 @@ func (s Status) String() string {
 		if w.Refused != "" {
 			text += " (" + w.Refused + ")"
 		}
+		text += w.text6()
 		wans = append(wans, text)
 	}
 	return "DHCP leases: " + strings.Join(wans, ", ")
@@ -67,6 +77,9 @@ var (
 		"When the WAN's lease expires unless it is renewed, Unix time; 0: never, or no lease.", "wan")
 )
 
+var prefixHeld = families.Gauge("ringway_delegated_prefix",
+	"Whether a WAN that asks for an IPv6 prefix has one.", "wan")
+
 var advertsRefused = families.Gauge("ringway_advertisement_refused",
 	"Whether a router on a WAN that uses DHCP advertises a network or route that overlaps own or site networks.", "wan")
 
@@ -77,8 +90,13 @@ func (k *Keeper) Families() exposition.Families { return families }
 func (k *Keeper) Collect(st status.Status, to exposition.Sink) {
 	s, _ := status.Section[Status](st, Name)
 	for _, w := range s {
-		to.Put(leaseHeld, exposition.Bool(w.Address.IsValid()), w.Interface)
-		to.Put(leaseExpiry, exposition.Time(w.Expiry), w.Interface)
+		if !w.Static {
+			to.Put(leaseHeld, exposition.Bool(w.Address.IsValid()), w.Interface)
+			to.Put(leaseExpiry, exposition.Time(w.Expiry), w.Interface)
+		}
+		if w.WantsPrefix {
+			to.Put(prefixHeld, exposition.Bool(len(w.Delegated) > 0), w.Interface)
+		}
 		to.Put(advertsRefused, exposition.Bool(w.Refused != ""), w.Interface)
 	}
 }

@@ -1,13 +1,18 @@
 package line
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 
+	"ringway/appliance/config"
 	"ringway/routing/rtnl"
+	"ringway/test/polltest"
 	"ringway/tunnel"
 )
 
@@ -122,4 +127,40 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		a = a.Next()
 	}
 	assert.Len(t, c.gone, maxGone)
+}
+
+// Connections are forgotten beside what moves calls: a table of many takes seconds to read.
+func TestForgettingHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	flushing, release := make(chan struct{}, 2), make(chan struct{})
+	l := New(Options{
+		Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Reroute: func(context.Context, tunnel.Class, tunnel.Reroute) error { return nil },
+		Flush: func([]netip.Prefix) (int, error) {
+			flushing <- struct{}{}
+			<-release
+			return 0, nil
+		},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- l.Run(ctx, func() { close(ready) }) }()
+	var once sync.Once
+	end := func() { once.Do(func() { cancel(); close(release); assert.NoError(t, <-done) }) }
+	t.Cleanup(end)
+	<-ready
+	useless := func() {
+		l.mu.Lock()
+		l.flush = append(l.flush, netip.MustParsePrefix("198.51.100.2/32"))
+		l.mu.Unlock()
+		l.Silent()
+		l.Follow(&config.Config{})
+	}
+	useless()
+	<-flushing
+	useless()
+	l.again.Raise()
+	polltest.Assert(t, func() bool { return len(l.again) == 0 }, 5*time.Second, time.Millisecond, "nobody looks")
+	assert.Empty(t, flushing, "one at a time")
+	end()
 }

@@ -2,6 +2,7 @@ package line
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"ringway/tunnel"
@@ -13,13 +14,17 @@ const (
 	// heardLately is how long it holds that a peer has found a line silent. Then nobody looks any more: the sites are
 	// gone, or their engine is another one.
 	heardLately = time.Minute
+	// heardNow is how long it holds that a site is heard by a line. The engine is asked every second.
+	heardNow = 3 * time.Second
 )
 
 // deliveries is which lines deliver, by what the engine of the voice tunnel finds on the paths to the sites: a line is
-// silent when sites are silent by it and none is heard by it, while sites are heard by another. It delivers again after
-// healthTime of answers. It is pure.
+// silent when sites are silent by it and none is heard by it, while another hears an address at which one is silent:
+// else it may be a line of the far end that is dead. It delivers again after healthTime of answers. It is pure.
 type deliveries struct {
 	lines map[netip.Addr]*delivery // by an address of ours; those that are, or may be, silent
+	heard map[netip.Addr]bool      // by which sites were heard at the last look
+	seen  time.Time                // the last look
 }
 
 type delivery struct {
@@ -34,17 +39,25 @@ func (d *deliveries) observe(now time.Time, ours map[netip.Addr]bool, peers []tu
 	if d.lines == nil {
 		d.lines = map[netip.Addr]*delivery{}
 	}
-	heard, silent := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	heard, silent, blamed := map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, p := range peers {
+		answers := map[netip.AddrPort]bool{}
+		for _, path := range p.Paths {
+			if path.State == tunnel.PathUp {
+				answers[path.Remote] = true
+			}
+		}
 		for _, path := range p.Paths {
 			switch path.State {
 			case tunnel.PathUp:
 				heard[path.Source] = true
 			case tunnel.PathSilent:
 				silent[path.Source] = ours[path.Source]
+				blamed[path.Source] = blamed[path.Source] || answers[path.Remote]
 			}
 		}
 	}
+	d.heard, d.seen = heard, now
 	for a, is := range silent {
 		if is && d.lines[a] == nil {
 			d.lines[a] = &delivery{last: now}
@@ -54,8 +67,8 @@ func (d *deliveries) observe(now time.Time, ours map[netip.Addr]bool, peers []tu
 		if silent[a] {
 			l.last = now
 		}
-		// Where no line is heard it is the far ends that do not answer.
-		if silent[a] && !heard[a] && len(heard) > 0 {
+		// Where no line is heard, or none by the same address, it is the far ends that do not answer.
+		if silent[a] && !heard[a] && blamed[a] {
 			l.found++
 		} else {
 			l.found = 0
@@ -86,6 +99,11 @@ func (d *deliveries) isSilent(addresses []netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// isHeard reports whether a site is heard by a line with these addresses.
+func (d *deliveries) isHeard(now time.Time, addresses []netip.Addr) bool {
+	return now.Sub(d.seen) < heardNow && slices.ContainsFunc(addresses, func(a netip.Addr) bool { return d.heard[a] })
 }
 
 // all are the silent addresses.

@@ -73,3 +73,33 @@ func TestSilentLinesAreKept(t *testing.T) {
 	assert.Equal(t, addresses(firstLine), New(Options{File: file}).load())
 	assert.Empty(t, New(Options{File: file + "x"}).load())
 }
+
+// A dead line of a site with several addresses is no dead line of ours: only an address that another line hears shows
+// that ours delivers nothing.
+func TestADeadLineOfTheFarEndIsNotOurs(t *testing.T) {
+	const first, second = "203.0.113.1:51820", "203.0.113.2:51820"
+	path := func(source, remote string, state tunnel.PathState) tunnel.PathStatus {
+		return tunnel.PathStatus{
+			Source: netip.MustParseAddr(source), Remote: netip.MustParseAddrPort(remote), State: state,
+		}
+	}
+	ours := map[netip.Addr]bool{netip.MustParseAddr(firstLine): true, netip.MustParseAddr(secondLine): true}
+	look := func(peers ...tunnel.PeerStatus) (silent []netip.Addr) {
+		var d deliveries
+		for n := range 10 {
+			d.observe(time.Unix(int64(n), 0), ours, peers)
+		}
+		return d.all()
+	}
+	apart := tunnel.PeerStatus{Paths: []tunnel.PathStatus{
+		path(firstLine, first, tunnel.PathUp), path(secondLine, second, tunnel.PathSilent),
+	}}
+	assert.Empty(t, look(apart))
+	crossed := apart
+	crossed.Paths = append(crossed.Paths, path(firstLine, second, tunnel.PathSilent))
+	assert.Empty(t, look(crossed), "no line of ours is answered from there")
+	crossed.Paths[2].State = tunnel.PathUp
+	assert.Equal(t, addresses(secondLine), look(crossed))
+	assert.Empty(t, look(apart, tunnel.PeerStatus{Paths: []tunnel.PathStatus{path(firstLine, second, tunnel.PathUp)}}),
+		"another site has the same address behind a NAT")
+}

@@ -29,6 +29,8 @@ const Name = "lines"
 const (
 	// tellLimit bounds how long an engine may take to answer.
 	tellLimit = time.Second
+	// maxFlush bounds the addresses whose connections wait to be forgotten.
+	maxFlush = 64
 	// tellQueue is how many moves wait for an engine that is busy. The latest is what counts.
 	tellQueue = 8
 	// repeatAfter is how long after a line was found silent engines are told once more to leave it. A silent line has a
@@ -45,6 +47,12 @@ type Options struct {
 	Reroute func(ctx context.Context, c tunnel.Class, r tunnel.Reroute) error
 	// Changed has the routes follow which lines are silent.
 	Changed func()
+	// Targets keeps which lines have silent targets over a restart of the daemon; "": nothing is kept.
+	Targets string
+	// Gateways are those that a lease or advertisements gave a WAN; nil: none.
+	Gateways func(device string) []netip.Addr
+	// Flush forgets the connections with an end in one of the networks; nil: nothing is forgotten.
+	Flush func(networks []netip.Prefix) (int, error)
 }
 
 // Lines is the component.
@@ -52,6 +60,8 @@ type Lines struct {
 	options Options
 	again   task.Signal // carriers, addresses or the config have changed
 	tellers map[tunnel.Class]chan tunnel.Reroute
+	// forgetting has connections forgotten, which takes long where there are many: not by the goroutine that moves calls.
+	forgetting task.Signal
 
 	mu         sync.Mutex // guards what follows
 	names      []string   // of the WANs' interfaces, in order of preference
@@ -60,6 +70,14 @@ type Lines struct {
 	since      map[string]time.Time // when a line got or lost its carrier, fell silent or delivered again
 	failed     error                // why the lines cannot be read
 	deliveries deliveries
+	judge      judge
+	config     []config.WAN
+	// flush are the addresses of lines that have become useless. The routes lead elsewhere from the next round on; of
+	// flush, the first flushTold were known when that round began, and the first flushReady are to be forgotten now.
+	flush                 []netip.Prefix
+	flushTold, flushReady int
+
+	asker *asker
 
 	// Run's goroutine alone:
 	chooser chooser
@@ -70,6 +88,8 @@ type Lines struct {
 type seen struct {
 	rtnl.Line
 	silent bool // it has a carrier, and delivers nothing
+	mute   bool // its targets do not answer, and nothing better is known
+	judged bool // silent or mute by its targets
 }
 
 // usable is the line for those who choose one: a silent one is as good as one without a carrier.
@@ -82,8 +102,8 @@ func (l seen) usable() rtnl.Line {
 // New returns the component.
 func New(o Options) *Lines {
 	l := &Lines{
-		options: o, again: task.NewSignal(), since: map[string]time.Time{},
-		tellers: map[tunnel.Class]chan tunnel.Reroute{},
+		options: o, again: task.NewSignal(), forgetting: task.NewSignal(), since: map[string]time.Time{},
+		tellers: map[tunnel.Class]chan tunnel.Reroute{}, asker: newAsker(),
 	}
 	for _, c := range tunnel.Classes {
 		l.tellers[c] = make(chan tunnel.Reroute, tellQueue)
@@ -94,13 +114,30 @@ func New(o Options) *Lines {
 // Name is the component's name.
 func (l *Lines) Name() string { return Name }
 
+// Interface is that of the WAN with an address; "": there is none.
+func (l *Lines) Interface(a netip.Addr) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.lines {
+		if slices.Contains(line.Addresses, a) {
+			return line.Name
+		}
+	}
+	return ""
+}
+
 // Follow takes up which lines there are, and which sites are dialled. The first time it takes over which lines an
 // earlier daemon has found silent: the first reconciliation must not lead everything to one of them.
 func (l *Lines) Follow(cfg *config.Config) {
 	var names []string
+	lines := map[string]asked{}
 	for _, w := range cfg.WANs {
 		names = append(names, w.Interface)
+		if len(w.Targets) > 0 {
+			lines[w.Interface] = l.asked(w)
+		}
 	}
+	l.asker.follow(lines)
 	var dialled []tunnel.PublicKey
 	for _, s := range cfg.Sites {
 		if s.Endpoint != "" {
@@ -110,18 +147,91 @@ func (l *Lines) Follow(cfg *config.Config) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.dialled = dialled
+	l.dialled, l.config = dialled, cfg.WANs
+	if l.flushTold > l.flushReady {
+		l.flushReady = l.flushTold
+		l.forgetting.Raise()
+	}
 	if slices.Equal(l.names, names) {
 		return
 	}
 	if l.names == nil {
 		l.deliveries.restore(time.Now(), l.load())
+		l.judge.restore(l.loadTargets())
 	}
 	l.names = names
 	if lines, err := rtnl.Lines(names); err == nil {
 		l.noteLocked(time.Now(), lines)
 	}
 	l.again.Raise()
+}
+
+// asked is how a WAN with targets is asked.
+func (l *Lines) asked(w config.WAN) asked {
+	a := asked{targets: w.Targets, gateways: slices.Clone(w.Gateways), every: askEvery}
+	if w.Volume != nil {
+		a.every = askEveryMetered
+	}
+	if w.Autoconf() && l.options.Gateways != nil { // DHCP, PPPoE or DHCPv6: what leads out is not configured
+		a.gateways = append(a.gateways, l.options.Gateways(w.Interface)...)
+	}
+	a.gateways = slices.DeleteFunc(a.gateways, func(g netip.Addr) bool { return slices.Contains(a.targets, g) })
+	return a
+}
+
+// judgeTargets looks at who has answered.
+func (l *Lines) judgeTargets() {
+	names, changed := l.lookAtTargets(time.Now())
+	if !changed {
+		return
+	}
+	if l.options.Targets != "" {
+		text, err := json.Marshal(names)
+		if err == nil {
+			err = durable.WriteFile(l.options.Targets, text, 0o600)
+		}
+		if err != nil {
+			l.options.Log.Warn("cannot keep which lines are silent for the next daemon", "error", err)
+		}
+	}
+	l.options.Changed()
+	l.again.Raise()
+}
+
+func (l *Lines) lookAtTargets(now time.Time) (silent []string, changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var lines []judged
+	current := make([]rtnl.Line, 0, len(l.lines))
+	for _, line := range l.lines {
+		current = append(current, line.Line)
+		usable := line.Carrier && len(line.Addresses) > 0 && !l.deliveries.isSilent(line.Addresses)
+		j := judged{
+			name: line.Name, carrier: usable, metered: l.costLocked(line.Name) > 0,
+			heard: l.deliveries.isHeard(now, line.Addresses),
+		}
+		i := slices.IndexFunc(l.config, func(w config.WAN) bool { return w.Interface == line.Name })
+		if i >= 0 && len(l.config[i].Targets) > 0 {
+			a := l.asked(l.config[i])
+			j.carrier = line.Carrier
+			j.limit, j.last = a.limit(), l.asker.last(line.Name, a.targets)
+		}
+		lines = append(lines, j)
+	}
+	mute := l.judge.mutes()
+	changed = l.judge.look(now, lines)
+	if changed || !slices.Equal(mute, l.judge.mutes()) {
+		l.noteLocked(now, current)
+	}
+	return l.judge.silent(), changed
+}
+
+func (l *Lines) loadTargets() (silent []string) {
+	text, err := os.ReadFile(l.options.Targets)
+	if err != nil || json.Unmarshal(text, &silent) != nil {
+		return nil // as in load
+	}
+	return silent
 }
 
 // load reads which addresses an earlier daemon of this boot has found silent.
@@ -155,6 +265,10 @@ func (l *Lines) Run(ctx context.Context, ready func()) error {
 	for c, moves := range l.tellers {
 		tellers.Go(func() { l.tellEngine(ctx, c, moves) })
 	}
+	tellers.Go(func() { l.asker.run(ctx, l.judgeTargets) })
+	tellers.Go(func() {
+		_ = l.forgetting.Loop(ctx, func() {}, func(context.Context) { l.forget() }) // it ends with ctx alone
+	})
 	defer tellers.Wait()
 	defer cancel()
 
@@ -212,12 +326,35 @@ func (l *Lines) observe(peers []tunnel.PeerStatus) (silent []netip.Addr, changed
 func (l *Lines) Silent() (names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.flushTold = len(l.flush) // the caller is about to lead the routes elsewhere
 	for _, line := range l.lines {
 		if line.silent {
 			names = append(names, line.Name)
 		}
 	}
 	return names
+}
+
+// forget removes the connections of lines that have become useless, once the routes lead elsewhere: NAT chooses an
+// address again for the next packet of each, and those of other lines stay.
+func (l *Lines) forget() {
+	l.mu.Lock()
+	networks := slices.Clone(l.flush[:l.flushReady])
+	l.flush = slices.Delete(l.flush, 0, l.flushReady)
+	l.flushTold, l.flushReady = l.flushTold-l.flushReady, 0
+	l.mu.Unlock()
+	if len(networks) == 0 || l.options.Flush == nil {
+		return
+	}
+	n, err := l.options.Flush(networks)
+	if err != nil {
+		l.options.Log.Warn("cannot forget the connections of a line that delivers nothing; "+
+			"each begins again with its next packet", "error", err)
+	}
+	if n > 0 {
+		l.options.Log.Info("forgot the connections of a line that delivers nothing: they go on by another one",
+			"connections", n)
+	}
 }
 
 // look reads the lines and tells the engines what follows. It returns when to look again.
@@ -275,7 +412,16 @@ func (l *Lines) read(now time.Time) (usable []rtnl.Line, dialled []tunnel.Public
 	for _, line := range l.lines {
 		usable = append(usable, line.usable())
 	}
+	slices.SortStableFunc(usable, func(a, b rtnl.Line) int { return l.costLocked(a.Name) - l.costLocked(b.Name) })
 	return usable, l.dialled, nil
+}
+
+// costLocked is 1 for a metered line, to which every other one is preferred.
+func (l *Lines) costLocked(name string) int {
+	if slices.ContainsFunc(l.config, func(w config.WAN) bool { return w.Interface == name && w.Volume != nil }) {
+		return 1
+	}
+	return 0
 }
 
 // noteLocked takes over how the lines are, and logs what has changed.
@@ -283,7 +429,12 @@ func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
 	before := l.lines
 	l.lines = nil
 	for _, line := range lines {
-		s := seen{line, line.Carrier && l.deliveries.isSilent(line.Addresses)}
+		s := seen{Line: line}
+		if line.Carrier {
+			s.judged = slices.Contains(l.judge.silent(), line.Name)
+			s.silent = s.judged || l.deliveries.isSilent(line.Addresses)
+			s.mute = !s.silent && slices.Contains(l.judge.mutes(), line.Name)
+		}
 		l.lines = append(l.lines, s)
 		i := slices.IndexFunc(before, func(b seen) bool { return b.Name == line.Name })
 		if i < 0 {
@@ -291,13 +442,22 @@ func (l *Lines) noteLocked(now time.Time, lines []rtnl.Line) {
 			continue
 		}
 		b := before[i]
-		if b.Carrier == s.Carrier && b.silent == s.silent {
+		if b.Carrier == s.Carrier && b.silent == s.silent && b.mute == s.mute {
 			continue
 		}
 		l.since[line.Name] = now
+		if b.Carrier && !b.silent && (!s.Carrier || s.silent) && len(l.flush) < maxFlush {
+			for _, a := range b.Addresses {
+				l.flush = append(l.flush, netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
 		switch {
 		case !s.Carrier:
 			l.options.Log.Warn("a WAN's line has no carrier", "interface", line.Name)
+		case s.mute:
+			l.options.Log.Warn("no target of a WAN answers by its line, and none is known to be better", "interface", line.Name)
+		case s.judged:
+			l.options.Log.Warn("a WAN's line delivers nothing: none of its targets answers", "interface", line.Name)
 		case s.silent:
 			l.options.Log.Warn("a WAN's line delivers nothing: no site is heard by it, and others are by another line",
 				"interface", line.Name)
@@ -333,6 +493,10 @@ func (l *Lines) Problems() (all []problem.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, line := range l.lines {
+		if line.judged || line.mute {
+			all = append(all, l.targetsProblemLocked(line))
+			continue
+		}
 		if line.silent {
 			all = append(all, problem.Problem{
 				Subject: line.Name, Severity: problem.Warning, Since: l.since[line.Name],
@@ -354,12 +518,48 @@ func (l *Lines) Problems() (all []problem.Problem) {
 		}
 		all = append(all, p)
 	}
+	usable := func(s seen, cost int) bool { return s.Carrier && !s.silent && l.costLocked(s.Name) == cost }
+	metered := slices.ContainsFunc(l.lines, func(s seen) bool { return usable(s, 1) })
+	if metered && !slices.ContainsFunc(l.lines, func(s seen) bool { return usable(s, 0) }) {
+		all = append(all, problem.Problem{
+			Subject: "data", Severity: problem.Warning,
+			Text:   "only metered WANs are left: calls go on, and the LANs' internet and the data tunnel stay closed",
+			Action: "repair another WAN",
+		})
+	}
 	if l.failed != nil {
 		all = append(all, problem.Problem{
 			Severity: problem.Critical, Text: l.failed.Error(), Action: "it is tried again every second",
 		})
 	}
 	return all
+}
+
+// targetsProblemLocked says which of a line's targets are silent, and whether its gateway is, too.
+func (l *Lines) targetsProblemLocked(line seen) problem.Problem {
+	p := problem.Problem{
+		Subject: line.Name, Severity: problem.Warning, Since: l.since[line.Name],
+		Text:   "delivers nothing: it has a carrier, and none of its targets answers",
+		Action: "ask the provider; other WANs are used until targets have answered by it for half a minute",
+	}
+	if line.mute {
+		p.Text = "none of its targets answers, and no other WAN is known to deliver"
+		p.Action = "ask the provider, or correct wan[].targets if these hosts have gone; the line is used meanwhile"
+		p.Severity = problem.Critical
+	}
+	i := slices.IndexFunc(l.config, func(w config.WAN) bool { return w.Interface == line.Name })
+	if i < 0 {
+		return p
+	}
+	a := l.asked(l.config[i])
+	switch last := l.asker.last(line.Name, a.gateways); {
+	case len(a.gateways) == 0:
+	case !last.IsZero() && time.Since(last) < a.limit():
+		p.Text += "; its gateway does"
+	default:
+		p.Text += ", nor does its gateway"
+	}
+	return p
 }
 
 // Status is the section of the status.
@@ -369,7 +569,7 @@ func (l *Lines) Status() fmt.Stringer {
 	s := Status{}
 	for _, line := range l.lines {
 		s = append(s, WAN{
-			Interface: line.Name, Carrier: line.Carrier, Silent: line.silent,
+			Interface: line.Name, Carrier: line.Carrier, Silent: line.silent, Mute: line.mute,
 			Since: l.since[line.Name], Addresses: line.Addresses,
 		})
 	}
@@ -384,6 +584,7 @@ type WAN struct {
 	Interface string       `json:"interface"`
 	Carrier   bool         `json:"carrier"`
 	Silent    bool         `json:"silent"` // it has a carrier, and delivers nothing
+	Mute      bool         `json:"mute"`   // no target answers, and no other line is known to deliver
 	Since     time.Time    `json:"since"`  // when that changed, as far as the daemon knows
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
@@ -395,6 +596,9 @@ func (s Status) String() string {
 	for _, w := range s {
 		text := w.Interface + " up"
 		switch {
+		case w.Mute:
+			down = true
+			text = w.Interface + " without an answer since " + w.Since.Local().Format(time.DateTime)
 		case w.Silent:
 			down = true
 			text = w.Interface + " silent since " + w.Since.Local().Format(time.DateTime)

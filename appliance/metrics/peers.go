@@ -24,6 +24,17 @@ var (
 		"Round trip to a site and back, as both boxes measure it during calls.", peerLabels...)
 	peerMTU = peerFamilies.Gauge("ringway_peer_mtu_bytes",
 		"Largest packet to a site inside the tunnel, IP header included.", peerLabels...)
+	peerPathMTU = peerFamilies.Gauge("ringway_peer_path_mtu_bytes",
+		"Largest packet to a site outside the tunnel that probing found to pass, IP header included.", peerLabels...)
+
+	copiesSent = peerFamilies.Counter("ringway_copies_sent_total",
+		"Copies of voice sent to a site (sites[].copies).", peerLabels...)
+	copiesUnsent = peerFamilies.Counter("ringway_copies_unsent_total",
+		"Copies of voice to a site that could not be sent.", peerLabels...)
+	copiesRemoved = peerFamilies.Counter("ringway_copies_removed_total",
+		"Messages of a site that had arrived already, because it sends copies of voice.", peerLabels...)
+	copiesActive = peerFamilies.Gauge("ringway_copies_active",
+		"Whether voice to a site is sent twice now.", peerLabels...)
 
 	mediaBudget = peerFamilies.Gauge("ringway_media_budget_bytes_per_second",
 		"Voice budget of a site: maximum rate of calls in this direction. Only where calls are admitted.",
@@ -64,8 +75,17 @@ func collectPeers(d tunnel.DeviceStatus, to exposition.Sink) {
 		if p.MTU > 0 {
 			to.Put(peerMTU, float64(p.MTU), labels...)
 		}
+		if p.PathMTU > 0 {
+			to.Put(peerPathMTU, float64(p.PathMTU), labels...)
+		}
 		if p.RoundTrip > 0 {
 			to.Put(peerRoundTrip, p.RoundTrip.Seconds(), labels...)
+		}
+		if c := p.Copies; c != nil {
+			to.Put(copiesSent, float64(c.Sent), labels...)
+			to.Put(copiesUnsent, float64(c.Unsent), labels...)
+			to.Put(copiesRemoved, float64(c.Removed), labels...)
+			to.Put(copiesActive, exposition.Bool(c.Active()), labels...)
 		}
 		if p.Media != nil {
 			collectMedia(*p.Media, to, labels)

@@ -52,7 +52,17 @@ type SiteCalls struct {
 	Inner  string       `json:"inner"` // family of the calls' own packets
 	Outer  string       `json:"outer"` // and of the tunnel's
 	Media  qos.BitRate  `json:"media_bps"`
+	SRTP   *SiteSRTP    `json:"srtp,omitempty"` // nil: the box encrypts nothing
 	Codecs []CodecCalls `json:"codecs"`
+}
+
+// SiteSRTP is what SRTP to a site costs where the box encrypts it.
+type SiteSRTP struct {
+	Level string        `json:"level"` // prefer or require
+	Boxes bool          `json:"boxes"` // between boxes, with keys that change; else phones choose the suite
+	Bytes qos.ByteCount `json:"bytes"` // of each packet, at most
+	Rate  qos.BitRate   `json:"bps"`   // of a call of G.711, on the provider's meter
+	Fewer int           `json:"fewer"` // calls of G.711 than without
 }
 
 // CodecCalls is the arithmetic of one codec.
@@ -77,7 +87,7 @@ func Calls(cfg *config.Config) (out []WANCalls) {
 			}
 			for _, six := range cfg.CallFamilies(s) {
 				if b, ok := cfg.SiteBudget(w, s, six); ok {
-					c.add(s.Name, b)
+					c.add(s, b)
 				}
 			}
 		}
@@ -125,10 +135,14 @@ func budgetWords(wan string, b qos.Budgets) string {
 }
 
 // add adds a site, grouped with sites that have the same figures.
-func (c *WANCalls) add(site string, b qos.Budget) {
-	n := SiteCalls{Inner: familyName(b.CallIPv6), Outer: familyName(b.IPv6), Media: b.Rate}
+func (c *WANCalls) add(site config.Site, b qos.Budget) {
+	n := SiteCalls{Inner: familyName(b.CallIPv6), Outer: familyName(b.IPv6), Media: b.Rate, SRTP: siteSRTP(site, b)}
+	tags := []qos.ByteCount{0, qos.SRTPTag}
+	if n.SRTP != nil {
+		tags[1] = n.SRTP.Bytes
+	}
 	for _, codec := range qos.Codecs {
-		for _, tag := range []qos.ByteCount{0, qos.SRTPTag} {
+		for _, tag := range tags {
 			b.SRTP = tag
 			one := codecCalls(b, codec)
 			if b.PadTo > 0 {
@@ -143,12 +157,26 @@ func (c *WANCalls) add(site string, b qos.Budget) {
 	for i := range c.Sites {
 		n.Sites = c.Sites[i].Sites
 		if reflect.DeepEqual(n, c.Sites[i]) {
-			c.Sites[i].Sites = append(c.Sites[i].Sites, site)
+			c.Sites[i].Sites = append(c.Sites[i].Sites, site.Name)
 			return
 		}
 	}
-	n.Sites = []string{site}
+	n.Sites = []string{site.Name}
 	c.Sites = append(c.Sites, n)
+}
+
+func siteSRTP(s config.Site, b qos.Budget) *SiteSRTP {
+	bytes := s.SRTPOverhead()
+	if bytes == 0 {
+		return nil
+	}
+	with, without := b, b
+	with.SRTP, without.SRTP = bytes, 0
+	return &SiteSRTP{
+		Level: config.LevelWord(s.SRTP), Boxes: s.Box.IsValid(), Bytes: bytes,
+		Rate:  with.Call(qos.G711) - without.Call(qos.G711),
+		Fewer: without.Calls(qos.G711) - with.Calls(qos.G711),
+	}
 }
 
 func codecCalls(b qos.Budget, c qos.Codec) CodecCalls {
@@ -225,6 +253,9 @@ func (t *comments) saySites(w WANCalls, s SiteCalls) {
 		line += fmt.Sprintf(", by its downlink %s", s.Media)
 	}
 	t.say("%s:", line)
+	if s.SRTP != nil {
+		t.say("  %s", s.SRTP.words())
+	}
 
 	for _, c := range s.Codecs {
 		line := "  " + c.name() + ": " + sum(c.Steps) + " bytes; " + c.words()
@@ -233,6 +264,15 @@ func (t *comments) saySites(w WANCalls, s SiteCalls) {
 		}
 		t.say("%s", line)
 	}
+}
+
+func (s *SiteSRTP) words() string {
+	who := "with phones there, at most"
+	if s.Boxes {
+		who = "between the boxes"
+	}
+	return fmt.Sprintf("srtp: %s, %s: %d bytes a packet, %.1f kbit/s a call of G.711, calls: %d fewer",
+		s.Level, who, s.Bytes, float64(s.Rate)/1e3, s.Fewer)
 }
 
 func (c CodecCalls) name() string {

@@ -186,3 +186,36 @@ func TestWhatACallCostsIsPlanned(t *testing.T) {
 		remarks(map[string]string{"tunnels[voice].engine": "realtime", "tunnels[voice].pad_to": "512"}),
 	)
 }
+
+// What the box adds to packets counts: between boxes the tag of GCM and the MKI.
+func TestWhatSRTPCostsIsPlanned(t *testing.T) {
+	change := map[string]string{
+		"sip.mode": "enforce", "sip.unread": "deny", "sip.on_failure": "closed", "sites[munich].srtp": "prefer",
+	}
+	lines := func() []string {
+		var out []string
+		for _, l := range CallLines(Calls(shipped(t, "minimal.yaml", change))) {
+			if strings.Contains(l, "G.711") {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	const plain = "#   G.711: 160 + 12 RTP + 8 UDP + 20 IPv4 = 200, padded to 208, " +
+		"+ 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 282 bytes; 50 a second, 112.8 kbit/s a call, calls: 49"
+	assert.Equal(t, []string{
+		"#   srtp: prefer, with phones there, at most: 16 bytes a packet, 6.4 kbit/s a call of G.711, calls: 3 fewer",
+		plain,
+		"#   G.711 with SRTP: 160 + 12 RTP + 16 SRTP + 8 UDP + 20 IPv4 = 216, padded to 224, " +
+			"+ 32 WireGuard + 8 UDP + 20 IPv4 + 14 link = 298 bytes; 50 a second, 119.2 kbit/s a call, calls: 46",
+	}, lines())
+
+	change["sites[munich].srtp"], change["sites[munich].box"] = "require", "10.2.10.1"
+	change["sites[munich].identity"] = "IDENTITYmunichIDENTITYmunichIDENTITYmuniAAA="
+	change["tunnels[voice].pad_to"] = "256"
+	assert.Contains(t, lines()[0], "srtp: require, between the boxes: 20 bytes a packet, 0.0 kbit/s a call of G.711, "+
+		"calls: 0 fewer", "it fits into what is padded")
+	change["tunnels[voice].pad_to"] = ""
+	assert.Contains(t, lines()[0], "20 bytes a packet, 6.4 kbit/s a call of G.711, calls: 3 fewer")
+	assert.Contains(t, lines()[2], "12 RTP + 20 SRTP + 8 UDP + 20 IPv4 = 220, padded to 224,")
+}

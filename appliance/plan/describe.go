@@ -105,7 +105,7 @@ func describe(
 		case "ip":
 			lines = append(lines, RouteRemarks(w.Routing, have)...)
 		case "nft":
-			lines = append(append(lines, SignallingRemarks(cfg)...), ChainRemarks(f.OtherChains)...)
+			lines = slices.Concat(lines, SignallingRemarks(cfg), SRTPRemarks(cfg), ChainRemarks(f.OtherChains))
 		case "wg":
 			lines = append(append(lines, TunnelRemarks(w.Devices)...), MTURemarks(w.MTUs)...)
 		case "tc":

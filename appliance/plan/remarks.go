@@ -109,6 +109,34 @@ func SourcesWords(d tunnel.Device) string {
 		strings.Join(all, ", "))
 }
 
+// ProbingWords says whether it is found out how long packets to sites may be.
+func ProbingWords(d tunnel.Device) string {
+	if d.ProbeMTU == 0 {
+		return fmt.Sprintf("# %s: what paths take is not probed", d.Settings.Interface)
+	}
+	return fmt.Sprintf("# %s: what paths take is probed, up to %d bytes", d.Settings.Interface, d.ProbeMTU)
+}
+
+// CopiesWords says to how many sites voice is sent twice.
+func CopiesWords(d tunnel.Device) string {
+	if len(d.Copies.Sites) == 0 {
+		return fmt.Sprintf("# %s: voice is sent once", d.Settings.Interface)
+	}
+	always := 0
+	for _, s := range d.Copies.Sites {
+		if s.When == tunnel.CopiesAlways {
+			always++
+		}
+	}
+	how := "a moment later by the same WAN"
+	if len(d.Sources) > 0 {
+		how = "by the next best WAN"
+	}
+	return fmt.Sprintf("# %s: voice is sent twice, %s: to %d sites always, to %d while the line loses 0.5 %%; "+
+		"of the voice budget copies have what calls leave", d.Settings.Interface, how, always,
+		len(d.Copies.Sites)-always)
+}
+
 // TunnelRemarks are what wg(8) commands cannot say: marks, padding and admission.
 func TunnelRemarks(devs []tunnel.Device) (out []string) {
 	for _, d := range devs {
@@ -119,6 +147,9 @@ func TunnelRemarks(devs []tunnel.Device) (out []string) {
 			}
 			if d.Class == tunnel.Voice {
 				out = append(out, AdmissionWords(d))
+			}
+			if len(d.Copies.Sites) > 0 {
+				out = append(out, CopiesWords(d))
 			}
 			if d.Measured.Media != 0 {
 				out = append(out, MeasuredWords(d))

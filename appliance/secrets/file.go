@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"ringway/sip/certificate"
 	"ringway/tunnel"
@@ -20,8 +21,9 @@ type Files interface {
 }
 
 const (
-	maxKeyFile = 4096              // bytes of a key file, which is one line of 44 characters
-	maxFile    = certificate.MaxCA // that are read of any file
+	maxKeyFile  = 4096              // bytes of a key file, which is one line of 44 characters
+	maxPassword = 255               // bytes: pppd's buffer
+	maxFile     = certificate.MaxCA // that are read of any file
 )
 
 // Below reads key files below a directory, as if it were /. The empty directory is / itself.
@@ -84,6 +86,24 @@ func ReadPreshared(files Files, path string) (tunnel.PresharedKey, error) {
 		}
 	}
 	return k, nil
+}
+
+// ReadPassword reads a password: the file's one line, without what ends it. Its error is a *FileError.
+func ReadPassword(files Files, path string) (string, error) {
+	data, err := readFile(files, path, onlyOwner)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	switch {
+	case text == "":
+		return "", &FileError{path, "holds no password: it is empty", nil}
+	case len(text) > maxPassword:
+		return "", &FileError{path, fmt.Sprintf("holds no password: too long (at most %d bytes)", maxPassword), nil}
+	case strings.ContainsFunc(text, unicode.IsControl):
+		return "", &FileError{path, "holds no password: more than one line, or control characters", nil}
+	}
+	return text, nil
 }
 
 // access says who may read a file.

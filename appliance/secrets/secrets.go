@@ -12,6 +12,7 @@ import (
 type Keys struct {
 	Private   tunnel.PrivateKey
 	Preshared map[string]tunnel.PresharedKey // by site name
+	Identity  tunnel.PrivateKey              // for the key channel between boxes; zero: none
 }
 
 // Format keeps the keys out of every printed value: fmt reads struct fields without calling their String

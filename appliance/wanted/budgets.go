@@ -12,6 +12,7 @@ import (
 // CallBudgets is what calls may take, as the queues have it: for who admits calls by their signalling. A WAN whose
 // uplink is not known bounds nothing.
 func CallBudgets(cfg *config.Config, f Facts) (p admission.Plan) {
+	cfg = onLANs(cfg, f)
 	queues := queueInput(cfg, f)
 	budgets, index := map[string]qos.Budgets{}, map[string]int{}
 	for _, l := range cfg.Voice {

@@ -87,9 +87,11 @@ func devices(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU) []tu
 		if c == tunnel.Voice && d.Settings.Engine.PerPacket() {
 			d.Admission = engineAdmission(cfg, f, queues)
 			d.Measured = measured(cfg)
+			d.Copies = copies(cfg, f, queues)
 		}
 		if d.Settings.Engine.PerPacket() {
-			d.Sources = sources(cfg, f)
+			d.Sources, d.Paths = paths(cfg, f, c)
+			d.ProbeMTU = probeMTU(cfg, f)
 		}
 		for _, s := range cfg.Sites {
 			if !s.Has(c) {
@@ -114,30 +116,6 @@ func devices(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU) []tu
 		out = append(out, d)
 	}
 	return out
-}
-
-// sources are the addresses of the lines, in order of preference: the first of each family that leads out.
-func sources(cfg *config.Config, f Facts) (all []netip.Addr) {
-	if len(cfg.WANs) < 2 {
-		return nil
-	}
-	for _, w := range cfg.WANs {
-		addresses, gateways := slices.Clone(w.Addresses), slices.Clone(w.Gateways)
-		if l, ok := f.Leases[w.Interface]; ok && w.DHCP && l.Address.IsValid() {
-			addresses, gateways = append(addresses, l.Address), append(gateways, l.Gateways...)
-		}
-		if a := f.Advertised[w.Interface]; w.DHCP && a.Gateway.IsValid() {
-			addresses, gateways = append(addresses, a.Addresses...), append(gateways, a.Gateway)
-		}
-		for _, v4 := range []bool{true, false} {
-			i := slices.IndexFunc(addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
-			leads := slices.ContainsFunc(gateways, func(g netip.Addr) bool { return g.Is4() == v4 })
-			if i >= 0 && leads {
-				all = append(all, addresses[i].Addr())
-			}
-		}
-	}
-	return all
 }
 
 func sortedNetworks(n []netip.Prefix) []netip.Prefix {

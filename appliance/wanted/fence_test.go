@@ -56,6 +56,8 @@ func TestWhatAWANReaches(t *testing.T) {
 
 // A network card is closed when it carries VLANs of ours and nothing else of ours.
 func TestParentsOfVLANsAreClosed(t *testing.T) {
+	// The reference has a WAN with PPPoE in VLAN 7 of wan1.
+	const line = "wan1 wan1.7"
 	closed := func(change map[string]string) (parents string, sysctl bool) {
 		w := From(shipped(t, "reference.yaml", change), Facts{Queues: qos.AssumedFeatures()})
 		sysctl = slices.Contains(w.Routing.Sysctls, routing.Sysctl{Key: "net/ipv4/conf/lan0/arp_ignore", Value: 8})
@@ -65,11 +67,13 @@ func TestParentsOfVLANsAreClosed(t *testing.T) {
 		return set(t, w.Firewall, "parent_lan"), sysctl
 	}
 	parents, arp := closed(nil) // lan0.20 and lan0.30
-	assert.Equal(t, "lan0", parents)
+	assert.Equal(t, "lan0 "+line, parents)
 	assert.True(t, arp)
 	parents, arp = closed(map[string]string{"data[lan0.30].vlan": ""})
-	assert.Empty(t, parents, "lan0 is a LAN as well")
+	assert.Equal(t, line, parents, "lan0 is a LAN as well")
 	assert.False(t, arp)
-	parents, _ = closed(map[string]string{"wan[wan0].interface": "lan0"})
-	assert.Empty(t, parents, "lan0 is a WAN as well")
+	parents, _ = closed(map[string]string{
+		"wan[wan0].interface": "lan0", "voice[lan0.20].prefix_from": "lan0", "data[lan0.30].prefix_from": "lan0",
+	})
+	assert.Equal(t, line, parents, "lan0 is a WAN as well")
 }

@@ -22,12 +22,15 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 		Dynamic:       DynamicSets(cfg),
 		Signalling:    signalling(cfg),
 		ShortPaths:    shortPaths(cfg, mtus),
+		Terminated:    terminated(cfg, f),
+		Boxes:         farBoxes(cfg),
 	}
 	in.Reach, in.Endpoints = reach(cfg, f), privateEndpoints(cfg)
 	in.Parents = parents(cfg)
+	in.Lines, in.Metered = lineMarks(cfg), MeteredWANs(cfg)
 	for _, w := range cfg.WANs {
 		in.WANs = append(in.WANs, w.Interface)
-		if w.DHCP {
+		if w.Autoconf() {
 			in.DHCP = append(in.DHCP, w.Interface)
 		}
 		sent, received := w.InternetMTUs()
@@ -41,11 +44,14 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 	}
 	lans := func(ls []routing.LAN) (out []firewall.LAN) {
 		for _, l := range ls {
-			out = append(out, firewall.LAN{Device: l.Device(), Networks: l.Networks()})
+			out = append(out, firewall.LAN{
+				Device: l.Device(), Networks: l.Networks(), Delegated: l.DelegatedNetworks(),
+			})
 		}
 		return out
 	}
 	in.Voice, in.Data = lans(cfg.Voice), lans(cfg.Data)
+	in.Subnets, in.Elsewhere = cfg.HasSubnets(), elsewhere(cfg, f)
 	for _, c := range tunnel.Classes {
 		t := cfg.Tunnels[c]
 		in.Tunnels = append(
@@ -62,6 +68,7 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 	for _, s := range cfg.Sites {
 		in.SiteVoiceNetworks = append(in.SiteVoiceNetworks, s.VoiceNetworks...)
 		in.SiteDataNetworks = append(in.SiteDataNetworks, s.DataNetworks...)
+		in.SiteFlatNetworks = append(in.SiteFlatNetworks, s.FlatNetworks...)
 		if s.Tunnels == tunnel.CarriedVoice || s.Tunnels == tunnel.CarriedData {
 			in.SingleSiteNetworks = append(in.SingleSiteNetworks, s.Networks()...)
 		}
@@ -69,12 +76,31 @@ func firewallInput(cfg *config.Config, f Facts, queues qos.Input, mtus []SiteMTU
 	return in
 }
 
+// elsewhere says of each WAN which delegated prefixes are not its own.
+func elsewhere(cfg *config.Config, f Facts) (out []firewall.Elsewhere) {
+	if !cfg.HasSubnets() || len(cfg.WANs) < 2 {
+		return nil
+	}
+	for _, w := range cfg.WANs {
+		e := firewall.Elsewhere{Device: w.Interface}
+		for _, o := range cfg.WANs {
+			for _, d := range f.Delegated[o.Interface] {
+				if o.Interface != w.Interface {
+					e.Networks = append(e.Networks, d.Prefix)
+				}
+			}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
 // reach says which private addresses may be reached over each WAN.
 func reach(cfg *config.Config, f Facts) []firewall.Reach {
 	out := make([]firewall.Reach, 0, len(cfg.WANs))
 	for _, w := range cfg.WANs {
 		r := firewall.Reach{Device: w.Interface, Networks: w.Reach, Gateways: w.Gateways}
-		if l, ok := f.Leases[w.Interface]; ok && w.DHCP {
+		if l, ok := f.Leases[w.Interface]; ok && w.Leased() {
 			r.Gateways, r.DNS = append(slices.Clone(w.Gateways), l.Gateways...), l.DNS
 			if l.Server.IsValid() {
 				r.DHCP = []netip.Addr{l.Server}
@@ -88,14 +114,17 @@ func reach(cfg *config.Config, f Facts) []firewall.Reach {
 // privateEndpoints are the sites' that the config gives as private addresses.
 func privateEndpoints(cfg *config.Config) (out []netip.Addr) {
 	for _, s := range cfg.Sites {
-		if a, err := netip.ParseAddr(s.Endpoint); err == nil && units.IsPrivate(a) {
-			out = append(out, a)
+		for _, host := range s.Endpoints() {
+			if a, err := netip.ParseAddr(host); err == nil && units.IsPrivate(a) {
+				out = append(out, a)
+			}
 		}
 	}
 	return out
 }
 
-// parents are the network cards of VLANs that carry no network of ours untagged.
+// parents are the network cards of VLANs, and the devices below PPP sessions, that carry no network of ours by
+// themselves.
 func parents(cfg *config.Config) (out []string) {
 	untagged := map[string]bool{}
 	for _, w := range cfg.WANs {
@@ -105,9 +134,18 @@ func parents(cfg *config.Config) (out []string) {
 	for _, l := range lans {
 		untagged[l.Device()] = true
 	}
+	add := func(device string) {
+		if !untagged[device] && !slices.Contains(out, device) {
+			out = append(out, device)
+		}
+	}
 	for _, l := range lans {
-		if !untagged[l.Interface] && !slices.Contains(out, l.Interface) {
-			out = append(out, l.Interface)
+		add(l.Interface)
+	}
+	for _, w := range cfg.WANs {
+		if w.Card != "" {
+			add(w.Card)
+			add(w.Under())
 		}
 	}
 	return out
@@ -166,8 +204,18 @@ func peers(cfg *config.Config, f Facts, queues qos.Input) []firewall.Peer {
 			if !s.Has(c) || !at.IsValid() || id[s.Name] == nil {
 				continue
 			}
-			for _, n := range innerClasses(c) {
-				all = append(all, heard{firewall.Peer{Endpoint: at, Class: n, ClassID: id[s.Name][n]}, when})
+			// Also where it may be sent to at any moment: the move must not have to wait for the firewall.
+			places := []netip.AddrPort{at}
+			if f.Remotes != nil && len(s.MoreEndpoints) > 0 {
+				places = append(places, f.Remotes(c, s.Site)...)
+			}
+			for i, at := range places {
+				if i > 0 {
+					when = 0
+				}
+				for _, n := range innerClasses(c) {
+					all = append(all, heard{firewall.Peer{Endpoint: at, Class: n, ClassID: id[s.Name][n]}, when})
+				}
 			}
 		}
 	}

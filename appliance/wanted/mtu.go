@@ -55,10 +55,29 @@ func pathMTU(cfg *config.Config, s config.Site, f Facts) (wire int, why string) 
 			why = fmt.Sprintf("the link of %s takes %d bytes", w.Interface, n)
 		}
 	}
-	if n := f.PathMTU[s.Name]; n > 0 && n < wire {
+	if n := f.PathMTU[s.Name]; n > 0 && n < wire && shorter(cfg, s, n, wire) {
 		wire, why = n, fmt.Sprintf("the path takes %d bytes", n)
 	}
 	return wire, why
+}
+
+// shorter reports whether packets inside have to be shorter where the path takes n bytes than where it takes wire.
+// Probing finds lengths in steps, so that one below what the WAN takes may mean the same.
+func shorter(cfg *config.Config, s config.Site, n, wire int) bool {
+	return slices.ContainsFunc(tunnel.Classes, func(c tunnel.Class) bool {
+		here, _ := cfg.PathMTU(s.Via(c), n)
+		there, _ := cfg.PathMTU(s.Via(c), wire)
+		return here < there
+	})
+}
+
+// probeMTU is the longest outer packet that paths are probed for: no device sends longer ones over IPv6. Where both
+// tunnels' mtu is set by hand nothing follows from what paths take, and none is. cfg is as config.OnWANs returns it.
+func probeMTU(cfg *config.Config, f Facts) int {
+	if !cfg.AutoMTU[tunnel.Voice] && !cfg.AutoMTU[tunnel.Data] || len(cfg.Sites) == 0 {
+		return 0
+	}
+	return max(cfg.WidestMTU(f.WireMTU)+tunnel.OverheadIPv6, tunnel.LeastProbeMTU)
 }
 
 // class is the MTU of a class that tunnel c carries; slow is what a slow line leaves, 0: no bound.

@@ -72,6 +72,13 @@ func TestMTUOfPaths(t *testing.T) {
 			map[string]int{"munich": 1450}, 1420, all(1360), "the path takes 1450 bytes"},
 		{"a path that takes more than the WAN", twoWANs(t, nil), map[string]int{"wan0": 1500, "lte0": 1400},
 			map[string]int{"munich": 1450}, 1420, all(1312), "lte0 takes 1400 bytes"},
+		{"a path in which probing found what it looked for", shipped(t, "branch-berlin.yaml", nil),
+			map[string]int{"wan0": 1500}, map[string]int{"munich": 1500}, 1420, none, "it is the default"},
+		{"a path that takes as much as the WAN, to the step", twoWANs(t, nil), map[string]int{"wan0": 1500, "lte0": 1400},
+			map[string]int{"munich": 1392}, 1420, all(1312), "lte0 takes 1400 bytes"},
+		{"a path that was probed, set by hand", shipped(t, "branch-berlin.yaml",
+			map[string]string{"tunnels[voice].mtu": "1420", "tunnels[data].mtu": "1420"}), map[string]int{"wan0": 1500},
+			map[string]int{"munich": 1392}, 1420, none, "tunnels[voice].mtu says"},
 		{"set by hand", twoWANs(t, map[string]string{"tunnels[voice].mtu": "1420", "tunnels[data].mtu": "1420"}),
 			map[string]int{"wan0": 1500, "lte0": 1400}, nil, 1420, none, "tunnels[voice].mtu says"},
 	} {
@@ -191,4 +198,36 @@ func TestFragments(t *testing.T) {
 	assert.Empty(t, say(byHand, 1500))
 	assert.Equal(t, "wan0: full packets to munich leave in fragments: the data tunnel's MTU of 1420 and "+
 		"WireGuard's 60 bytes exceed the 1400 that the WAN takes; set tunnels[data].mtu: auto", say(byHand, 1400))
+}
+
+// Paths are probed for what the devices take, unless both tunnels' mtu is set by hand, and by engines that can.
+func TestWhatIsProbedFor(t *testing.T) {
+	for _, c := range []struct {
+		change map[string]string
+		wire   int
+		voice  int
+	}{
+		{nil, 1500, 1500},
+		{nil, 9000, 1500},
+		{nil, 1492, 1488},
+		{nil, 1400, 1392},
+		{nil, 1300, 1360},
+		{map[string]string{"tunnels[voice].mtu": "1420"}, 1500, 1500},
+		{map[string]string{"tunnels[voice].mtu": "1420", "tunnels[data].mtu": "1420"}, 1500, 0},
+		{map[string]string{"tunnels[voice].engine": "wireguard-go"}, 1500, 0},
+	} {
+		w := From(shipped(t, "branch-berlin.yaml", c.change),
+			Facts{Queues: qos.AssumedFeatures(), WireMTU: map[string]int{"wan0": c.wire}})
+		assert.Equal(t, c.voice, device(t, w, tunnel.Voice).ProbeMTU, "%v %d", c.change, c.wire)
+		assert.Zero(t, device(t, w, tunnel.Data).ProbeMTU)
+	}
+}
+
+// The kernel's WireGuard keeps to what probing found as well: the route is what decides.
+func TestAProbedPathHoldsForTheKernelsEngine(t *testing.T) {
+	w := From(shipped(t, "branch-berlin.yaml", nil), Facts{Queues: qos.AssumedFeatures(), KernelWireGuard: true,
+		WireMTU: map[string]int{"wan0": 1500}, PathMTU: map[string]int{"munich": 1392}})
+	assert.Equal(t, map[uint32][]int{routing.TableVoice: {1312}, routing.TableData: {1312}, routing.TableOwn: {1312}},
+		routeMTUs(w.Routing))
+	assert.Equal(t, tunnel.EngineKernel, device(t, w, tunnel.Data).Settings.Engine)
 }

@@ -10,9 +10,9 @@ import (
 	"ringway/tunnel"
 )
 
-func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []SiteMTU) routing.Input {
+func routingInput(cfg *config.Config, f Facts, queues qos.Input, devs []tunnel.Device, mtus []SiteMTU) routing.Input {
 	in := routing.Input{LANs: append(slices.Clone(cfg.Voice), cfg.Data...), Leases: f.Leases, Advertised: f.Advertised,
-		Silent:      f.Silent,
+		Delegated: f.Delegated, Silent: f.Silent,
 		VoiceSource: routing.FirstAddresses(cfg.Voice), DataSource: routing.FirstAddresses(cfg.Data),
 		Marks: routing.Marks{
 			OuterValues: []uint32{
@@ -32,12 +32,19 @@ func routingInput(cfg *config.Config, f Facts, devs []tunnel.Device, mtus []Site
 	if cfg.SIP.Mode != config.SIPOff {
 		in.Marks.Relayed, in.Marks.RelayedMask = uint32(qos.MarkRelayed), uint32(qos.MarkRelayed)
 	}
+	in.Metered = MeteredWANs(cfg)
+	if lines := lineMarks(cfg); len(lines) > 0 {
+		in.Marks.Lines, in.Marks.LineMask = map[string]uint32{}, uint32(qos.MarkLineMask)
+		for _, l := range lines {
+			in.Marks.Lines[l.Device] = uint32(l.Mark)
+		}
+	}
 	in.Parents = parents(cfg)
 	if cfg.Machine.Tune {
 		in.SoftirqBudget = SoftirqBudget
 	}
 	for _, w := range cfg.WANs {
-		in.WANs = append(in.WANs, w.Upstream)
+		in.WANs = append(in.WANs, upstream(w, queues))
 	}
 	name := map[tunnel.Class]string{}
 	for _, d := range devs {
@@ -91,6 +98,11 @@ func endpoints(cfg *config.Config, f Facts) (out []netip.Addr) {
 			if f.Endpoint != nil {
 				at, _ := f.Endpoint(c, s.Site)
 				add(at)
+			}
+			if f.Remotes != nil {
+				for _, at := range f.Remotes(c, s.Site) {
+					add(at)
+				}
 			}
 		}
 	}

@@ -46,6 +46,9 @@ func DynamicSets(cfg *config.Config) []firewall.DynamicSet {
 func networks(cfg *config.Config) (all []netip.Prefix) {
 	for _, l := range slices.Concat(cfg.Voice, cfg.Data) {
 		all = append(all, l.Networks()...)
+		if l.Subnet.WAN != "" { // what follows from a network is its length: it is the same before a prefix comes
+			all = append(all, netip.PrefixFrom(netip.IPv6Unspecified(), 64))
+		}
 	}
 	for _, x := range cfg.Sites {
 		all = append(all, x.Networks()...)
@@ -81,7 +84,7 @@ func signalling(cfg *config.Config) (s firewall.Signalling) {
 		return s
 	}
 	s = firewall.Signalling{
-		Mode: firewall.Observe, Ports: cfg.SIP.Ports, Unread: cfg.SIP.Unread,
+		Mode: firewall.Observe, Ports: cfg.SIP.Ports, Unread: cfg.SIP.Unread, Required: requiredNetworks(cfg),
 	}
 	s.LANLimit = limit(cfg.SIP.PhoneLimit, phoneBurst)
 	s.FarLimit = limit(cfg.SIP.ServerLimit, serverBurst)

@@ -25,9 +25,11 @@ type State struct {
 
 // Facts is what the wanted state depends on besides the config.
 type Facts struct {
-	Leases          map[string]routing.Lease      // by WAN interface
-	Advertised      map[string]routing.Advertised // likewise
-	Silent          []string                      // interfaces of WANs that have a carrier and deliver nothing
+	Leases     map[string]routing.Lease      // by WAN interface
+	Advertised map[string]routing.Advertised // likewise
+	// Delegated are the prefixes that were delegated to WANs, by interface.
+	Delegated       map[string][]routing.Delegation
+	Silent          []string // interfaces of WANs that have a carrier and deliver nothing
 	Queues          qos.Features
 	FirewallMissing []firewall.Feature
 	KernelWireGuard bool
@@ -37,10 +39,16 @@ type Facts struct {
 	OtherChains     []firewall.OtherChain // of other programs, that may drop packets
 	Keys            secrets.Keys
 	Refused         map[string]string // interfaces whose queue somebody else made: what it is
-	Closed          []netip.Prefix    // networks that were a site's or our own: they lead nowhere
+	// MediaSockets are the ports of the media process's sockets, for LANs and for tunnels, of IPv4 and IPv6; 0: there is
+	// none yet.
+	MediaSockets [2][2]uint16
+	Closed       []netip.Prefix // networks that were a site's or our own: they lead nowhere
 
 	// Endpoint is what an engine is to be told of a site; zero: not known.
 	Endpoint func(tunnel.Class, tunnel.Site) (at netip.AddrPort, revision int)
+	// Remotes are where the configured endpoints of a site lead, in order of preference; those that are not known are left
+	// out.
+	Remotes func(tunnel.Class, tunnel.Site) []netip.AddrPort
 	// Heard is where a site is now, the later the higher; zero: not known.
 	Heard func(tunnel.Class, tunnel.Site) (at netip.AddrPort, when uint64)
 	// Through is the WAN's interface that a site's ciphertext leaves by; "": not known.
@@ -49,12 +57,12 @@ type Facts struct {
 
 // From computes the wanted state. It is the only place where the domains' plans meet.
 func From(cfg *config.Config, f Facts) State {
-	cfg = cfg.OnWANs(f.WireMTU)
+	cfg = onLANs(cfg.OnWANs(f.WireMTU), f)
 	mtus := siteMTUs(cfg, f)
 	queues := queueInput(cfg, f)
 	devices := devices(cfg, f, queues, mtus)
 	return State{
-		Routing:    routing.Want(routingInput(cfg, f, devices, mtus)),
+		Routing:    routing.Want(routingInput(cfg, f, queues, devices, mtus)),
 		Firewall:   firewall.Want(firewallInput(cfg, f, queues, mtus)),
 		Queues:     qos.Want(queues),
 		QueueInput: queues,
@@ -65,6 +73,12 @@ func From(cfg *config.Config, f Facts) State {
 
 // Firewall is the part of From that changes when a site roams.
 func Firewall(cfg *config.Config, f Facts) firewall.State {
-	cfg = cfg.OnWANs(f.WireMTU)
+	cfg = onLANs(cfg.OnWANs(f.WireMTU), f)
 	return firewall.Want(firewallInput(cfg, f, queueInput(cfg, f), siteMTUs(cfg, f)))
+}
+
+// onLANs is cfg with the networks that its LANs have by delegated prefixes.
+func onLANs(cfg *config.Config, f Facts) *config.Config {
+	cfg, _ = cfg.Delegated(f.Delegated)
+	return cfg
 }

@@ -33,8 +33,11 @@ func benchCommand() *cobra.Command {
 		benchLinkCommand(),
 		benchTesterCommand(),
 		benchRekeyCommand(),
+		benchPathsCommand(),
 		benchMemoryCommand(),
 		benchSIPCommand(),
+		benchMediaCommand(),
+		benchMediaEdgeCommand(),
 	)
 	return c
 }

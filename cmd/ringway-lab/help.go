@@ -2,6 +2,7 @@ package main
 
 import (
 	"ringway/test/bench"
+	"ringway/test/bench/media"
 	"ringway/test/bench/sip"
 	"ringway/test/lab"
 )
@@ -20,6 +21,19 @@ one-way delay, its variation (PDV: p99.9 less the minimum, RFC 8219), jitter (RF
 report (MOS and R, ITU-T G.107). Meanwhile the queues on the path are sampled five times a second: what each class at the
 edge and the provider's FIFO sent, held and dropped. --plot draws both, the queues into FILE-queues; --json has both.
 
+With --wans 2 berlin has two lines, wan0 and wan1, each a network of its own with the rate, buffer and delay of the options;
+it drops what has no address of the line (BCP 38). Then --delay is 25ms and --bulk none, if not given. Things happen to
+lines while the calls are up, at times that count from the first call, each flag as often as wanted:
+
+  --cut wan0@10s              the cable is pulled; with @10s-20s it is plugged in again at 20 s
+  --blackhole wan0@10s-20s    nothing is delivered in either direction; the carrier stays
+  --loss wan0=5%@10s-20s      each packet is lost with that probability; without @ all the time
+  --swing wan1=5-50mbit@10s   the rate goes down and up again every 10 s; without @ all the time
+
+Then the table, the JSON (events, gaps) and the picture show what each event cost the call that it harmed most, until the
+next event: for how long a phone heard nothing, packets lost, and when the last of them was sent. The baseline has a default
+route by each line with metrics; its addresses and routes go with the carrier, as systemd-networkd has it.
+
 The lab needs root, and the programs sipp, iperf3, nft, ip, tc and, for the baseline, wg and wireguard-go. It never
 touches the machine's own network, and leaves nothing behind when it ends, even if it is killed. Meanwhile the kernel's
 idle loop is kept polling: a virtual machine that sleeps between packets would add its wake-up time to the delay.`
@@ -30,6 +44,7 @@ const labExamples = `  ringway lab                                     ten calls
   ringway lab --family ipv6                       without IPv4: the WAN, phones and PCs
   ringway lab --delay 40ms --loss 1% --bulk none  a long and lossy path
   ringway lab --json --plot calls.svg > run.json  for scripts, and a plot
+  ringway lab --wans 2 --cut wan0@10s --baseline  one of two lines is cut, beside stock WireGuard with route metrics
   ringway lab --keep                              leave it running and look around`
 
 const benchHelp = `Benchmarks that a network engineer can repeat. Except for live, which asks another box, they run on one machine: they
@@ -42,6 +57,7 @@ const benchExamples = `  ringway bench jitter --vs wireguard-go-shared,wireguard
   ringway bench throughput --sizes 200 --one-core --engines ringway,wireguard-go --rounds 5
   ringway bench link --rates 2mbit --duration 10s
   ringway bench rekey --far wireguard-go
+  ringway bench paths --vs metric,single,duplicate-all
   ringway bench memory
   ringway bench live munich`
 
@@ -141,6 +157,33 @@ const rekeyExamples = `  ringway bench rekey                          20 re-keys
   ringway bench rekey --far wireguard-go       the same with stock WireGuard at the far end
   ringway bench rekey --natural --rekeys 1 --restarts 0 --roams 0 --moves 0`
 
+const pathsHelp = `Joins branches of which one has two lines, as ringway lab --wans 2 does, places calls, and has the same thing happen
+to the first line of each pair of branches at the same moment:
+
+  cut        its cable is pulled
+  blackhole  it delivers nothing, with its carrier
+  loss       it loses 5 % in each direction
+  swing      its rate goes from 50 to 5 Mbit/s and back every 10 s
+  failback   it is well again after 2 s without a carrier: what the return to it costs (a minute a round)
+
+Rivals are all stock wireguard-go, with one tunnel:
+
+  metric         a default route by each line, the first one preferred; addresses and routes go with the carrier
+  single         the first line alone
+  duplicate-all  everything by both lines, as engarde and others do: a relay at each end, between tunnel and lines
+
+For each it prints packets lost, the longest time for which a phone of the worst call heard nothing (median and worst of the
+rounds), for how long packets were lost, bytes on all lines for each packet of a phone, and calls that did not go on to their end. Every round builds new
+branches.
+
+It needs root, and sipp, ip, tc, nft, ping, wg, the stock program wireguard-go, and iperf3 for --bulk. A run takes some 25
+minutes.`
+
+const pathsExamples = `  ringway bench paths --vs metric,single,duplicate-all
+  ringway bench paths --events cut,blackhole --rounds 3
+  ringway bench paths --events failback --vs "" --rounds 1
+  ringway bench paths --json > run.json`
+
 const memoryHelp = `Starts a branch from nothing with a given number of sites in its config, and reads the resident memory (VmRSS) of the
 daemon and of both planes three seconds after they are ready. One site exists; the others never connect. With --ringway
 OLD,NEW it measures two builds in turn.
@@ -172,6 +215,34 @@ and taskset.`
 const sipExamples = `  ringway bench sip --vs kamailio                 three rates, five rounds, 10,000 dialogs, the best rate
   ringway bench sip --rates 500 --rounds 9 --calls 0 --best=false   one rate only
   ringway bench sip --vs kamailio --json > run.json`
+
+const mediaHelp = `Sends the media of the same calls (G.711, 20 ms) in both directions through
+
+` + media.Topology + `
+
+where the box is
+
+  ringway    the forwarding core of Ringway's media plane, with real-time threads
+  rtpengine  in user space, with one thread of the same real-time priority (Debian: apt-get install rtpengine-daemon)
+  kernel     a router: what forwarding alone costs, the lower bound
+
+and where the caller's leg is RTP and the callee's SRTP (rtp-srtp), or both are SRTP under keys of their own (srtp-srtp,
+the caller's leg with another suite of the same cipher, since rtpengine otherwise passes the ends' keys on and encrypts
+nothing). Before anything is measured, packets of each call are opened at their destination under the key that was agreed
+there.
+
+Packets are sent by an absolute schedule, spread over all calls, and sealed before the trial. The ends have one core, the
+box another one, which also works on all packets that the box receives. CPU a packet is the time that this core was not
+idle. The delay of a packet is the kernel's timestamp at its arrival less the sender's clock; what a path adds is the
+difference from the kernel path in the same round. Memory is the proportional set size (Pss) of the path's processes, with
+all calls, and what a call adds to it.
+
+The paths take turns within a round. Rows of one run can be compared, rows of two runs cannot. It needs root, two
+processors, and ip, nft and taskset.`
+
+const mediaExamples = `  ringway bench media --vs rtpengine              both cases, both suites, five rounds, the highest rates
+  ringway bench media --cases rtp-srtp --suites AEAD_AES_128_GCM --rates 10000,50000 --best=false
+  ringway bench media --vs rtpengine --json > run.json`
 
 // Usage of flags that several benchmarks have.
 const (

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +18,15 @@ import (
 
 // labFlags are the flags of `ringway lab`.
 type labFlags struct {
-	wan, family, loss, bulk, only, plot, down, wireguardGo string
-	sip                                                    string
-	delay, duration                                        time.Duration
-	buffer                                                 uint64
-	calls                                                  int
-	seed                                                   uint64
-	baseline, json, keep                                   bool
+	wan, family, bulk, only, plot, down, wireguardGo string
+	sip                                              string
+	wans                                             int
+	loss, cut, blackhole, swing                      []string
+	delay, duration                                  time.Duration
+	buffer                                           uint64
+	calls                                            int
+	seed                                             uint64
+	baseline, json, keep                             bool
 }
 
 func labCommand() *cobra.Command {
@@ -42,7 +43,15 @@ func labCommand() *cobra.Command {
 	flags.StringVar(&f.wan, "wan", "20mbit", "rate of the provider's bottleneck, or none")
 	flags.StringVar(&f.family, "family", string(lab.IPv4), "address family of the WAN, phones and PCs: ipv4 or ipv6")
 	flags.DurationVar(&f.delay, "delay", 0, "one-way delay that the provider adds")
-	flags.StringVar(&f.loss, "loss", "0%", "loss by the provider in each direction: 0.5% or 0.005")
+	flags.StringArrayVar(&f.loss, "loss", []string{"0%"},
+		"loss by the provider in each direction, 0.5% or 0.005, or of a line: `LINE=SHARE[@FROM[-UNTIL]]`")
+	flags.IntVar(&f.wans, "wans", 1, "lines of berlin, each of the rate --wan; with 2: --delay 25ms and --bulk none, "+
+		"if not given")
+	flags.StringArrayVar(&f.cut, "cut", nil, "pull a line's cable: `LINE@FROM[-UNTIL]`, as wan0@10s-20s")
+	flags.StringArrayVar(&f.blackhole, "blackhole", nil,
+		"have a line deliver nothing, with its carrier: `LINE@FROM[-UNTIL]`")
+	flags.StringArrayVar(&f.swing, "swing", nil,
+		"have a line's rate swing: `LINE=LOW-HIGH[@FROM[-UNTIL]]`, as wan1=5-50mbit")
 	flags.Uint64Var(&f.buffer, "buffer", uint64(lab.DefaultBuffer), "bytes in the provider's FIFO")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the loss: the same seed loses the same packets")
 	flags.StringVar(&f.bulk, "bulk", "tcp", "fill the WAN with none, tcp or udp (a flood of twice its rate)")
@@ -55,7 +64,8 @@ func labCommand() *cobra.Command {
 		false,
 		"run a second pair beside it: one stock wireguard-go tunnel, no queues",
 	)
-	flags.StringVar(&f.only, "only", "", "build one pair alone: ringway or baseline")
+	flags.StringVar(&f.only, "only", "",
+		"build one pair alone: ringway or baseline; with lines also single or duplicate-all")
 	flags.StringVar(
 		&f.wireguardGo,
 		"wireguard-go",
@@ -88,6 +98,7 @@ func runLab(c *cobra.Command, f labFlags) error {
 	if f.down != "" {
 		return labError(lab.Down(f.down))
 	}
+	f.linesDefaults(c)
 	o, err := f.options()
 	if err != nil {
 		return cli.UsageError{Err: err}
@@ -126,8 +137,8 @@ func (f labFlags) options() (lab.Options, error) {
 	if o.WAN, err = lab.ParseWAN(f.wan); err != nil {
 		return o, fmt.Errorf("--wan: %w", err)
 	}
-	if o.Loss, err = parseLoss(f.loss); err != nil {
-		return o, fmt.Errorf("--loss: %w", err)
+	if err := f.events(&o); err != nil {
+		return o, err
 	}
 	switch f.only {
 	case "":
@@ -135,10 +146,11 @@ func (f labFlags) options() (lab.Options, error) {
 		if f.baseline {
 			o.Paths = append(o.Paths, lab.Baseline)
 		}
-	case string(lab.Ringway), string(lab.Baseline):
+	case string(lab.Ringway), string(lab.Baseline), string(lab.Single), string(lab.Duplicate):
 		o.Paths = []lab.PathName{lab.PathName(f.only)}
 	default:
-		return o, fmt.Errorf("--only: unknown pair %q (allowed: ringway, baseline)", f.only)
+		return o, fmt.Errorf("--only: unknown pair %q (allowed: ringway, baseline; with lines also single, duplicate-all)",
+			f.only)
 	}
 	if f.calls < 1 || f.calls > 500 {
 		return o, fmt.Errorf("--calls: %d is out of range (allowed: 1-500)", f.calls)
@@ -156,21 +168,47 @@ func (f labFlags) options() (lab.Options, error) {
 	return o, nil
 }
 
-// parseLoss reads 1% or 0.01. A bare number of one or more is refused: it could be a percentage or a mistake.
-func parseLoss(s string) (float64, error) {
-	bad := fmt.Errorf("%q is not a share (allowed: 0%% to 99%%, or 0 to 0.99)", s)
-	number, percent := strings.CutSuffix(s, "%")
-	x, err := strconv.ParseFloat(number, 64)
-	if err != nil {
-		return 0, bad
+// linesDefaults are other defaults where there are several lines: a round trip of 50 ms, and nothing beside the calls,
+// so that what is lost is lost by the events.
+func (f *labFlags) linesDefaults(c *cobra.Command) {
+	if f.wans < 2 {
+		return
 	}
-	if percent {
-		x /= 100
+	if !c.Flags().Changed("delay") {
+		f.delay = 25 * time.Millisecond
 	}
-	if !(x >= 0 && x <= 0.99) {
-		return 0, bad
+	if !c.Flags().Changed("bulk") {
+		f.bulk = string(lab.BulkNone)
 	}
-	return x, nil
+}
+
+// events reads what happens to lines, and the loss of the whole provider.
+func (f labFlags) events(o *lab.Options) (err error) {
+	if f.wans < 1 || f.wans > lab.MaxLines {
+		return fmt.Errorf("--wans: %d is out of range (allowed: 1-%d)", f.wans, lab.MaxLines)
+	}
+	for _, flag := range []struct {
+		kind lab.EventKind
+		said []string
+	}{{lab.Cut, f.cut}, {lab.Blackhole, f.blackhole}, {lab.Loss, f.loss}, {lab.Swing, f.swing}} {
+		for _, s := range flag.said {
+			if flag.kind == lab.Loss && !strings.Contains(s, "=") {
+				if o.Loss, err = lab.ParseShare(s); err != nil {
+					return fmt.Errorf("--loss: %w", err)
+				}
+				continue
+			}
+			e, err := lab.ParseEvent(flag.kind, s)
+			if err != nil {
+				return fmt.Errorf("--%s: %w", flag.kind, err)
+			}
+			o.Events = append(o.Events, e)
+		}
+	}
+	if f.wans > 1 || len(o.Events) > 0 {
+		o.Lines = f.wans
+	}
+	return nil
 }
 
 func (f labFlags) show(c *cobra.Command, r lab.Result) error {

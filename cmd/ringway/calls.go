@@ -21,6 +21,7 @@ import (
 	"ringway/sip/record"
 	"ringway/sip/registrar"
 	"ringway/sip/relay"
+	mediaplane "ringway/srtp/plane"
 )
 
 func callsCommand(a *app) *cobra.Command {
@@ -266,5 +267,13 @@ func callsRelayCommand() *cobra.Command {
 		Use: "calls-relay", Short: "Read and pass on signalling (only the daemon starts it)", Hidden: true,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return relay.Main(version) },
+	}
+}
+
+func mediaPlaneCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "media-plane", Short: "Forward the media of calls (only the daemon starts it)", Hidden: true,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return mediaplane.Main(version) },
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"ringway/appliance"
 	"ringway/appliance/calls"
 	"ringway/appliance/control"
+	"ringway/appliance/media"
 	"ringway/appliance/status"
 	"ringway/appliance/systemd"
 	"ringway/cmd/cli"
@@ -125,30 +126,36 @@ Also works when the daemon is gone and only its planes are running.`,
 	return c
 }
 
+// upgradable are the processes that can be replaced one by one.
+var upgradable = []string{"voice", "data", calls.Name, media.Name}
+
 func upgradeCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "upgrade-planes [voice|data|calls]",
+		Use:   "upgrade-planes [voice|data|calls|media]",
 		Short: "Replace running planes by planes of the daemon's own build",
 		Args:  cobra.MaximumNArgs(1),
 		Long: `A package upgrade restarts the daemon but keeps the planes, which go on forwarding with the code they were
 started with. This command replaces them when you choose: the new plane takes over the same tunnel device and
 sockets and starts a handshake at once. docs/supervision.md says what that costs. The process that reads signalling
-(calls) hands its TCP connections over.`,
+(calls) hands its TCP connections over, the one that re-keys media (media) its calls.`,
 		Example: `  ringway upgrade-planes data        first the class that carries no calls
   ringway upgrade-planes voice`,
-		ValidArgs: []string{"voice", "data", calls.Name},
+		ValidArgs: upgradable,
 		RunE: func(c *cobra.Command, args []string) error {
 			classes := []string{"voice", "data"}
 			if len(args) == 1 {
-				if !slices.Contains([]string{"voice", "data", calls.Name}, args[0]) {
+				if !slices.Contains(upgradable, args[0]) {
 					return cli.UsageError{
-						Err: fmt.Errorf("unknown class of tunnel %q (allowed: voice, data, calls)", args[0]),
+						Err: fmt.Errorf("unknown class of tunnel %q (allowed: voice, data, calls, media)", args[0]),
 					}
 				}
 				classes = args
 			} else if st, err := a.client().Status(c.Context()); err == nil {
 				if s, ok := status.Section[calls.Status](st, calls.Name); ok && s.Reading {
 					classes = append(classes, calls.Name)
+				}
+				if s, ok := status.Section[media.Status](st, media.Name); ok && s.Running {
+					classes = append(classes, media.Name)
 				}
 			}
 			var errs []error

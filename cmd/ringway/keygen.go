@@ -23,6 +23,7 @@ func keygenCommand() *cobra.Command {
 		Short: "Create a private key (0600, never overwritten) and print its public key",
 		Args:  cobra.MaximumNArgs(1),
 		Example: `  ringway keygen                                     ` + defaultKeyFile + `
+  ringway keygen /etc/ringway/identity.key           this box's identity for keys of media (identity_file)
   ringway keygen --preshared /etc/ringway/munich.psk a preshared key for one pair of sites; copy the file to both`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 && preshared {

@@ -78,6 +78,7 @@ priority queues on the WAN, and nothing that leaves unencrypted. One config file
 		versionCommand(a),
 		planeCommand(),
 		callsRelayCommand(),
+		mediaPlaneCommand(),
 	)
 	cli.ExplainUsage(root)
 	return root

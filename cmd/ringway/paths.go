@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -24,12 +25,15 @@ func pathsCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "paths [SITE]", Short: "Show by which lines each site is reached", Args: cobra.MaximumNArgs(1),
 		Long: `Shows, for each tunnel of each site, where the site is heard, and each of this box's lines to it: whether it is
-used, whether it delivers, and how long the last probe took there and back. Below are the last changes. With one WAN there is
-one line, of which nothing is known but that it is used.
+used, whether it delivers, how long the last probe took there and back, and how long packets may be, in bytes with all
+headers, as probing has found. A site with several addresses has a row for each pair of a line and an address. Below
+are whether calls are sent twice (sites[].copies), and the last changes. With one WAN, and one address, there is one
+line, of which nothing is known but that it is used and what it takes.
 
 Lines are probed, and left when they deliver nothing, by the engine realtime (the voice tunnel's default), and only to
 far ends that run Ringway: of others a line's state is unknown. The data tunnel leaves the lines that deliver nothing to
-any site of the voice tunnel.
+any site of the voice tunnel, and goes to the address of a site that the voice tunnel uses. Where that does not know
+several addresses, another one is taken after 12 s without an answer.
 
 Root and members of the group in control.group of the config may ask.`,
 		Example: `  ringway paths
@@ -79,11 +83,20 @@ type sitePaths struct {
 	Remote netip.AddrPort    `json:"remote"` // where the site is heard; zero: nowhere yet
 	Paths  []sitePath        `json:"paths"`
 	Moves  []tunnel.PathMove `json:"moves,omitempty"`
+
+	Copies *tunnel.CopiesStatus `json:"copies,omitempty"` // of voice; absent: neither end sends copies
 }
 
 type sitePath struct {
 	WAN string `json:"wan,omitempty"` // the interface; "": the kernel chooses
 	tunnel.PathStatus
+}
+
+// several reports whether the site has several addresses.
+func (s sitePaths) several() bool {
+	return slices.ContainsFunc(s.Paths, func(p sitePath) bool {
+		return p.PathStatus.Remote != s.Paths[0].PathStatus.Remote
+	})
 }
 
 // pathsOf takes the paths out of a status.
@@ -92,12 +105,14 @@ func pathsOf(st status.Status) []sitePaths {
 	all := []sitePaths{}
 	for _, t := range st.Tunnels {
 		for _, p := range t.Peers {
-			s := sitePaths{Site: p.Site, Class: t.Class, Remote: p.Endpoint, Paths: []sitePath{}, Moves: p.Moves}
+			s := sitePaths{
+				Site: p.Site, Class: t.Class, Remote: p.Endpoint, Paths: []sitePath{}, Moves: p.Moves, Copies: p.Copies,
+			}
 			for _, path := range p.Paths {
 				s.Paths = append(s.Paths, sitePath{WAN: lines.Interface(path.Source), PathStatus: path})
 			}
 			if len(s.Paths) == 0 { // by whichever the routes lead
-				one := sitePath{PathStatus: tunnel.PathStatus{Used: true, State: tunnel.PathUnknown}}
+				one := sitePath{PathStatus: tunnel.PathStatus{Used: true, State: tunnel.PathUnknown, MTU: p.PathMTU}}
 				if len(lines) == 1 {
 					one.WAN = lines[0].Interface
 				}
@@ -115,7 +130,14 @@ func printPaths(out io.Writer, all []sitePaths, now time.Time) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "SITE\tTUNNEL\tHEARD AT\tLINE\tFROM\tUSED\tSTATE\tROUND TRIP")
+	several := slices.ContainsFunc(all, sitePaths.several)
+	to := func(text string) string {
+		if !several {
+			return ""
+		}
+		return text + "\t"
+	}
+	fmt.Fprintf(w, "SITE\tTUNNEL\tHEARD AT\tLINE\tFROM\t%sUSED\tSTATE\tROUND TRIP\tMTU\n", to("TO"))
 	for _, s := range all {
 		for i, p := range s.Paths {
 			site, class, at := s.Site, string(s.Class), "nowhere yet"
@@ -125,20 +147,43 @@ func printPaths(out io.Writer, all []sitePaths, now time.Time) error {
 			if i > 0 {
 				site, class, at = "", "", ""
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", site, class, at, orDash(p.WAN), orDash(addressText(p.Source)),
-				map[bool]string{true: "yes", false: "no"}[p.Used], p.State, tripText(p.RoundTrip))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", site, class, at, orDash(p.WAN),
+				orDash(addressText(p.Source)), to(orDash(addressText(p.PathStatus.Remote.Addr()))),
+				map[bool]string{true: "yes", false: "no"}[p.Used], p.State, tripText(p.RoundTrip),
+				mtuText(p.MTU))
 		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, s := range all {
+		if s.Copies != nil {
+			fmt.Fprintf(out, "%s %s: %s\n", s.Site, s.Class, copiesText(*s.Copies))
+		}
 		for _, m := range s.Moves {
+			from, to := orDash(addressText(m.From)), orDash(addressText(m.To))
+			if m.FromRemote != m.ToRemote {
+				from += " - " + m.FromRemote.Addr().String()
+				to += " - " + m.ToRemote.Addr().String()
+			}
 			fmt.Fprintf(out, "%s %s: %s ago from %s to %s: %s\n", s.Site, s.Class, now.Sub(m.At).Round(time.Second),
-				orDash(addressText(m.From)), m.To, m.Why)
+				from, to, m.Why)
 		}
 	}
 	return nil
+}
+
+// copiesText says how voice is sent twice.
+func copiesText(c tunnel.CopiesStatus) string {
+	how := "sent once (" + c.Why + ")"
+	switch {
+	case c.Later:
+		how = "sent twice, the second time 20 ms later by the same line (" + c.Why + ")"
+	case c.By.IsValid():
+		how = fmt.Sprintf("sent twice, the second time from %s to %s (%s)", c.By, c.To, c.Why)
+	}
+	return fmt.Sprintf("voice is %s; copies sent: %d, not sent: %d, received and removed: %d", how, c.Sent, c.Unsent,
+		c.Removed)
 }
 
 func orDash(s string) string {
@@ -153,6 +198,13 @@ func addressText(a netip.Addr) string {
 		return ""
 	}
 	return a.String()
+}
+
+func mtuText(bytes int) string {
+	if bytes == 0 {
+		return "-"
+	}
+	return strconv.Itoa(bytes)
 }
 
 func tripText(d time.Duration) string {

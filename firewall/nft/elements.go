@@ -20,7 +20,13 @@ var types = map[string]nftables.SetDatatype{
 	"ipv4_addr": nftables.TypeIPAddr, "ipv6_addr": nftables.TypeIP6Addr, "inet_service": nftables.TypeInetService,
 	"ifname": nftables.TypeIFName, "icmp_type": nftables.TypeICMPType, "icmpv6_type": nftables.TypeICMP6Type,
 	"classid": nftables.TypeClassID,
+	// nft aborts when it lists elements of which a part is an integer without a length: to the kernel it is a mark,
+	// which has as many bits. The kernel compares bytes, whatever they are called.
+	"integer": nftables.TypeMark,
 }
+
+// typeOf is the type of a set's key as firewall has it.
+func typeOf(s *nftables.Set) string { return strings.ReplaceAll(s.KeyType.Name, "mark", "integer") }
 
 func encodeSet(t *nftables.Table, s firewall.Set) (*nftables.Set, error) {
 	out := &nftables.Set{Table: t, Name: s.Name, Interval: s.Interval, IsMap: s.Data != ""}

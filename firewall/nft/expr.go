@@ -32,7 +32,12 @@ var cmpOps = map[string]expr.CmpOp{
 }
 
 // limitUnits are those of a dynset, by Expr.Key.
-var limitUnits = map[string]expr.LimitType{"": expr.LimitTypePktBytes, "packets": expr.LimitTypePkts}
+var limitUnits = map[string]expr.LimitType{
+	"": expr.LimitTypePktBytes, "packets": expr.LimitTypePkts, firewall.DynsetWithin: expr.LimitTypePkts,
+}
+
+// tproxyFamilies are those of a tproxy with an address, by Expr.Key. Without one the key is empty.
+var tproxyFamilies = map[string]byte{"": 0, "ip": unix.NFPROTO_IPV4, "ip6": unix.NFPROTO_IPV6}
 
 // Keys of the expressions fib and socket; the plan has no others.
 const (
@@ -44,6 +49,12 @@ const (
 var verdicts = map[string]expr.VerdictKind{
 	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "return": expr.VerdictReturn, "jump": expr.VerdictJump,
 	"goto": expr.VerdictGoto,
+}
+
+// rejects are the answers of a reject.
+var rejects = map[string]expr.Reject{
+	"tcp reset":              {Type: unix.NFT_REJECT_TCP_RST},
+	"icmpx admin-prohibited": {Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED},
 }
 
 // name is the key of v in m. A value that is not in m gets a name that equals nothing wanted.
@@ -70,11 +81,19 @@ func encodePayload(base expr.PayloadBase, e firewall.Expr) *expr.Payload {
 }
 
 func encodeDynset(e firewall.Expr) *expr.Dynset {
-	over := &expr.Limit{
-		Type: limitUnits[e.Key], Rate: e.Rate, Over: true, Unit: expr.LimitTimeSecond, Burst: e.Burst,
+	switch out := (&expr.Dynset{SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE}); e.Key {
+	case firewall.DynsetRefresh:
+		return out
+	case firewall.DynsetCounter:
+		out.Exprs = []expr.Any{&expr.Counter{}}
+		return out
+	}
+	limit := &expr.Limit{
+		Type: limitUnits[e.Key], Rate: e.Rate, Over: e.Key != firewall.DynsetWithin, Unit: expr.LimitTimeSecond,
+		Burst: e.Burst,
 	}
 	return &expr.Dynset{
-		SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{over},
+		SrcRegKey: e.Reg, SetName: e.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit},
 	}
 }
 
@@ -178,14 +197,20 @@ func (c *encoder) act() expr.Any {
 		return &expr.Limit{Type: expr.LimitTypePkts, Rate: c.Rate, Unit: expr.LimitTimeSecond, Burst: c.Burst}
 	case "dynset":
 		_, ok := limitUnits[c.Key]
-		c.known(ok)
+		c.known(ok || c.Key == firewall.DynsetRefresh || c.Key == firewall.DynsetCounter)
 		return encodeDynset(c.Expr)
 	case "tproxy":
-		return &expr.TProxy{RegPort: c.Reg}
+		f, ok := tproxyFamilies[c.Key]
+		c.known(ok && (f == 0) == (c.Dest == 0))
+		return &expr.TProxy{Family: f, RegAddr: c.Dest, RegPort: c.Reg}
 	case "verdict":
 		k, ok := verdicts[c.Key]
 		c.known(ok)
 		return &expr.Verdict{Kind: k, Chain: c.Name}
+	case "reject":
+		r, ok := rejects[c.Key]
+		c.known(ok)
+		return &r
 	case "masq":
 		return &expr.Masq{}
 	case "notrack":
@@ -281,11 +306,13 @@ func decodeAct(a expr.Any) (none firewall.Expr) {
 			return out
 		}
 	case *expr.TProxy:
-		if e.Family == 0 && e.RegAddr == 0 {
-			return firewall.Expr{Op: "tproxy", Reg: e.RegPort}
+		if (e.Family == 0) == (e.RegAddr == 0) {
+			return firewall.Expr{Op: "tproxy", Key: name(tproxyFamilies, e.Family), Reg: e.RegPort, Dest: e.RegAddr}
 		}
 	case *expr.Verdict:
 		return firewall.Expr{Op: "verdict", Key: name(verdicts, e.Kind), Name: e.Chain}
+	case *expr.Reject:
+		return firewall.Expr{Op: "reject", Key: name(rejects, *e)}
 	case *expr.Notrack:
 		return firewall.Expr{Op: "notrack"}
 	case *expr.Masq:
@@ -296,18 +323,34 @@ func decodeAct(a expr.Any) (none firewall.Expr) {
 	return none
 }
 
-// decodeDynset reads a rate limit for each flow; ok is false for any other update of a set.
+// decodeDynset reads a rate limit or a counter for each flow, or neither; ok is false for any other update of a set.
 func decodeDynset(e *expr.Dynset) (out firewall.Expr, ok bool) {
 	plain := e.Operation == unix.NFT_DYNSET_OP_UPDATE && e.SrcRegData == 0 && e.Timeout == 0 && !e.Invert
-	if !plain || len(e.Exprs) != 1 {
+	if !plain || len(e.Exprs) > 1 {
 		return out, false
+	}
+	out = firewall.Expr{Op: "dynset", Key: firewall.DynsetRefresh, Reg: e.SrcRegKey, Name: e.SetName}
+	if len(e.Exprs) == 0 {
+		return out, true
+	}
+	if _, counts := e.Exprs[0].(*expr.Counter); counts {
+		out.Key = firewall.DynsetCounter
+		return out, true
 	}
 	l, ok := e.Exprs[0].(*expr.Limit)
-	if !ok || l.Unit != expr.LimitTimeSecond || !l.Over {
+	if !ok || l.Unit != expr.LimitTimeSecond || !l.Over && l.Type != expr.LimitTypePkts {
 		return out, false
 	}
+	key := firewall.DynsetWithin
+	switch {
+	case !l.Over:
+	case l.Type == expr.LimitTypePkts:
+		key = "packets"
+	default:
+		key = name(map[string]expr.LimitType{"": expr.LimitTypePktBytes}, l.Type)
+	}
 	return firewall.Expr{
-		Op: "dynset", Key: name(limitUnits, l.Type), Reg: e.SrcRegKey, Name: e.SetName, Rate: l.Rate,
+		Op: "dynset", Key: key, Reg: e.SrcRegKey, Name: e.SetName, Rate: l.Rate,
 		Burst: l.Burst,
 	}, true
 }

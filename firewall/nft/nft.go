@@ -120,7 +120,7 @@ func observeSets(c *nftables.Conn) (out []firewall.Set, err error) {
 		if set.Anonymous {
 			continue // part of a rule, which the plan never makes
 		}
-		got := firewall.Set{Name: set.Name, Type: set.KeyType.Name, Interval: set.Interval}
+		got := firewall.Set{Name: set.Name, Type: typeOf(set), Interval: set.Interval}
 		if set.Dynamic || set.HasTimeout {
 			// Flows that rules have found, or a component's elements: not the plan's to compare.
 			got.Size, got.Timeout, got.Owned = set.Size, uint32(set.Timeout/time.Second), !set.Dynamic

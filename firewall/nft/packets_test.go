@@ -197,7 +197,7 @@ func (w *world) assertSeen(dev string, port int, mark uint32, priority, dscp str
 
 func (w *world) assertCounter(name string, atLeast uint64, what string) {
 	w.t.Helper()
-	polltest.Assert(w.t, func() bool { return w.counters()[name].Packets >= atLeast }, 3*time.Second, 5*time.Millisecond,
+	polltest.Assert(w.t, func() bool { return w.counters()[name].Packets >= atLeast }, 10*time.Second, 5*time.Millisecond,
 		"%s: counter %s is not %d", what, name, atLeast)
 }
 
@@ -616,7 +616,9 @@ func TestReloadTouchesOnlyTheDifference(t *testing.T) {
 	changes = applyIn(t, w.edge, firewall.Want(in))
 	for _, c := range changes {
 		if c.Op == firewall.AddRule || c.Op == firewall.InsertRule || c.Op == firewall.DeleteRule {
-			assert.Contains(t, []string{"segments", "trusted", "from_voice_tunnel"}, c.Name)
+			assert.Contains(t, []string{
+				"segments", "trusted", "from_voice_tunnel", "media_to_voice", "from_data_lan", "services", "calls",
+			}, c.Name)
 		}
 	}
 	after := observeIn(t, w.edge)

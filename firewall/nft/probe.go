@@ -51,6 +51,8 @@ func Probe() ([]firewall.Feature, error) {
 		{firewall.FeatureFib, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, []expr.Any{
 			&expr.Fib{Register: 1, FlagSADDR: true, FlagOIF: true, ResultADDRTYPE: true},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{2, 0, 0, 0}}, accept}},
+		{firewall.FeatureReject, nftables.ChainTypeFilter, nftables.ChainHookOutput, []expr.Any{
+			&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}},
 		{firewall.FeatureTProxy, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, interception()},
 	} {
 		if err := try(p.typ, p.hook, p.exprs); err != nil {

@@ -171,6 +171,8 @@ func newExpr(name string) expr.Any {
 		return &expr.Masq{}
 	case "notrack":
 		return &expr.Notrack{}
+	case "reject":
+		return &expr.Reject{}
 	case "fib":
 		return &expr.Fib{}
 	case "socket":

@@ -314,7 +314,7 @@ func (o *SetOwner) adopt() error {
 	}
 	want := o.set.Declaration()
 	i := slices.IndexFunc(sets, func(s *nftables.Set) bool {
-		return s.Name == want.Name && s.KeyType.Name == want.Type && !s.Interval && s.HasTimeout
+		return s.Name == want.Name && typeOf(s) == want.Type && !s.Interval && s.HasTimeout
 	})
 	if i < 0 {
 		return nil // the plan creates it

@@ -50,7 +50,7 @@ func Listen(o Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Interface, err)
 	}
-	if len(ifc.HardwareAddr) != 6 {
+	if len(ifc.HardwareAddr) != 6 && ifc.Flags&net.FlagPointToPoint == 0 {
 		return nil, fmt.Errorf("%s is not an Ethernet interface", o.Interface)
 	}
 	if o.Local.Port() == 0 {
@@ -217,6 +217,9 @@ var ErrNoGateway = errors.New("it is not on the link, and there is no gateway")
 func (c *Conn) nextHop(ctx context.Context, to netip.Addr) (net.HardwareAddr, error) {
 	if to == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return broadcast, nil
+	}
+	if len(c.ifc.HardwareAddr) == 0 {
+		return broadcast, nil // a PPP device: there is one other end, and no header to be written
 	}
 	via := to
 	if !c.options.Network.Contains(to) {

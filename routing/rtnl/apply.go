@@ -1,11 +1,14 @@
 package rtnl
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
@@ -123,6 +126,8 @@ func applyLink(c routing.Change) error {
 		return netlink.LinkSetTxQLen(link, l.TxQueueLen)
 	case l.GSOMax != 0: // IPv4's own limit follows it
 		return netlink.LinkSetGSOMaxSize(link, l.GSOMax)
+	case l.EgressMap != "":
+		return setEgressMap(link, routing.ParseEgress(l.EgressMap))
 	}
 	return netlink.LinkSetUp(link)
 }
@@ -149,6 +154,25 @@ func addVLAN(l routing.Link) error {
 	if err == nil {
 		err = netlink.LinkSetAlias(link, routing.LinkAlias)
 	}
+	return err
+}
+
+// setEgressMap sets pairs and leaves the others as they are (vlan_changelink). The library can set them only when it
+// makes a device.
+func setEgressMap(link netlink.Link, pairs map[uint32]uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(link.Attrs().Index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vlan"))
+	qos := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_VLAN_EGRESS_QOS, nil)
+	for _, from := range slices.Sorted(maps.Keys(pairs)) {
+		pair := binary.NativeEndian.AppendUint32(nil, from) // struct ifla_vlan_qos_mapping
+		qos.AddRtAttr(nl.IFLA_VLAN_QOS_MAPPING, binary.NativeEndian.AppendUint32(pair, pairs[from]))
+	}
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
@@ -257,6 +281,9 @@ func applyRule(v routing.Verb, r routing.Rule) error {
 	}
 	if r.Source.IsValid() {
 		o.Src = ipNet(netip.PrefixFrom(r.Source, r.Source.BitLen()))
+	}
+	if r.Network.IsValid() {
+		o.Src = ipNet(r.Network)
 	}
 	if v == routing.Add {
 		return netlink.RuleAdd(o)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -92,4 +93,23 @@ func WatchLines(ctx context.Context, f func()) error {
 		return fmt.Errorf("watch carriers and addresses: %w", err)
 	}
 	return nil
+}
+
+// PointToPoint returns the IPv4 addresses of the two ends of a link that has no others, as pppd sets them; zero: it has
+// none.
+func PointToPoint(name string) (local, peer netip.Addr, err error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return local, peer, fmt.Errorf("read network device %s: %w", name, err)
+	}
+	addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET) })
+	if err != nil {
+		return local, peer, fmt.Errorf("list the addresses of %s: %w", name, err)
+	}
+	for _, a := range addresses {
+		if a.Peer != nil && link.Attrs().Flags&net.FlagPointToPoint != 0 {
+			return addrOf(a.IP).Unmap(), addrOf(a.Peer.IP).Unmap(), nil
+		}
+	}
+	return local, peer, nil
 }

@@ -94,6 +94,7 @@ func observeLinks(s *routing.State, scope routing.State) (map[int]string, error)
 		o := routing.Link{Name: a.Name, Own: own, Up: a.Flags&net.FlagUp != 0}
 		if isVLAN {
 			o.VLAN, o.Parent = uint16(vlan.VlanId), names[a.ParentIndex]
+			o.EgressMap = routing.EgressText(vlan.EgressQosMap)
 		}
 		if w.MTU != 0 {
 			o.MTU = a.MTU
@@ -288,6 +289,8 @@ func observeRules(s *routing.State, family int) error {
 		if whole, of := 0, 0; r.Src != nil {
 			if whole, of = r.Src.Mask.Size(); whole == of {
 				o.Source = addrOf(r.Src.IP).Unmap()
+			} else if r.Protocol == routing.Protocol { // of others: More
+				o.Network = netip.PrefixFrom(addrOf(r.Src.IP), whole)
 			}
 		}
 		o.More = r.Protocol != routing.Protocol && hasMore(r)

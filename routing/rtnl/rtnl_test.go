@@ -58,6 +58,17 @@ func branch() routing.Input {
 	}
 }
 
+// delegated has one LAN, with a part of a prefix that belongs to the second of two WANs.
+func delegated() routing.Input {
+	in := branch()
+	in.WANs = append(in.WANs, routing.Upstream{Interface: "voice0", DHCP6: true})
+	in.LANs = in.LANs[1:]
+	in.LANs[0].Delegated = pfx("2001:db8:5600:2::1/64")
+	in.Delegated = map[string][]routing.Delegation{"voice0": {{Prefix: pfx("2001:db8:5600::/56")[0]}}}
+	in.Advertised = map[string]routing.Advertised{"voice0": {Addresses: pfx("2001:db8:ff::100/128")}}
+	return in
+}
+
 // newBox is the namespace of an edge with its devices, all down, as before the first start.
 //
 //	wan0 = veth = (peers in one more namespace, which only hold the other ends)   tun rw-voice, rw-data
@@ -155,7 +166,9 @@ func strip(v any) any {
 
 // The text of the plan, run by ip(8) and sysctl(8), makes the same as Apply.
 func TestApplyMakesWhatTheTextSays(t *testing.T) {
-	for name, in := range map[string]routing.Input{"branch": branch(), "with a relay": relayed()} {
+	for name, in := range map[string]routing.Input{
+		"branch": branch(), "with a relay": relayed(), "delegated": delegated(),
+	} {
 		t.Run(name, func(t *testing.T) { applyMakesWhatTheTextSays(t, in) })
 	}
 }

@@ -43,12 +43,20 @@ func (w *world) claims(streams []dialog.Stream, callee netip.Addr, before []clai
 	for i := range streams {
 		s := &streams[i]
 		fromHop, toHop := s.FromHop, s.ToHop
-		if callee.IsValid() && s.FromCaller {
+		switch {
+		case !callee.IsValid():
+		case s.FromCaller && !s.ToBox:
 			toHop = callee
-		} else if callee.IsValid() {
+		case !s.FromCaller && !s.FromBox:
 			fromHop = callee
 		}
 		from, to := w.locate(s.From.Addr(), fromHop), w.locate(s.To.Addr(), toHop)
+		if s.FromBox {
+			from = location{kind: own}
+		}
+		if s.ToBox {
+			to = location{kind: own}
+		}
 		for _, a := range w.charged(from, to) {
 			if a != nil {
 				all = merge(all, claimOf(a, s))

@@ -457,5 +457,6 @@ func (w *world) moved(before []claim) (all []claim) {
 func equal(a, b dialog.Stream) bool {
 	return a.Index == b.Index && a.Kind == b.Kind && a.FromCaller == b.FromCaller && a.From == b.From &&
 		a.To == b.To && a.FromHop == b.FromHop && a.ToHop == b.ToHop && a.SRTP == b.SRTP && a.Sends == b.Sends &&
+		a.FromBox == b.FromBox && a.ToBox == b.ToBox && a.Overhead == b.Overhead &&
 		a.Settled == b.Settled && a.Exact == b.Exact && slices.Equal(a.Codecs, b.Codecs)
 }

@@ -79,7 +79,8 @@ type script struct {
 	tr        *dialog.Tracker
 	ledger    *Ledger
 	emergency *emergency.Set
-	callee    netip.Addr // the next message's Update.Callee
+	callee    netip.Addr         // the next message's Update.Callee
+	edit      func(*dialog.Step) // what is done with a message's step before the ledger has it; nil: nothing
 	engine    *engine
 	d         Decision
 }
@@ -153,6 +154,9 @@ func (s *script) says(line string) *script {
 	}
 	s.now = s.now.Add(time.Millisecond)
 	st := s.tr.Message(s.now, hosts[from], hosts[to], m, d)
+	if s.edit != nil {
+		s.edit(&st)
+	}
 	known := st.Leg != nil && s.ledger.byLeg[st.Leg] != nil
 	s.follow(st, Info{Refusable: Refusable(m), Emergency: s.emergency.Call(m), Callee: s.callee})
 	s.callee = netip.Addr{}

@@ -83,7 +83,7 @@ func (a *account) bounded() bool { return a.budget.Rate > 0 }
 // cost is what a stream takes here at most, in bits a second on the provider's meter.
 func (a *account) cost(s *dialog.Stream) (rate qos.BitRate) {
 	for _, c := range s.Codecs {
-		p := packets{c.Payload, c.Interval, isIPv6(s), s.SRTP}
+		p := packets{c.Payload, c.Interval, isIPv6(s), srtpOf(s)}
 		known, ok := a.costs[p]
 		if !ok {
 			known = a.reckon(c, p)
@@ -99,9 +99,21 @@ func (a *account) cost(s *dialog.Stream) (rate qos.BitRate) {
 
 // packets are what the cost of a stream depends on in one account.
 type packets struct {
-	payload    qos.ByteCount
-	interval   time.Duration
-	ipv6, srtp bool
+	payload  qos.ByteCount
+	interval time.Duration
+	ipv6     bool
+	srtp     qos.ByteCount // what it adds to each
+}
+
+// srtpOf is what SRTP adds to each packet of a stream.
+func srtpOf(s *dialog.Stream) qos.ByteCount {
+	switch {
+	case !s.SRTP:
+		return 0
+	case s.Overhead > 0:
+		return qos.ByteCount(s.Overhead)
+	}
+	return qos.SRTPTag
 }
 
 // maxCosts bounds the costs that an account remembers: there are few codecs, and each step of qos.Budget is
@@ -110,10 +122,7 @@ const maxCosts = 64
 
 func (a *account) reckon(c qos.Codec, p packets) qos.BitRate {
 	b := a.budget
-	b.CallIPv6, b.SRTP = p.ipv6, 0
-	if p.srtp {
-		b.SRTP = qos.SRTPTag
-	}
+	b.CallIPv6, b.SRTP = p.ipv6, max(b.SRTP, p.srtp)
 	if a.Internet {
 		return untunnelled(b, c)
 	}

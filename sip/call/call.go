@@ -29,6 +29,9 @@ type Call struct {
 	Flows     []Flow    `json:"flows"`            // of media, as long as the call needs them
 	Media     []Flow    `json:"media,omitempty"`  // flows of RTP that it has had, at most MaxMedia
 
+	// SRTP is how media is secured between this box and caller and callee, where the box relays it; nil: it does not.
+	SRTP []string `json:"srtp,omitempty"`
+
 	Sent     *Quality `json:"sent,omitempty"`     // of media from this branch into the tunnel; nil: not measured
 	Received *Quality `json:"received,omitempty"` // of media from the tunnel to this branch
 }

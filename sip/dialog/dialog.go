@@ -98,6 +98,8 @@ type Leg struct {
 	ended     End
 	status    int // of the final error, if one ended it
 
+	forks time.Time // until when another branch may be accepted; zero: none was, or no other one can be any more
+
 	flows []Flow    // that it has in the tracker's count, sorted
 	due   time.Time // when something of it expires
 	at    int       // in the tracker's heap
@@ -121,6 +123,7 @@ type Dialog struct {
 	until    time.Time     // previous is kept at most so long
 	pending  [2]*exchange  // offers without an answer yet, by who made them
 	answered transaction   // of the latest offer that was answered
+	answer   transaction   // that brought the answer: another one, if it was a PRACK
 	offerer  side          // who made that offer
 	deadline time.Time     // of what the State waits for; zero: nothing
 	atEnd    End           // why it ends then
@@ -129,6 +132,9 @@ type Dialog struct {
 	expires  time.Time     // of the session
 	seen     time.Time     // signalling or media
 	held     bool
+
+	withdrew [2]bool // offers that ended without an answer, of which no step has told yet
+	told     bool    // a step has told of the end
 }
 
 // exchange is an offer, by the transaction whose request or response brought it.
@@ -195,7 +201,7 @@ func (l *Leg) wanted(flows []Flow) []Flow {
 
 // describe takes a session description from one side: an offer, or the answer to one (RFC 3264; where each may be,
 // RFC 6337, section 2.2).
-func (d *Dialog) describe(l *Leg, from side, m *message.Message, s *sdp.Description, now time.Time) {
+func (d *Dialog) describe(l *Leg, from side, m *message.Message, s *sdp.Description, now time.Time) Role {
 	tx := transactionOf(m, from)
 	said := d.media[from]
 	if x := d.pending[from]; x != nil && x.transaction == tx {
@@ -206,18 +212,20 @@ func (d *Dialog) describe(l *Leg, from side, m *message.Message, s *sdp.Descript
 
 	switch {
 	case theirs != nil && (theirs.transaction == tx || m.Method == message.PRACK && theirs.method == message.INVITE):
-		d.agree(from.other(), *theirs, parties, now)
+		d.agree(from.other(), *theirs, parties, tx, now)
 	case tx == d.answered && from == d.offerer:
-		// An offer that was answered comes again.
-	case tx == d.answered:
-		d.agree(d.offerer, exchange{tx, d.media[d.offerer]}, parties, now) // a 2xx after a 1xx, or again
+		return Repeated
+	case tx == d.answered, tx == d.answer && from != d.offerer: // a 2xx after a 1xx, or again
+		d.agree(d.offerer, exchange{d.answered, d.media[d.offerer]}, parties, tx, now)
 	case m.Method == message.ACK, !m.Request && m.Method != message.INVITE:
-		// An answer to an offer that was not seen.
+		return Strange
 	case !m.Request && l.offer != nil && tx == l.transaction():
-		d.agree(caller, exchange{tx, l.offer}, parties, now)
+		d.agree(caller, exchange{tx, l.offer}, parties, tx, now)
 	default:
 		d.pending[from] = &exchange{tx, parties}
+		return Offer
 	}
+	return Answer
 }
 
 // transaction is the INVITE that started the leg.
@@ -226,7 +234,7 @@ func (l *Leg) transaction() transaction {
 }
 
 // agree takes an answer to an offer. What was agreed before stays open until the answer is acknowledged.
-func (d *Dialog) agree(offerer side, offer exchange, answer []party, now time.Time) {
+func (d *Dialog) agree(offerer side, offer exchange, answer []party, by transaction, now time.Time) {
 	if d.media[caller] != nil && d.media[callee] != nil {
 		d.previous, d.until = agreed(nil, d.media[caller], d.media[callee]), now.Add(forkGrace)
 		if offer.method == message.INVITE {
@@ -235,7 +243,7 @@ func (d *Dialog) agree(offerer side, offer exchange, answer []party, now time.Ti
 	}
 	d.media[offerer], d.media[offerer.other()] = offer.media, answer
 	d.pending[offerer] = nil
-	d.answered, d.offerer = offer.transaction, offerer
+	d.answered, d.answer, d.offerer = offer.transaction, by, offerer
 	d.held = onHold(answer)
 }
 
@@ -243,7 +251,7 @@ func (d *Dialog) agree(offerer side, offer exchange, answer []party, now time.Ti
 func (d *Dialog) withdraw(tx transaction) {
 	for s, x := range d.pending {
 		if x != nil && x.transaction == tx {
-			d.pending[s] = nil
+			d.pending[s], d.withdrew[s] = nil, true
 		}
 	}
 }

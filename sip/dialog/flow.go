@@ -178,6 +178,8 @@ type party struct {
 	named  bool        // its address is a name
 	srtp   bool        // its packets have SRTP's tag, or may have it
 	codecs []qos.Codec // in its order, one at least (codec.Formats)
+
+	relayed *relayed // nil: the box does not relay it
 }
 
 // partiesOf reads a description. before is what the same end said last, if it did.
@@ -200,6 +202,7 @@ func partiesOf(d *sdp.Description, before []party) []party {
 			// Hold as RFC 2543 has it, with the address 0.0.0.0. RTCP goes on to where it went.
 			if i < len(before) && !before[i].refused {
 				p = before[i]
+				p.relayed = nil
 			}
 			p.direction = sdp.Inactive
 		}
@@ -251,7 +254,15 @@ func (p *party) sources() []netip.Addr {
 // offered are the flows to whoever made an offer that is not answered yet.
 func offered(flows []Flow, offer []party, asked netip.Addr) []Flow {
 	for i := range offer {
-		flows = flowsTo(flows, &offer[i], offer[i].receives(), true, func(to netip.AddrPort, rtcp bool) Flow {
+		p := &offer[i]
+		if p.refused {
+			continue
+		}
+		if p.relayed != nil {
+			flows = relayedOffer(flows, p, asked)
+			continue
+		}
+		flows = flowsTo(flows, p, p.receives(), true, func(to netip.AddrPort, rtcp bool) Flow {
 			return FlowAsked(asked, to, rtcp)
 		})
 	}
@@ -264,6 +275,10 @@ func agreed(flows []Flow, a, b []party) []Flow {
 	for i := range min(len(a), len(b)) {
 		x, y := &a[i], &b[i]
 		if x.refused || y.refused {
+			continue
+		}
+		if x.relayed != nil && y.relayed != nil {
+			flows = relayedBetween(flows, x, y)
 			continue
 		}
 		flows = between(flows, x, y)

@@ -53,6 +53,7 @@ type (
 		Held     bool              `cbor:"14,keyasint,omitempty"`
 		Previous []Flow            `cbor:"17,keyasint,omitempty"` // 15 had another form
 		Until    time.Time         `cbor:"16,keyasint,omitzero"`
+		Answer   savedTransaction  `cbor:"18,keyasint,omitzero"`
 	}
 	savedExchange struct {
 		savedTransaction
@@ -75,6 +76,16 @@ type (
 		SRTP       bool             `cbor:"9,keyasint,omitempty"`
 		Codecs     []qos.Codec      `cbor:"10,keyasint,omitempty"`
 		TCP        bool             `cbor:"11,keyasint,omitempty"`
+		Relayed    *savedRelayed    `cbor:"12,keyasint,omitempty"`
+	}
+	savedRelayed struct {
+		Own   savedHop `cbor:"1,keyasint"`
+		Other savedHop `cbor:"2,keyasint"`
+	}
+	savedHop struct {
+		Box  netip.AddrPort `cbor:"1,keyasint,omitzero"`
+		Mux  bool           `cbor:"2,keyasint,omitempty"`
+		SRTP int            `cbor:"3,keyasint,omitempty"`
 	}
 )
 
@@ -91,7 +102,7 @@ func (l *Leg) Save() ([]byte, error) {
 		x := savedDialog{
 			Tag: d.Tag, State: d.State, Why: d.Why, Answered: saveTransaction(d.answered), Offerer: d.offerer,
 			Deadline: d.deadline, AtEnd: d.atEnd, Before: d.before, Session: d.session, Expires: d.expires, Seen: d.seen,
-			Held: d.held, Previous: d.previous, Until: d.until,
+			Held: d.held, Previous: d.previous, Until: d.until, Answer: saveTransaction(d.answer),
 		}
 		for i := range d.media {
 			x.Media[i] = saveParties(d.media[i])
@@ -114,10 +125,28 @@ func saveParties(all []party) (out []savedParty) {
 	for _, p := range all {
 		out = append(out, savedParty{
 			p.kind, p.refused, p.rtp, p.rtcp, p.direction, p.mux, p.candidates, p.named, p.srtp, p.codecs, p.tcp,
+			saveRelayed(p.relayed),
 		})
 	}
 	return out
 }
+
+func saveRelayed(r *relayed) *savedRelayed {
+	if r == nil {
+		return nil
+	}
+	return &savedRelayed{r.own.save(), r.other.save()}
+}
+
+func (s *savedRelayed) load() *relayed {
+	if s == nil {
+		return nil
+	}
+	return &relayed{s.Own.load(), s.Other.load()}
+}
+
+func (h *hop) save() savedHop { return savedHop{h.box, h.mux, h.srtp} }
+func (s *savedHop) load() hop { return hop{s.Box, s.Mux, s.SRTP} }
 
 func loadParties(all []savedParty) (out []party) {
 	for _, p := range all {
@@ -126,7 +155,7 @@ func loadParties(all []savedParty) (out []party) {
 		}
 		out = append(out, party{
 			kind: p.Kind, refused: p.Refused, rtp: p.RTP, rtcp: p.RTCP, direction: p.Direction, mux: p.Mux,
-			candidates: p.Candidates, tcp: p.TCP, named: p.Named, srtp: p.SRTP, codecs: p.Codecs,
+			candidates: p.Candidates, tcp: p.TCP, named: p.Named, srtp: p.SRTP, codecs: p.Codecs, relayed: p.Relayed.load(),
 		})
 	}
 	return out
@@ -161,6 +190,9 @@ func (t *Tracker) Load(now time.Time, saved []byte) (st Step, err error) {
 	if l.accepted && len(l.dialogs) == 0 {
 		return st, errors.New("load a call: it was accepted and has no dialog")
 	}
+	if l.accepted {
+		l.forks = now.Add(timerB) // it is not known how long ago it was
+	}
 	t.calls.add(l)
 	t.legs++
 	heap.Push(&t.timers, l)
@@ -173,7 +205,8 @@ func (s savedDialog) load() *Dialog {
 	d := &Dialog{
 		Tag: s.Tag, State: s.State, Why: s.Why, answered: s.Answered.load(), offerer: s.Offerer, deadline: s.Deadline,
 		atEnd: s.AtEnd, before: s.Before, session: s.Session, expires: s.Expires, seen: s.Seen, held: s.Held,
-		previous: s.Previous, until: s.Until,
+		previous: s.Previous, until: s.Until, answer: s.Answer.load(),
+		told: s.State == Ended,
 	}
 	for i := range s.Media {
 		if s.Media[i] != nil {

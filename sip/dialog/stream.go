@@ -23,10 +23,14 @@ type Stream struct {
 	// nothing yet, or gave a name, is invalid: all that is known then is the hop that speaks for it.
 	From, To       netip.AddrPort
 	FromHop, ToHop netip.Addr
+	// FromBox and ToBox: that end is this box, which relays the medium. It is one stream between each end and the box.
+	FromBox, ToBox bool
 
 	// Codecs are the ones of which any may be used and be the dearest (codec.Bounds); one if it was chosen.
 	Codecs []qos.Codec
 	SRTP   bool
+	// Overhead is what SRTP adds to each packet, in bytes; 0: what is usual.
+	Overhead int
 	// Sends is false while nothing flows in this direction: on hold, or as the descriptions say (RFC 3264,
 	// section 5.1).
 	Sends bool
@@ -111,6 +115,13 @@ func (all *streams) agreed(l *Leg, d *Dialog) {
 		toOfferer.Codecs = as(chosen[0], o.codecs)
 		toAnswerer.Sends = o.sends() && a.receives()
 		toOfferer.Sends = a.sends() && o.receives()
+		if o.relayed != nil && a.relayed != nil {
+			if len(*all) < maxStreams-4 {
+				all.relayed(l, d.offerer, o.end(), o.relayed.own, toAnswerer, toOfferer)
+				all.relayed(l, d.offerer.other(), a.end(), a.relayed.own, toOfferer, toAnswerer)
+			}
+			continue
+		}
 
 		ours, theirs := o.ends(), a.ends()
 		toAnswerer.Exact = exact(ours, theirs)
@@ -154,6 +165,15 @@ func (all *streams) offered(l *Leg, s side, offer, before []party) {
 		}
 		ours := p.ends()
 		from := Stream{Index: i, Kind: p.kind, SRTP: p.srtp, Codecs: codec.Bounds(p.codecs), Sends: p.sends()}
+		if p.relayed != nil {
+			to := from
+			to.Sends = p.receives()
+			if len(*all) < maxStreams-4 {
+				all.relayed(l, s, p.end(), p.relayed.own, from, to)
+				all.relayed(l, s.other(), known(before, i), p.relayed.other, to, from)
+			}
+			continue
+		}
 		from.Exact = exact(ours, theirs)
 		to := from
 		to.Sends = p.receives()
@@ -166,6 +186,14 @@ func (all *streams) offered(l *Leg, s side, offer, before []party) {
 			}
 		}
 	}
+}
+
+// known is where the other side receives by what it said last; invalid: it said nothing.
+func known(before []party, i int) netip.AddrPort {
+	if i < len(before) && !before[i].refused {
+		return before[i].end()
+	}
+	return netip.AddrPort{}
 }
 
 func (all *streams) late(l *Leg) {

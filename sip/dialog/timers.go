@@ -15,6 +15,10 @@ func (t *Tracker) Expire(now time.Time) (st Step) {
 	for len(t.timers) > 0 && !t.timers[0].due.After(now) {
 		l := t.timers[0]
 		t.expire(l, now)
+		if !l.forks.IsZero() && !l.forks.After(now) {
+			l.forks = time.Time{}
+			st.Single = append(st.Single, l)
+		}
 		t.settle(&st, l, now)
 		st.Others = append(st.Others, l)
 	}
@@ -66,6 +70,7 @@ func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
 	case !l.accepted:
 		sooner(l.seen.Add(t.Idle))
 	}
+	sooner(l.forks)
 	for _, d := range l.dialogs {
 		if d.State == Ended {
 			continue

@@ -62,6 +62,14 @@ type Step struct {
 	// on the hops, so that those of this leg may allow what those of the other did not.
 	Shared []Flow
 
+	// Exchanges are what the message's description is to each leg that it belongs to. There is none for a description
+	// in a message that no leg expects.
+	Exchanges []Exchange
+	// Withdrawn are offers that have ended without an answer, and Over dialogs that have ended while their leg may go on.
+	Withdrawn, Over []Branch
+	// Single are legs of which no other branch can be accepted any more.
+	Single []*Leg
+
 	offers []member // that it brings, with who made them, by leg
 }
 
@@ -112,6 +120,9 @@ func (t *Tracker) Message(now time.Time, from, to netip.Addr, m *message.Message
 	default:
 		t.inDialog(&st, &x)
 	}
+	if len(st.Exchanges) > 1 {
+		inOrder(st.Exchanges, from)
+	}
 	return st
 }
 
@@ -143,11 +154,17 @@ func (t *Tracker) invite(st *Step, x *seen) {
 		}
 	}
 	st.Leg = l
-	if x.CSeq < l.cseq || l.accepted {
-		return // an older one comes again
+	if x.CSeq < l.cseq || l.accepted { // an older one comes again
+		st.exchange(x, l, nil, caller, Repeated)
+		return
 	}
+	st.exchange(x, l, nil, caller, Offer)
 	st.Offered = x.sdp != nil
 	if x.CSeq > l.cseq { // again, with credentials or elsewhere
+		for _, d := range l.dialogs {
+			d.end(OtherBranch)
+		}
+		st.over(l)
 		l.cseq, l.branches, l.cancelled = x.CSeq, nil, false
 		l.responded, l.dialogs = false, nil
 	}
@@ -238,7 +255,7 @@ func (t *Tracker) inDialog(st *Step, x *seen) {
 		switch x.Method {
 		case message.INVITE, message.UPDATE, message.PRACK, message.ACK:
 			if x.sdp != nil {
-				d.describe(l, f.sender, x.Message, x.sdp, x.now)
+				st.exchange(x, l, d, f.sender, d.describe(l, f.sender, x.Message, x.sdp, x.now))
 				st.offer(l, d, f.sender)
 			}
 		}
@@ -301,9 +318,13 @@ func (t *Tracker) toInvite(st *Step, l *Leg, x *seen) {
 		if d.State == Ended {
 			return
 		}
-		if x.sdp != nil && d.State <= Accepted { // later, it is a retransmission, and may no longer hold
-			d.describe(l, callee, x.Message, x.sdp, x.now)
+		switch {
+		case x.sdp == nil:
+		case d.State <= Accepted:
+			st.exchange(x, l, d, callee, d.describe(l, callee, x.Message, x.sdp, x.now))
 			st.offer(l, d, callee)
+		default: // it comes again, and may no longer hold
+			st.exchange(x, l, d, callee, Repeated)
 		}
 		if x.Status >= 200 {
 			l.accept(d, x)
@@ -336,7 +357,9 @@ func (l *Leg) failed(id []byte, status int) {
 
 // accept takes a 2xx to the INVITE.
 func (l *Leg) accept(d *Dialog, x *seen) {
-	l.accepted = true
+	if !l.accepted {
+		l.accepted, l.forks = true, x.now.Add(timerB)
+	}
 	d.timer(x)
 	if d.State != Early {
 		return // it comes again, since the ACK was lost
@@ -367,7 +390,7 @@ func (t *Tracker) toExchange(st *Step, l *Leg, d *Dialog, by side, x *seen) {
 		d.withdraw(transactionOf(x.Message, by))
 	default:
 		if x.sdp != nil && d.State != Ended {
-			d.describe(l, by, x.Message, x.sdp, x.now)
+			st.exchange(x, l, d, by, d.describe(l, by, x.Message, x.sdp, x.now))
 			st.offer(l, d, by)
 		}
 		if x.Status < 200 {
@@ -390,7 +413,7 @@ func (t *Tracker) Refuse(now time.Time, st Step) (undone Step) {
 	}
 	for _, o := range st.offers {
 		if o.leg.ended == "" {
-			o.dialog.pending[o.sender] = nil
+			o.dialog.pending[o.sender], o.dialog.withdrew[o.sender] = nil, true
 			t.settle(&undone, o.leg, now)
 		}
 	}
@@ -418,6 +441,8 @@ func (t *Tracker) settle(st *Step, l *Leg, now time.Time) {
 			}
 		}
 	}
+	st.withdrawn(l)
+	st.over(l)
 	t.scratch = l.wanted(t.scratch[:0])
 	t.refer(st, l, t.scratch)
 	if l.ended != "" {

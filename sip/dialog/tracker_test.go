@@ -127,7 +127,7 @@ func (s *script) restarted() *Tracker {
 }
 
 // essence is what a step says, without the legs themselves. Legs of one call may come in another order.
-func essence(st Step) [6]any {
+func essence(st Step) [8]any {
 	var ends []End
 	for _, l := range st.Ended {
 		ends = append(ends, l.Why())
@@ -136,7 +136,9 @@ func essence(st Step) [6]any {
 	opened, closed := slices.Clone(st.Opened), slices.Clone(st.Closed)
 	slices.SortFunc(opened, compare)
 	slices.SortFunc(closed, compare)
-	return [6]any{st.Leg != nil, st.Drop, st.Offered, ends, opened, closed}
+	return [8]any{
+		st.Leg != nil, st.Drop, st.Offered, ends, opened, closed, exchanges(st), endings(st),
+	}
 }
 
 func flowsOf(t *Tracker) []Flow {

@@ -52,6 +52,7 @@ type Message struct {
 
 	// Body is what Content-Length says; without it, the rest of the datagram.
 	Body []byte
+	head int // bytes before the body
 }
 
 // Headers are all header fields in the order in which they came.
@@ -59,6 +60,9 @@ func (m *Message) Headers() []Header { return m.headers[:m.count] }
 
 // Bytes is a range of the message.
 func (m *Message) Bytes(r Range) []byte { return m.Raw[r.Start:r.End:r.End] }
+
+// Head is everything before the body.
+func (m *Message) Head() []byte { return m.Raw[:m.head:m.head] }
 
 // Header is the value of the first header field of a kind; nil without one.
 func (m *Message) Header(k Kind) []byte {
@@ -132,7 +136,7 @@ func worse(a, b Reason) Reason {
 }
 
 func (m *Message) reset(b []byte) {
-	m.Raw, m.Body = b, nil
+	m.Raw, m.Body, m.head = b, nil, 0
 	m.Request, m.Method, m.Status, m.CSeq = false, Other, 0, 0
 	m.method, m.uri, m.reason = Range{}, Range{}, Range{}
 	m.first = [kinds]uint16{}
@@ -312,7 +316,7 @@ var repeated = [kinds]Reason{
 
 // cutBody finds the body.
 func (m *Message) cutBody(start int) Reason {
-	m.Body = m.Raw[start:len(m.Raw):len(m.Raw)]
+	m.Body, m.head = m.Raw[start:len(m.Raw):len(m.Raw)], start
 	if !m.Has(ContentLength) {
 		return None
 	}

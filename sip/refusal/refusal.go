@@ -20,13 +20,16 @@ import (
 // Bounds.
 const (
 	// MaxGrowth is by how many bytes a response may be longer than its request: the status line, Warning,
-	// Content-Length, the tag, received and rport make 300 at most, and the blank after the colon one for each
+	// Content-Length, the tag, received and rport make 364 at most, and the blank after the colon one for each
 	// header field that came without. So nobody can use it to amplify a flood to a forged address.
-	MaxGrowth = 300 + message.MaxHeaders
+	MaxGrowth = 364 + message.MaxHeaders
+
+	// MaxText is the longest text of a warning, in bytes.
+	MaxText = 96
 
 	maxAgent = 64 // bytes; host names are longer, but nobody needs one here
 	maxTag   = 64
-	maxText  = 32 // of a reason phrase, and of a warning
+	maxText  = 32 // of a reason phrase
 )
 
 // Form is what a refusal says.
@@ -136,8 +139,8 @@ func (r *Refusal) check() error {
 		return fmt.Errorf("refuse with status %d (allowed: 300-699)", r.Status)
 	case len(r.Phrase) > maxText || !isText(r.Phrase):
 		return fmt.Errorf("refuse with the phrase %q (allowed: up to %d letters)", r.Phrase, maxText)
-	case r.Warning != 0 && (r.Warning < 300 || r.Warning > 399 || len(r.Text) > maxText || !isText(r.Text)):
-		return fmt.Errorf("warn with %d %q (allowed: 300-399, up to %d letters)", r.Warning, r.Text, maxText)
+	case r.Warning != 0 && (r.Warning < 300 || r.Warning > 399 || len(r.Text) > MaxText || !isText(r.Text)):
+		return fmt.Errorf("warn with %d %q (allowed: 300-399, up to %d letters)", r.Warning, r.Text, MaxText)
 	case len(r.Agent) > maxAgent || !isWord(r.Agent, "[]:"):
 		return fmt.Errorf("warn in the name of %q (allowed: a host or a word, up to %d bytes)", r.Agent, maxAgent)
 	case r.Tag == "" || len(r.Tag) > maxTag || !isWord(r.Tag, ""):

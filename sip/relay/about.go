@@ -46,6 +46,7 @@ type told struct {
 	endedLeg
 	state string
 	flows []dialog.Flow // nil: it has ended
+	srtp  []string
 }
 
 // tell takes down a leg that lives. Lists of an about are appended to, and never changed.
@@ -67,6 +68,7 @@ func (t *told) call() call.Call {
 		Hops: [2]string{t.hops[0].String(), t.hops[1].String()}, State: t.state,
 		Began: t.began, Answered: t.answered, Ended: t.ended, Emergency: t.emergency,
 		Why: string(t.why), Status: t.status, Codecs: t.codecs, Holes: t.holes, Media: flowsOf(t.media),
+		SRTP: t.srtp,
 	}
 	if t.ended.IsZero() {
 		c.Flows = flowsOf(t.flows)

@@ -97,11 +97,12 @@ func (a *asker) put(c Change) (done <-chan struct{}, queued bool) {
 	}
 	c.Close = nil
 	switch {
-	case len(c.Open)+len(c.Places) == 0:
+	case len(c.Open)+len(c.Places) == 0 && !c.hasMedia():
 		return a.next, false
 	case len(a.queue) < maxQueued:
 		a.queue = append(a.queue, c)
 	default:
+		WipeKeys(append(a.queue, c))
 		a.queue, a.all = nil, true
 	}
 	return a.next, true
@@ -132,6 +133,7 @@ func (a *asker) take(closings bool) (r flowsRequest, done chan struct{}) {
 func (a *asker) tellAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	WipeKeys(a.queue)
 	a.queue, a.all = nil, true
 	a.kick()
 }
@@ -240,6 +242,7 @@ func (a *asker) post() bool {
 	r, done := a.take(false)
 	a.mu.Unlock()
 	err := a.channel.send(r.Changes)
+	WipeKeys(r.Changes)
 	if errors.Is(err, errTooLong) {
 		a.tellAll() // by the control connection, with what was taken
 		close(done)
@@ -358,6 +361,7 @@ func (a *asker) reopen(ctx context.Context) (err error) {
 
 // ask sends one request, and waits for its answer.
 func (a *asker) ask(ctx context.Context, r flowsRequest, done chan struct{}) error {
+	defer WipeKeys(r.Changes)
 	if a.channel != nil && !r.Whole {
 		err := a.channel.send(r.Changes)
 		switch {

@@ -54,9 +54,11 @@ func (c *channel) close() { unix.Close(c.fd) }
 func (c *channel) send(changes []Change) error {
 	c.buffer = packChanges(binary.BigEndian.AppendUint32(c.buffer[:0], c.sent+1), changes)
 	if len(c.buffer) > maxChannel {
+		clear(c.buffer)
 		return errTooLong
 	}
 	c.sent++
+	defer func() { clear(c.buffer) }() // it may have keys
 	if _, errno := transfer(short, unix.SYS_SENDTO, c.fd, c.buffer, sendNow); errno != 0 {
 		return fmt.Errorf("tell the daemon of flows: %w", errno)
 	}
@@ -259,7 +261,9 @@ func (c *channels) serve(ctx context.Context, file *os.File) error {
 			return fmt.Errorf("read a request: it has %d bytes (at least 4)", n)
 		}
 		answer = buffer[:4:4]
-		if err := c.handle(ctx, buffer[4:n]); err != nil {
+		err = c.handle(ctx, buffer[4:n])
+		clear(buffer[4:n]) // it may have keys
+		if err != nil {
 			answer = append(answer, err.Error()...)
 			answer = answer[:min(len(answer), maxRefusal)]
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ringway/process"
+	"ringway/sip/terminate"
 	"ringway/sip/transparent"
 )
 
@@ -57,6 +58,7 @@ func Main(build string) error {
 			typeExport:   s.handleExport,
 			typeTake:     s.handleTake,
 			typeImport:   s.handleImport,
+			typeRestore:  s.handleRestore,
 		},
 	})
 	if err != nil {
@@ -79,6 +81,7 @@ type server struct {
 	journal  *journal
 	exported []transparent.Connection // to be taken by the next process
 	imported []transparent.Connection // of the process before
+	restored []terminate.Saved        // likewise
 }
 
 // handleSettings takes what the daemon says, at the start and whenever it changes. A daemon that says it may be
@@ -161,7 +164,8 @@ func (s *server) takeOver(ctx context.Context, c *core) {
 	legs, err := j.read()
 	// Emptied before and written after: a call that a process cannot take is not there for the next one, and one that
 	// it has taken is not missing until the next change.
-	err = errors.Join(err, j.clear(), c.load(legs), c.keepOnce(j))
+	err = errors.Join(err, j.clear(), c.load(legs), c.restore(s.restored), c.keepOnce(j))
+	s.restored = nil
 	if err != nil {
 		s.child.Log().Warn("not all calls of the process before are known", "error", err)
 	}
@@ -215,8 +219,10 @@ func (s *server) send(ctx context.Context, r process.Request) error {
 
 // sendFlows tells the daemon what calls need.
 func (s *server) sendFlows(ctx context.Context, r flowsRequest) error {
+	packed := packChanges(nil, r.Changes)
+	defer clear(packed) // it may have keys
 	return s.send(ctx, process.Request{
-		Type: typeFlows, Body: flowsHead{r.Whole}, Attached: packChanges(nil, r.Changes), Within: askLimit,
+		Type: typeFlows, Body: flowsHead{r.Whole}, Attached: packed, Within: askLimit,
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -22,6 +23,7 @@ import (
 	"ringway/sip/privacy"
 	"ringway/sip/refusal"
 	"ringway/sip/sdp"
+	"ringway/sip/terminate"
 	"ringway/sip/transparent"
 )
 
@@ -54,6 +56,9 @@ type core struct {
 	reports []Report             // for the daemon
 	records []Ended              // likewise
 
+	relayed *terminate.Calls
+	ports   *ports
+
 	ladder   *ladder.Ring
 	redactor privacy.Redactor
 	homer    *homer // nil: nothing is sent to one
@@ -70,10 +75,12 @@ type core struct {
 }
 
 func newCore(now func() time.Time) *core {
-	return &core{
+	c := &core{
 		now: now, tracker: dialog.New(maxLegs), known: map[*dialog.Leg]*about{}, dirty: map[*dialog.Leg]bool{},
-		woken: make(chan struct{}, 1), policy: newPolicy(), ladder: ladder.New(ladder.Defaults()),
+		woken: make(chan struct{}, 1), policy: newPolicy(), ladder: ladder.New(ladder.Defaults()), ports: newPorts(now),
 	}
+	c.relayed = terminate.New(terminate.Config{Offer: c.offerConfig(nil), NewID: rand.Uint64})
+	return c
 }
 
 // counters are counters by name.
@@ -139,13 +146,17 @@ func (c *core) judge(m *transparent.Message) (action transparent.Action, done <-
 	}
 	switch verdict {
 	case message.Refused:
-		if !c.policy.settings.Enforce { // a datagram goes on; a stream ends, for nobody knows its next message
+		if !c.policy.settings.Enforce && !c.mayHideOffer(m) { // a datagram goes on; a stream ends
 			c.unread.add(m.Reason.String())
 			return action, nil
 		}
 		c.refused.add(m.Reason.String())
 		return transparent.Action{Drop: true, Close: true}, nil
 	case message.Unread:
+		if c.mayHideOffer(m) {
+			c.refused.add(srtpUnreadable)
+			return transparent.Action{Drop: true}, nil
+		}
 		c.unread.add(m.Reason.String())
 		return action, nil
 	}
@@ -185,12 +196,16 @@ func (c *core) follow(
 	}
 	c.note(now, &st, m, emergency, description)
 	var change Change
-	refused := c.admit(now, &st, m, emergency, &change)
-	done, queued := c.settle(&st, change)
+	action, refused := c.relayMedia(now, &st, m, text, found, description != nil, emergency)
+	if r := c.admit(now, &st, m, emergency, &change); refused == nil && r != nil {
+		clear(action.Raw)
+		action, refused = transparent.Action{}, r
+	}
+	done, queued := c.settle(&st, &change)
 	if next := c.tracker.Next(); next.Before(before) || before.IsZero() && !next.IsZero() {
 		c.wakeUp()
 	}
-	if refused == nil && len(st.Opened)+len(st.Shared) > 0 {
+	if refused == nil && !action.Drop && (len(st.Opened)+len(st.Shared) > 0 || adds(change.Media)) {
 		return action, done
 	}
 	if queued { // and need not be waited for
@@ -233,7 +248,10 @@ func (c *core) note(
 }
 
 // settle queues what changed for the daemon, as asker.put says, and takes ended legs off.
-func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, queued bool) {
+func (c *core) settle(st *dialog.Step, change *Change) (done <-chan struct{}, queued bool) {
+	c.relayed.Follow(st)
+	change.Media = c.relayed.Changes()
+	change.saved = c.relayed.Unsaved()
 	change.Open, change.Close = slices.Concat(st.Opened, st.Shared), st.Closed
 	more := len(change.Open) > 0
 	if more && st.Leg != nil {
@@ -242,8 +260,8 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 			change.Open = nil
 		}
 	}
-	if len(change.Open)+len(change.Close)+len(change.Places) > 0 {
-		done, queued = c.asker.put(change)
+	if len(change.Open)+len(change.Close)+len(change.Places) > 0 || change.hasMedia() {
+		done, queued = c.asker.put(*change)
 	}
 	if st.Leg != nil {
 		c.dirty[st.Leg] = true
@@ -286,7 +304,7 @@ func (c *core) settle(st *dialog.Step, change Change) (done <-chan struct{}, que
 
 // settleAlone is settle for what no message waits for.
 func (c *core) settleAlone(st *dialog.Step, change Change) {
-	if _, queued := c.settle(st, change); queued {
+	if _, queued := c.settle(st, &change); queued {
 		c.asker.kick()
 	}
 }
@@ -344,6 +362,7 @@ func (c *core) expireCalls(now time.Time) (next time.Time) {
 
 // expireRest forgets registrations, refusals, and what sources of abuse did. The caller holds the lock.
 func (c *core) expireRest(now time.Time) {
+	c.ports.expire()
 	c.policy.phones.Expire(now)
 	c.policy.refusals.expire(now)
 	if c.policy.watch != nil {
@@ -457,6 +476,9 @@ func (c *core) flows() (all []Change) {
 	if places := c.places(); len(places) > 0 {
 		all = append(all, Change{Places: places})
 	}
+	if pairs, saved := c.relayed.Whole(), c.relayed.Saved(maxSavedAtOnce); len(pairs)+len(saved) > 0 {
+		all = append(all, Change{Media: pairs, saved: saved})
+	}
 	c.tracker.Legs(func(l *dialog.Leg) {
 		if flows := l.Flows(); len(flows) > 0 && !c.policy.muted[l] {
 			all = append(all, Change{Hops: l.Hops, Via: c.tracker.Hops(l), Open: flows})
@@ -484,7 +506,9 @@ func (c *core) snapshot() (live, ended []told) {
 	defer c.mu.Unlock()
 	live, ended = make([]told, 0, len(c.known)), make([]told, 0, len(c.ended))
 	for l, x := range c.known {
-		live = append(live, tell(l, x))
+		t := tell(l, x)
+		t.srtp = c.relayed.Secured(l)
+		live = append(live, t)
 	}
 	for e := range c.endedInOrder {
 		ended = append(ended, told{endedLeg: *e, state: dialog.Ended.String()})
@@ -511,6 +535,7 @@ func (c *core) stats() Stats {
 		LateFlows: c.late.Load(), Beyond: c.tracker.Beyond() + c.policy.ledger.Beyond(),
 		Mirrored: c.mirrored.Load(), Unmirrored: c.unmirrored.Load(), TLS: c.tlsServers(),
 		Phones: c.policy.phones.Len(), Budgets: c.policy.ledger.Budgets(),
+		Relayed: c.relayed.Len(), MediaPorts: len(c.ports.out), NoMediaPorts: c.ports.refused,
 	}
 }
 

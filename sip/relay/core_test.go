@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,12 +35,30 @@ type world struct {
 	asked chan flowsRequest
 	reply chan error
 	told  chan struct{} // one for each answer that the core has
+
+	keeper keeper // the Supervisor's
 }
 
 func newWorld(t *testing.T) *world {
+	w := newSilent(t)
+	w.run()
+	return w
+}
+
+// newSilent is a world whose daemon is asked nothing until run.
+func newSilent(t *testing.T) *world {
 	w := &world{core: newCore(time.Now), t: t, asked: make(chan flowsRequest), reply: make(chan error),
 		told: make(chan struct{}, 100)}
 	w.core.asker = newAsker(func(ctx context.Context, r flowsRequest) error {
+		var err error
+		if r.Changes, err = unpackChanges(packChanges(nil, r.Changes)); err != nil { // as the daemon has them
+			return err
+		}
+		w.keeper.take(r.Changes, r.Whole)
+		r.Changes = slices.DeleteFunc(r.Changes, func(c Change) bool { return reflect.DeepEqual(c, Change{}) })
+		if len(r.Changes) == 0 && !r.Whole {
+			return nil
+		}
 		select {
 		case w.asked <- r:
 		case <-ctx.Done():
@@ -54,12 +73,16 @@ func newWorld(t *testing.T) *world {
 		}
 	}, w.core.flows)
 	require.NoError(t, w.use(Settings{Privacy: "show"}))
+	return w
+}
+
+// run has the daemon asked from now on.
+func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	a := w.core.asker // a test may have another one later
 	go func() { a.run(ctx); close(done) }()
-	t.Cleanup(func() { cancel(); <-done })
-	return w
+	w.t.Cleanup(func() { cancel(); <-done })
 }
 
 // pass shows the core a message on its way from one address to another.

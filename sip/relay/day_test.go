@@ -30,14 +30,16 @@ import (
 	"ringway/sip/compact"
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
+	"ringway/sip/terminate"
+	"ringway/srtp/offer"
 	"ringway/tunnel"
 )
 
 // hourly is how many calls begin in each hour of a branch's day, of about a thousand.
 var hourly = [24]int{1, 1, 1, 1, 1, 2, 5, 20, 60, 100, 110, 95, 60, 80, 100, 100, 90, 60, 25, 12, 8, 5, 3, 2}
 
-// A day of calls leaves nothing behind: no hole, no place in a budget, no leg, no entry of any table, no memory. A leak
-// of 12 bytes a call is found, of 65 in the short form below. TEST_DAY_SEED repeats a day.
+// A day of calls leaves nothing behind: no hole, no place in a budget, no leg, no entry of any table, no memory. A
+// leak of 12 bytes a call is found, of 65 in the short form below. TEST_DAY_SEED repeats a day.
 func TestLongADayLeavesNothing(t *testing.T) {
 	onOneCore(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -76,8 +78,8 @@ func TestTwoHoursLeaveNothing(t *testing.T) {
 	})
 }
 
-// A day in which the process is replaced again and again, dead in the middle of what it did or by one of another build,
-// leaves nothing behind either: no call that only the journal knows, no hole of one whose end nobody read.
+// A day in which the process is replaced again and again, dead in the middle of what it did or by one of another
+// build, leaves nothing behind either: no call that only the journal knows, no hole of one whose end nobody read.
 func TestLongADayOfReplacedProcesses(t *testing.T) {
 	daysOfReplacements(t, func(d *day) {
 		for _, n := range hourly {
@@ -92,10 +94,19 @@ func TestAnHourOfReplacedProcesses(t *testing.T) {
 	daysOfReplacements(t, func(d *day) { d.calls(time.Hour, 1500) }, 2*time.Minute, 5)
 }
 
-func daysOfReplacements(t *testing.T, calls func(*day), every time.Duration, atLeast int) {
+// Nor do calls whose media is relayed: no pair, no port, no state that is kept for the next process.
+func TestAnHourOfRelayedMedia(t *testing.T) {
+	daysOfReplacements(t, func(d *day) { d.calls(time.Hour, 1500) }, 2*time.Minute, 5, func(s *Settings) {
+		s.Media = secured(level("10.1.10.0/24", offer.Prefer), level("10.2.0.0/16", offer.Prefer)).Media
+	})
+}
+
+func daysOfReplacements(
+	t *testing.T, calls func(*day), every time.Duration, atLeast int, change ...func(*Settings),
+) {
 	onOneCore(t)
 	synctest.Test(t, func(t *testing.T) {
-		d := newDay(t)
+		d := newDay(t, change...)
 		d.replaces = true
 		d.followCalls()
 		d.calls(30*time.Minute, 3500)
@@ -113,6 +124,11 @@ func daysOfReplacements(t *testing.T, calls func(*day), every time.Duration, atL
 		assert.GreaterOrEqual(t, min(d.died, d.upgraded), atLeast)
 		assert.Positive(t, d.unread.Load())
 		assert.Greater(t, d.taken, atLeast)
+		if len(change) > 0 {
+			t.Logf("%d pairs of media at most; %d were taken over", d.daemon.mostPairs, d.restored)
+			assert.Greater(t, d.daemon.mostPairs, 10)
+			assert.Greater(t, d.restored, atLeast)
+		}
 	})
 }
 
@@ -132,6 +148,7 @@ type day struct {
 	path    string
 	running sync.WaitGroup // calls
 
+	change     []func(*Settings)      // that make the day's settings other ones
 	replaces   bool                   // the process does not live for the whole day
 	reads      atomic.Pointer[reader] // nil: messages pass unread, or wait
 	waiting    atomic.Bool            // they wait
@@ -149,6 +166,7 @@ type day struct {
 
 	died, upgraded int    // processes
 	taken          int    // calls that another process took over
+	restored       int    // of them, those whose media is relayed
 	beyond         uint64 // what processes that have ended were too full for
 }
 
@@ -160,7 +178,7 @@ type reader struct {
 	unfollow func() // what has work as long as there are calls
 }
 
-func newDay(t *testing.T) *day {
+func newDay(t *testing.T, change ...func(*Settings)) *day {
 	seed := rand.Uint64()
 	if s := os.Getenv("TEST_DAY_SEED"); s != "" {
 		var err error
@@ -168,7 +186,7 @@ func newDay(t *testing.T) *day {
 		require.NoError(t, err)
 	}
 	t.Logf("TEST_DAY_SEED=%d", seed)
-	d := &day{t: t, seed: seed, counts: map[string]int{}}
+	d := &day{t: t, seed: seed, counts: map[string]int{}, change: change}
 	d.daemon = &model{rng: rand.New(rand.NewPCG(seed, 1<<40)), day: d}
 	j, path := journalFile(t)
 	d.fd, d.path = j.fd, path
@@ -181,11 +199,22 @@ func newDay(t *testing.T) *day {
 func (d *day) begin() error {
 	r := &reader{core: newCore(time.Now), journal: newJournal(d.fd), unfollow: func() {}}
 	r.core.asker = newAsker(d.daemon.answer, r.flows)
-	err := r.use(daySettings())
+	settings := daySettings()
+	for _, f := range d.change {
+		f(&settings)
+	}
+	if settings.Media != nil {
+		for _, p := range d.daemon.pairs {
+			settings.Media.Used = append(settings.Media.Used, p.Ends[0].Local, p.Ends[1].Local)
+		}
+	}
+	err := r.use(settings)
 	r.tracker.MaxLegs = 115 // fewer than the busiest hour has
 	r.policy.ledger.MaxCalls, r.policy.phones.MaxBindings = 95, 90
 	legs, readErr := r.journal.read()
-	err = errors.Join(err, readErr, r.journal.clear(), r.load(legs), r.keepOnce(r.journal)) // as server.takeOver
+	err = errors.Join(err, readErr, r.journal.clear(), r.load(legs), r.restore(d.daemon.restore(d.t)),
+		r.keepOnce(r.journal)) // as server.takeOver
+	d.restored += r.relayed.Len()
 	d.taken += len(legs)
 	stop := start(r.core.asker.run, r.expire)
 	r.stop = func() { r.unfollow(); stop() }
@@ -206,6 +235,9 @@ func (d *day) replaceNowAndThen(ctx context.Context, every time.Duration) {
 		case <-time.After(time.Duration(rng.ExpFloat64() * float64(every))):
 		}
 		orderly := rng.IntN(2) == 0
+		if more := d.upgraded - d.died; more < -2 || more > 2 { // both have their part, whatever the seed
+			orderly = more < 0
+		}
 		d.waiting.Store(orderly)
 		d.generation.Add(1)
 		old := d.reads.Swap(nil)
@@ -225,6 +257,9 @@ func (d *day) replaceNowAndThen(ctx context.Context, every time.Duration) {
 			}
 		}
 		time.Sleep(20*time.Millisecond + time.Duration(rng.Int64N(int64(300*time.Millisecond))))
+		for !orderly && d.unread.Load() == 0 && ctx.Err() == nil { // the first one is away for long enough
+			time.Sleep(10 * time.Millisecond)
+		}
 		fits := assert.NoError(d.t, d.begin(), "the next process takes over")
 		d.followCalls()
 		d.generation.Add(1)
@@ -368,7 +403,7 @@ func (d *day) heap() uint64 {
 	c.ended, c.first = nil, 0
 	for name, table := range map[string]any{
 		"tracker": c.tracker, "ledger": c.policy.ledger, "phones": c.policy.phones, "watch": c.policy.watch,
-		"refusals": &c.policy.refusals,
+		"refusals": &c.policy.refusals, "relayed": c.relayed, "ports": c.ports,
 	} {
 		assert.Empty(t, remains(name, reflect.ValueOf(table)))
 	}
@@ -386,6 +421,8 @@ func (d *day) heap() uint64 {
 	a.mu.Unlock()
 	assert.Zero(t, len(d.daemon.open), "holes")
 	assert.Zero(t, len(d.daemon.places), "places")
+	assert.Zero(t, len(d.daemon.pairs), "pairs")
+	assert.Zero(t, len(d.daemon.keeper.calls), "calls for the next process")
 
 	runtime.GC()
 	runtime.GC()
@@ -420,7 +457,8 @@ func (d *day) sameHeap(before uint64, began int) {
 	assert.Greater(d.t, d.records, n/2)
 }
 
-// compare looks now and then whether the daemon has just those holes open that calls need, while nothing is on its way.
+// compare looks now and then whether the daemon has just those holes open that calls need, while nothing is on its
+// way.
 func (d *day) compare(ctx context.Context, c *core) {
 	for {
 		select {
@@ -445,6 +483,12 @@ func (d *day) compare(ctx context.Context, c *core) {
 			})
 			assert.Equal(d.t, needed, d.daemon.open, "holes at %s", time.Now())
 			assert.Len(d.t, d.daemon.places, len(c.places()))
+			pairs := map[uint64]*terminate.Pair{}
+			for _, p := range c.relayed.Whole() {
+				pairs[p.ID] = p.Pair
+			}
+			assert.Equal(d.t, pairs, d.daemon.pairs, "pairs at %s", time.Now())
+			assert.Len(d.t, d.daemon.keeper.calls, c.relayed.Len())
 			d.compared++
 		}
 		a.mu.Unlock()
@@ -459,8 +503,20 @@ type model struct {
 	day    *day
 	open   map[dialog.Flow]bool
 	places map[tunnel.Flow]bool
+	pairs  map[uint64]*terminate.Pair
+	keeper keeper // the Supervisor's
 
-	requests, failed, wholes, most int
+	requests, failed, wholes, most, mostPairs int
+}
+
+// restore is what the next process is given of calls whose media is relayed.
+func (m *model) restore(t *testing.T) (all []terminate.Saved) {
+	for _, packed := range m.keeper.batches() {
+		u := unpacker{rest: packed}
+		all = append(all, u.saved()...)
+		assert.False(t, u.bad)
+	}
+	return all
 }
 
 var errBusy = errors.New("the daemon is busy")
@@ -499,7 +555,9 @@ func (m *model) answer(ctx context.Context, r flowsRequest) error {
 func (m *model) apply(r flowsRequest) {
 	if r.Whole || m.open == nil {
 		m.open, m.places = map[dialog.Flow]bool{}, map[tunnel.Flow]bool{}
+		m.pairs = map[uint64]*terminate.Pair{}
 	}
+	m.keeper.take(r.Changes, r.Whole)
 	for _, c := range r.Changes {
 		for _, f := range c.Open {
 			m.open[f] = true
@@ -514,7 +572,15 @@ func (m *model) apply(r flowsRequest) {
 				m.places[p.Reserve.Flow] = true
 			}
 		}
+		for _, p := range c.Media {
+			if p.Pair == nil {
+				delete(m.pairs, p.ID)
+			} else {
+				m.pairs[p.ID] = p.Pair
+			}
+		}
 	}
+	m.mostPairs = max(m.mostPairs, len(m.pairs))
 	m.most = max(m.most, len(m.open))
 }
 
@@ -534,7 +600,7 @@ func remains(path string, v reflect.Value) (all []string) {
 		}
 		for i := range v.NumField() {
 			switch name := v.Type().Field(i).Name; name {
-			case "world", "limits", "scratch", "hash": // settings, and room for work
+			case "world", "limits", "scratch", "hash", "places", "config", "sdp": // settings, and room for work
 			default:
 				all = append(all, remains(path+"."+name, v.Field(i))...)
 			}

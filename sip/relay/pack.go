@@ -43,15 +43,21 @@ func unpackChanges(packed []byte) (changes []Change, err error) {
 	}
 	switch {
 	case len(changes) > maxChanges:
+		WipeKeys(changes)
 		return nil, fmt.Errorf("more than %d changes", maxChanges)
 	case u.bad:
+		WipeKeys(changes)
 		return nil, errors.New("changes of flows that end early, or have no such form")
 	}
 	return changes, nil
 }
 
-// pack appends a change: three addresses or more, then two lists of flows and one of places, each with its length.
+// pack appends a change: three addresses or more, then two lists of flows and one of places, each with its length;
+// where there are pairs of media, withMedia before it and a list of them behind it.
 func (c *Change) pack(b []byte) []byte {
+	if c.hasMedia() {
+		b = append(b, withMedia)
+	}
 	b = packAddr(packAddr(b, c.Hops[0]), c.Hops[1])
 	b = binary.AppendUvarint(b, uint64(len(c.Via)))
 	for _, a := range c.Via {
@@ -66,6 +72,9 @@ func (c *Change) pack(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(c.Places)))
 	for i := range c.Places {
 		b = packPlace(b, &c.Places[i])
+	}
+	if c.hasMedia() {
+		b = packSaved(packMedia(b, c.Media), c.saved)
 	}
 	return b
 }
@@ -111,6 +120,10 @@ type unpacker struct {
 }
 
 func (u *unpacker) change() (c Change) {
+	media := u.rest[0] == withMedia
+	if media {
+		u.rest = u.rest[1:]
+	}
 	c.Hops = [2]netip.Addr{u.addr(), u.addr()}
 	for range u.length(1) {
 		c.Via = append(c.Via, u.addr())
@@ -130,6 +143,9 @@ func (u *unpacker) change() (c Change) {
 		copy(p.Reserve.Site[:], u.take(len(p.Reserve.Site)))
 		p.Reserve.Rate = units.BitRate(binary.BigEndian.Uint64(u.take(8)))
 		c.Places = append(c.Places, p)
+	}
+	if media {
+		c.Media, c.saved = u.media(), u.saved()
 	}
 	return c
 }

@@ -21,6 +21,7 @@ import (
 // policy is which calls go through, and what is known to decide it. The core's lock guards it.
 type policy struct {
 	settings  Settings
+	media     *Media // of the settings; nil: there were none yet
 	ledger    *admission.Ledger
 	emergency *emergency.Set
 	phones    *registrar.Table
@@ -62,6 +63,7 @@ func (c *core) use(s Settings) error {
 		return err
 	}
 	c.policy.settings, c.policy.emergency, c.redactor.Policy = s, set, shown
+	c.useMedia(s.Media)
 	if err := c.policy.useWatch(); err != nil {
 		return err
 	}
@@ -110,10 +112,7 @@ func (c *core) admit(
 	}
 
 	c.refused.add(string(d.Reason))
-	undone := c.tracker.Refuse(now, *st)
-	st.Opened, st.Closed = append(st.Opened, undone.Opened...), append(st.Closed, undone.Closed...)
-	st.Shared = append(st.Shared, undone.Shared...)
-	st.Ended = append(st.Ended, undone.Ended...)
+	st.Add(c.tracker.Refuse(now, *st))
 	return p.answer(m, refusal.NoRoom(p.settings.isPhone(m.From.Addr()), st.Dialog != nil))
 }
 

@@ -23,6 +23,7 @@ import (
 	"ringway/sip/dialog"
 	"ringway/sip/ladder"
 	"ringway/sip/registrar"
+	"ringway/sip/terminate"
 	"ringway/sip/transparent"
 	"ringway/tunnel"
 )
@@ -31,7 +32,9 @@ const (
 	// ProtocolMajor changes when requests change their meaning: a process of another one is replaced.
 	ProtocolMajor = 3
 	// ProtocolMinor changes when a request is added.
-	ProtocolMinor = 0
+	ProtocolMinor = 1
+	// minorMedia is the first that relays media.
+	minorMedia = 1
 )
 
 // Ends are who opened a TCP connection, and to whom.
@@ -50,8 +53,9 @@ const (
 	typeTake     = "take"
 	typeImport   = "import"
 	typePhones   = "phones"
-	typeMedia    = "media" // these flows were seen
-	typeReset    = "reset" // these connections go over a line that is gone
+	typeMedia    = "media"   // these flows were seen
+	typeReset    = "reset"   // these connections go over a line that is gone
+	typeRestore  = "restore" // calls of the process before, whose media is relayed
 
 	typeSockets     = "sockets"     // fresh sockets to send from
 	typeFlows       = "flows"       // calls need other flows
@@ -99,6 +103,23 @@ type Settings struct {
 	TLS        []certificate.Source `json:"tls,omitempty"`
 	TLSPorts   []uint16             `json:"tls_ports,omitempty"`
 	TLSServers []netip.AddrPort     `json:"tls_servers,omitempty"`
+
+	Media *Media `json:"media,omitempty"` // nil: no media is relayed
+}
+
+// Media says for whom media is relayed, so that each end may have keys of its own.
+type Media struct {
+	// First and Last bound the ports at the box's media addresses.
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+	// Places are what is known of networks, the box's addresses towards them among it. They change with the state of
+	// the key channel to a site.
+	Places terminate.Places `json:"places"`
+	// Certificate is the box's, in DER, for DTLS; nil: none is offered.
+	Certificate []byte `json:"certificate,omitempty"`
+	// Used are the ports that the media plane has pairs for. A process that begins gives them to no other call for a
+	// while.
+	Used []netip.AddrPort `json:"used,omitempty"`
 }
 
 // inside says whether an address is behind a tunnel.
@@ -121,6 +142,12 @@ type Change struct {
 	Close []dialog.Flow
 
 	Places []Place // in voice budgets, in the order in which they are to change
+
+	// Media are pairs of legs that the media plane is to have from now on, or no longer. Flows of theirs go from an end
+	// to a media address of this box, or from there to the end: both are in Open like all others.
+	Media []terminate.Change
+
+	saved []terminate.Saved // for the process that replaces this one: the Supervisor keeps it
 }
 
 // Place is a change of what an engine keeps for a flow.
@@ -145,6 +172,10 @@ type Stats struct {
 	Unmirrored  uint64             `json:"hep_lost"`   // that could not be sent
 	Budgets     []admission.Budget `json:"budgets"`    // of calls, and how much of each is taken
 	Beyond      uint64             `json:"beyond"`     // calls and flows that were too many to be followed
+
+	Relayed      int    `json:"relayed,omitempty"`        // legs whose media this box relays
+	MediaPorts   int    `json:"media_ports,omitempty"`    // pairs of ports that they have
+	NoMediaPorts uint64 `json:"no_media_ports,omitempty"` // how often none was free
 }
 
 type (

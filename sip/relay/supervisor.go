@@ -33,7 +33,8 @@ type Config struct {
 	Listen func() ([]process.File, error)
 	Open   func(kind transparent.SocketKind) (fd int, err error)
 
-	// Flows takes what calls need. With whole, no other flow is needed than those that are opened.
+	// Flows takes what calls need. With whole, no other flow is needed than those that are opened, no other place, and no
+	// other pair of media. Keys of pairs are its own to overwrite (WipeKeys).
 	Flows func(ctx context.Context, changes []Change, whole bool) error
 	// Reports hears of abuse, and takes the records of calls that have ended.
 	Reports func([]Report, []Ended)
@@ -61,6 +62,7 @@ type Supervisor struct {
 	now   func() time.Duration
 
 	channels channels
+	keeper   keeper
 
 	mu       sync.Mutex // guards what follows
 	settings *Settings  // nil: no process is wanted
@@ -81,7 +83,7 @@ func NewSupervisor(cfg Config) (*Supervisor, error) {
 	made := time.Now()
 	s := &Supervisor{cfg: cfg, log: cfg.Log, now: func() time.Duration { return time.Since(made) }}
 	s.channels = channels{
-		take: func(ctx context.Context, changes []Change) error { return cfg.Flows(ctx, changes, false) },
+		take: func(ctx context.Context, changes []Change) error { return s.take(ctx, changes, false) },
 		log:  cfg.Log, byPID: map[int]*served{},
 	}
 	var err error
@@ -195,7 +197,14 @@ func (s *Supervisor) Configure(ctx context.Context, settings Settings) error {
 	if err := s.meet(ctx); err != nil {
 		return err
 	}
-	if i := s.procs.Current(); i != nil {
+	i := s.procs.Current()
+	if i != nil && settings.Media != nil && i.Hello.Minor < minorMedia {
+		s.log.Warn("the relay of an earlier build is replaced: it relays no media", "pid", i.PID(), "build", i.Hello.Build)
+		s.procs.Watch(nil)
+		s.procs.End(i)
+		i = nil
+	}
+	if i != nil {
 		return i.Ask(ctx, process.Request{Type: typeSettings, Body: settings}, nil)
 	}
 	return s.start(ctx, settings)
@@ -271,6 +280,9 @@ func (s *Supervisor) openFiles() ([]process.File, error) {
 }
 
 func (s *Supervisor) bringUp(ctx context.Context, i *process.Instance, settings Settings) error {
+	if err := s.restore(ctx, i); err != nil {
+		s.log.Warn("calls whose media is relayed are not handed over", "error", err)
+	}
 	if err := i.Ask(ctx, process.Request{Type: typeSettings, Body: settings, Long: true}, nil); err != nil {
 		return err
 	}
@@ -348,6 +360,7 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 		s.procs.End(i)
 	}
 	s.closeSockets()
+	s.keeper.forget()
 	s.met.Store(false)
 	s.procs.RemoveFiles()
 	return removeJournal(s.cfg.RunDir)
@@ -470,10 +483,17 @@ func (s *Supervisor) handleFlows(ctx context.Context, m *process.Message) (proce
 		return process.Reply{}, err
 	}
 	changes, err := unpackChanges(m.Attached())
+	clear(m.Attached()) // it may have keys
 	if err != nil {
 		return process.Reply{}, err
 	}
-	return process.Reply{}, s.cfg.Flows(ctx, changes, head.Whole)
+	return process.Reply{}, s.take(ctx, changes, head.Whole)
+}
+
+// take keeps what is for the next process, and gives the rest to the daemon.
+func (s *Supervisor) take(ctx context.Context, changes []Change, whole bool) error {
+	s.keeper.take(changes, whole)
+	return s.cfg.Flows(ctx, changes, whole)
 }
 
 // handleChannel gives the process a faster way for its flows.

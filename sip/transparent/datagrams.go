@@ -153,6 +153,7 @@ func (rd *reader) relay(j *judged) {
 	if rd.r.egress.send(&rd.out, j.from, j.to, raw) {
 		rd.r.counts.add(datagramsPassed)
 	}
+	j.overwrite()
 }
 
 // overflow is how many datagrams the kernel dropped because the listener's buffer was full.

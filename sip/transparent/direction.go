@@ -115,6 +115,7 @@ func (d *direction) pass(s *scratch, b []byte, why message.Reason) error {
 	case a.Raw != nil:
 		d.p.r.counts.add(messagesPassed)
 		err = worse(err, d.forward(a.Raw))
+		a.overwrite()
 	default:
 		d.p.r.counts.add(messagesPassed)
 		err = worse(err, d.forward(b))

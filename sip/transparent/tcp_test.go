@@ -438,6 +438,8 @@ func TestMemoryIsBounded(t *testing.T) {
 
 func TestStreamHandler(t *testing.T) {
 	r := newRig(t)
+	var key []byte // of the direction's goroutine
+	secret := make(chan []byte, 1)
 	r.handle = func(m *Message) Action {
 		switch {
 		case m.Reason != message.None:
@@ -445,7 +447,11 @@ func TestStreamHandler(t *testing.T) {
 			return Action{Drop: true, Reply: []byte("488")}
 		case m.SIP.Method == message.BYE:
 			return Action{Raw: []byte("changed")}
+		case m.SIP.Method == message.UPDATE:
+			key = []byte(strings.Repeat("a key", 10_000)) // longer than what came, and than a buffer
+			return Action{Raw: key, Secret: true}
 		case m.SIP.Method == message.REGISTER:
+			secret <- key
 			return Action{Drop: true, Reply: []byte("403"), Close: true}
 		}
 		return Action{}
@@ -457,11 +463,17 @@ func TestStreamHandler(t *testing.T) {
 	gets(t, a, "488")
 	puts(t, b, request("INVITE", "d", 0))
 	gets(t, b, "488")
+	whole := request("UPDATE", "u", 30)
+	puts(t, a, whole[:50])
+	puts(t, a, whole[50:len(whole)-20])
+	puts(t, a, whole[len(whole)-20:]+request("OPTIONS", "v", 0))
+	gets(t, b, strings.Repeat("a key", 10_000)+request("OPTIONS", "v", 0))
 	puts(t, a, request("REGISTER", "e", 0))
 	gets(t, a, "403")
 	ends(t, a, io.EOF)
 	ends(t, b, io.EOF)
 	assert.Equal(t, uint64(1), r.count("tcp_closed_by_handler"))
+	assert.Empty(t, strings.Trim(string(<-secret), "\x00"), "overwritten once it has gone on")
 }
 
 // A phone that always uses one port comes back soon: what its earlier connection left in TIME_WAIT, here towards the

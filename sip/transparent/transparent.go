@@ -71,11 +71,20 @@ type Action struct {
 	Reply []byte
 	// Raw goes on instead of what came; nil: what came goes on.
 	Raw []byte
+	// Secret: Raw is overwritten once it has gone on.
+	Secret bool
 	// Close ends the TCP connection, after Reply and Raw have been written.
 	Close bool
 	// Wait is called before the message goes on; nil: nothing is. While it does not return, nothing else of the
 	// listener goes on: it has to be bounded.
 	Wait func()
+}
+
+// overwrite makes good what Secret says.
+func (a *Action) overwrite() {
+	if a.Secret {
+		clear(a.Raw)
+	}
 }
 
 // Handler judges a message. It is called on the goroutine that read it: several at once, those of one listener or

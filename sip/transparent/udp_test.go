@@ -134,12 +134,20 @@ func TestTunnelSidePacketsBearAnotherMark(t *testing.T) {
 
 func TestDatagramHandler(t *testing.T) {
 	r := newRig(t)
+	secret := make(chan []byte, 1)
+	var key []byte // of the listener's goroutine
 	r.handle = func(m *Message) Action {
 		switch string(m.Raw) {
 		case "refuse":
 			return Action{Drop: true, Reply: []byte("488")}
 		case "change":
 			return Action{Raw: []byte("changed")}
+		case "secret":
+			key = []byte("a key")
+			return Action{Raw: key, Secret: true}
+		case "after":
+			secret <- key
+			return Action{Drop: true}
 		case "empty":
 			return Action{Raw: []byte{}}
 		}
@@ -148,19 +156,21 @@ func TestDatagramHandler(t *testing.T) {
 	r.start(nil)
 	for f := range families {
 		a, b := r.udp(r.phone, at(phone[f], 5062)), r.udp(r.pbx, at(pbx[f], 5060))
-		for _, raw := range []string{"refuse", "change", "empty", "pass"} {
+		for _, raw := range []string{"refuse", "change", "secret", "empty", "pass"} {
 			sendTo(t, a, at(pbx[f], 5060), raw)
 		}
-		for _, want := range []string{"changed", "", "pass"} {
+		for _, want := range []string{"changed", "a key", "", "pass"} {
 			raw, _ := receive(t, b)
 			assert.Equal(t, want, raw)
 		}
+		sendTo(t, a, at(pbx[f], 5060), "after")
+		assert.Equal(t, make([]byte, 5), <-secret, "overwritten once it has gone on")
 		raw, from := receive(t, a)
 		assert.Equal(t, "488", raw)
 		assert.Equal(t, at(pbx[f], 5060), from, "in the name of the one that was asked")
 	}
 	assert.Equal(t, uint64(2), r.count("replies"))
-	assert.Equal(t, uint64(2), r.count("udp_dropped_by_handler"))
+	assert.Equal(t, uint64(4), r.count("udp_dropped_by_handler"))
 }
 
 func TestEgressSocketsAreBounded(t *testing.T) {

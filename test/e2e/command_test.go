@@ -142,7 +142,7 @@ func labProcesses(t *testing.T) int {
 // A command line that makes no sense is told so, before root is asked for and anything is made.
 func TestWrongUsage(t *testing.T) {
 	for want, args := range map[string][]string{
-		`--only: unknown pair "x" (allowed: ringway, baseline)`:                                          {"--only", "x"},
+		`--only: unknown pair "x" (allowed: ringway, baseline; with lines also single, duplicate-all)`:   {"--only", "x"},
 		`--wan: "20" is not a rate (allowed: 64kbit to 100gbit, for example 20mbit or 1.5mbit), or none`: {"--wan", "20"},
 		`--loss: "5" is not a share (allowed: 0% to 99%, or 0 to 0.99)`:                                  {"--loss", "5"},
 		`--calls: 501 is out of range (allowed: 1-500)`:                                                  {"--calls", "501"},

@@ -116,6 +116,7 @@ func TestTimedALineThatDeliversNothingIsLeftAtOnce(t *testing.T) {
 
 // The line that carries the calls loses 8 % of what it is given, in both directions.
 func TestLongALineThatLosesTooMuchIsLeft(t *testing.T) {
+	t.Parallel()
 	l := twoLines(t, lab.Options{WAN: twenty})
 	k := talking(t, l, 5, 14*time.Second)
 	began := time.Now()
@@ -153,6 +154,7 @@ func deliversNothing(t *testing.T, provider *lab.Host) {
 
 // The far end is stock wireguard-go, which does not know paths: it is asked by a handshake.
 func TestLongALineThatDeliversNothingToAStockFarEnd(t *testing.T) {
+	t.Parallel()
 	l := twoLines(t, lab.Options{WAN: twenty, StockFarEnd: true, EdgeConfig: stockFarEnd})
 	provider := l.Host(lab.Provider)
 	require.True(t, polled(20*time.Second, func() bool { // there is one handshake in five seconds
@@ -243,6 +245,7 @@ func TestNoAddressOfALineLeadsToASiteInClear(t *testing.T) {
 
 // Sites return to the preferred line once it has been well for half a minute. No packet is lost by that.
 func TestLongTheFirstLineIsTakenAgain(t *testing.T) {
+	t.Parallel()
 	l := twoLines(t, lab.Options{WAN: twenty})
 	provider := l.Host(lab.Provider)
 	heardAt := func(address string) func() bool {

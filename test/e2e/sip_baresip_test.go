@@ -147,7 +147,7 @@ func startBaresip(t *testing.T, h *lab.Host, account string, frequency float64, 
 	b := &baresip{t: t, name: h.Name, dir: h.Path(inside), events: make(chan baresipEvent, 64)}
 	require.NoError(t, os.MkdirAll(b.dir, 0o755))
 	config := strings.NewReplacer("ADDRESS", sipHost(h.Name, family), "DIR", inside).Replace(baresipConfig)
-	config += strings.Join(more, "\n") + "\n"
+	config = strings.Join(append(more, config), "\n") // of two lines with one key the first counts
 	for name, text := range map[string][]byte{
 		"config": []byte(config), "accounts": []byte(account + "\n"), "tone.wav": tone(frequency),
 	} {

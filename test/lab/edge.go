@@ -24,10 +24,11 @@ const edgeDeadline = 60 * time.Second
 // Edge is the appliance of one branch: a host that runs the shipped program, or stock wireguard-go.
 type Edge struct {
 	*host.Host
-	pair *Pair
-	side side
-	far  side
-	key  tunnel.PrivateKey
+	pair     *Pair
+	side     side
+	far      side
+	key      tunnel.PrivateKey
+	identity tunnel.PrivateKey // for the key channel
 
 	Binary string // the program ringway that the next Start runs; empty: the lab's
 
@@ -45,6 +46,9 @@ func (p *Pair) bringUp(ctx context.Context) error {
 		e := &Edge{Host: p.Host(s.edge), pair: p, side: s, far: sides[1-i]}
 		e.stock = p.Name != Ringway || (s.edge == EdgeB && p.lab.Options.StockFarEnd)
 		var err error
+		if e.identity, err = tunnel.NewPrivateKey(); err != nil {
+			return err
+		}
 		if e.key, err = tunnel.NewPrivateKey(); err != nil {
 			return err
 		}

@@ -30,15 +30,25 @@ func (e *Edge) setUpBaseline(ctx context.Context) error {
 		lan    lan
 		family Family
 	}{{"voice0", e.side.voice, inner}, {"data0", e.side.data, inner}, {"wan0", e.side.wan, outer}} {
+		if c.device == "wan0" && e.overLines() {
+			continue
+		}
 		lines = append(lines, "link set "+c.device+" up")
 		for _, f := range families(c.family) {
 			n := c.lan.of(f)
 			lines = append(lines, "addr add "+n.edge+n.length+" dev "+c.device+n.flags)
 		}
 	}
-	lines = append(lines, "route add default via "+e.side.wan.of(outer).remote)
+	if !e.overLines() {
+		lines = append(lines, "route add default via "+e.side.wan.of(outer).remote)
+	}
 	if err := e.IP(ctx, nil, lines...); err != nil {
 		return err
+	}
+	if e.overLines() {
+		if err := e.stockLines(ctx); err != nil {
+			return err
+		}
 	}
 	for _, q := range stockQueue(e.pair.Name, e.pair.lab.Options.WAN) {
 		if _, err := e.Run(ctx, "tc", append([]string{"qdisc", "add", "dev", "wan0"},
@@ -122,6 +132,12 @@ func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	if err := e.writeSecret("baseline.key", e.key); err != nil {
 		return nil, err
 	}
+	endpoint := net.JoinHostPort(e.far.wan.of(e.pair.outer()).edge, baselinePort)
+	if e.pair.Name == Duplicate {
+		if endpoint, err = e.duplicate(); err != nil {
+			return nil, err
+		}
+	}
 	farKey := e.pair.edges[e.far.edge].key.Public()
 	var networks []string
 	lines := []string{"link set " + baselineDevice + " mtu " + baselineMTU + " up"}
@@ -133,7 +149,7 @@ func (e *Edge) startBaseline(ctx context.Context) (*host.Process, error) {
 	}
 	if _, err := e.Run(ctx, "wg", "set", baselineDevice, "listen-port", baselinePort, "private-key",
 		MachineDir+"/baseline.key",
-		"peer", farKey.String(), "endpoint", net.JoinHostPort(e.far.wan.of(e.pair.outer()).edge, baselinePort),
+		"peer", farKey.String(), "endpoint", endpoint,
 		"allowed-ips", strings.Join(networks, ",")); err != nil {
 		return nil, err
 	}

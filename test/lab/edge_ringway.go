@@ -13,8 +13,9 @@ import (
 
 // Paths that the appliance uses by default. Each host has these directories to itself.
 const (
-	edgeConfig = "/etc/ringway/ringway.yaml"
-	edgeKey    = "/etc/ringway/private.key"
+	edgeConfig   = "/etc/ringway/ringway.yaml"
+	edgeKey      = "/etc/ringway/private.key"
+	edgeIdentity = "/etc/ringway/identity.key"
 )
 
 // setUpRingway writes what an installer would: the shipped configuration with the far side's public key, and
@@ -30,9 +31,18 @@ func (e *Edge) setUpRingway() error {
 		values["wan[wan0].uplink"], values["wan[wan0].downlink"] = o.WAN.String(), o.WAN.String()
 	}
 	e.addresses(values)
+	e.ringwayLines(values)
 	if o.SIP != "" {
 		// The phones of a lab are one SIPp each, which sends as many messages as all of them.
 		values["sip.mode"], values["sip.unread"], values["sip.limits.phone"] = o.SIP, "allow", "20000"
+	}
+	if o.Identities {
+		site := "sites[" + e.far.site + "]."
+		values[site+"identity"] = e.pair.edges[e.far.edge].identity.Public().String()
+		values[site+"box"] = e.far.voice.of(e.pair.inner()).edge
+		if err := os.WriteFile(e.Path(edgeIdentity), []byte(e.identity.Base64()+"\n"), 0o600); err != nil {
+			return fmt.Errorf("write the identity of %s: %w", e.Name, err)
+		}
 	}
 	if o.EdgeConfig != nil {
 		o.EdgeConfig(e.side.site, values)

@@ -25,6 +25,9 @@ func (l *Lab) Keep(w io.Writer) error {
 		for _, name := range hostNames {
 			fmt.Fprintf(w, "  nsenter -t %-7d -a -w    # %s %s\n", p.Host(name).PID, p.Name, name)
 		}
+		for _, line := range p.lines {
+			fmt.Fprintf(w, "  nsenter -t %-7d -a -w    # %s %s\n", line.PID, p.Name, line.Name)
+		}
 	}
 	fmt.Fprintf(w, "To end it with everything in it:\n  ringway lab --down %d\n", id)
 	return nil

@@ -66,6 +66,11 @@ type Options struct {
 	Delay  time.Duration // one way
 	Loss   float64       // fraction that the provider loses, 0 to 1
 
+	// Lines is how many lines berlin has, each with its own bottleneck, delay and loss; 0: one WAN, which is the
+	// provider's own. Events happen to lines while Measure's calls are up.
+	Lines  int
+	Events []Event
+
 	Seed uint64 // of the loss: the same seed loses the same packets
 
 	Bulk     Bulk
@@ -79,6 +84,10 @@ type Options struct {
 	// EdgeConfig may change an edge's configuration before it is written: values by path, as config.SetValues
 	// takes them.
 	EdgeConfig func(site string, values map[string]string)
+
+	// Identities gives Ringway's edges an identity each, which the other one knows: they agree keys of media
+	// (sites[].identity, sites[].box).
+	Identities bool
 
 	// StockFarEnd runs stock wireguard-go with one tunnel at munich's end of Ringway's pair; EdgeConfig
 	// chooses which of berlin's tunnels it belongs to.
@@ -144,6 +153,10 @@ func (o *Options) fill() error {
 		return fmt.Errorf("a loss of %g (allowed: 0 to less than 1)", o.Loss)
 	case o.Delay < 0 || o.Delay > 5*time.Second:
 		return fmt.Errorf("a delay of %s (allowed: 0-5s)", o.Delay)
+	case o.Lines < 0 || o.Lines > MaxLines:
+		return fmt.Errorf("%d lines (allowed: 1-%d)", o.Lines, MaxLines)
+	case o.Lines > 0 && o.Wire:
+		return errors.New("lines that are wires (allowed: meters)")
 	case o.Bulk != BulkNone && o.Bulk != BulkTCP && o.Bulk != BulkUDP:
 		return fmt.Errorf("bulk %q (allowed: none, tcp, udp)", o.Bulk)
 	}
@@ -155,11 +168,15 @@ func (o *Options) fill() error {
 				strings.ReplaceAll(strings.Trim(fmt.Sprint(pathNames), "[]"), " ", ", "),
 			)
 		}
+		if p.overLines() != (o.Lines > 0) && (o.Lines > 0 || p == Single || p == Duplicate) {
+			return fmt.Errorf("the pair %s and %d lines (allowed with lines: ringway, baseline, single, duplicate-all)",
+				p, o.Lines)
+		}
 		if (p == FQCoDel || p == Cake) && o.WAN == 0 {
 			return fmt.Errorf("the pair %s needs a rate for its WAN", p)
 		}
 	}
-	return nil
+	return o.checkEvents()
 }
 
 // findPrograms fills in the programs that were not given.
@@ -216,7 +233,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 			l.Close()
 		}
 	}()
-	l.show.step("building %d hosts", 7*len(o.Paths))
+	l.show.step("building %d hosts", (7+o.Lines)*len(o.Paths))
 	if l.world, err = host.NewWorld(o.Helper); err != nil {
 		return nil, err
 	}
@@ -282,6 +299,9 @@ func (l *Lab) Close() {
 	for _, p := range l.pairs {
 		for _, h := range p.hosts {
 			h.Close()
+		}
+		for _, line := range p.lines {
+			line.Close()
 		}
 	}
 	l.show.end()

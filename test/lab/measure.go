@@ -88,6 +88,7 @@ const expedited = 46
 // Result is the report, and every packet's delay for the plot.
 type Result struct {
 	Report report.Report
+	Begin  time.Time // when the first call was placed: the zero of all times in it
 	Series []report.Series
 }
 
@@ -175,6 +176,7 @@ func (l *Lab) Measure(ctx context.Context) (Result, error) {
 			l.show.note("%s: %d of %d calls did not complete: %s", p.Name, c.Placed-c.Completed, c.Placed, c.Why)
 		}
 	}
+	r.Begin = m.begin
 	m.fill(&r)
 	l.show.end()
 	return r, nil
@@ -185,6 +187,9 @@ type measurement struct {
 	lab        *Lab
 	watch      *QueueWatch
 	begin, end time.Time // of the calls
+
+	events []report.Event
+	bytes  [][]report.LineBytes // by pair
 
 	bulk   []*RunningBulk
 	counts []CallResult
@@ -241,7 +246,12 @@ func (m *measurement) placeCalls(ctx context.Context) error {
 	m.begin = time.Now()
 	m.watch.Zero(m.begin)
 	m.lab.show.timed(rampTime+o.Duration+hangUp, "%d calls of %s on each path", o.Calls, o.Duration)
-	err := m.lab.each(ctx, func(ctx context.Context, i int, p *Pair) error {
+	before, err := m.lineBytes()
+	if err != nil {
+		return err
+	}
+	stopEvents := m.startEvents(ctx)
+	err = m.lab.each(ctx, func(ctx context.Context, i int, p *Pair) error {
 		m.watch.Phase(i, "calls")
 		calls, err := p.StartCalls(ctx, o.Calls, o.Duration)
 		if err != nil {
@@ -254,7 +264,11 @@ func (m *measurement) placeCalls(ctx context.Context) error {
 		return host.Pause(ctx, settle)
 	})
 	m.end = time.Now()
+	err = errors.Join(err, stopEvents())
 	m.queues = m.watch.Stop()
+	if err == nil {
+		err = m.countBytes(before)
+	}
 
 	for i, c := range captures { // also after an error: a capture owns a goroutine and a socket
 		var stopErr error
@@ -268,6 +282,7 @@ func (m *measurement) placeCalls(ctx context.Context) error {
 func (m *measurement) fill(r *Result) {
 	r.Report.Scenario.Seconds = m.end.Sub(m.begin).Seconds() - settle.Seconds()
 	start := quality.Timestamp(m.begin.UnixNano())
+	r.Report.Events = m.events
 	for i, p := range m.lab.pairs {
 		h := m.heard[i]
 		r.Report.Paths = append(r.Report.Paths, report.Path{
@@ -278,11 +293,62 @@ func (m *measurement) fill(r *Result) {
 			},
 			Bulk:   report.Bulk{MbitPerS: m.rates[i]},
 			Queues: m.queues[i],
+			Gaps:   m.gaps(h),
+			Lines:  m.bytes[i],
 		})
+		if i == 0 {
+			r.Report.Gaps = r.Report.Paths[0].Gaps
+		}
 		r.Series = append(r.Series,
 			report.NewSeries(string(p.Name), figures.AToB, start, h.AToB.Streams),
 			report.NewSeries(string(p.Name), figures.BToA, start, h.BToA.Streams))
 	}
+}
+
+// startEvents has the options' events happen until the returned function is called, and returns what went wrong.
+func (m *measurement) startEvents(ctx context.Context) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		m.events, err = m.lab.happen(ctx, m.begin)
+		ended <- err
+	}()
+	return func() error {
+		cancel()
+		return <-ended
+	}
+}
+
+// gaps is what each event cost the calls of a pair.
+func (m *measurement) gaps(h Heard) []report.Gap {
+	var at []time.Duration
+	for _, e := range m.events {
+		at = append(at, time.Duration(e.At*float64(time.Second)))
+	}
+	return gaps(h, m.begin, at, m.lab.Options.Delay)
+}
+
+// lineBytes reads what each pair's berlin sent and received by each of its lines so far.
+func (m *measurement) lineBytes() ([][]report.LineBytes, error) {
+	out := make([][]report.LineBytes, len(m.lab.pairs))
+	for i, p := range m.lab.pairs {
+		var err error
+		if out[i], err = p.carried(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (m *measurement) countBytes(before [][]report.LineBytes) (err error) {
+	if m.bytes, err = m.lineBytes(); err != nil {
+		return err
+	}
+	for i := range m.bytes {
+		m.bytes[i] = since(before[i], m.bytes[i])
+	}
+	return nil
 }
 
 // each runs f for all pairs at the same time.
@@ -303,6 +369,7 @@ func (l *Lab) scenario(begin time.Time) report.Scenario {
 		Seed: o.Seed, Bulk: string(o.Bulk), Calls: o.Calls, Codec: "G.711 A-law, 20 ms",
 		Started: begin.UTC().Format(time.RFC3339),
 	}
+	s.Lines = o.Lines
 	if o.WAN > 0 {
 		s.WAN = o.WAN.String()
 	}

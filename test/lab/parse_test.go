@@ -31,12 +31,14 @@ func TestParseCallsTakesTheLastLine(t *testing.T) {
 
 func TestOptionsAreHeldToTheirRange(t *testing.T) {
 	for want, o := range map[string]Options{
-		"501 calls at once (allowed: 1-500)":                                    {Calls: 501},
-		"calls of 100ms (allowed: 1s-1h)":                                       {Duration: 100 * time.Millisecond},
-		"a loss of 1 (allowed: 0 to less than 1)":                               {Loss: 1},
-		"a delay of 1m0s (allowed: 0-5s)":                                       {Delay: time.Minute},
-		`bulk "sctp" (allowed: none, tcp, udp)`:                                 {Bulk: "sctp"},
-		`unknown pair "x" (allowed: ringway, baseline, fq_codel, cake, kernel)`: {Paths: []PathName{"x"}},
+		"501 calls at once (allowed: 1-500)":      {Calls: 501},
+		"calls of 100ms (allowed: 1s-1h)":         {Duration: 100 * time.Millisecond},
+		"a loss of 1 (allowed: 0 to less than 1)": {Loss: 1},
+		"a delay of 1m0s (allowed: 0-5s)":         {Delay: time.Minute},
+		`bulk "sctp" (allowed: none, tcp, udp)`:   {Bulk: "sctp"},
+		`unknown pair "x" (allowed: ringway, baseline, fq_codel, cake, kernel, single, duplicate-all)`: {
+			Paths: []PathName{"x"},
+		},
 	} {
 		assert.EqualError(t, o.fill(), want)
 	}

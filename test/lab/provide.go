@@ -15,15 +15,27 @@ import (
 // provide creates the network between the branches. It runs in a process of the provider's own, so that its
 // relay never waits for this process, and keeps running in a lab that is kept.
 func (p *Pair) provide(ctx context.Context) error {
+	if len(p.lines) > 0 {
+		return p.provideLines(ctx)
+	}
 	o := p.lab.Options
-	config, err := json.Marshal(provider.Config{
+	proc, err := p.provideAt(p.Host(Provider), provider.Config{
 		RateBits: uint64(o.WAN), BufferBytes: int(o.Buffer), Wire: o.Wire, Delay: o.Delay, Loss: o.Loss, Seed: o.Seed,
 	})
 	if err != nil {
 		return err
 	}
-	h := p.Host(Provider)
-	cmd := h.Command(o.Helper, "lab", "holder", "provider", string(config))
+	p.provider = proc
+	return p.addNeighbours(ctx)
+}
+
+// provideAt runs a bottleneck between the devices of a host.
+func (p *Pair) provideAt(h *Host, c provider.Config) (*host.Process, error) {
+	config, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	cmd := h.Command(p.lab.Options.Helper, "lab", "holder", "provider", string(config))
 	var proc *host.Process
 	if err := host.StartHolder(cmd, func() (err error) {
 		proc, err = h.Spawn("provider", cmd)
@@ -33,10 +45,9 @@ func (p *Pair) provide(ctx context.Context) error {
 		if proc != nil {
 			words = "\n" + proc.LastWords()
 		}
-		return fmt.Errorf("%s: start the provider: %w%s", p.Name, err, words)
+		return nil, fmt.Errorf("%s: start the provider: %w%s", p.Name, err, words)
 	}
-	p.provider = proc
-	return p.addNeighbours(ctx)
+	return proc, nil
 }
 
 // Carried returns how many bytes left the provider's bottleneck so far, towards b and towards a: Ethernet
@@ -52,22 +63,26 @@ func (p *Pair) Carried() (toB, toA uint64, err error) {
 // to an edge that is not up yet, and deliver it seconds later, just when that edge starts to send.
 func (p *Pair) addNeighbours(ctx context.Context) error {
 	for _, s := range sides {
-		var link net.HardwareAddr
-		if err := p.Host(s.edge).Do(func() error {
-			device, err := net.InterfaceByName("wan0")
-			if err == nil {
-				link = device.HardwareAddr
-			}
-			return err
-		}); err != nil {
-			return fmt.Errorf("%s: find wan0: %w", s.edge, err)
-		}
-		if err := p.Host(Provider).IP(ctx, nil, "neigh replace "+s.wan.of(
-			p.outer()).edge+" lladdr "+link.String()+" dev "+s.provider+" nud permanent"); err != nil {
+		if err := neighbour(ctx, p.Host(s.edge), "wan0", p.Host(Provider), s.provider, s.wan.of(p.outer()).edge); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// neighbour tells a host the hardware address of an edge's device.
+func neighbour(ctx context.Context, edge *Host, device string, told *Host, towards, address string) error {
+	var link net.HardwareAddr
+	if err := edge.Do(func() error {
+		d, err := net.InterfaceByName(device)
+		if err == nil {
+			link = d.HardwareAddr
+		}
+		return err
+	}); err != nil {
+		return fmt.Errorf("%s: find %s: %w", edge.Name, device, err)
+	}
+	return told.IP(ctx, nil, "neigh replace "+address+" lladdr "+link.String()+" dev "+towards+" nud permanent")
 }
 
 // providerSocket is where the provider's process answers questions about its queues; the directory is the

@@ -291,6 +291,9 @@ func rounded(v, to float64) float64 { return math.Round(v*to) / to }
 // queueReaders are those of a pair, in the order in which a packet passes from a to b, then back.
 func (p *Pair) queueReaders() (out []*queueReader) {
 	o := p.lab.Options
+	if len(p.lines) > 0 {
+		return nil // a series has no name for a line
+	}
 	for i, s := range sides {
 		e, towards := p.edges[s.edge], []string{figures.AToB, figures.BToA}[i]
 		edge := &queueReader{direction: towards, place: report.AtEdge}

@@ -131,12 +131,23 @@ const (
 	FQCoDel  PathName = "fq_codel" // the same behind the rate less the default margin, with fq_codel
 	Cake     PathName = "cake"     // the same with cake, diffserv4
 	Kernel   PathName = "kernel"   // no tunnel: what forwarding alone costs, the lower bound
+
+	// With lines only; the baseline there has a default route by each line, the first preferred.
+	Single    PathName = "single"        // stock wireguard-go with the first line alone
+	Duplicate PathName = "duplicate-all" // stock wireguard-go, all of it sent by both lines
 )
 
-var pathNames = []PathName{Ringway, Baseline, FQCoDel, Cake, Kernel}
+var pathNames = []PathName{Ringway, Baseline, FQCoDel, Cake, Kernel, Single, Duplicate}
 
 // stock reports whether the pair has one stock wireguard-go tunnel for everything.
-func (p PathName) stock() bool { return p == Baseline || p == FQCoDel || p == Cake }
+func (p PathName) stock() bool {
+	return p == Baseline || p == FQCoDel || p == Cake || p == Single || p == Duplicate
+}
+
+// overLines reports whether the pair can be where there are lines.
+func (p PathName) overLines() bool {
+	return p == Ringway || p == Baseline || p == Single || p == Duplicate
+}
 
 // Host is one machine of the lab.
 type Host = host.Host
@@ -147,6 +158,7 @@ type Pair struct {
 	lab   *Lab
 	hosts map[string]*Host
 	edges map[string]*Edge
+	lines []*line // of berlin; none: its WAN is the provider's own
 
 	provider *host.Process
 }
@@ -203,6 +215,11 @@ func (l *Lab) newPair(ctx context.Context, name PathName) (*Pair, error) {
 			return p, err
 		}
 	}
+	for i := range p.lineCount() {
+		if _, err := p.newLine(ctx, i); err != nil {
+			return p, err
+		}
+	}
 	return p, nil
 }
 
@@ -234,6 +251,9 @@ func (p *Pair) cable(ctx context.Context, s side) error {
 		{Provider, s.provider, edge, "wan0", s.wan, p.outer()},
 	} {
 		h := p.Host(c.host)
+		if h == provider && s == sides[0] && p.lineCount() > 0 {
+			continue // by lines instead
+		}
 		if err := h.IP(
 			ctx, c.far, "link add "+c.device+" type veth peer name "+c.farDevice+" netns /proc/self/fd/3"); err != nil {
 			return err

@@ -139,7 +139,7 @@ func (e *edge) start() {
 		out, err := e.try("ringway", "status", "--json")
 		var st status.Status
 		return err == nil && json.Unmarshal([]byte(out), &st) == nil && st.Ready
-	}, time.Minute, 200*time.Millisecond, "%s is not up", e.name)
+	}, 2*time.Minute, 200*time.Millisecond, "%s is not up", e.name)
 	select {
 	case <-e.ended:
 		require.Fail(e.T, "the daemon ended", "%s: %s", e.name, e.daemon.ProcessState)

@@ -1,15 +1,17 @@
-# What run.sh and bench.sh share: a Debian kernel, and a root file system made of this machine's own tools. To be
-# sourced at the top of the tree; needs no network in the guest. Sets cache, work (removed at exit), root and release.
-cache=dist/vm
+# What the scripts beside it share: a Debian kernel, and a root file system made of this machine's own tools. To be
+# sourced at the top of the tree; needs no network in the guest. Takes kernel (a Debian package) and cache (its
+# directory), and sets work (removed at exit), root and release.
+cache=${cache:-dist/vm}
+kernel=${kernel:-linux-image-cloud-amd64}
 mkdir -p "$cache"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The kernel: one Debian package (about 27 MB), downloaded once.
+# The kernel: one Debian package (27 MB, the full one 68), downloaded once.
 if [ ! -e "$cache/vmlinuz" ]; then
-  echo "looking for the newest Debian cloud kernel" >&2
-  apt-get update -qq >&2
-  pkg=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-[0-9]/ && !n++ {print $2}')
+  echo "looking for the newest $kernel" >&2
+  flock dist/apt.lock apt-get update -qq >&2 # others may install packages meanwhile
+  pkg=$(apt-cache depends "$kernel" | awk '/Depends: linux-image-[0-9]/ && !n++ {print $2}')
   echo "downloading the Debian kernel package: $pkg" >&2
   (cd "$work" && apt-get -o APT::Sandbox::User=root download -qq "$pkg" >&2 && dpkg-deb -x "$pkg"_*.deb kernel)
   rm -rf "$cache/modules"
@@ -51,6 +53,7 @@ guest_init='#!/bin/busybox sh
 export PATH=/usr/bin:/usr/sbin:/bin:/sbin HOME=/ TEST_VM=1
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp
+mkdir -p /dev/pts; mount -t devpts devpts /dev/pts
 mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
 modprobe tun # its device node is there already, and asks for nothing
 ip link set lo up
@@ -63,7 +66,9 @@ guest_boot() { # SECONDS [words for qemu]
   local limit=$1; shift
   chmod +x "$root/init"
   (cd "$root" && find . | cpio -o -H newc --quiet) > "$work/initrd"
-  timeout --kill-after=10 "$limit" qemu-system-x86_64 -cpu max -nodefaults -no-reboot -display none -serial stdio \
+  # In the group of this script: who ends that, ends the guest.
+  timeout --foreground --kill-after=10 "$limit" qemu-system-x86_64 -cpu max -nodefaults -no-reboot -display none \
+    -serial stdio \
     -rtc base=utc -kernel "$cache/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet loglevel=5 panic=-1 watchdog_thresh=60 softlockup_panic=1 random.trust_cpu=on \
 mitigations=off" "$@" < /dev/null

@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . test/vm/guest.sh
+for tool in tcpdump timeout dnsmasq; do guest_tool "$tool"; done
 cp -r configs "$root/test/configs"
 export CGO_ENABLED=0
 go test -c -o "$root/test/vm.test" ./test/vm
@@ -47,5 +48,5 @@ if grep -q 'Kernel panic - not syncing: softlockup' "$log"; then
   echo "the guest's kernel did not run any more (a lost interrupt of the emulated processors): booting it again, once"
   boot
 fi
-! grep 'no tests to run' "$log" || { echo "a name in $0 matches no test any more"; exit 1; }
+[ -n "$*" ] || ! grep 'no tests to run' "$log" || { echo "a name in $0 matches no test any more"; exit 1; }
 grep -q '^guest exit: 0$' "$log" || { echo "tests in the guest failed, or did not finish; the log: $log"; exit 1; }

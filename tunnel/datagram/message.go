@@ -21,7 +21,7 @@ type Message struct {
 	_      [4 * (unsafe.Sizeof(uintptr(0)) / 8)]byte
 }
 
-// ControlSize is enough for a source address, a TOS octet, a segment size and a request for a timestamp. It
+// ControlSize is enough for a source address, a TOS octet, a segment size or PutWhole, and a timestamp's request. It
 // is also enough for what a receiver gets: the first three, and a timestamp that nobody requested (the kernel
 // adds one to a socket with transmit timestamps while any program on the machine uses receive timestamps).
 const ControlSize = 192
@@ -49,6 +49,13 @@ func PutTOS(control []byte, n int, v6 bool, tos uint8) int {
 		level, kind = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
 	binary.NativeEndian.PutUint32(putHeader(control[n:], level, kind, 4), uint32(tos))
+	return n + unix.CmsgSpace(4)
+}
+
+// PutWhole appends the control message that keeps a packet of IPv6 from being sent in fragments (RFC 3542, section
+// 11.2): one that is longer than its link takes is refused with EMSGSIZE.
+func PutWhole(control []byte, n int) int {
+	binary.NativeEndian.PutUint32(putHeader(control[n:], unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 4), 1)
 	return n + unix.CmsgSpace(4)
 }
 

@@ -47,6 +47,11 @@ func (s *Sockaddr) Bare() netip.Addr {
 	return netip.AddrFrom4([4]byte(s.B[4:8]))
 }
 
+// BareAddrPort is the address and port, without a zone.
+func (s *Sockaddr) BareAddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(s.Bare(), binary.BigEndian.Uint16(s.B[2:]))
+}
+
 // AddrPort is the address with its zone. It is not for a forwarding thread.
 func (s *Sockaddr) AddrPort() netip.AddrPort {
 	a := s.Bare()

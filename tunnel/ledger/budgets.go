@@ -118,6 +118,9 @@ func (b *Budget) fits(site *Account, rtcp bool, more int64) State {
 	return Held
 }
 
+// Wire is what the provider's meter of a line counts for an IP packet of n bytes.
+func Wire(l tunnel.AdmissionLine, n int) units.ByteCount { return units.ByteCount(newLine(l).wire(n)) }
+
 // wire is what the provider's meter counts for an IP packet of n bytes.
 func (l *Line) wire(n int) int64 { return int64(l.link.Wire(units.ByteCount(n))) }
 
@@ -150,6 +153,16 @@ func (a *Account) SetBudget(b *Budget) { a.budget.Store(b) }
 // Budget is what the site's flows may take; nil: everything passes.
 func (a *Account) Budget() *Budget { return a.budget.Load() }
 
+// Taken is the rate of what the site's flows take, RTCP included; 0 where it has no budget.
+func (a *Account) Taken(now int64) units.BitRate {
+	// Without reservations and without a packet for so long all calls have ended, and none came after them to
+	// find that out.
+	if a.reserved.Load() == 0 && now-a.at.Load() >= int64(maxSilence) {
+		return 0
+	}
+	return units.BitRate(max(a.media.Load()+a.rtcp.Load(), 0))
+}
+
 // Close frees the places of all flows of a site that was removed.
 func (a *Account) Close() { a.gone.Store(true) }
 
@@ -180,10 +193,8 @@ func (a *Account) Status(now int64) *tunnel.MediaStatus {
 		Refused:    a.refused.Load(),
 		Reserved:   int(a.reserved.Load()),
 	}
-	// Without reservations and without a packet for so long all calls have ended, and none came after them to
-	// find that out.
-	if s.Reserved > 0 || now-a.at.Load() < int64(maxSilence) {
-		s.Taken, s.Flows = units.BitRate(max(a.media.Load()+a.rtcp.Load(), 0)), int(a.flows.Load())
+	if s.Taken = a.Taken(now); s.Taken > 0 {
+		s.Flows = int(a.flows.Load())
 	}
 	if at := a.refusedAt.Load(); at != 0 && now-at < int64(refusingFor) {
 		s.Refusing, s.LineFull = true, a.lineFull.Load()

@@ -12,7 +12,8 @@ import (
 // are not used are judged by their probes.
 
 const (
-	// lossWindow is the time in which loss is counted, and lossKept, for how long what was found holds.
+	// lossWindow is the time in which loss is counted, and lossKept, for how long what was found holds, where the far end
+	// sends every helloEvery (keptOf).
 	lossWindow = time.Second
 	lossKept   = 3 * time.Second
 	// leastExpected is how many messages a window has to have, and windowPackets, how many it has at the least with a
@@ -43,14 +44,18 @@ const (
 type Counts struct {
 	Session uint64 // which session it was in
 	Counter uint64 // its number there
-	Got     uint64 // messages that had arrived in the session by then, this one included, but no probes or answers
+	// Got are the messages that had arrived in the session by then, this one included, but no probes or answers. While
+	// copies come, by the path that is used alone, copies included.
+	Got uint64
 }
 
 // incoming is the loss of what is sent to us.
 type incoming struct {
-	at        int64 // the window's begin; 0: there is none
+	at        int64         // the window's begin; 0: there is none
+	kept      time.Duration // for how long what is found holds
 	from      Counts
 	elsewhere uint32
+	copies    uint16
 
 	loss   int   // per mille
 	lossAt int64 // when it was found; 0: never
@@ -58,21 +63,25 @@ type incoming struct {
 
 // hear takes a message that arrived by the path that is used.
 func (l *incoming) hear(now int64, m Message, c Counts) {
-	expected := int64(c.Counter-l.from.Counter) - int64(m.Elsewhere-l.elsewhere)
+	expected := int64(c.Counter-l.from.Counter) - int64(m.Elsewhere-l.elsewhere) + int64(m.Copies-l.copies)
 	got := int64(c.Got - l.from.Got)
+	l.kept = keptOf(m.Slow)
 	switch {
-	case l.at == 0 || c.Session != l.from.Session || now-l.at > int64(lossKept) || expected < 0 || got < 0:
+	case l.at == 0 || c.Session != l.from.Session || now-l.at > int64(l.kept) || expected < 0 || got < 0:
 	case now-l.at < int64(lossWindow):
 		return
 	case expected >= leastExpected:
 		l.loss, l.lossAt = int(1000*max(0, expected-got)/expected), now
 	}
-	l.at, l.from, l.elsewhere = now, c, m.Elsewhere
+	l.at, l.from, l.elsewhere, l.copies = now, c, m.Elsewhere, m.Copies
 }
+
+// keptOf is for how long loss holds that is found from messages of a far end that is so much slower.
+func keptOf(slow int) time.Duration { return lossKept * helloOf(slow) / helloEvery }
 
 // now is the loss at present; -1: it is not known.
 func (l *incoming) now(now int64) int {
-	if l.lossAt == 0 || now-l.lossAt > int64(lossKept) {
+	if l.lossAt == 0 || now-l.lossAt > int64(l.kept) {
 		return -1
 	}
 	return l.loss
@@ -140,11 +149,11 @@ func (w *Watch) judge(now int64, s Seen) (better int) {
 	}
 	w.bad.looked = now
 	worst := w.in.now(now)
-	if w.farLossAt != 0 && now-w.farLossAt <= int64(lossKept) {
+	if w.farLossAt != 0 && now-w.farLossAt <= int64(keptOf(w.farSlow)) {
 		worst = max(worst, w.farLoss)
 	}
 	trip := time.Duration(0)
-	if i := w.find(s.Source); i >= 0 {
+	if i := w.find(s.Used); i >= 0 {
 		trip = w.probed[i].trip
 	}
 	if worst < 0 || now-w.movedAt < 2*int64(lossWindow) {
@@ -169,7 +178,7 @@ func (w *Watch) judge(now int64, s Seen) (better int) {
 	for i := range w.probed {
 		u := &w.probed[i]
 		lost, of := u.history.count(len(u.history.answered))
-		if u.source == s.Source || u.healthy == 0 || of == 0 ||
+		if u.path == s.Used || u.healthy == 0 || of == 0 ||
 			!distinct(loss*w.bad.windows*windowPackets/1000, w.bad.windows*windowPackets, lost, of) {
 			continue
 		}

@@ -13,9 +13,9 @@ const (
 	LookEvery = 10 * time.Millisecond
 	// SendEvery is the longest time without a message while calls are up and either end has several lines.
 	SendEvery = 20 * time.Millisecond
-	// Silence is the longest time in which nothing is received from an end that sends at least every SendEvery: five
-	// messages in a row are missing.
-	Silence = 110 * time.Millisecond
+	// Silence is the longest time in which nothing is received from an end that sends at least every SendEvery
+	// (silenceOf).
+	Silence = 5*SendEvery + 10*time.Millisecond
 	// settleTime is how long a path that was moved to has until it is judged: a round trip, and what Silence takes.
 	// It doubles with each move that did not help, up to longestSettle.
 	settleTime    = 250 * time.Millisecond
@@ -50,6 +50,10 @@ const (
 	// healthTime is how long a path that was left has to answer until it is taken again.
 	healthTime = 30 * time.Second
 
+	// LeadTime is how long the leader of two ends that move at the same time stays where it has moved to, although it
+	// hears the other by another path: the other follows. Otherwise each would follow the other forever.
+	LeadTime = settleTime
+
 	// legacySilence is the longest time in which nothing is received from a far end that does not know paths, until
 	// it is asked by a handshake: it may have nothing to send. It has answerTime to answer, and nextLineAfter by
 	// each further line.
@@ -65,8 +69,10 @@ const (
 
 // Seen is what the engine knows of a peer. Times are in ns of its clock; 0: never.
 type Seen struct {
-	Sources []netip.Addr // our addresses in the peer's family, one for each line, in order of preference
-	Source  netip.Addr   // where it is sent to from; zero: the kernel chooses
+	Paths   []Path       // in order of preference (Pairs)
+	Used    Path         // by which it is sent to
+	Metered []netip.Addr // sources on lines that are paid by volume: paths from there are not probed
+	Pace    Pace         // what the lines have space for
 	Session bool         // something can be sent
 	Heard   int64        // anything by the path that is used
 	Sent    int64
@@ -77,19 +83,21 @@ type Seen struct {
 
 // Act is what the engine is to do.
 type Act struct {
-	Move      netip.Addr   // send from this address from now on; zero: stay
-	Send      bool         // send Message by the path that is used
-	Probe     []netip.Addr // send Probe from these addresses
-	Handshake bool         // begin a handshake by the path that is used: any far end answers
+	Move      Path   // send by this path from now on; zero: stay
+	Send      bool   // send Message by the path that is used
+	Probe     []Path // send Probe by these paths
+	Handshake bool   // begin a handshake by the path that is used: any far end answers
 }
 
 // Watch is what is known of the paths to one peer. The zero Watch knows nothing. It is not for several goroutines at
 // once.
 type Watch struct {
-	known    int64 // when the far end last sent a message about paths
-	promised bool  // it sends something at least every SendEvery
-	farLines bool  // it has several lines
-	replies  int   // to its probes, since second
+	known    int64         // when the far end last sent a message about paths
+	promised bool          // it sends something at least every SendEvery
+	farLines bool          // it has several lines
+	farEvery time.Duration // how often it sends something; 0: it does not say, and does not know any pace
+	farSlow  int           // by how much slower than usual it wants to be probed
+	replies  int           // to its probes, since second
 	second   int64
 
 	active  int64 // until when calls count as up
@@ -97,14 +105,18 @@ type Watch struct {
 	counted int64 // when packets was taken
 	busy    bool  // there were enough packets in the last period
 
-	sent       int64 // the last message
-	handshake  int64 // the last one for a far end that does not know paths
-	unanswered bool  // nothing was received since
+	sent       int64         // the last message
+	every      time.Duration // how often something is sent, as was told last
+	filledAt   int64         // the last message that was sent since there was no media
+	handshake  int64         // the last one for a far end that does not know paths
+	unanswered bool          // nothing was received since
 
-	away    netip.Addr // the address that was left first of all, to which the peer returns; zero: none was
-	movedAt int64
-	moved   bool // and nothing was received since by the path that is used
-	futile  int  // moves in a row after which nothing was received
+	away       Path  // that was left first of all, to which the peer returns; zero: none was
+	used       Path  // at the last look
+	followedAt int64 // when that became another one since the far end sends by it
+	movedAt    int64
+	moved      bool // and nothing was received since by the path that is used
+	futile     int  // moves in a row after which nothing was received
 
 	probed []probed
 	moves  []Move
@@ -115,11 +127,14 @@ type Watch struct {
 	bad       bad
 	badLeft   int64 // when a bad path was left; 0: never
 	badTimes  int   // how often
+
+	copies copies
 }
 
 // probed is a path as its probes find it.
 type probed struct {
-	source   netip.Addr
+	path     Path
+	phase    int64
 	asked    int64
 	answered int64
 	healthy  int64 // since when probes are answered; 0: they are not
@@ -130,21 +145,6 @@ type probed struct {
 	history  history
 }
 
-// Move is a change of the path that is used.
-type Move struct {
-	At       int64
-	From, To netip.Addr
-	Why      string
-}
-
-// Why a peer is sent to from another address.
-const (
-	WhySilent   = "nothing was received"
-	WhyReported = "the far end received nothing"
-	WhyBad      = "too much was lost"
-	WhyBack     = "the line that was left is well again"
-)
-
 // Active reports whether calls count as up, or were until a moment ago: then Look is due every LookEvery.
 func (w *Watch) Active(now int64) bool { return w.active != 0 && now < w.active+int64(activeFor) }
 
@@ -154,21 +154,15 @@ func (w *Watch) Knows(now int64) bool { return w.known != 0 && now-w.known < int
 // Futile is how many moves in a row have not helped.
 func (w *Watch) Futile() int { return w.futile }
 
-// Left notes that an address was left for a cause that is not found here: its line has gone.
-func (w *Watch) Left(from netip.Addr) {
-	if !w.away.IsValid() {
-		w.away = from
-	}
-}
-
 // Look takes a look at a peer. It is due every LookEvery while Active, else every 100 ms.
 func (w *Watch) Look(now int64, s Seen) (a Act) {
 	w.count(now, s.Packets)
+	w.noteUsed(now, s)
 	if !s.Session {
 		return a
 	}
 	w.noteHeard(s)
-	up, several := now < w.active, len(s.Sources) > 1
+	up, several := now < w.active, len(s.Paths) > 1
 	a.Send = w.due(now, s, up, several)
 	switch {
 	case !several:
@@ -178,13 +172,27 @@ func (w *Watch) Look(now int64, s Seen) (a Act) {
 	case up && s.Heard != 0:
 		a.Handshake, a.Move = w.askLegacy(now, s)
 	}
-	if a.Move.IsValid() && w.Knows(now) {
+	if a.Move != (Path{}) && w.Knows(now) {
 		a.Send = true
 	}
 	if a.Send {
-		w.sent = now
+		w.noteSent(now, s)
 	}
 	return a
+}
+
+// noteSent notes a message, and how often something is sent from now on. Step by step that may become less: the far end
+// has to hear of it before it waits to no effect, and messages are lost.
+func (w *Watch) noteSent(now int64, s Seen) {
+	if now-s.Sent >= int64(max(w.every, SendEvery)) {
+		w.filledAt = now
+	}
+	w.sent = now
+	target := SendEvery
+	if w.filling(now, s) && w.farEvery > 0 {
+		target = s.Pace.send()
+	}
+	w.every = min(target, max(w.every, SendEvery)*3/2)
 }
 
 // count finds out whether calls are up.
@@ -201,13 +209,45 @@ func (w *Watch) count(now int64, packets uint64) {
 	w.counted, w.packets, w.busy = now, packets, busy
 }
 
+// noteUsed notes by which path the peer is sent to. Where the peer itself has moved from an address that is not known
+// otherwise, what was found of our lines holds for the new one.
+func (w *Watch) noteUsed(now int64, s Seen) {
+	if s.Used == w.used {
+		return
+	}
+	if w.used != (Path{}) {
+		w.followedAt = now
+		w.rename(w.used.Remote, s)
+		// That the kernel's choice of an address has become known, or is no longer, is no change of the path.
+		if w.used.Source.IsValid() && s.Used.Source.IsValid() && s.Heard != 0 {
+			w.noteMove(Move{At: now, From: w.used, To: s.Used, Why: WhyFollowed})
+		}
+	}
+	w.used = s.Used
+}
+
+func (w *Watch) rename(before netip.AddrPort, s Seen) {
+	if before == s.Used.Remote || slices.ContainsFunc(s.Paths, func(p Path) bool { return p.Remote == before }) {
+		return
+	}
+	for i := range w.probed {
+		next := Path{w.probed[i].path.Source, s.Used.Remote}
+		if w.probed[i].path.Remote == before && w.find(next) < 0 {
+			w.probed[i].path = next
+		}
+	}
+	if w.away.Remote == before {
+		w.away.Remote = s.Used.Remote
+	}
+}
+
 // noteHeard notes that something was received by the path that is used.
 func (w *Watch) noteHeard(s Seen) {
 	if s.Heard == 0 || s.Heard <= w.movedAt {
 		return
 	}
 	w.moved, w.futile = false, 0
-	if i := w.find(s.Source); i >= 0 {
+	if i := w.find(s.Used); i >= 0 {
 		w.probed[i].ever = true
 	}
 }
@@ -217,54 +257,34 @@ func (w *Watch) noteHeard(s Seen) {
 func (w *Watch) due(now int64, s Seen, up, several bool) bool {
 	since := now - w.sent
 	switch {
-	case !several && !(w.farLines && w.Knows(now)):
+	case !several && !(w.farLines && w.Knows(now)) && !w.tells(now):
 		return false
 	case !w.Knows(now):
 		return up && (since >= int64(legacyEvery) || w.sent == 0)
 	case !w.Active(now):
 		return false
-	case up && w.promised && now-s.Heard > int64(Silence): // media does not report that nothing is received
-		return since >= int64(SendEvery)
+	case w.copies.takeHurry(now):
+		return true
+	case !several && !w.farLines: // no path is to be found silent: it is what is lost that is told
+		return since >= int64(helloEvery)
+	case up && w.promised && now-s.Heard > int64(w.Silence()): // media does not report that nothing is received
+		return since >= int64(max(w.every, SendEvery))
+	case s.Pace.Mute && w.farEvery > 0 && w.filling(now, s): // nothing is lost, and copied, where nothing is sent
+		return since >= int64(helloEvery)*s.Pace.slow()
+	case s.Pace.Mute && w.farEvery > 0:
+		return since >= int64(helloOf(s.Pace.Slow))
 	}
-	return now-s.Sent >= int64(SendEvery) || since >= int64(helloEvery)
+	return now-s.Sent >= int64(max(w.every, SendEvery)) || since >= int64(helloOf(s.Pace.Slow))
 }
 
-// choose chooses another path; zero: the one that is used stays.
-func (w *Watch) choose(now int64, s Seen, up bool) (to netip.Addr) {
-	if w.silent(now, s) {
-		return w.move(now, s, WhySilent)
-	}
-	if better := w.judge(now, s); up && better >= 0 {
-		to = w.moveTo(now, s, w.probed[better].source, WhyBad)
-		w.leaveBad(now)
-		return to
-	}
-	if back := w.wellAgain(now, s); back.IsValid() {
-		return w.moveTo(now, s, back, WhyBack)
-	}
-	return to
-}
+// Silence is the longest time in which nothing is received from the far end while it sends.
+func (w *Watch) Silence() time.Duration { return silenceOf(w.farEvery) }
 
-// silent reports whether the path that is used delivers nothing: while calls are up by what is received, and at
-// rest by probes.
-func (w *Watch) silent(now int64, s Seen) bool {
-	if now < w.active {
-		return w.promised && now-max(s.Heard, w.movedAt) > int64(w.patience())
-	}
-	i := w.find(s.Source)
-	return i >= 0 && w.probed[i].missed >= lostProbes && now-w.movedAt > lostProbes*int64(restProbeEvery)
-}
-
-// patience is how long nothing has to be received.
-func (w *Watch) patience() time.Duration {
-	if w.moved {
-		return min(settleTime<<max(0, w.futile-1), longestSettle)
-	}
-	return Silence
-}
+// slow is by how much slower than usual paths are probed.
+func (w *Watch) slow(s Seen) int64 { return max(s.Pace.slow(), int64(w.farSlow)) }
 
 // askLegacy finds out by a handshake whether a far end that does not know paths is still there.
-func (w *Watch) askLegacy(now int64, s Seen) (handshake bool, move netip.Addr) {
+func (w *Watch) askLegacy(now int64, s Seen) (handshake bool, move Path) {
 	if now-s.Heard <= int64(legacySilence) {
 		w.unanswered = false
 		return false, move
@@ -286,16 +306,17 @@ func (w *Watch) askLegacy(now int64, s Seen) (handshake bool, move netip.Addr) {
 	return false, move
 }
 
-// find is the index in probed of the path from an address; -1: it was not probed.
-func (w *Watch) find(a netip.Addr) int {
-	return slices.IndexFunc(w.probed, func(u probed) bool { return u.source == a })
+// find is the index in probed of a path; -1: it was not probed.
+func (w *Watch) find(p Path) int {
+	return slices.IndexFunc(w.probed, func(u probed) bool { return u.path == p })
 }
 
 // Message is what is sent by the path that is used.
 func (w *Watch) Message(now int64, s Seen) Message {
 	m := Message{
-		Promise: now < w.active, Lines: len(s.Sources) > 1, HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now),
-		Loss: w.in.now(now),
+		Promise: w.promises(now, s) && (len(s.Paths) > 1 || w.farLines), Lines: len(s.Paths) > 1,
+		HeardAgo: time.Duration(now - s.Heard), Stamp: uint64(now), Loss: w.in.now(now),
+		Every: max(w.every, SendEvery), Slow: s.Pace.Slow, CopyFlags: w.copies.flags(now),
 	}
 	if s.Heard == 0 {
 		m.HeardAgo = never * time.Millisecond
@@ -306,16 +327,22 @@ func (w *Watch) Message(now int64, s Seen) Message {
 // Probe is what is sent by a path to find out whether it delivers.
 func (w *Watch) Probe(now int64, s Seen) Message {
 	return Message{
-		Promise: now < w.active, Probe: true, Lines: len(s.Sources) > 1, HeardAgo: never * time.Millisecond,
-		Stamp: uint64(now), Loss: -1,
+		Promise: w.promises(now, s), Probe: true, Lines: len(s.Paths) > 1, HeardAgo: never * time.Millisecond,
+		Stamp: uint64(now), Loss: -1, Every: max(w.every, SendEvery), Slow: s.Pace.Slow,
 	}
 }
 
-// Hear takes a message that arrived at an address of ours. answer is to be sent from there to where it came from.
+// promises reports whether something is sent every w.every.
+func (w *Watch) promises(now int64, s Seen) bool {
+	return now < w.active && !(s.Pace.Mute && w.farEvery > 0)
+}
+
+// Hear takes a message that arrived by a path. answer is to be sent back by it.
 func (w *Watch) Hear(
-	now int64, m Message, c Counts, at netip.Addr, s Seen,
+	now int64, m Message, c Counts, at Path, s Seen,
 ) (act Act, answer Message, answered bool) {
-	w.known, w.farLines = now, m.Lines
+	w.noteUsed(now, s)
+	w.known, w.farLines, w.farEvery, w.farSlow = now, m.Lines, m.Every, m.Slow
 	switch {
 	case m.Probe:
 		if now-w.second > int64(time.Second) {
@@ -325,8 +352,8 @@ func (w *Watch) Hear(
 			return act, answer, false
 		}
 		answer = Message{
-			Promise: now < w.active, Answer: true, Lines: len(s.Sources) > 1, HeardAgo: never * time.Millisecond,
-			Echo: m.Stamp, Loss: -1,
+			Promise: w.promises(now, s), Answer: true, Lines: len(s.Paths) > 1, HeardAgo: never * time.Millisecond,
+			Echo: m.Stamp, Loss: -1, Every: max(w.every, SendEvery), Slow: s.Pace.Slow,
 		}
 		return act, answer, true
 	case m.Answer:
@@ -335,14 +362,17 @@ func (w *Watch) Hear(
 	}
 
 	w.promised = m.Promise
+	w.copies.hear(now, m.CopyFlags, m.Slow)
 	w.in.hear(now, m, c)
 	if m.Loss >= 0 {
 		w.farLoss, w.farLossAt = m.Loss, now
 	}
-	reported := m.HeardAgo > Silence && m.HeardAgo < never*time.Millisecond
-	if reported && s.Session && now < w.active && len(s.Sources) > 1 && now-w.movedAt > int64(w.reportHold()) {
-		if act.Move = w.move(now, s, WhyReported); act.Move.IsValid() {
-			act.Send, w.sent = true, now
+	reported := m.HeardAgo > silenceOf(w.every) && m.HeardAgo < never*time.Millisecond
+	if reported && s.Session && now < w.active && len(s.Paths) > 1 &&
+		now-w.movedAt > int64(w.reportHold()) && now-w.followedAt > int64(w.followHold(s)) {
+		if act.Move = w.move(now, s, WhyReported); act.Move != (Path{}) {
+			act.Send = true
+			w.noteSent(now, s)
 		}
 	}
 	return act, answer, false
@@ -354,7 +384,17 @@ func (w *Watch) reportHold() time.Duration {
 	return reportHold + min(settleTime<<min(w.futile, 8), longestSettle)
 }
 
-func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
+// followHold is how long after the far end was followed to another path a report is not yet about that: a round trip,
+// and a few messages.
+func (w *Watch) followHold(s Seen) time.Duration {
+	i := w.find(s.Used)
+	if i < 0 || w.probed[i].trip == 0 {
+		return settleTime
+	}
+	return min(w.probed[i].trip+3*max(w.every, SendEvery), settleTime)
+}
+
+func (w *Watch) hearAnswer(now int64, m Message, at Path) {
 	i := w.find(at)
 	if i < 0 || !w.probed[i].history.answer(int64(m.Echo)) {
 		return
@@ -366,27 +406,36 @@ func (w *Watch) hearAnswer(now int64, m Message, at netip.Addr) {
 	}
 }
 
-// probe returns the addresses to probe from now.
-func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
-	w.probed = slices.DeleteFunc(w.probed, func(u probed) bool { return !slices.Contains(s.Sources, u.source) })
-	for _, a := range s.Sources {
-		every := int64(restProbeEvery)
-		if up && a != s.Source {
-			every = int64(probeEvery)
-			switch {
-			case w.hurried():
-				every = int64(hurriedProbeEvery)
-			case a == w.away && now-w.movedAt < int64(leftFor):
-				every = int64(leftProbeEvery)
-			}
-		}
-		i := w.find(a)
+// interval is how often a path is probed, where the lines have space for it.
+func (w *Watch) interval(now int64, s Seen, p Path, up bool) time.Duration {
+	switch {
+	case !up || p == s.Used:
+		return restProbeEvery
+	case w.hurried():
+		return hurriedProbeEvery
+	case p == w.away && now-w.movedAt < int64(leftFor):
+		return leftProbeEvery
+	}
+	return probeEvery
+}
+
+// probe returns the paths to probe now.
+func (w *Watch) probe(now int64, s Seen, up bool) (by []Path) {
+	w.probed = slices.DeleteFunc(w.probed, func(u probed) bool { return !slices.Contains(s.Paths, u.path) })
+	for _, p := range s.Paths {
+		i := w.find(p)
 		if i < 0 {
-			w.probed = append(w.probed, probed{source: a})
+			w.probed = append(w.probed, probed{path: p, phase: p.phase(), asked: now, answered: now})
 			i = len(w.probed) - 1
 		}
 		u := &w.probed[i]
-		if u.asked != 0 && now-u.asked < every {
+		if slices.Contains(s.Metered, p.Source) && !w.hurried() {
+			// What was found once holds no longer, and what is not probed is not silent either.
+			u.healthy, u.missed, u.asked, u.answered = 0, 0, now, now
+			continue
+		}
+		every := int64(w.interval(now, s, p, up)) * w.slow(s)
+		if (now+u.phase)/every == (u.asked+u.phase)/every {
 			continue
 		}
 		if u.asked > u.answered && now-u.counted >= int64(max(leftProbeEvery, 2*u.trip)) {
@@ -397,89 +446,9 @@ func (w *Watch) probe(now int64, s Seen, up bool) (from []netip.Addr) {
 		}
 		u.asked = now
 		u.history.ask(now)
-		from = append(from, a)
+		by = append(by, p)
 	}
-	return from
-}
-
-// move chooses another path: one whose probes are answered, else one of which nothing is known. One that is known
-// to be silent is tried only when nothing was received for longer.
-func (w *Watch) move(now int64, s Seen, why string) netip.Addr {
-	i := slices.Index(s.Sources, s.Source)
-	kinds := []State{Up, Unknown}
-	if now-s.Heard > int64(desperateAfter) {
-		kinds = append(kinds, Silent)
-	}
-	for _, kind := range kinds {
-		for n := 1; n <= len(s.Sources); n++ {
-			a := s.Sources[(i+n)%len(s.Sources)]
-			if a != s.Source && w.byProbes(a) == kind {
-				return w.moveTo(now, s, a, why)
-			}
-		}
-	}
-	return netip.Addr{}
-}
-
-// byProbes is how a path is by its probes. One by which nothing was ever received may lead to a far end behind a NAT,
-// which lets nothing in from there: that is not the line's fault.
-func (w *Watch) byProbes(a netip.Addr) State {
-	i := w.find(a)
-	switch {
-	case i < 0:
-		return Unknown
-	case w.probed[i].healthy != 0:
-		return Up
-	case w.probed[i].missed >= lostProbes && w.probed[i].ever:
-		return Silent
-	}
-	return Unknown
-}
-
-func (w *Watch) moveTo(now int64, s Seen, to netip.Addr, why string) netip.Addr {
-	if i := w.find(s.Source); i >= 0 { // what probes have found is of before
-		w.probed[i].healthy, w.probed[i].missed, w.probed[i].counted = 0, 0, now
-	}
-	switch {
-	case why == WhyBack:
-		w.away = netip.Addr{}
-	case !w.away.IsValid():
-		w.away = s.Source
-	}
-	if w.moved {
-		w.futile = min(w.futile+1, 16)
-	}
-	w.movedAt, w.moved = now, true
-	w.moves = append(w.moves, Move{At: now, From: s.Source, To: to, Why: why})
-	w.moves = w.moves[max(0, len(w.moves)-maxMoves):]
-	return to
-}
-
-// wellAgain is the path that was left and has answered for long enough since; zero: there is none. Where the peer
-// itself has chosen by which line it calls it stays there. If the address that was left has gone, a preferred one
-// is as good.
-func (w *Watch) wellAgain(now int64, s Seen) (to netip.Addr) {
-	if !w.away.IsValid() {
-		return to
-	}
-	if s.Source == w.away {
-		w.away = netip.Addr{}
-		return to
-	}
-	candidates := []netip.Addr{w.away}
-	if !slices.Contains(s.Sources, w.away) {
-		candidates = s.Sources[:max(0, slices.Index(s.Sources, s.Source))]
-	}
-	for _, a := range candidates {
-		j := w.find(a)
-		if j < 0 || w.probed[j].healthy == 0 || now-w.probed[j].healthy < int64(w.backAfter(now)) {
-			continue
-		}
-		if lost, _ := w.probed[j].history.count(64); lost == 0 || w.badTimes == 0 {
-			return a
-		}
-	}
-	return to
+	return by
 }
 
 // State is how a path is.
@@ -494,29 +463,29 @@ const (
 
 // Status is one path.
 type Status struct {
-	Source netip.Addr
-	Used   bool
-	State  State
-	Trip   time.Duration // the last round trip of a probe; 0: not known
+	Path
+	Used  bool
+	State State
+	Trip  time.Duration // the last round trip of a probe; 0: not known
 }
 
 // Status are the paths to a peer, in order of preference, and its last moves, the latest last.
 func (w *Watch) Status(now int64, s Seen) (all []Status, moves []Move) {
-	for _, a := range s.Sources {
-		st := Status{Source: a, Used: a == s.Source, State: Unknown}
-		if i := w.find(a); i >= 0 {
+	for _, p := range s.Paths {
+		st := Status{Path: p, Used: p == s.Used, State: Unknown}
+		if i := w.find(p); i >= 0 {
 			st.Trip = w.probed[i].trip
 		}
 		switch {
 		case !w.Knows(now):
 		case st.Used && now < w.active && w.promised:
-			if s.Heard > w.movedAt && now-s.Heard <= int64(Silence) {
+			if s.Heard > w.movedAt && now-s.Heard <= int64(w.Silence()) {
 				st.State = Up
 			} else if now-max(s.Heard, w.movedAt) > int64(desperateAfter) {
 				st.State = Silent
 			}
 		default:
-			st.State = w.byProbes(a)
+			st.State = w.byProbes(p)
 		}
 		all = append(all, st)
 	}

@@ -1,6 +1,7 @@
 package path
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -17,6 +18,7 @@ func TestMessageIsReadAsWritten(t *testing.T) {
 		{Promise: true, HeardAgo: 42 * time.Millisecond, Stamp: 7, Loss: 1000},
 		{Probe: true, Stamp: 1 << 60, Loss: -1, Elsewhere: 1 << 31},
 		{Answer: true, Echo: 99, HeardAgo: 65534 * time.Millisecond, Loss: 17},
+		{Promise: true, Every: 620 * time.Millisecond, Slow: 128},
 	} {
 		b := m.Append(nil)
 		require.Len(t, b, Size)
@@ -38,6 +40,12 @@ type end struct {
 	remote  netip.Addr // it sends to
 	left    netip.Addr // it has just stopped sending from
 	until   int64
+	remotes []netip.Addr // the other's addresses as configured
+	leads   bool
+	hold    *Hold
+	pace    Pace
+	metered []netip.Addr
+	old     bool // it does not know any pace
 	heard   int64
 	sent    int64
 	packets uint64
@@ -45,6 +53,8 @@ type end struct {
 	counter   uint64 // of messages that were sent
 	elsewhere uint32
 	got       uint64
+	flips     int   // how often it has followed the other to another path
+	gotAt     int64 // anything but probes and answers, by any path
 }
 
 func newEnd(sources ...string) *end {
@@ -57,10 +67,18 @@ func newEnd(sources ...string) *end {
 }
 
 func (e *end) seen() Seen {
+	var remotes []netip.AddrPort
+	for _, r := range e.remotes {
+		remotes = append(remotes, netip.AddrPortFrom(r, 51820))
+	}
+	used := pathOf(e.source, e.remote)
 	return Seen{
-		Sources: e.sources, Source: e.source, Session: true, Heard: e.heard, Sent: e.sent, Packets: e.packets,
+		Paths: Pairs(e.sources, remotes, used), Used: used, Session: true, Heard: e.heard, Sent: e.sent,
+		Packets: e.packets, Pace: e.pace, Metered: e.metered,
 	}
 }
+
+func pathOf(source, remote netip.Addr) Path { return Path{source, netip.AddrPortFrom(remote, 51820)} }
 
 // net is two ends and the paths between them, in steps of a millisecond.
 type net struct {
@@ -72,6 +90,8 @@ type net struct {
 	flights []flight
 	moves   []string
 	began   int64
+	nat     map[Path]bool // a is behind one, which lets in what a has called; nil: there is none
+	lost    int           // media
 }
 
 type flight struct {
@@ -98,13 +118,25 @@ func (n *net) send(e *end, from, to netip.Addr, m *Message) {
 		a, b = to, from
 	}
 	e.counter++
+	if m != nil && e.old {
+		m.Every, m.Slow = 0, 0
+	}
 	if m != nil {
 		m.Elsewhere = e.elsewhere
 		if m.Probe || m.Answer {
 			e.elsewhere++
 		}
 	}
-	if !n.dead(a, b, toB) {
+	if !toB && n.nat != nil && !n.nat[pathOf(a, b)] {
+		return // it has not been called
+	}
+	if toB && n.nat != nil {
+		n.nat[pathOf(a, b)] = true
+	}
+	switch dead := n.dead(a, b, toB); {
+	case dead && m == nil:
+		n.lost++
+	case !dead:
 		n.flights = append(n.flights, flight{n.now + int64(n.delay), toB, from, to, m, e.counter})
 	}
 }
@@ -130,6 +162,9 @@ func (n *net) run(d time.Duration) {
 }
 
 func (n *net) arrive() {
+	if !slices.ContainsFunc(n.flights, func(f flight) bool { return f.at <= n.now }) {
+		return
+	}
 	due := slices.Clone(n.flights)
 	n.flights = slices.DeleteFunc(n.flights, func(f flight) bool { return f.at <= n.now })
 	for _, f := range due {
@@ -145,12 +180,13 @@ func (n *net) arrive() {
 				e.packets++
 			}
 			e.got++
+			e.gotAt = n.now
 			e.follow(f, n.now)
 		}
 		if f.m == nil {
 			continue
 		}
-		act, answer, answered := e.Hear(n.now, *f.m, Counts{1, f.counter, e.got}, f.to, e.seen())
+		act, answer, answered := e.Hear(n.now, *f.m, Counts{1, f.counter, e.got}, pathOf(f.to, f.from), e.seen())
 		if answered {
 			n.send(e, f.to, f.from, &answer)
 		}
@@ -160,7 +196,20 @@ func (n *net) arrive() {
 
 // follow sends to where something came from, and from where it arrived.
 func (e *end) follow(f flight, now int64) {
+	used, arrived := pathOf(e.source, e.remote), pathOf(f.to, f.from)
 	switch {
+	case len(e.remotes) > 1:
+		to, heard := e.hold.Follow(now, used, arrived)
+		if used == arrived {
+			to, heard = used, true
+		}
+		if to != used {
+			e.flips++
+		}
+		e.source, e.remote = to.Source, to.Remote.Addr()
+		if heard {
+			e.heard = now
+		}
 	case f.to != e.left || now >= e.until:
 		e.source, e.remote, e.heard = f.to, f.from, now
 	case f.from != e.remote:
@@ -169,19 +218,20 @@ func (e *end) follow(f flight, now int64) {
 }
 
 func (n *net) act(e *end, a Act) {
-	if a.Move.IsValid() {
-		n.moves = append(n.moves, n.at().String()+" "+a.Move.String())
+	if a.Move != (Path{}) {
+		n.moves = append(n.moves, fmt.Sprint(n.at(), " ", a.Move.Source, " to ", a.Move.Remote.Addr()))
 		e.left, e.until = e.source, n.now+int64(500*time.Millisecond)
-		e.source = a.Move
+		e.hold = NewHold(n.now, pathOf(e.source, e.remote), e.seen().Paths, e.leads)
+		e.source, e.remote = a.Move.Source, a.Move.Remote.Addr()
 	}
 	if a.Send {
 		m := e.Message(n.now, e.seen())
 		n.send(e, e.source, e.remote, &m)
 		e.sent = n.now
 	}
-	for _, from := range a.Probe {
+	for _, p := range a.Probe {
 		m := e.Probe(n.now, e.seen())
-		n.send(e, from, e.remote, &m)
+		n.send(e, p.Source, p.Remote.Addr(), &m)
 	}
 }
 
@@ -222,6 +272,10 @@ func TestALineThatDeliversNothingIsLeft(t *testing.T) {
 			assert.Equal(t, first, n.a.source.String())
 			_, moves := n.a.Status(n.now, n.a.seen())
 			assert.Equal(t, WhyBack, moves[1].Why)
+			_, moves = n.b.Status(n.now, n.b.seen())
+			require.Len(t, moves, 2, "%v", moves)
+			assert.Equal(t, WhyFollowed, moves[0].Why)
+			assert.Equal(t, second, moves[0].To.Remote.Addr().String())
 		})
 	}
 }
@@ -313,12 +367,12 @@ func TestAnswersAreBounded(t *testing.T) {
 	var w Watch
 	n := 0
 	for range 1000 {
-		if _, _, answered := w.Hear(1, Message{Probe: true}, Counts{}, netip.MustParseAddr(first), Seen{}); answered {
+		if _, _, answered := w.Hear(1, Message{Probe: true}, Counts{}, Path{}, Seen{}); answered {
 			n++
 		}
 	}
 	assert.Equal(t, maxAnswers, n)
-	_, _, answered := w.Hear(int64(2*time.Second), Message{Probe: true}, Counts{}, netip.MustParseAddr(first), Seen{})
+	_, _, answered := w.Hear(int64(2*time.Second), Message{Probe: true}, Counts{}, Path{}, Seen{})
 	assert.True(t, answered)
 }
 
@@ -339,9 +393,9 @@ func TestALegacyFarEndIsAskedByHandshakes(t *testing.T) {
 					a.heard = n.now + int64(50*time.Millisecond)
 				}
 			}
-			if act.Move.IsValid() {
-				n.moves = append(n.moves, act.Move.String())
-				a.source = act.Move
+			if act.Move != (Path{}) {
+				n.moves = append(n.moves, act.Move.Source.String())
+				a.source = act.Move.Source
 			}
 		}
 	}
@@ -375,7 +429,7 @@ func TestALegacyFarEndIsSentLittle(t *testing.T) {
 		}
 		a := n.a.Look(n.now, n.a.seen())
 		require.Empty(t, a.Probe)
-		require.False(t, a.Move.IsValid())
+		require.Zero(t, a.Move)
 		if a.Send {
 			sent++
 		}
@@ -499,8 +553,12 @@ func TestLossIsCounted(t *testing.T) {
 	assert.Equal(t, 100, at(200, 176, 15), "four of forty")
 	assert.Equal(t, 100, at(210, 186, 15), "too few")
 	in.hear(now+1, Message{}, Counts{2, 5, 1})
-	now += 2 * int64(lossKept)
-	assert.Equal(t, -1, in.now(now))
+	found := now - int64(lossWindow)
+	assert.Equal(t, 100, in.now(found+int64(lossKept)))
+	assert.Equal(t, -1, in.now(found+int64(lossKept)+1))
+	in.hear(now+2, Message{Slow: 8}, Counts{2, 6, 1}) // beside media that is every second
+	assert.Equal(t, 100, in.now(found+2*int64(lossKept)))
+	assert.Equal(t, -1, in.now(found+2*int64(lossKept)+1))
 }
 
 // At 5 % of random loss nothing is called dead in ten minutes, also where one end only listens.
@@ -534,9 +592,12 @@ func FuzzHear(f *testing.F) {
 			return
 		}
 		var w Watch
-		s := Seen{Sources: []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, Session: true}
+		remote := netip.MustParseAddr(far)
+		s := Seen{Session: true, Paths: []Path{
+			pathOf(netip.MustParseAddr(first), remote), pathOf(netip.MustParseAddr(second), remote),
+		}}
 		for range 3 {
-			w.Hear(now, Read(b), Counts{Counter: uint64(now), Got: uint64(len(b))}, s.Sources[1], s)
+			w.Hear(now, Read(b), Counts{Counter: uint64(now), Got: uint64(len(b))}, s.Paths[1], s)
 			w.Look(now, s)
 			now += int64(LookEvery)
 		}

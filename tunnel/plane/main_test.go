@@ -91,6 +91,8 @@ type realtimeFake struct {
 
 	reserved []tunnel.ReservationStatus
 	measured tunnel.Measured
+
+	probed, confirmed int
 }
 
 func (f *realtimeFake) SetMeasured(m tunnel.Measured) error {
@@ -212,7 +214,24 @@ func (f *realtimeFake) Status() tunnel.DeviceStatus {
 	defer f.mu.Unlock()
 	s.Drops[f.outer.Words()] = 1
 	s.Drops[admitted(f.admit)] = 1
+	s.Drops["probed"], s.Drops["confirmed"] = uint64(f.probed), uint64(f.confirmed)
 	return s
+}
+
+func (f *realtimeFake) SetProbeMTU(most int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if most == 99 {
+		return errors.New("refused")
+	}
+	f.probed = most
+	return nil
+}
+
+func (f *realtimeFake) ConfirmMTU(keys ...tunnel.PublicKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.confirmed += len(keys)
 }
 
 func (e *fake) Set(r io.Reader) error {

@@ -140,6 +140,9 @@ func TestAPlaneOfTheReleaseBeforeIsAdoptedAndConfigured(t *testing.T) {
 	assert.EqualValues(t, 600_000, budgetOf(upgraded, key(2).Public()))
 	held.Measured = &d.Measured    // the release before counts no media
 	held.Sources = &[]netip.Addr{} // and does not know lines
+	held.ProbeMTU = &d.ProbeMTU    // nor what they take
+	held.Paths = &tunnel.Paths{}
+	held.Copies = &tunnel.Copies{} // nor copies
 	assert.Equal(t, held, b.heldInBerlin(t, s))
 }
 

@@ -4,8 +4,7 @@
 // has nothing else. When the daemon is killed, upgraded or restarted, the plane keeps forwarding, and the
 // next daemon adopts it. How a process is started, confined, adopted and replaced is package process's; here
 // is what makes it a plane: the requests (protocol.go), the settings that change in place (settings.go), the
-// descriptors that outlive it (resources.go), and what its threads are allowed (sandbox.go, priority.go,
-// realtime.go).
+// descriptors that outlive it (resources.go), and what its threads are allowed (sandbox.go, priority.go).
 //
 // Main is the process (server.go); Supervisor is the daemon's side (supervisor.go, configure.go). Engines are
 // made by a NewEngine: this package imports none.

@@ -1,45 +1,27 @@
 package plane
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"strconv"
-
-	"golang.org/x/sys/unix"
-
+	"ringway/process/priority"
 	"ringway/tunnel"
 )
 
-// voiceSlice is the EEVDF slice of a voice plane's threads in nanoseconds: the shortest that the kernel
-// takes. A short slice gives a woken thread an early deadline, so that it preempts the ones that use the core
-// up.
-const voiceSlice = 100_000
+// forwardingThreads are the names (comm) of the threads of a realtime engine that forward packets. They have
+// their names when NewEngine returns.
+var forwardingThreads = []string{"rw-fwd-out", "rw-fwd-in"}
 
-const voiceNice = -20
-
-// setPriority gives one thread (0: the calling one) the scheduling of voice.
-func setPriority(tid int) error {
-	a := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: voiceNice, Runtime: voiceSlice}
-	if err := unix.SchedSetAttr(tid, &a, 0); err != nil {
-		return fmt.Errorf("nice %d and a slice of %d us: %w", voiceNice, voiceSlice/1000, err)
-	}
-	got, err := unix.SchedGetAttr(tid, 0)
-	if err == nil && got.Runtime != voiceSlice {
-		return fmt.Errorf("slice of %d us: the kernel keeps %d us (needs Linux 6.12)",
-			voiceSlice/1000, got.Runtime/1000)
-	}
-	return nil
+// scheduled is a plane with a realtime engine.
+func scheduled(pid int) priority.Process {
+	return priority.Process{PID: pid, Threads: forwardingThreads, Replace: "ringway upgrade-planes voice"}
 }
 
 // beforeExec is what the thread does from which a plane is made: all threads of the plane inherit its
-// scheduling. A realtime engine's forwarding threads alone get a priority, once they exist (realtime.go).
+// scheduling. A realtime engine's forwarding threads alone get a priority, once they exist (package process/priority).
 func beforeExec(c tunnel.Class, e tunnel.EngineName) func() []string {
 	if c != tunnel.Voice || e == tunnel.EngineRealtime {
 		return nil
 	}
 	return func() []string {
-		if err := setPriority(0); err != nil {
+		if err := priority.First(0); err != nil {
 			return []string{err.Error()}
 		}
 		return nil
@@ -54,27 +36,20 @@ func tune(pid int, c tunnel.Class, e tunnel.EngineName) (missing []string) {
 		return nil
 	}
 	if e != tunnel.EngineRealtime {
-		missing = raiseAllThreads(pid)
+		missing = priority.AllFirst(pid)
 	}
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-900"), 0); err != nil {
-		missing = append(missing, fmt.Sprintf("memory shortage: %v", err))
-	}
-	return missing
+	return append(missing, priority.KillLast(pid)...)
 }
 
-func raiseAllThreads(pid int) (missing []string) {
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		return []string{fmt.Sprintf("priority: %v", err)}
+// Threads is how the running plane's forwarding threads are scheduled at this moment; none for an engine that
+// has no such threads.
+func (s *Supervisor) Threads() (out []tunnel.ThreadStatus) {
+	cur := s.current()
+	if cur == nil || cur.about.Engine != tunnel.EngineRealtime {
+		return nil
 	}
-	for _, t := range tasks {
-		tid, err := strconv.Atoi(t.Name())
-		if err != nil {
-			continue
-		}
-		if err := setPriority(tid); err != nil && !errors.Is(err, unix.ESRCH) {
-			return []string{err.Error()}
-		}
+	for _, t := range scheduled(cur.PID()).Scheduled() {
+		out = append(out, tunnel.ThreadStatus(t))
 	}
-	return nil
+	return out
 }

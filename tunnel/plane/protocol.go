@@ -21,7 +21,8 @@ const (
 	// 4: `reserve`, `release` and `reservations` (reserve.go).
 	// 5: `series` (series.go).
 	// 6: `reroute` (reroute.go).
-	ProtocolMinor = 6
+	// 7: `confirm_mtu` (mtu.go).
+	ProtocolMinor = 7
 )
 
 // Requests, and the event that a plane pushes.
@@ -40,6 +41,8 @@ const (
 	typeSeries = "series" // what was counted of media
 
 	typeReroute = "reroute" // leave addresses of ours
+
+	typeConfirmMTU = "confirm_mtu" // find out whether long packets still pass
 
 	typeEndpoints = "endpoints" // pushed: peers moved
 )

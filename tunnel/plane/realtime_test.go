@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"ringway/process/priority"
 	"ringway/test/polltest"
 	"ringway/tunnel"
 )
@@ -22,11 +22,9 @@ import (
 // scheduling is what the kernel says of each thread of pid: forwarding threads apart from the others.
 func scheduling(t *testing.T, pid int) (forwarding, others []*unix.SchedAttr) {
 	t.Helper()
-	fwd, err := threadsNamed(pid, forwardingThreads)
-	require.NoError(t, err)
 	isForwarding := map[string]bool{}
-	for _, tid := range fwd {
-		isForwarding[strconv.Itoa(tid)] = true
+	for _, thread := range scheduled(pid).Scheduled() {
+		isForwarding[strconv.Itoa(thread.TID)] = true
 	}
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	require.NoError(t, err)
@@ -52,7 +50,7 @@ func requireRealtime(t *testing.T, pid int) {
 	require.Len(t, forwarding, len(forwardingThreads))
 	for _, a := range forwarding {
 		assert.EqualValues(t, unix.SCHED_FIFO, a.Policy)
-		assert.EqualValues(t, realtimePriority, a.Priority)
+		assert.EqualValues(t, priority.Realtime, a.Priority)
 		assert.EqualValues(t, unix.SCHED_FLAG_RESET_ON_FORK, a.Flags&unix.SCHED_FLAG_RESET_ON_FORK)
 	}
 	require.NotEmpty(t, others)
@@ -114,10 +112,8 @@ func TestForwardingThreadsAloneAreRealTime(t *testing.T) {
 // does itself, that took a core for too long.
 func lower(t *testing.T, pid int, flags uint64) {
 	t.Helper()
-	tids, err := threadsNamed(pid, forwardingThreads)
-	require.NoError(t, err)
-	for _, tid := range tids {
-		require.NoError(t, unix.SchedSetAttr(tid, &unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: flags}, 0))
+	for _, thread := range scheduled(pid).Scheduled() {
+		require.NoError(t, unix.SchedSetAttr(thread.TID, &unix.SchedAttr{Policy: unix.SCHED_NORMAL, Flags: flags}, 0))
 	}
 }
 
@@ -130,7 +126,7 @@ func TestAThreadThatCannotComeBackIsBroughtBack(t *testing.T) {
 		t.Skip("the daemon may raise RLIMIT_RTPRIO here: threads come back by themselves")
 	}
 	lower(t, pid, unix.SCHED_FLAG_RESET_ON_FORK)
-	assert.Empty(t, realtimeThreads(pid), "a start of the daemon leaves it alone")
+	assert.Empty(t, scheduled(pid).Raise(), "a start of the daemon leaves it alone")
 	polltest.Require(t, func() bool {
 		forwarding, _ := scheduling(t, pid)
 		for _, a := range forwarding {
@@ -180,8 +176,8 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 	require.Len(t, forwarding, len(forwardingThreads))
 	for _, a := range forwarding {
 		assert.EqualValues(t, unix.SCHED_NORMAL, a.Policy)
-		assert.EqualValues(t, voiceNice, a.Nice)
-		assert.EqualValues(t, voiceSlice, a.Runtime)
+		assert.EqualValues(t, -20, a.Nice)
+		assert.EqualValues(t, 100_000, a.Runtime)
 	}
 	for _, a := range others {
 		assert.Zero(t, a.Nice)
@@ -194,29 +190,10 @@ func TestWhereRealTimeIsRefusedTheForwardingThreadsGoFirst(t *testing.T) {
 
 	// With a budget it is real-time at the next start of the daemon.
 	require.NoError(t, os.WriteFile(filepath.Join(group, "cpu.rt_runtime_us"), []byte("100000"), 0))
-	missing = realtimeThreads(pid)
+	missing = scheduled(pid).Raise()
 	assert.Empty(t, missing)
 	requireRealtime(t, pid)
 	lower(t, pid, 0)
-}
-
-func TestTheBudgetFileOfACPUGroup(t *testing.T) {
-	const v1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
-		"34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n" +
-		"32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
-	container := strings.Replace(v1, "0:29 / ", "0:29 /box/7 ", 1)
-	for _, x := range []struct{ groups, mounts, want string }{
-		{"5:cpu,cpuacct:/system.slice/ringway.service\n", v1,
-			"/sys/fs/cgroup/cpu,cpuacct/system.slice/ringway.service/cpu.rt_runtime_us"},
-		{"3:cpuset:/x\n5:cpu,cpuacct:/\n", v1, "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_runtime_us"},
-		{"5:cpu,cpuacct:/box/7/inner\n", container, "/sys/fs/cgroup/cpu,cpuacct/inner/cpu.rt_runtime_us"},
-		{"5:cpu,cpuacct:/elsewhere\n", container, ""},
-		{"3:cpuset:/x\n", v1, ""},
-		{"0::/system.slice/ringway.service\n", "29 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", ""},
-		{"5:cpu,cpuacct:/\n", "garbage\n - \n", ""},
-	} {
-		assert.Equal(t, x.want, cpuBudget(x.groups, x.mounts), x.groups)
-	}
 }
 
 func TestAForwarderOfAnotherKindKeepsItsTreatment(t *testing.T) {
@@ -239,9 +216,10 @@ func TestThreadsSayHowTheyAreScheduled(t *testing.T) {
 		threads := s.Threads()
 		require.Len(t, threads, 2)
 		for i, th := range threads {
-			tids, err := threadsNamed(pid, forwardingThreads[i:i+1])
+			comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/comm", pid, th.TID))
 			require.NoError(t, err)
-			assert.Equal(t, tunnel.ThreadStatus{Name: forwardingThreads[i], TID: tids[0], Realtime: realtime}, th)
+			assert.Equal(t, forwardingThreads[i]+"\n", string(comm))
+			assert.Equal(t, tunnel.ThreadStatus{Name: forwardingThreads[i], TID: th.TID, Realtime: realtime}, th)
 		}
 		lower(t, pid, unix.SCHED_FLAG_RESET_ON_FORK)
 	}

@@ -1,13 +1,13 @@
 package plane
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 
 	"ringway/process"
+	"ringway/process/priority"
 	"ringway/tunnel"
 )
 
@@ -23,12 +23,8 @@ const (
 func sandboxOf(c tunnel.Class) process.Sandbox {
 	s := process.Sandbox{OpenFiles: maxOpenFiles, Memory: memoryHard, SoftMemory: memorySoft, Calls: engineCalls}
 	if c == tunnel.Voice {
-		// It counts for real-time threads alone. Lowering it from inside needs no right, while from outside
-		// it does.
-		s.Limits = []process.Limit{{
-			What:     fmt.Sprintf("at most %d ms of real-time without a pause", realtimeHard/1000),
-			Resource: unix.RLIMIT_RTTIME, Soft: realtimeSoft, Max: realtimeHard,
-		}}
+		what, resource, soft, hard := priority.Limit()
+		s.Limits = []process.Limit{{What: what, Resource: resource, Soft: soft, Max: hard}}
 	}
 	return s
 }

@@ -93,6 +93,8 @@ func (s *server) handlers() map[string]process.Handler {
 
 		typeReroute: s.withEngine(s.handleReroute),
 
+		typeConfirmMTU: s.withEngine(s.handleConfirmMTU),
+
 		olderBounds:    s.withEngine(s.handleSettings),
 		olderLink:      s.withEngine(s.handleSettings),
 		olderOuter:     s.withEngine(s.handleSettings),

@@ -23,6 +23,9 @@ type Settings struct {
 	Admission *tunnel.Admission `json:"admission,omitempty"` // how much media may leave for each site
 	Measured  *tunnel.Measured  `json:"measured,omitempty"`  // which media is counted
 	Sources   *[]netip.Addr     `json:"sources,omitempty"`   // addresses of our lines
+	ProbeMTU  *int              `json:"probe_mtu,omitempty"` // as in tunnel.Device
+	Paths     *tunnel.Paths     `json:"paths,omitempty"`     // what else there is to know of paths
+	Copies    *tunnel.Copies    `json:"copies,omitempty"`    // to which peers media is sent twice
 }
 
 // marker is an engine that marks and pads packet by packet. An engine that is none is left alone: what a
@@ -44,6 +47,18 @@ type measurer interface {
 // pathfinder is an engine that chooses by which line it sends. An engine that is none is left alone.
 type pathfinder interface {
 	SetSources(all []netip.Addr) error
+	SetPaths(p tunnel.Paths) error
+}
+
+// mtuProber is an engine that finds out how long packets may be. An engine that is none is left alone.
+type mtuProber interface {
+	SetProbeMTU(most int) error
+	ConfirmMTU(keys ...tunnel.PublicKey)
+}
+
+// copier is an engine that can send media twice. An engine that is none is left alone.
+type copier interface {
+	SetCopies(c tunnel.Copies) error
 }
 
 // settingsOf is what a device wants.
@@ -52,7 +67,7 @@ func settingsOf(d tunnel.Device) Settings {
 	sources := append([]netip.Addr{}, d.Sources...) // none is a list, too: null would be a setting that is not known
 	return Settings{
 		MTU: &mtu, Bounds: &d.Bounds, Outer: &d.Outer, Admission: &d.Admission, Measured: &d.Measured,
-		Sources: &sources,
+		Sources: &sources, ProbeMTU: &d.ProbeMTU, Paths: &d.Paths, Copies: &d.Copies,
 	}
 }
 
@@ -65,6 +80,9 @@ func (s Settings) changes(have Settings) Settings {
 		Admission: changed(s.Admission, have.Admission, tunnel.Admission.Equal),
 		Measured:  changed(s.Measured, have.Measured, equal),
 		Sources:   changed(s.Sources, have.Sources, slices.Equal),
+		ProbeMTU:  changed(s.ProbeMTU, have.ProbeMTU, equal),
+		Paths:     changed(s.Paths, have.Paths, tunnel.Paths.Equal),
+		Copies:    changed(s.Copies, have.Copies, tunnel.Copies.Equal),
 	}
 }
 
@@ -77,6 +95,9 @@ func (s Settings) with(change Settings) Settings {
 		Admission: cmp.Or(change.Admission, s.Admission),
 		Measured:  cmp.Or(change.Measured, s.Measured),
 		Sources:   cmp.Or(change.Sources, s.Sources),
+		ProbeMTU:  cmp.Or(change.ProbeMTU, s.ProbeMTU),
+		Paths:     cmp.Or(change.Paths, s.Paths),
+		Copies:    cmp.Or(change.Copies, s.Copies),
 	}
 }
 
@@ -128,6 +149,30 @@ func (s Settings) apply(e Engine) (done Settings, err error) {
 			}
 		}
 		done.Sources = v
+	}
+	if v := s.ProbeMTU; v != nil {
+		if f, ok := e.(mtuProber); ok {
+			if err := f.SetProbeMTU(*v); err != nil {
+				return done, fmt.Errorf("probe_mtu: %w", err)
+			}
+		}
+		done.ProbeMTU = v
+	}
+	if v := s.Paths; v != nil {
+		if f, ok := e.(pathfinder); ok {
+			if err := f.SetPaths(*v); err != nil {
+				return done, fmt.Errorf("paths: %w", err)
+			}
+		}
+		done.Paths = v
+	}
+	if v := s.Copies; v != nil {
+		if c, ok := e.(copier); ok {
+			if err := c.SetCopies(*v); err != nil {
+				return done, fmt.Errorf("copies: %w", err)
+			}
+		}
+		done.Copies = v
 	}
 	return done, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"ringway/process"
 	"ringway/tunnel"
+	"ringway/units"
 )
 
 func TestAPlaneIsToldWhatItKnowsAndHasOtherwise(t *testing.T) {
@@ -49,12 +50,31 @@ func TestWhatAnOlderPlaneHolds(t *testing.T) {
 	assert.Nil(t, first.Admission)
 }
 
+// copiesAlways is media to a peer sent twice.
+var copiesAlways = tunnel.Copies{
+	Media: 1 << 46,
+	Lines: []tunnel.CopyLine{{
+		AdmissionLine: tunnel.AdmissionLine{Overhead: 14}, Sources: []netip.Addr{netip.MustParseAddr("198.51.100.2")},
+	}},
+	Sites: []tunnel.CopySite{{
+		Key: key(7).Public(), When: tunnel.CopiesAlways, Rates: []units.BitRate{600_000},
+	}},
+}
+
 // Planes of other builds read what is sent: the form of each setting is frozen.
 func TestTheFormOfSettings(t *testing.T) {
 	d := device(tunnel.Voice)
 	d.Outer, d.Admission = voiceOuter, budgets(600_000)
 	d.Measured = tunnel.Measured{Media: 1 << 46, Series: 500}
 	d.Sources = []netip.Addr{netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("2001:db8::2")}
+	d.ProbeMTU = 1500
+	d.Paths = tunnel.Paths{
+		Lines: []tunnel.PathLine{{Source: d.Sources[0], Rate: 20_000_000, Metered: true}},
+		Peers: []tunnel.PeerPaths{{Key: key(7).Public(), Rate: 5_000_000, Remotes: []netip.AddrPort{
+			netip.MustParseAddrPort("203.0.113.2:51820"), netip.MustParseAddrPort("198.18.0.2:51820"),
+		}}},
+	}
+	d.Copies = copiesAlways
 	text, err := json.MarshalIndent(settingsOf(d), "", " ")
 	require.NoError(t, err)
 	assert.JSONEq(t, `{
@@ -65,7 +85,14 @@ func TestTheFormOfSettings(t *testing.T) {
 		"admission": {"Media": 70368744177664, "Lines": [{"Rate": 0, "Overhead": 14, "MPU": 0, "ATM": false}],
 			"Sites": [{"Key": "`+key(7).Public().String()+`", "Rate": 600000, "Line": 0}]},
 		"measured": {"Media": 70368744177664, "Series": 500},
-		"sources": ["198.51.100.2", "2001:db8::2"]
+		"sources": ["198.51.100.2", "2001:db8::2"],
+		"probe_mtu": 1500,
+		"paths": {"lines": [{"source": "198.51.100.2", "rate": 20000000, "metered": true}],
+			"peers": [{"key": "`+key(7).Public().String()+`", "rate": 5000000,
+				"remotes": ["203.0.113.2:51820", "198.18.0.2:51820"]}]},
+		"copies": {"Media": 70368744177664, "Lines": [{"Rate": 0, "Overhead": 14, "MPU": 0, "ATM": false,
+			"Sources": ["198.51.100.2"]}],
+			"Sites": [{"Key": "`+key(7).Public().String()+`", "When": "always", "Line": 0, "Rates": [600000]}]}
 	}`, string(text))
 }
 

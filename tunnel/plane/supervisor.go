@@ -164,7 +164,7 @@ func (s *Supervisor) check(ctx context.Context, i *process.Instance) error {
 		s.learn(a.Status.Peers)
 	}
 	if r := s.current(); r != nil && r.Instance == i && r.lift {
-		raiseLowered(ctx, r.PID())
+		scheduled(r.PID()).RaiseLowered(ctx)
 	}
 	return nil
 }
@@ -227,7 +227,7 @@ func (s *Supervisor) startEngine(ctx context.Context, r *running, dev tunnel.Dev
 	s.have.Settings = r.about.Settings // a plane of another build may know fewer
 	switch {
 	case s.realtime(r):
-		r.Missing = append(r.Missing, realtimeThreads(r.PID())...)
+		r.Missing = append(r.Missing, scheduled(r.PID()).Raise()...)
 	case s.cfg.Class == tunnel.Voice: // threads made since inherit it; this is for one that was just being made
 		tune(r.PID(), s.cfg.Class, p.engine)
 	}
@@ -238,7 +238,7 @@ func (s *Supervisor) startEngine(ctx context.Context, r *running, dev tunnel.Dev
 func (s *Supervisor) tune(r *running, engine tunnel.EngineName) {
 	r.Missing = append(r.Missing, tune(r.PID(), s.cfg.Class, engine)...)
 	if s.cfg.Class == tunnel.Voice && engine == tunnel.EngineRealtime {
-		lift, missing := realtimeLimits(r.PID(), s.cfg.Timing.HealthEvery)
+		lift, missing := scheduled(r.PID()).SetLimits(s.cfg.Timing.HealthEvery)
 		r.lift, r.Missing = lift, append(r.Missing, missing...)
 	}
 }
@@ -287,7 +287,7 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 	}
 	s.tune(r, r.about.Engine)
 	if s.realtime(r) {
-		r.Missing = append(r.Missing, realtimeThreads(i.PID())...)
+		r.Missing = append(r.Missing, scheduled(i.PID()).Raise()...)
 	}
 	s.watch(r)
 	return nil

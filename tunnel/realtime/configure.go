@@ -18,6 +18,7 @@ import (
 
 	"ringway/tunnel"
 	"ringway/tunnel/datagram"
+	"ringway/tunnel/path"
 	"ringway/tunnel/uapi"
 )
 
@@ -341,7 +342,9 @@ func (e *Engine) Reroute(r tunnel.Reroute) {
 		if len(r.Keys) > 0 && p.paths.Knows(now) {
 			continue
 		}
-		p.paths.Left(leftBy(to, r.From))
+		if a := leftBy(to, r.From); a.IsValid() {
+			p.paths.Left(path.Path{Source: a, Remote: to.raw.AddrPort()})
+		}
 		p.left.Set(r.From, now+int64(tunnel.TrialTime))
 		e.forgetSource(p)
 		switch s := p.current.Load(); {
@@ -370,7 +373,7 @@ func leftBy(to *endpoint, from []netip.Addr) (a netip.Addr) {
 func (e *Engine) Status() tunnel.DeviceStatus {
 	s := tunnel.DeviceStatus{
 		Class: e.class, Interface: e.name, Engine: tunnel.EngineRealtime, ListenPort: e.port,
-		PlanePID: os.Getpid(), Since: e.since, Drops: e.drops.all(), Collections: e.collected.Load(),
+		PlanePID: os.Getpid(), Since: e.since, Drops: e.drops.all(), Collections: e.collector.Collections(),
 	}
 	if n := e.overflow(); n > 0 {
 		s.Drops[dropSocketOverflow.String()] = n
@@ -385,6 +388,7 @@ func (e *Engine) Status() tunnel.DeviceStatus {
 		st := p.statusLocked(e.now())
 		st.RoundTrip = e.exchange.roundTrip(p.number)
 		e.pathStatusLocked(p, &st, e.now())
+		p.mtuStatusLocked(&st)
 		s.Peers = append(s.Peers, st)
 	}
 	return s

@@ -1,7 +1,7 @@
 // Package realtime is Ringway's own forwarding core: all of WireGuard in userspace, made for voice. A locked
 // thread takes a packet from its arrival to its departure without handing it over: no goroutine, channel or
 // allocation is in between (outbound.go, inbound.go). Each direction has such a thread on each processor, and
-// the first to wake takes what arrived (direction.go).
+// the first to wake takes what arrived (package turn).
 //
 // Everything but data packets is left to the control side, ordinary goroutines under one mutex: handshakes
 // (handshake.go), timers (timers.go), configuration (configure.go), voice budgets (reserve.go). Both meet at
@@ -9,7 +9,7 @@
 // (retire.go).
 //
 // The privileged daemon opens the descriptors (tunnel/descriptor) and makes the threads real-time. Of
-// wireguard-go this package uses what that exports: cookies, replay window, time stamps, key derivation.
+// wireguard-go this package uses what that exports: cookies, time stamps, key derivation.
 package realtime
 
 import (
@@ -17,14 +17,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +34,7 @@ import (
 	"ringway/tunnel/datagram"
 	"ringway/tunnel/descriptor"
 	"ringway/tunnel/ledger"
+	"ringway/tunnel/turn"
 	"ringway/tunnel/uapi"
 )
 
@@ -50,10 +47,10 @@ type Options struct {
 	MTU        int // of the tunnel device, bytes
 	Log        *slog.Logger
 
-	// Alone: the engine has the process to itself. Forwarding threads are pinned (pin.go), and the engine runs
+	// Alone: the engine has the process to itself. Forwarding threads are pinned (package turn), and the engine runs
 	// the garbage collector.
 	Alone bool
-	// Threads of each direction, 1 to 4; 0: one for each processor, up to that many (direction.go).
+	// Threads of each direction, 1 to 4; 0: one for each processor, up to that many (package turn).
 	Threads int
 }
 
@@ -93,6 +90,7 @@ type Engine struct {
 	lines       atomic.Pointer[lineAddresses]  // nil: there is one, or none is known
 	mtu         atomic.Int64
 	superPacket atomic.Int64
+	probeMTU    atomic.Int64 // the longest packet that peers are probed for; 0: none is
 
 	// What forwarding threads write.
 	drops        drops
@@ -115,11 +113,15 @@ type Engine struct {
 	limiter     ratelimiter.Ratelimiter
 	loadUntil   int64           // of the engine's clock: until then cookies are asked for
 	handshakes  bucket          // those above it are load
+	longProbes  bucket          // of the lengths that paths take
 	admission   *ledger.Budgets // as they were set last; nil: no peer has a voice budget
 	retired     []retired
+	paths       *pathSettings  // never nil
 	calling     map[*peer]bool // peers with calls: their paths are looked at often
 	pathMessage pathMessage    // memory for reading them
 	lastEnds    map[tunnel.PublicKey]netip.AddrPort
+	copyPlan    *copyPlan // nil: nothing is sent twice
+	copyLoad    copyLoad
 
 	endpoints     chan map[tunnel.PublicKey]netip.AddrPort
 	notifications *os.File // eventfd: forwarding threads have something for the control side
@@ -130,7 +132,7 @@ type Engine struct {
 	running       sync.WaitGroup // forwarding threads
 	tasks         sync.WaitGroup
 	done          chan struct{}
-	collected     atomic.Uint64
+	collector     turn.Collector
 }
 
 // sinceEpoch is the engine's clock: monotonic, in ns, never 0, which stands for no time.
@@ -182,18 +184,18 @@ func New(o Options) (_ *Engine, err error) {
 // start runs threads and tasks until the engine is closed.
 func (e *Engine) start() {
 	if e.alone {
-		configureRuntime(len(e.threads()))
+		turn.Configure(len(e.out.Threads) + len(e.in.Threads))
 	}
-	e.running.Add(len(e.threads()))
-	e.out.start(e.out.loop, e.running.Done)
-	e.in.start(e.in.loop, e.running.Done)
+	e.running.Add(len(e.out.Threads) + len(e.in.Threads))
+	e.out.Start(e.out.loop, e.running.Done)
+	e.in.Start(e.in.loop, e.running.Done)
 
 	e.tasks.Go(e.handleNotifications)
 	e.tasks.Go(e.runTimers)
 	e.tasks.Go(e.runExchange)
 	e.tasks.Go(e.runPaths)
 	if e.alone {
-		e.tasks.Go(e.collect)
+		e.tasks.Go(e.collector.Run)
 	}
 	go e.shutDown()
 }
@@ -201,10 +203,8 @@ func (e *Engine) start() {
 // shutDown waits for the engine to be closed, and releases what it has.
 func (e *Engine) shutDown() {
 	<-e.closed
-	for _, t := range e.threads() {
-		t.stop.Store(true)
-	}
-	e.wakeAll()
+	e.out.Stop()
+	e.in.Stop()
 	e.running.Wait()
 	e.notifications.Close()
 	e.tasks.Wait()
@@ -235,6 +235,7 @@ func newEngine(o Options) *Engine {
 		table:       new(routes),
 		endpoints:   make(chan map[tunnel.PublicKey]netip.AddrPort, 1),
 		calling:     map[*peer]bool{},
+		paths:       &pathSettings{},
 		called:      make(chan struct{}, 1),
 		closed:      make(chan struct{}),
 		done:        make(chan struct{}),
@@ -250,33 +251,23 @@ func (e *Engine) equip() (err error) {
 		return fmt.Errorf("make an eventfd: %w", err)
 	}
 	e.notifications = os.NewFile(uintptr(e.notifyFD), "notifications")
-	cpus, err := usableProcessors(e.threadsEach)
+	cpus, err := turn.UsableProcessors(e.threadsEach)
 	if err != nil {
 		return err
 	}
 	if e.out, err = newOutbound(e, cpus); err != nil {
 		return err
 	}
-	e.in, err = newInbound(e, cpus)
-	return err
+	if e.in, err = newInbound(e, cpus); err != nil {
+		return err
+	}
+	e.collector.Directions, e.collector.Closed = []*turn.Direction{e.out.Direction, e.in.Direction}, e.closed
+	return nil
 }
 
-// threads returns all forwarding threads.
-func (e *Engine) threads() []*thread { return slices.Concat(e.out.threads, e.in.threads) }
-
-// wakeAll wakes all forwarding threads.
-func (e *Engine) wakeAll() {
-	e.out.wakeAll()
-	e.in.wakeAll()
-}
-
-// configureRuntime sets what a process with pinned threads needs.
-func configureRuntime(threads int) {
-	const others = 2 // for handshakes, timers and the control socket
-	runtime.GOMAXPROCS(threads + others)
-	debug.SetMemoryLimit(math.MaxInt64) // the collector runs when collect says so, and only then
-	debug.SetGCPercent(-1)              // waits for a collection that is running
-	runtime.GC()
+// threadOptions are those of the threads of a direction.
+func (e *Engine) threadOptions(name string) turn.Options {
+	return turn.Options{Name: name, Clock: e.now, Alone: e.alone}
 }
 
 // open takes over the descriptors.
@@ -332,6 +323,7 @@ func (e *Engine) openSocket(i int, f *os.File) (err error) {
 		return err
 	}
 
+	divideAgain(e.udp[i], i == 1)
 	level, option := unix.IPPROTO_IP, unix.IP_RECVTOS
 	if i == 1 {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS
@@ -370,10 +362,10 @@ func (e *Engine) release() {
 		e.notifications.Close() // may be closed already
 	}
 	if e.out != nil {
-		e.out.close()
+		e.out.Close()
 	}
 	if e.in != nil {
-		e.in.close()
+		e.in.Close()
 	}
 }
 

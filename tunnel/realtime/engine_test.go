@@ -193,8 +193,10 @@ func TestTimedForwardingThreadGivesWay(t *testing.T) {
 	var forged []byte
 	for _, f := range stopCapture() {
 		if binary.LittleEndian.Uint32(f.Payload) == typeTransport {
-			forged = make([]byte, 1400) // of b's session, so that each has to be opened
+			// Of b's session, with a counter that has not arrived yet, so that each has to be opened.
+			forged = make([]byte, 1400)
 			copy(forged, f.Payload[:8])
+			binary.LittleEndian.PutUint64(forged[8:], 1<<20)
 		}
 	}
 	require.NotNil(t, forged)

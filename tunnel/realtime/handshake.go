@@ -74,7 +74,7 @@ func (e *Engine) unreadMessages() int { return e.fromPeers.len() + e.fromOthers.
 func (e *Engine) requestSessionLocked(p *peer) {
 	if p.current.Load().usable(e.now()) {
 		p.wanted.Store(false)
-		e.out.wake() // there is one by now
+		e.out.Wake() // there is one by now
 		return
 	}
 	if p.pending == nil {
@@ -155,6 +155,11 @@ func (e *Engine) sendAsLocked(p *peer, b []byte, tos uint8) {
 
 // transmit sends one message. Its memory is its own, since threads send at the same time.
 func (e *Engine) transmit(to *endpoint, b []byte, tos uint8) unix.Errno {
+	return e.transmitWith(to, b, tos, false)
+}
+
+// transmitWith is transmit, of a packet of IPv6 that must not be divided if it is whole.
+func (e *Engine) transmitWith(to *endpoint, b []byte, tos uint8, whole bool) unix.Errno {
 	fd := e.udp[0]
 	if to.raw.V6() {
 		fd = e.udp[1]
@@ -169,6 +174,9 @@ func (e *Engine) transmit(to *endpoint, b []byte, tos uint8) unix.Errno {
 	control, n := to.control, to.controls
 	if tos != e.outer.Load().socket {
 		n = datagram.PutTOS(control[:], n, to.raw.V6(), tos)
+	}
+	if whole {
+		n = datagram.PutWhole(control[:], n)
 	}
 	if n > 0 {
 		h.Control = &control[0]
@@ -346,7 +354,7 @@ func (e *Engine) responseLocked(m *message, b []byte) {
 	for _, s := range old { // not before there is another to send with
 		e.lingerLocked(p, s)
 	}
-	e.out.wake()
+	e.out.Wake()
 }
 
 // confirmedLocked is called when the peer has used the session that we answered with.
@@ -370,7 +378,7 @@ func (e *Engine) takeConfirmedLocked(p *peer) {
 	}
 	e.lingerLocked(p, before)
 	e.handshakeDoneLocked(p)
-	e.out.wake()
+	e.out.Wake()
 }
 
 // currentIsActive makes the active session the one to send with. The inbound thread takes a session into use

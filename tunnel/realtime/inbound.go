@@ -15,14 +15,15 @@ import (
 	"ringway/tunnel/datagram"
 	"ringway/tunnel/path"
 	"ringway/tunnel/series"
+	"ringway/tunnel/turn"
 )
 
-// The inbound path, all on one thread (rw-fwd-in; which one has the turn: direction.go):
+// The inbound path, all on one thread (rw-fwd-in; which one has the turn: package turn):
 //
 //  1. loop, receive: recvmmsg from the socket that has something; the kernel may have joined datagrams of
 //     one flow (UDP GRO)
-//  2. transport, a data message: find its session by the receiver index, open it in place, check the replay
-//     window. Only then is anything of the peer's touched: the session is confirmed, the endpoint follows,
+//  2. transport, a data message: find its session by the receiver index, check the replay window, open it in
+//     place. Only then is anything of the peer's touched: the session is confirmed, the endpoint follows,
 //     counters
 //  3. the inner source must be the peer's; media is counted (measure.go); ECN is copied to the inner packet (RFC
 //     6040, section 4.2)
@@ -31,13 +32,20 @@ import (
 // handshake: messages that know our public key, and are not too many, go to the control side through a ring
 // (messagering.go). That is all this thread shares with it, except atomic pointers.
 
+// Names of the forwarding threads, the same for all of a direction: by them the daemon knows which threads it
+// makes real-time.
+const (
+	threadOut = "rw-fwd-out"
+	threadIn  = "rw-fwd-in"
+)
+
 const (
 	inBatch  = 16
 	inBuffer = 65536 // a joined message
 )
 
 type inbound struct {
-	*direction
+	*turn.Direction
 	e   *Engine
 	tun int
 
@@ -63,26 +71,26 @@ func newInbound(e *Engine, cpus []int) (*inbound, error) {
 			fds = append(fds, fd)
 		}
 	}
-	w, err := newDirection(threadIn, e, cpus, fds...)
+	w, err := turn.NewDirection(e.threadOptions(threadIn), cpus, fds...)
 	if err != nil {
 		return nil, err
 	}
-	in := &inbound{direction: w, e: e, tun: e.tun, messages: datagram.NewBatch(inBatch, inBuffer)}
+	in := &inbound{Direction: w, e: e, tun: e.tun, messages: datagram.NewBatch(inBatch, inBuffer)}
 	in.sources.seed()
 	return in, nil
 }
 
 func (in *inbound) loop() {
 	sleep := true
-	for in.next(sleep) {
+	for in.Next(sleep) {
 		now := in.e.now()
-		if in.woken || !sleep {
+		if in.Woken || !sleep {
 			in.serveCopy()
 		}
 		full := false
-		for i := 1; i < len(in.polls); i++ { // the first is the thread's own call
-			if in.polls[i].Revents != 0 || !sleep {
-				full = in.receive(int(in.polls[i].Fd), now) || full
+		for i := 1; i < len(in.Polls); i++ { // the first is the thread's own call
+			if in.Polls[i].Revents != 0 || !sleep {
+				full = in.receive(int(in.Polls[i].Fd), now) || full
 			}
 		}
 		sleep = !full
@@ -92,11 +100,11 @@ func (in *inbound) loop() {
 // receive takes one batch from a socket. It reports whether there may be more.
 func (in *inbound) receive(fd int, now int64) (full bool) {
 	in.messages.Reset()
-	n, errno := in.call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.messages.Messages[0])),
+	n, errno := in.Call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.messages.Messages[0])),
 		inBatch, unix.MSG_DONTWAIT, 0)
 	if errno != 0 {
 		if errno == unix.EBADF || errno == unix.ENOTSOCK {
-			in.stop.Store(true)
+			in.End()
 		}
 		return errno == unix.EINTR // any other: nothing there, or an error that the network reported on an earlier packet
 	}
@@ -132,23 +140,23 @@ func (in *inbound) transport(p []byte, name *datagram.Sockaddr, a *datagram.Arri
 		e.drops.add(dropSession)
 		return
 	}
+	if s.replay.has(counter) { // before it is opened: a copy costs little (copies.go)
+		in.arrivedAgain(s, p, counter, name, a, now)
+		return
+	}
 
-	copy(in.nonce[4:], p[8:16])
-	plain, err := s.receive.Open(p[headerSize:headerSize], in.nonce[:], p[headerSize:], nil)
+	plain, err := in.open(s, p)
 	if err != nil {
 		e.drops.add(dropForged)
 		return
 	}
-	if !s.replay.ValidateCounter(counter, rejectAfterMessages) {
-		e.drops.add(dropReplay)
-		return
-	}
+	s.replay.take(counter)
 
 	if path.Is(plain) {
 		in.pathMessage(s, p, plain, name, a, now)
 		return
 	}
-	in.noteAuthentic(s, p, len(plain) > 0, name, a, now)
+	in.noteAuthentic(s, p, len(plain) > 0, true, name, a, now)
 	if len(plain) == 0 {
 		return // a keepalive
 	}
@@ -192,7 +200,7 @@ const pathsPerSecond = 300
 func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Sockaddr, a *datagram.Arrival, now int64) {
 	peer := s.peer
 	if !path.Stays(plain) {
-		in.noteAuthentic(s, p, false, name, a, now)
+		in.noteAuthentic(s, p, false, false, name, a, now)
 		peer.pathsHeard.Add(1)
 	}
 	if now-peer.pathSecond > int64(time.Second) {
@@ -212,8 +220,15 @@ func (in *inbound) pathMessage(s *session, p, plain []byte, name *datagram.Socka
 	}
 }
 
-// noteAuthentic takes over what an authentic message says of its peer.
-func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram.Sockaddr, a *datagram.Arrival,
+// open opens a message in place.
+func (in *inbound) open(s *session, p []byte) (plain []byte, err error) {
+	copy(in.nonce[4:], p[8:16])
+	return s.receive.Open(p[headerSize:headerSize], in.nonce[:], p[headerSize:], nil)
+}
+
+// noteAuthentic takes over what an authentic message says of its peer. copied is that the message may be a copy, which
+// does not say where its sender wants to be sent to.
+func (in *inbound) noteAuthentic(s *session, p []byte, data, copied bool, name *datagram.Sockaddr, a *datagram.Arrival,
 	now int64) {
 	peer := s.peer
 	s.got++
@@ -232,7 +247,22 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 		peer.heardAt.Store(now)
 		return
 	}
+	if copied && to != nil && peer.copies.stays(now, peer.heardAt.Load()) {
+		s.got-- // of the path that is used alone
+		return
+	}
 	src := a.Source
+	if h := peer.hold.Load(); h != nil && to != nil {
+		used := path.Path{Source: to.src, Remote: to.raw.BareAddrPort()}
+		next, heard := h.Follow(now, used, path.Path{Source: src, Remote: name.BareAddrPort()})
+		if next == used {
+			if heard {
+				peer.heardAt.Store(now)
+			}
+			return
+		}
+		src = next.Source
+	}
 	if peer.left.Has(src, now) {
 		if to != nil && to.raw == *name {
 			return // it has yet to hear that we have left the address
@@ -250,7 +280,7 @@ func (in *inbound) noteAuthentic(s *session, p []byte, data bool, name *datagram
 func (in *inbound) write(b []byte) (ok bool) {
 	clear(b[:vnetHeader])
 	for range 3 {
-		_, errno := in.call(unix.SYS_WRITE, uintptr(in.tun), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+		_, errno := in.Call(unix.SYS_WRITE, uintptr(in.tun), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
 		switch errno {
 		case 0:
 			in.errs = 0
@@ -260,7 +290,7 @@ func (in *inbound) write(b []byte) (ok bool) {
 		case unix.EBADFD, unix.EBADF:
 			if in.errs++; in.errs > 100 {
 				in.e.tunnelDeviceLost(errno)
-				in.stop.Store(true)
+				in.End()
 			}
 		}
 		break

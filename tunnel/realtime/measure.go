@@ -226,7 +226,7 @@ func (e *Engine) askForSeries(c *seriesCopy, out bool) error {
 	c.served.Store(false)
 	c.answered = make(chan struct{})
 	e.in.copying.Store(c)
-	e.in.wake()
+	e.in.Wake()
 	select {
 	case <-c.answered:
 		return nil

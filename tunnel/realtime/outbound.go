@@ -10,10 +10,11 @@ import (
 	"ringway/tunnel/datagram"
 	"ringway/tunnel/ledger"
 	"ringway/tunnel/series"
+	"ringway/tunnel/turn"
 )
 
 // The outbound path, all on one thread, to its end for each packet or batch (rw-fwd-out; which one has the
-// turn: direction.go):
+// turn: package turn):
 //
 //  1. loop, batch: read a packet from the tunnel device, to where it will be sealed
 //  2. prepare: find its peer by the destination, and the peer's session. A packet of media is counted (measure.go),
@@ -39,17 +40,21 @@ type outPacket struct {
 	tos  uint8
 	data bool
 	mark series.Mark
+
+	again  *copyTo // it is sent once more; nil: it is not
+	copied copied  // it is what is sent once more
 }
 
 // outbound belongs to the thread that has the turn, except for what is atomic.
 type outbound struct {
-	*direction
+	*turn.Direction
 	e   *Engine
 	tun int
 
 	mem     []byte // for a batch
 	packets [outBatch]outPacket
 	n       int // packets in the batch
+	copies  int // of them that are sent once more
 	limit   int // packets that the next batch may have
 	nonce   [12]byte
 	errs    int // of the tunnel device, in a row
@@ -69,6 +74,7 @@ type outbound struct {
 
 	staged    []staged
 	hasStaged atomic.Bool
+	later     atomic.Pointer[laterRing] // nil: no copies are sent later
 }
 
 // staged is a packet that waits for a session.
@@ -81,12 +87,12 @@ type staged struct {
 }
 
 func newOutbound(e *Engine, cpus []int) (*outbound, error) {
-	d, err := newDirection(threadOut, e, cpus, e.tun)
+	d, err := turn.NewDirection(e.threadOptions(threadOut), cpus, e.tun)
 	if err != nil {
 		return nil, err
 	}
 	return &outbound{
-		direction: d,
+		Direction: d,
 		e:         e,
 		tun:       e.tun,
 		mem:       make([]byte, outBatch*outBuffer),
@@ -102,12 +108,15 @@ func (o *outbound) buffer(i int) []byte {
 
 func (o *outbound) loop() {
 	sleep := true
-	for o.next(sleep) {
+	for o.Next(sleep) {
 		now := o.e.now()
-		if o.woken || !sleep {
+		if o.Woken || !sleep {
 			o.serveRequest(now)
 			if len(o.staged) > 0 {
 				o.sendStaged(now)
+			}
+			if o.later.Load().waiting() {
+				o.sendLater(now)
 			}
 		}
 		sleep = o.batch(now)
@@ -121,7 +130,7 @@ func (o *outbound) batch(now int64) (drained bool) {
 	looks := 0
 	for o.n < o.limit && looks < outBatch {
 		b := o.buffer(o.n)
-		n, errno := o.call(unix.SYS_READ, uintptr(o.tun), uintptr(unsafe.Pointer(&b[headerSize-vnetHeader])),
+		n, errno := o.Call(unix.SYS_READ, uintptr(o.tun), uintptr(unsafe.Pointer(&b[headerSize-vnetHeader])),
 			vnetHeader+maxPacket, 0, 0)
 		looks++
 		if errno == unix.EAGAIN {
@@ -157,7 +166,7 @@ func (o *outbound) retryRead(errno unix.Errno) bool {
 		return true
 	}
 	o.e.tunnelDeviceLost(errno)
-	o.stop.Store(true)
+	o.End()
 	return false
 }
 
@@ -222,6 +231,10 @@ func (o *outbound) seal(p *peer, s *session, b []byte, n int, mark series.Mark) 
 		tos:  outer.tos[class>>2] | class&ecnMask,
 		data: true,
 		mark: mark,
+	}
+	if c := p.copies.to.Load(); c != nil && c.media>>(class>>2)&1 != 0 {
+		o.packets[o.n].again = c
+		o.copies++
 	}
 	o.n++
 }
@@ -360,8 +373,17 @@ func (o *outbound) header(n int, p *outPacket, segments, size int, socketTOS uin
 	h.SetControllen(c)
 }
 
-// send sends the batch. A message that the kernel refuses is dropped alone.
+// send sends the batch, and then its copies: no packet waits for one.
 func (o *outbound) send(now int64) {
+	o.sendBatch(now)
+	if o.copies > 0 {
+		o.sendCopies(now)
+	}
+	o.n = 0
+}
+
+// sendBatch sends what is in the batch. A message that the kernel refuses is dropped alone.
+func (o *outbound) sendBatch(now int64) {
 	waited, single := 0, o.noGSO
 	for at := 0; at < o.n; {
 		count := o.group(at, single)
@@ -370,12 +392,12 @@ func (o *outbound) send(now int64) {
 			fd = o.e.udp[1]
 		}
 		if fd < 0 {
-			o.drop(dropUnreachable, o.packets[at].mark)
+			o.dropPacket(at, dropUnreachable)
 			at++
 			continue
 		}
 
-		sent, errno := o.call(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.msgs[0])), uintptr(count),
+		sent, errno := o.Call(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&o.msgs[0])), uintptr(count),
 			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0)
 		if errno == 0 && sent > 0 {
 			o.countSent(at, o.first[sent], now)
@@ -388,9 +410,9 @@ func (o *outbound) send(now int64) {
 		}
 		// The socket's buffer is full: what comes next waits in the tunnel device, where it is bounded. It does
 		// not wait long.
-		if errno == unix.EAGAIN && waited < 10 {
+		if errno == unix.EAGAIN && waited < 10 && o.packets[at].copied == original {
 			waited++
-			o.waitWritable(&o.poll, &o.timeout, fd, 10)
+			o.WaitWritable(&o.poll, &o.timeout, fd, 10)
 			continue
 		}
 		if retry, disable := datagram.SegmentationFailure(errno); retry && o.first[1]-at > 1 {
@@ -398,21 +420,25 @@ func (o *outbound) send(now int64) {
 			single = true
 			continue
 		}
-		if to := o.packets[at].to; to.controls > 0 && datagram.IsStaleSource(errno) {
+		if to := o.packets[at].to; to.controls > 0 && o.packets[at].copied == original && datagram.IsStaleSource(errno) {
 			o.dropSource(at, to)
 			continue
 		}
 		for why := sendErrors[datagram.ClassifySend(errno)]; at < o.first[1]; at++ {
-			o.drop(why, o.packets[at].mark)
+			o.dropPacket(at, why)
 		}
 	}
-	o.n = 0
 }
 
 // countSent counts packets of the batch that were sent.
 func (o *outbound) countSent(from, end int, now int64) {
 	for i := from; i < end; i++ {
 		p := &o.packets[i]
+		if p.copied != original {
+			p.peer.copies.noteSent(p.copied)
+			p.peer.txBytes.Add(uint64(len(p.wire)))
+			continue
+		}
 		p.peer.txPackets.Add(1)
 		p.peer.txBytes.Add(uint64(len(p.wire)))
 		p.peer.noteSent(now, p.data, true)

@@ -60,11 +60,16 @@ func (e *Engine) lookAtCalls() (any bool) {
 		any = true
 		e.lookAtPathsLocked(p, now)
 	}
+	if e.out.later.Load().waiting() {
+		any = true
+		e.out.Wake()
+	}
 	return any
 }
 
 // followPathsLocked looks at a peer's paths, and has calls with it looked at more often.
 func (e *Engine) followPathsLocked(p *peer, now int64) {
+	e.probeMTULocked(p, now)
 	if e.calling[p] {
 		return
 	}
@@ -85,40 +90,35 @@ func (e *Engine) lookAtPathsLocked(p *peer, now int64) {
 	}
 	s := e.seenLocked(p, to, now)
 	e.actLocked(p, to, s, p.paths.Look(now, s), now)
+	e.copyLocked(p, now)
 }
 
 // seenLocked is what the engine knows of a peer.
 func (e *Engine) seenLocked(p *peer, to *endpoint, now int64) path.Seen {
 	s := path.Seen{
-		Source: to.src, Session: p.current.Load().usable(now), Heard: p.heardAt.Load(), Sent: p.sentAt.Load(),
+		Used: pathOf(to), Session: p.current.Load().usable(now), Heard: p.heardAt.Load(), Sent: p.sentAt.Load(),
 		Packets:      p.txPackets.Load() + p.rxPackets.Load() - p.pathsHeard.Load(),
 		MayHandshake: p.pending == nil && elapsed(now, p.initiated) > rekeyTimeout,
 	}
-	if lines := e.lines.Load(); lines != nil {
-		if s.Sources = lines.v4; to.raw.V6() {
-			s.Sources = lines.v6
-		}
-	}
+	s.Paths, s.Metered = e.pairsLocked(p, s.Used), e.paths.metered
+	s.Pace = e.paceLocked(p, s)
 	return s
 }
 
 // actLocked does what package path decides.
 func (e *Engine) actLocked(p *peer, to *endpoint, s path.Seen, a path.Act, now int64) {
-	if a.Move.IsValid() {
-		next := newEndpoint(to.raw, a.Move)
-		if !p.endpoint.CompareAndSwap(to, next) {
+	if a.Move != (path.Path{}) {
+		next := endpointOf(a.Move)
+		if !e.moveLocked(p, to, next, s, now) {
 			return // the peer was heard elsewhere at this very moment
-		}
-		if to.src.IsValid() {
-			p.left.Set([]netip.Addr{to.src}, now+int64(tunnel.TrialTime))
 		}
 		level := slog.LevelInfo
 		if p.paths.Futile() > 2 { // nothing delivers, and each line is tried in turn
 			level = slog.LevelDebug
 		}
-		e.log.Log(context.Background(), level, "a site is sent to by another line", "peer", p.key, "from", s.Source,
-			"to", a.Move, "silent_for", time.Duration(now-s.Heard).Round(time.Millisecond))
-		to, s.Source = next, a.Move
+		e.log.Log(context.Background(), level, "a site is sent to by another line", "peer", p.key, "from", s.Used.Source,
+			"to", a.Move.Source, "address", a.Move.Remote, "silent_for", time.Duration(now-s.Heard).Round(time.Millisecond))
+		to, s.Used = next, a.Move
 	}
 	if a.Send {
 		e.sendPathLocked(p, to, p.paths.Message(now, s), now)
@@ -127,8 +127,8 @@ func (e *Engine) actLocked(p *peer, to *endpoint, s path.Seen, a path.Act, now i
 		p.attempts = 0
 		e.initiateLocked(p)
 	}
-	for _, from := range a.Probe {
-		e.sendPathLocked(p, newEndpoint(to.raw, from), p.paths.Probe(now, s), now)
+	for _, by := range a.Probe {
+		e.sendPathLocked(p, endpointOf(by), p.paths.Probe(now, s), now)
 	}
 }
 
@@ -140,7 +140,7 @@ func (e *Engine) sendPathLocked(p *peer, to *endpoint, m path.Message, now int64
 	}
 	var b [headerSize + path.Size + tagSize]byte
 	var nonce [12]byte
-	m.Elsewhere = s.elsewhere
+	m.Elsewhere, m.Copies = s.elsewhere, uint16(p.copies.sentLater.Load())
 	m.Append(b[headerSize:headerSize])
 	e.sealMessage(s, &nonce, b[:], path.Size)
 	tos := e.outer.Load().tos[dscpOfReports]
@@ -178,11 +178,18 @@ func (e *Engine) hearSomePaths() {
 			continue
 		}
 		s := e.seenLocked(p, to, now)
-		act, answer, answered := p.paths.Hear(now, path.Read(m.b[:]), m.counts, m.src, s)
+		heard := path.Read(m.b[:])
+		if heard.Answer {
+			p.sizes.Answer(now, heard.Echo)
+		}
+		by := path.Path{Source: m.src, Remote: m.from.AddrPort()}
+		e.hearByLocked(p, to, m, now)
+		act, answer, answered := p.paths.Hear(now, heard, m.counts, by, s)
 		if answered {
 			e.sendPathLocked(p, newEndpoint(m.from, m.src), answer, now)
 		}
 		e.actLocked(p, to, s, act, now)
+		p.copies.hear(&p.paths)
 	}
 }
 
@@ -192,15 +199,17 @@ func (e *Engine) pathStatusLocked(p *peer, st *tunnel.PeerStatus, now int64) {
 	if to == nil {
 		return
 	}
+	st.Copies = e.copiesStatusLocked(p)
 	paths, moves := p.paths.Status(now, e.seenLocked(p, to, now))
 	for _, s := range paths {
 		st.Paths = append(st.Paths, tunnel.PathStatus{
-			Source: s.Source, Used: s.Used, State: tunnel.PathState(s.State), RoundTrip: s.Trip,
+			Source: s.Source, Remote: s.Remote, Used: s.Used, State: tunnel.PathState(s.State), RoundTrip: s.Trip,
 		})
 	}
 	for _, m := range moves {
 		st.Moves = append(st.Moves, tunnel.PathMove{
-			At: time.Now().Add(-time.Duration(now - m.At)), From: m.From, To: m.To, Why: m.Why,
+			At: time.Now().Add(-time.Duration(now - m.At)), From: m.From.Source, To: m.To.Source, Why: m.Why,
+			FromRemote: m.From.Remote, ToRemote: m.To.Remote,
 		})
 	}
 }

@@ -42,9 +42,11 @@ type peer struct {
 
 	staged int // packets that wait for a session; the outbound thread's alone
 
-	left       datagram.Left // addresses of ours that it is not sent to from
-	heardAt    atomic.Int64  // anything by the path that is used
-	pathsHeard atomic.Uint64 // messages about paths among rxPackets
+	copies     peerCopies                // of media, to it and from it
+	left       datagram.Left             // addresses of ours that it is not sent to from
+	hold       atomic.Pointer[path.Hold] // of the last move of a peer with several addresses; nil: none
+	heardAt    atomic.Int64              // anything by the path that is used
+	pathsHeard atomic.Uint64             // messages about paths among rxPackets
 
 	pathSecond int64 // for limiting messages about paths: the inbound thread's alone
 	pathCount  int
@@ -73,6 +75,10 @@ type control struct {
 	lastRead       int64 // when an initiation was last answered
 	proof          proof
 	paths          path.Watch
+	sizes          path.Sizes
+	pairs          peerPairs
+	tried          path.Path // of several, which a retry chose last
+	copying        copying
 	rekeyRequested bool // the last minute of the session has begun a handshake already
 }
 

@@ -211,7 +211,7 @@ func (rs *reservations) status() *tunnel.ReservationCounts {
 func (e *Engine) ask(r *request) error {
 	r.answered = make(chan struct{})
 	e.out.request.Store(r)
-	e.out.wake()
+	e.out.Wake()
 	select {
 	case <-r.answered:
 		return nil

@@ -1,5 +1,7 @@
 package realtime
 
+import "ringway/tunnel/turn"
+
 // Taking a session out of use while threads forward: it is marked, and the pointers to it are removed. When
 // each thread has slept or gone another round since, no thread can be using its keys, and they are wiped.
 
@@ -38,20 +40,16 @@ func (e *Engine) wipeRetiredLocked() {
 }
 
 // rounds appends the rounds of all threads to sum.
-func (e *Engine) rounds(sum []uint64) []uint64 { return e.in.rounds(e.out.rounds(sum)) }
+func (e *Engine) rounds(sum []uint64) []uint64 { return e.in.Rounds(e.out.Rounds(sum)) }
 
 func allPassed(then, now []uint64) bool {
 	for i := range then {
-		if !passed(then[i], now[i]) {
+		if !turn.Passed(then[i], now[i]) {
 			return false
 		}
 	}
 	return true
 }
-
-// passed reports whether a thread can no longer hold what it could hold in round then: it slept, or it has
-// gone on.
-func passed(then, now uint64) bool { return then%2 == 0 || now != then }
 
 // wipeAll wipes everything, when no thread runs any more.
 func (e *Engine) wipeAll() {

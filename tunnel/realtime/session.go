@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
-	"golang.zx2c4.com/wireguard/replay"
 )
 
 // session is one pair of keys. Forwarding threads find it through an atomic pointer (peer.current to send,
@@ -27,7 +26,7 @@ type session struct {
 	nonce     atomic.Uint64 // next to send
 	confirmed atomic.Bool   // responder: the peer has used it, so that we may (section 5.4.6)
 	retired   atomic.Bool   // out of use: its keys are about to be wiped
-	replay    replay.Filter // the inbound thread's alone
+	replay    window        // the inbound thread's alone
 	got       uint64        // messages, but probes of paths and their answers; the inbound thread's alone
 	elsewhere uint32        // probes of paths and answers that were sent; under Engine.mu
 }

@@ -23,13 +23,14 @@ func (e *Engine) runTimers() {
 			e.checkTimersLocked(p, now)
 			e.followPathsLocked(p, now)
 		}
+		e.setPacesLocked(now)
 		e.wipeRetiredLocked()
 		if e.moved.Swap(false) {
 			e.publishEndpointsLocked()
 		}
 		e.mu.Unlock()
 		if e.out.hasStaged.Load() {
-			e.out.wake() // packets wait for a session for a bounded time only
+			e.out.Wake() // packets wait for a session for a bounded time only
 		}
 	}
 }
@@ -70,7 +71,9 @@ func (e *Engine) retryHandshakeLocked(p *peer, s *session, now int64) {
 		e.log.Debug("no answer to handshakes, will retry when there is something to send", "peer", p.key)
 		return
 	}
-	e.forgetSource(p)
+	if !e.tryNextLocked(p) {
+		e.forgetSource(p)
+	}
 	p.initiated = 0
 	e.initiateLocked(p)
 }

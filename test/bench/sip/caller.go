@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ringway/test/bench/cost"
 )
 
 // state is how far a call is.
@@ -94,20 +96,20 @@ func (c *caller) send(n int, b []byte) error {
 func (c *caller) place() error {
 	const idle = time.Millisecond // between two looks for calls to end, once all are placed
 	out := make([]byte, 0, maxBytes)
-	start, interval := monotonic(), time.Second/time.Duration(c.rate)
+	start, interval := cost.Monotonic(), time.Second/time.Duration(c.rate)
 	for n := 0; !c.over.Load(); {
 		at := start + time.Duration(n)*interval
 		if n == c.count {
-			at = monotonic() + idle
+			at = cost.Monotonic() + idle
 		}
 		if err := c.endUntil(at, out); err != nil {
 			return err
 		}
-		until(at)
+		cost.Until(at)
 		if n == c.count {
 			continue
 		}
-		c.late = max(c.late, monotonic()-at)
+		c.late = max(c.late, cost.Monotonic()-at)
 		c.mu.Lock()
 		c.calls[n].state = placed
 		p := c.party(n)
@@ -133,7 +135,7 @@ func (c *caller) endUntil(t time.Duration, out []byte) error {
 		c.calls[next.call].state = ending
 		p := c.party(next.call)
 		c.mu.Unlock()
-		until(next.at)
+		cost.Until(next.at)
 		if err := c.send(next.call, p.bye(out)); err != nil {
 			return err
 		}
@@ -181,7 +183,7 @@ func (c *caller) take(n int, r received, out []byte) error {
 		if err := c.send(n, c.party(n).ack(out)); err != nil {
 			return err
 		}
-		c.byes = append(c.byes, due{monotonic() + c.hold, n})
+		c.byes = append(c.byes, due{cost.Monotonic() + c.hold, n})
 	case status >= "300" && x.state < ended:
 		c.refuse[status]++
 		x.state = failed

@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ringway/quality/figures"
+	"ringway/test/bench/cost"
 	"ringway/test/lab/host"
 	"ringway/test/lab/program"
 )
@@ -20,7 +19,7 @@ import (
 type run struct {
 	o      Options
 	say    func(format string, args ...any)
-	cores  cores
+	cores  cost.Cores
 	stands map[Path]*stand
 	trials int
 	out    Report
@@ -101,14 +100,14 @@ func (r *run) find(ctx context.Context) (err error) {
 			return fmt.Errorf("find this program: %w", err)
 		}
 	}
-	if r.cores, err = choose(); err != nil {
+	if r.cores, err = cost.Choose(); err != nil {
 		return err
 	}
 	r.out = Report{
 		Machine: figures.ThisMachine(), Paths: []Row{}, Memory: []Memory{}, Best: []Best{},
 		Settings: Settings{
 			DurationS: r.o.Duration.Seconds(), HoldS: r.o.Hold.Seconds(), Rounds: r.o.Rounds,
-			Cores:   [2]int{r.cores.ends, r.cores.box},
+			Cores:   [2]int{r.cores.Ends, r.cores.Box},
 			Started: time.Now().UTC().Format(time.RFC3339), Command: r.o.command(),
 		},
 	}
@@ -121,25 +120,6 @@ func (r *run) find(ctx context.Context) (err error) {
 	}
 	r.out.Ringway, err = program.Identify(ctx, r.o.build(Ringway))
 	return err
-}
-
-// choose takes the first and the last core: interrupts like the first.
-func choose() (c cores, err error) {
-	var allowed unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return c, fmt.Errorf("read the allowed cores: %w", err)
-	}
-	first := true
-	for i := range len(allowed) * 64 {
-		if !allowed.IsSet(i) {
-			continue
-		}
-		if first {
-			c.ends, first = i, false
-		}
-		c.box = i
-	}
-	return c, nil
 }
 
 // trial runs calls through a path, and checks that Ringway has read them.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -195,17 +194,4 @@ func response(b, request []byte, status, tag, contact, body string) []byte {
 		b = append(append(append(b, "Contact: <"...), contact...), ">\r\n"...)
 	}
 	return end(b, body)
-}
-
-// until sleeps until a time of the monotonic clock.
-func until(t time.Duration) {
-	ts := unix.NsecToTimespec(int64(t))
-	for unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) == unix.EINTR {
-	}
-}
-
-func monotonic() time.Duration {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return time.Duration(ts.Nano())
 }

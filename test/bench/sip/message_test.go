@@ -51,12 +51,6 @@ func TestQuantiles(t *testing.T) {
 	assert.Equal(t, Quantiles{P50: 50, P99: 99}, quantiles(ns))
 }
 
-func TestMaskOfOneCore(t *testing.T) {
-	assert.Equal(t, "2", mask(1))
-	assert.Equal(t, "80000000", mask(31))
-	assert.Equal(t, "1,00000000", mask(32))
-}
-
 func TestOptions(t *testing.T) {
 	good := Default()
 	require.NoError(t, good.check())

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"ringway/quality/figures"
+	"ringway/test/bench/cost"
 )
 
 // Report is a finished run. Fields are added, none renamed.
@@ -114,25 +115,25 @@ func (r *Report) summarize() {
 					all = append(all, v)
 				}
 			}
-			return median(all)
+			return cost.Median(all)
 		}
 		w.CPUPerCallUS = of(func(t Trial) float64 { return t.CPUPerCallUS })
 		w.SoftIRQUS = of(func(t Trial) float64 { return t.SoftIRQPerCallUS })
 		w.Delay.P50 = of(func(t Trial) float64 { return t.Delay.P50 })
 		w.Delay.P99 = of(func(t Trial) float64 { return t.Delay.P99 })
 		if k := r.row(Kernel, w.CallsPerS); k != nil {
-			w.DelayAdded.P50 = median(differences(w, k, func(t Trial) float64 { return t.Delay.P50 }))
-			w.DelayAdded.P99 = median(differences(w, k, func(t Trial) float64 { return t.Delay.P99 }))
+			w.DelayAdded.P50 = cost.Median(differences(w, k, func(t Trial) float64 { return t.Delay.P50 }))
+			w.DelayAdded.P99 = cost.Median(differences(w, k, func(t Trial) float64 { return t.Delay.P99 }))
 			w.DelayRatios = ratios(w, k, func(t Trial) float64 { return t.Delay.P99 })
-			w.DelayRatio = median(w.DelayRatios)
+			w.DelayRatio = cost.Median(w.DelayRatios)
 		}
 		if k := r.row(Old, w.CallsPerS); k != nil {
 			w.OldRatios = ratios(w, k, func(t Trial) float64 { return t.CPUPerCallUS })
-			w.OldRatio = median(w.OldRatios)
+			w.OldRatio = cost.Median(w.OldRatios)
 		}
 		if k := r.row(Kamailio, w.CallsPerS); k != nil {
 			w.CPURatios = ratios(w, k, func(t Trial) float64 { return t.CPUPerCallUS })
-			w.CPURatio = median(w.CPURatios)
+			w.CPURatio = cost.Median(w.CPURatios)
 		}
 	}
 }
@@ -162,17 +163,6 @@ func differences(a, b *Row, of func(Trial) float64) (out []float64) {
 func ratios(a, b *Row, of func(Trial) float64) (out []float64) {
 	pairs(a, b, of, func(x, y float64) { out = append(out, x/y) })
 	return out
-}
-
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	v = slices.Sorted(slices.Values(v))
-	if n := len(v); n%2 == 0 {
-		return (v[n/2-1] + v[n/2]) / 2
-	}
-	return v[len(v)/2]
 }
 
 // JSON writes the report as JSON.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -89,15 +88,4 @@ func (s socket) receive(b, control []byte) (r received, overflow uint32, err err
 		rest = next
 	}
 	return r, overflow, nil
-}
-
-// onCore runs f on a thread that is bound to a core.
-func onCore(core int, f func() error) error {
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	var set unix.CPUSet
-	set.Set(core)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("bind a thread to core %d: %w", core, err)
-	}
-	return f()
 }

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
+	"ringway/test/bench/cost"
 	"ringway/test/bench/rival"
 	"ringway/test/lab/host"
 	"ringway/tunnel"
@@ -42,16 +42,13 @@ type stand struct {
 	pbx     *host.Host
 	process *host.Process // of the box
 	ringway string        // its program; empty: kamailio
-	cores   cores
+	cores   cost.Cores
 	caller  socket
 	callee  socket
 }
 
-// cores are those that the threads of the ends and what is measured are bound to.
-type cores struct{ ends, box int }
-
 // newStand builds the hosts of a path and starts what is measured.
-func newStand(ctx context.Context, w *host.World, p Path, ringway string, c cores) (_ *stand, err error) {
+func newStand(ctx context.Context, w *host.World, p Path, ringway string, c cost.Cores) (_ *stand, err error) {
 	s := &stand{path: p, cores: c, nextHop: [4]byte{10, 2, 0, 10}}
 	defer func() {
 		if err != nil {
@@ -129,31 +126,17 @@ func (s *stand) build(ctx context.Context, w *host.World) (err error) {
 	return s.steer()
 }
 
-// steer has packets worked on by the core of the host that receives them (RPS), as separate machines would: without
-// it, the sender's core would do the box's work.
+// steer has packets worked on by the core of the host that receives them.
 func (s *stand) steer() error {
-	for _, d := range []struct {
-		h      *host.Host
-		device string
-		core   int
-	}{{s.phones, "eth0", s.cores.ends}, {s.box, "voice0", s.cores.box}, {s.box, "data0", s.cores.box},
-		{s.pbx, "eth0", s.cores.ends}} {
-		file := d.h.Path("/sys/class/net/" + d.device + "/queues/rx-0/rps_cpus")
-		if err := os.WriteFile(file, []byte(mask(d.core)), 0); err != nil {
-			return fmt.Errorf("choose the core of %s on %s: %w", d.device, d.h.Name, err)
-		}
-	}
-	return nil
-}
-
-// mask is a set of one core as sysfs reads it: words of 32 bits in hexadecimal.
-func mask(core int) string {
-	return fmt.Sprintf("%x", uint32(1)<<(core%32)) + strings.Repeat(",00000000", core/32)
+	return errors.Join(
+		cost.Steer(s.phones, "eth0", s.cores.Ends), cost.Steer(s.box, "voice0", s.cores.Box),
+		cost.Steer(s.box, "data0", s.cores.Box), cost.Steer(s.pbx, "eth0", s.cores.Ends),
+	)
 }
 
 // spawn starts a program on the box's core. It finds one core, as on a machine that has no other.
 func (s *stand) spawn(name string, args ...string) (err error) {
-	words := append([]string{"-c", fmt.Sprint(s.cores.box)}, args...)
+	words := append([]string{"-c", fmt.Sprint(s.cores.Box)}, args...)
 	s.process, err = s.box.Spawn(name, s.box.Command("taskset", words...))
 	return err
 }

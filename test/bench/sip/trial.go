@@ -3,16 +3,12 @@ package sip
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ringway/test/bench/cost"
 	"ringway/test/bench/rival"
 	"ringway/test/lab/host"
 )
@@ -74,7 +70,7 @@ func (s *stand) carry(ctx context.Context, t trial, c *caller, a *answerer) erro
 	threads := []func() error{c.place, c.receive, a.run}
 	ended := make(chan error, len(threads))
 	for _, f := range threads {
-		go func() { ended <- onCore(s.cores.ends, f) }()
+		go func() { ended <- cost.OnCore(s.cores.Ends, f) }()
 	}
 	err := s.wait(ctx, t, c)
 	c.over.Store(true)
@@ -148,7 +144,7 @@ func quantiles(ns []int64) Quantiles {
 		return Quantiles{}
 	}
 	slices.Sort(ns)
-	at := func(q float64) float64 { return float64(ns[min(len(ns)-1, int(q*float64(len(ns))))]) / 1000 }
+	at := func(q float64) float64 { return float64(cost.Quantile(ns, q)) / 1000 }
 	return Quantiles{P50: at(0.5), P99: at(0.99)}
 }
 
@@ -171,51 +167,12 @@ func (s *stand) usage() (u usage, err error) {
 	if u.cpu, err = rival.CPUTime(u.pids); err != nil {
 		return u, err
 	}
-	if u.softirq, err = softIRQ(s.cores.box); err != nil {
+	if u.softirq, err = cost.SoftIRQ(s.cores.Box); err != nil {
 		return u, err
 	}
-	u.backlog, err = backlogDrops()
+	u.backlog, err = cost.BacklogDrops()
 	return u, err
 }
-
-// backlogDrops is the second figure of each core in /proc/net/softnet_stat: packets that found
-// net.core.netdev_max_backlog others waiting.
-func backlogDrops() (n int, err error) {
-	text, err := os.ReadFile("/proc/net/softnet_stat")
-	if err != nil {
-		return 0, fmt.Errorf("read the drops of the backlogs: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		one, err := strconv.ParseUint(f[1], 16, 32)
-		if err != nil {
-			return 0, fmt.Errorf("read the drops of the backlogs: %w", err)
-		}
-		n += int(one)
-	}
-	return n, nil
-}
-
-// softIRQ is the time that a core spent on software interrupts (proc_stat(5)).
-func softIRQ(core int) (time.Duration, error) {
-	text, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, fmt.Errorf("read the CPU counters: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) > 7 && f[0] == fmt.Sprintf("cpu%d", core) {
-			n, err := strconv.ParseInt(f[7], 10, 64)
-			return time.Duration(n) * 10 * time.Millisecond, err
-		}
-	}
-	return 0, fmt.Errorf("read the CPU counters: there is no core %d", core)
-}
-
-var pssLine = regexp.MustCompile(`(?m)^Pss:\s+(\d+) kB$`)
 
 // memory is what the path's processes hold, with their parts of what they share.
 func (s *stand) memory() (bytes int, err error) {
@@ -223,20 +180,5 @@ func (s *stand) memory() (bytes int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, pid := range pids {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		if err != nil {
-			return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
-		}
-		m := pssLine.FindSubmatch(text)
-		if m == nil {
-			return 0, fmt.Errorf("read the memory of process %d: there is no Pss", pid)
-		}
-		n, err := strconv.Atoi(string(m[1]))
-		if err != nil {
-			return 0, err
-		}
-		bytes += n << 10
-	}
-	return bytes, nil
+	return cost.Memory(pids)
 }

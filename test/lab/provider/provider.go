@@ -166,6 +166,27 @@ func tbf(device string, c Config, mtu int) []string {
 	}
 }
 
+// SetRate changes the bottleneck of both devices of a network that Build made with a rate, without a wire: by the
+// kernel's TBF, which keeps what it holds.
+func SetRate(ctx context.Context, ns string, devices [2]string, c Config) error {
+	for _, name := range devices {
+		mtu := 0
+		if err := inside.Do(ns, func() error {
+			link, err := net.InterfaceByName(name)
+			if err == nil {
+				mtu = link.MTU
+			}
+			return err
+		}); err != nil {
+			return fmt.Errorf("device %s: %w", name, err)
+		}
+		if _, err := inside.Run(ctx, ns, "tc", tbf(name, c, mtu)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // forwarding enables forwarding in the namespace; reverse path checks would drop what comes back out of a
 // relay.
 func forwarding() error {

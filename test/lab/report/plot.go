@@ -117,6 +117,9 @@ func drawAll(c draw.Canvas, r Report, series []Series) error {
 			overTime.Add(marks)
 		}
 	}
+	if err := markEvents(overTime, r.Events, low); err != nil {
+		return err
+	}
 	names := legendStyle()
 	for _, s := range series {
 		curve := percentiles(s)

@@ -16,12 +16,36 @@ type Report struct {
 	Ringway  *figures.Program `json:"ringway,omitempty"` // that was measured
 	Scenario Scenario         `json:"scenario"`
 	Paths    []Path           `json:"paths"`
+	Events   []Event          `json:"events,omitempty"` // that happened to lines
+	Gaps     []Gap            `json:"gaps,omitempty"`   // what they cost the first path: its Path.Gaps
+}
+
+// Event is what happened to a line while calls were up.
+type Event struct {
+	At   float64 `json:"at_s"` // since the first call was placed
+	What string  `json:"what"`
+}
+
+// Gap is what an event cost, until the next one. Each figure is that of the call for which it is worst.
+type Gap struct {
+	At        float64 `json:"at_s"`           // the event's
+	Longest   float64 `json:"longest_gap_ms"` // for which a phone heard nothing; 20 where nothing was lost
+	Lost      int     `json:"lost"`           // packets of one call, both directions
+	LostUntil float64 `json:"lost_until_ms"`  // from the event until the last packet that was lost; 0: none was
+}
+
+// LineBytes is what berlin sent and received by a line while calls were placed: Ethernet frames without checksum.
+type LineBytes struct {
+	Line     string `json:"line"`
+	Sent     uint64 `json:"sent_bytes"`
+	Received uint64 `json:"received_bytes"`
 }
 
 // Scenario are the options of the run.
 type Scenario struct {
 	WAN         string  `json:"wan"` // "20mbit", or "none" where nothing bounds it
 	WANBits     uint64  `json:"wan_bits_per_s"`
+	Lines       int     `json:"wans,omitempty"`     // of berlin, each of that rate; 0: one WAN, to which nothing happens
 	Underlay    string  `json:"underlay,omitempty"` // ipv4 or ipv6: between the edges
 	Overlay     string  `json:"overlay,omitempty"`  // and between phones
 	BufferBytes int     `json:"buffer_bytes"`       // the provider's FIFO
@@ -43,6 +67,9 @@ type Path struct {
 	Calls  Calls   `json:"calls"`
 	Bulk   Bulk    `json:"bulk"`
 	Queues *Queues `json:"queues,omitempty"` // over time; absent where nothing on the way has a queue of a known rate
+
+	Gaps  []Gap       `json:"gaps,omitempty"`  // by event
+	Lines []LineBytes `json:"lines,omitempty"` // where there are lines
 }
 
 // Calls are the SIP calls placed.

@@ -95,6 +95,7 @@ func Table(w io.Writer, r Report) error {
 	}
 	fmt.Fprintln(&b, rule)
 	b.WriteByte('\n')
+	writeEvents(&b, r)
 	for _, p := range r.Paths {
 		fmt.Fprintf(&b, "%s: %s\n", title(p.Name), verdict(p))
 	}
@@ -115,7 +116,12 @@ func scenarioLine(s Scenario) string {
 		bulk = strings.ToUpper(s.Bulk) + " bulk"
 	}
 	wan := "an unlimited WAN"
-	if s.WANBits > 0 {
+	switch {
+	case s.Lines > 0 && s.WANBits > 0:
+		wan = fmt.Sprintf("%s of %s", lines(s.Lines), s.WAN)
+	case s.Lines > 0:
+		wan = lines(s.Lines)
+	case s.WANBits > 0:
 		wan = fmt.Sprintf("a %s WAN (provider's buffer %s bytes)", s.WAN, figures.Thousands(s.BufferBytes))
 	}
 	line := fmt.Sprintf("%s (%s) and %s over %s", calls, s.Codec, bulk, wan)

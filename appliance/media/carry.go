@@ -1,0 +1,164 @@
+package media
+
+import (
+	"context"
+	"sync"
+
+	"ringway/appliance/task"
+	"ringway/srtp/keys"
+	"ringway/srtp/plane"
+)
+
+// carrier has the media plane do what key channels want, in their order, and keep their state. It is a
+// keychannel.Plane.
+type carrier struct {
+	m    *Media
+	wake task.Signal
+
+	mu    sync.Mutex // guards what follows
+	queue []order
+	seen  map[seenKey]uint64 // how many packets each key had at the last look
+}
+
+// order is something to do: an action, or a state to keep.
+type order struct {
+	site   string
+	action *keys.Action
+	state  []byte
+}
+
+type seenKey struct {
+	agreement
+	mki  keys.MKI
+	sent bool
+}
+
+func newCarrier(m *Media) carrier {
+	return carrier{m: m, wake: task.NewSignal(), seen: map[seenKey]uint64{}}
+}
+
+// keptBy is the name by which the process keeps a site's state.
+func keptBy(site string) string { return "channel " + site }
+
+// Carry queues an action.
+func (c *carrier) Carry(site string, a keys.Action) { c.put(order{site: site, action: &a}) }
+
+// Save queues a state, in place of one that is queued and was not followed by an action: what an action does has to be
+// in the state that is kept before it is done.
+func (c *carrier) Save(site string, state []byte) { c.put(order{site: site, state: state}) }
+
+func (c *carrier) put(o order) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.queue); n > 0 && o.action == nil && c.queue[n-1].action == nil && c.queue[n-1].site == o.site {
+		clear(c.queue[n-1].state)
+		c.queue[n-1] = o
+	} else {
+		c.queue = append(c.queue, o)
+	}
+	c.wake.Raise()
+}
+
+// State is what the process has kept of a site.
+func (c *carrier) State(site string) []byte {
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
+	defer cancel()
+	b, err := c.m.plane.Kept(ctx, keptBy(site))
+	if err != nil {
+		c.m.log.Warn("what was agreed with a site is not known any more: its calls get no other keys", "site", site,
+			"error", err)
+	}
+	return b
+}
+
+// run carries orders out until ctx ends.
+func (c *carrier) run(ctx context.Context) {
+	_ = c.wake.Loop(ctx, func() {}, func(ctx context.Context) {
+		c.mu.Lock()
+		queue := c.queue
+		c.queue = nil
+		c.mu.Unlock()
+		for _, o := range queue {
+			c.do(ctx, o)
+		}
+	})
+}
+
+func (c *carrier) do(ctx context.Context, o order) {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	if o.action == nil {
+		defer clear(o.state)
+		if err := c.m.plane.Keep(ctx, keptBy(o.site), o.state); err != nil && c.m.running.Load() {
+			c.m.log.Warn("the state of a key channel is not kept", "site", o.site, "error", err)
+		}
+		return
+	}
+	a := o.action
+	mki := a.Key.MKI
+	err := c.m.plane.Keys(ctx, *a) // which overwrites the key
+	link := c.m.channels.Link(o.site)
+	if err != nil {
+		c.m.log.Warn("the media plane did not carry out what a key channel wants", "site", o.site, "what", a.Kind,
+			"leg", a.Leg, "error", err)
+	}
+	switch {
+	case link == nil:
+	case a.Kind == keys.Hold && err == nil:
+		link.Held(a.Leg, mki)
+	case a.Kind == keys.Hold:
+		link.NotHeld(a.Leg, mki)
+	case a.Kind == keys.Use && err == nil:
+		link.Sent(a.Leg, mki, 0)
+	}
+}
+
+// begin forgets what another process had counted.
+func (c *carrier) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.seen)
+}
+
+// counted tells a channel how far the keys of a leg were used since the last look.
+func (c *carrier) counted(a agreement, l *plane.LegStats) {
+	link := c.m.channels.Link(a.site)
+	if link == nil {
+		return
+	}
+	if mki, ok := mkiOf(l.SendMKI); ok {
+		if n := c.since(seenKey{a, mki, true}, l.Sealed); n > 0 {
+			link.Sent(a.leg, mki, n)
+		}
+	}
+	for text, opened := range l.Opened {
+		if mki, ok := mkiOf(text); ok {
+			if n := c.since(seenKey{a, mki, false}, opened); n > 0 {
+				link.Opened(a.leg, mki, n)
+			}
+		}
+	}
+}
+
+// since is how many of a count are new. A process that takes the place of another one counts from 0.
+func (c *carrier) since(k seenKey, now uint64) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.seen[k]
+	c.seen[k] = now
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+// keep forgets counts of legs that are over.
+func (c *carrier) keepOnly(lives map[agreement]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.seen {
+		if !lives[k.agreement] {
+			delete(c.seen, k)
+		}
+	}
+}
