@@ -97,7 +97,9 @@ test-day: ## 24 hours of calls on a simulated clock, and 24 with the relay repla
 
 .PHONY: test-rekey
 test-rekey: test-packages build ## interoperation with stock WireGuard across its real two-minute re-key (root, 5 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_REKEY=1 $(GO) test -count=1 -v -timeout 12m -parallel 4 -run "Rekey|SteadyVoice" $(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_REKEY=1 $(GO) tool gotestsum --format standard-verbose --hide-summary=skipped \
+	  --rerun-fails=1 --rerun-fails-max-failures=2 --packages="$(or $(REKEY),./test/interop/ ./test/e2e/ ./tunnel/realtime/)" -- \
+	  -count=1 -timeout 12m -parallel 4 -run "Rekey|SteadyVoice"
 
 .PHONY: test-kernel
 test-kernel: vm-packages build ## the kernel engine, VLANs, netem, fq_codel and cake beside a call, a clock in the past, under a Debian kernel in QEMU (root)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,9 +34,7 @@ func TestTargetsAreAskedByTheirLine(t *testing.T) {
 			"route add default via 198.51.100.1 metric 10", "route add default via 192.0.2.1 metric 20"},
 		far: {"addr add 198.51.100.1/24 dev eth0", "addr add 192.0.2.1/24 dev eth1", "addr add 203.0.113.9/32 dev lo"},
 	} {
-		for _, l := range lines {
-			n.Run("ip", strings.Fields(l)...)
-		}
+		n.IP(lines...)
 	}
 	target := netip.MustParseAddr("203.0.113.9")
 	wan := func(name, gateway string) config.WAN {

@@ -47,12 +47,10 @@ func shapedInwards(t *testing.T, downlink qos.BitRate) (*world, qos.Downlink) {
 func TestWhatComesInTakesItsQueue(t *testing.T) {
 	t.Parallel()
 	w, _ := shapedInwards(t, 20*qos.Mbit)
-	for _, l := range []string{
+	w.internet.IP(
 		"addr add 2001:db8:99::1/64 dev eth0 nodad", "-6 route add 2001:db8:1::/48 via 2001:db8:99::2",
-	} {
-		w.internet.Run("ip", strings.Fields(l)...)
-	}
-	w.edge.Run("ip", strings.Fields("addr add 2001:db8:99::2/64 dev wan0 nodad")...)
+	)
+	w.edge.IP("addr add 2001:db8:99::2/64 dev wan0 nodad")
 
 	for _, c := range []struct {
 		what, lan, host, at string

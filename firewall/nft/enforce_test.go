@@ -3,7 +3,6 @@ package nft
 import (
 	"fmt"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -169,9 +168,7 @@ func TestEnforcementConcernsPhonesAlone(t *testing.T) {
 	second := netnstest.New(t)
 	netnstest.Veth(t, r.edge, "voice1", second, "eth0")
 	r.edge.Run("ip", "addr", "add", "10.1.30.1/24", "dev", "voice1")
-	for _, l := range []string{"addr add 10.1.30.2/24 dev eth0", "route add default via 10.1.30.1"} {
-		second.Run("ip", strings.Fields(l)...)
-	}
+	second.IP("addr add 10.1.30.2/24 dev eth0", "route add default via 10.1.30.1")
 	r.assertPasses(r.listen(r.phone, phone4, 0), r.listen(second, "10.1.30.2", 20000), 0, "between voice LANs")
 	r.assertPasses(r.listen(r.pc, pc4, 0), r.listen(r.far, farPC4, 20000), 0, "between data networks")
 	_, err := r.phone.Try("ping", "-c1", "-W2", farPhone4)

@@ -38,18 +38,13 @@ func behindRouter() firewall.Input {
 func newRouterWorld(t *testing.T, in firewall.Input) *world {
 	w := newWorld(t, in)
 	mac := macOf(w.internet, "eth0")
-	for _, line := range []string{
+	w.edge.IP(
 		"addr add 192.168.178.20/24 dev wan0", "route replace default via 192.168.178.1 dev wan0",
 		"-6 addr add 2001:db8:f::2/64 dev wan0 nodad", "-6 addr add fd98::2/64 dev wan0 nodad",
-		"-6 route add default via fe80::1 dev wan0", "neigh replace fe80::1 lladdr " + mac + " dev wan0 nud permanent",
-	} {
-		w.edge.Run("ip", strings.Fields(line)...)
-	}
-	for _, host := range []string{"1", "2", "9"} {
-		w.edge.Run("ip", "neigh", "replace", "192.168.178."+host, "lladdr", mac, "dev", "wan0", "nud", "permanent")
-	}
-	for _, host := range []string{"fd98::53", "fd98::9"} {
-		w.edge.Run("ip", "neigh", "replace", host, "lladdr", mac, "dev", "wan0", "nud", "permanent")
+		"-6 route add default via fe80::1 dev wan0", "neigh replace fe80::1 lladdr "+mac+" dev wan0 nud permanent",
+	)
+	for _, host := range []string{"192.168.178.1", "192.168.178.2", "192.168.178.9", "fd98::53", "fd98::9"} {
+		w.edge.IP("neigh replace " + host + " lladdr " + mac + " dev wan0 nud permanent")
 	}
 	w.internet.Run("ip", "addr", "add", "192.168.178.9/24", "dev", "eth0")
 	return w

@@ -2,7 +2,6 @@ package nft
 
 import (
 	"net"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -46,9 +45,7 @@ func TestConnectionsKeepTheirLine(t *testing.T) {
 		{other, []string{"addr add 203.0.113.1/24 dev eth0", "addr add 192.0.2.129/32 dev lo"}},
 		{w.internet, []string{"addr add 192.0.2.129/32 dev lo"}},
 	} {
-		for _, l := range c.lines {
-			c.n.Run("ip", strings.Fields(l)...)
-		}
+		c.n.IP(c.lines...)
 	}
 	w.edge.Run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.wan0.rp_filter=2",
 		"net.ipv4.conf.lte0.rp_filter=2")

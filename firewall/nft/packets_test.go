@@ -36,30 +36,25 @@ const phone6, farPhone6 = "2001:db8:1:10::2", "2001:db8:2:10::2"
 
 func newWorld(t *testing.T, in firewall.Input) *world {
 	w := &world{t, netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t)}
-	ip := func(n *netnstest.NS, lines ...string) {
-		for _, l := range lines {
-			n.Run("ip", strings.Fields(l)...)
-		}
-	}
 	netnstest.Veth(t, w.edge, "voice0", w.phone, "eth0")
 	netnstest.Veth(t, w.edge, "data0", w.pc, "eth0")
 	netnstest.Veth(t, w.edge, "wan0", w.internet, "eth0")
 	netnstest.Veth(t, w.edge, "rw-voice", w.far, "voice")
 	netnstest.Veth(t, w.edge, "rw-data", w.far, "data")
-	ip(
-		w.phone, "addr add 10.1.10.2/24 dev eth0", "route add default via 10.1.10.1",
+	w.phone.IP(
+		"addr add 10.1.10.2/24 dev eth0", "route add default via 10.1.10.1",
 		"addr add 2001:db8:1:10::2/64 dev eth0 nodad", "-6 route add default via 2001:db8:1:10::1",
 	)
-	ip(w.pc, "addr add 10.1.20.2/24 dev eth0", "route add default via 10.1.20.1")
-	ip(w.internet, "addr add 198.51.100.1/24 dev eth0", "route add 10.0.0.0/8 via 198.51.100.2")
-	ip(w.far, "addr add 192.0.2.2/30 dev voice", "addr add 192.0.2.6/30 dev data",
+	w.pc.IP("addr add 10.1.20.2/24 dev eth0", "route add default via 10.1.20.1")
+	w.internet.IP("addr add 198.51.100.1/24 dev eth0", "route add 10.0.0.0/8 via 198.51.100.2")
+	w.far.IP("addr add 192.0.2.2/30 dev voice", "addr add 192.0.2.6/30 dev data",
 		"addr add 10.2.10.2/32 dev lo", "addr add 10.2.10.3/32 dev lo",
 		"addr add 10.2.20.2/32 dev lo", "addr add 10.2.20.3/32 dev lo", "addr add 10.66.0.1/32 dev lo",
 		"route add default via 192.0.2.1", "rule add from 10.2.20.2 lookup 100",
 		"rule add from 10.2.10.3 lookup 100", "route add default via 192.0.2.5 table 100",
 		"addr add 2001:db8:2:10::2/128 dev lo nodad", "addr add 2001:db8:a::2/64 dev voice nodad",
 		"-6 route add default via 2001:db8:a::1")
-	ip(w.edge, "addr add 10.1.10.1/24 dev voice0", "addr add 10.1.20.1/24 dev data0",
+	w.edge.IP("addr add 10.1.10.1/24 dev voice0", "addr add 10.1.20.1/24 dev data0",
 		"addr add 198.51.100.2/24 dev wan0", "route add default via 198.51.100.1",
 		"addr add 192.0.2.1/30 dev rw-voice", "addr add 192.0.2.5/30 dev rw-data",
 		"addr add 2001:db8:1:10::1/64 dev voice0 nodad", "addr add 2001:db8:a::1/64 dev rw-voice nodad",
@@ -81,15 +76,16 @@ func newWorld(t *testing.T, in firewall.Input) *world {
 		{"rw-data", "data", []string{"192.0.2.6"}, []string{"192.0.2.5"}},
 	} {
 		a, b := fmt.Sprintf("02:00:00:00:%02d:01", i), fmt.Sprintf("02:00:00:00:%02d:02", i)
-		ip(w.edge, "link set "+l.mine+" address "+a)
-		ip(w.far, "link set "+l.theirs+" address "+b)
+		edge, far := []string{"link set " + l.mine + " address " + a}, []string{"link set " + l.theirs + " address " + b}
 		for j := range l.far {
-			ip(w.edge, fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", l.far[j], b, l.mine))
-			ip(w.far, fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", l.near[j], a, l.theirs))
+			edge = append(edge, fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", l.far[j], b, l.mine))
+			far = append(far, fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", l.near[j], a, l.theirs))
 		}
+		w.edge.IP(edge...)
+		w.far.IP(far...)
 	}
 	for _, fam := range []string{"-4", "-6"} {
-		ip(w.edge, fam+" rule add pref 5210 fwmark 0x1200/0x1e00 lookup 5271",
+		w.edge.IP(fam+" rule add pref 5210 fwmark 0x1200/0x1e00 lookup 5271",
 			fam+" rule add pref 5210 fwmark 0x1400/0x1e00 lookup 5271",
 			fam+" rule add pref 5220 fwmark 0x1600/0x1e00 lookup 5272",
 			fam+" rule add pref 5220 fwmark 0x1800/0x1e00 lookup 5272")

@@ -20,10 +20,8 @@ func TestOthersThatTakePackets(t *testing.T) {
 	in.Endpoints = []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8:9::2")}
 	want := routing.Want(in)
 	apply(t, box, routing.Diff(want, observe(t, box, want)))
-	for _, line := range []string{"link add mgmt0 type veth peer name mgmt1", "link set mgmt0 up", "link set mgmt1 up",
-		"addr add 192.168.77.1/24 dev mgmt0", "addr add fd77::1/64 dev mgmt0 nodad"} {
-		box.Run("ip", strings.Fields(line)...)
-	}
+	box.IP("link add mgmt0 type veth peer name mgmt1", "link set mgmt0 up", "link set mgmt1 up",
+		"addr add 192.168.77.1/24 dev mgmt0", "addr add fd77::1/64 dev mgmt0 nodad")
 	say := func() (said []string) {
 		for _, i := range routing.Intrusions(want, observe(t, box, want)) {
 			how := "warning"

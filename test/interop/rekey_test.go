@@ -39,10 +39,10 @@ func TestRekeyLosesNothing(t *testing.T) {
 		t.Run(c.initiator+" initiates, tunnel "+c.class, func(t *testing.T) {
 			t.Parallel()
 			l := stock(t, c.class, nil)
-			wan := watchWAN(t, l)
 			if c.initiator == "stock" {
 				stockInitiates(t, l, c.class)
 			}
+			wan := watchWAN(t, l)
 			reaches(t, l.Host(c.far), c.nearAddr)
 			handshake := func() string { return field(t, l.Host(lab.EdgeB), stockDevice, "latest-handshakes") }
 			ours := func() string { return field(t, l.Host(lab.EdgeA), device(c.class), "latest-handshakes") }
@@ -77,6 +77,16 @@ func watchWAN(t *testing.T, l *lab.Lab) *capture.Frames {
 	f, err := capture.StartFrames(fmt.Sprintf("/proc/%d/ns/net", l.Host(lab.EdgeB).PID), "wan0")
 	require.NoError(t, err)
 	return f
+}
+
+// lastInitiation is where the last handshake initiation came from.
+func lastInitiation(frames []capture.Frame) (source string) {
+	for _, f := range frames {
+		if f.Kind == capture.WireGuard && f.Type == 1 {
+			source = f.Source.Addr().String()
+		}
+	}
+	return source
 }
 
 // initiations counts handshake initiations since then, by who sent them.

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,6 +21,8 @@ import (
 type NS struct {
 	t    testing.TB
 	f    *os.File
+	jobs chan func() // for the thread that is in the namespace as long as it lives
+	gone chan struct{}
 	once sync.Once
 }
 
@@ -27,27 +30,57 @@ type NS struct {
 func New(t testing.TB) *NS {
 	t.Helper()
 	Root(t)
-	n := &NS{t: t}
+	n := &NS{t: t, jobs: make(chan func()), gone: make(chan struct{})}
 	done := make(chan error)
-	go func() {
-		// never unlocked: the thread ends with the goroutine, and its namespace with the last descriptor
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("unshare network namespace: %w", err)
-			return
-		}
-		f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-		n.f = f
-		done <- err
-	}()
+	go n.live(done)
 	require.NoError(t, <-done)
 	t.Cleanup(n.Close)
-	n.Run("ip", "link", "set", "lo", "up")
 	return n
 }
 
+// live is the thread of the namespace. It is never unlocked: it ends with the goroutine, and its namespace with the last
+// descriptor.
+func (n *NS) live(made chan<- error) {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		made <- fmt.Errorf("unshare network namespace: %w", err)
+		return
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	n.f = f
+	if err == nil {
+		err = up("lo")
+	}
+	made <- err
+	for {
+		select {
+		case job := <-n.jobs:
+			job()
+		case <-n.gone:
+			return
+		}
+	}
+}
+
+// up sets a device of the calling thread's namespace up.
+func up(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set device %s up: %w", name, err)
+	}
+	return nil
+}
+
 // Close lets the namespace go.
-func (n *NS) Close() { n.once.Do(func() { n.f.Close() }) }
+func (n *NS) Close() {
+	n.once.Do(func() {
+		close(n.gone)
+		n.f.Close()
+	})
+}
 
 // FD is the namespace's descriptor, for netlink calls that move a device there.
 func (n *NS) FD() int { return int(n.f.Fd()) }
@@ -83,26 +116,77 @@ func (n *NS) Run(name string, args ...string) string {
 	return out
 }
 
-// Try runs a program inside; the error holds its standard error.
-func (n *NS) Try(name string, args ...string) (string, error) {
-	cmd := n.Command(name, args...)
-	var errOut strings.Builder
-	cmd.Stderr = &errOut
-	out, err := cmd.Output()
-	if err != nil {
-		return string(out), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, errOut.String())
+// IP runs lines of ip(8), as in "addr add 192.0.2.1/24 dev wan0" and "-6 rule add ...", in order, and fails the test
+// when one fails. Lines of one family that follow each other take one process.
+func (n *NS) IP(lines ...string) {
+	n.t.Helper()
+	family := func(line string) (option, rest string) {
+		if strings.HasPrefix(line, "-4 ") || strings.HasPrefix(line, "-6 ") {
+			return line[:2], line[3:]
+		}
+		return "", line
 	}
-	return string(out), nil
+	for len(lines) > 0 {
+		first, _ := family(lines[0])
+		var batch strings.Builder
+		count := 0
+		for _, line := range lines {
+			option, rest := family(line)
+			if option != first {
+				break
+			}
+			fmt.Fprintln(&batch, rest)
+			count++
+		}
+		args := []string{"-batch", "-"}
+		if first != "" {
+			args = append([]string{first}, args...)
+		}
+		_, err := n.try(batch.String(), "ip", args...)
+		require.NoError(n.t, err, "one of:\n%s", &batch)
+		lines = lines[count:]
+	}
+}
+
+// Try runs a program inside; the error holds its standard error.
+func (n *NS) Try(name string, args ...string) (string, error) { return n.try("", name, args...) }
+
+func (n *NS) try(in, name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	if in != "" {
+		cmd.Stdin = strings.NewReader(in)
+	}
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	// A program is in the namespace of the thread that starts it. That saves an nsenter, which costs as much as `ip`.
+	started := make(chan error, 1)
+	select {
+	case n.jobs <- func() { started <- cmd.Start() }:
+	case <-n.gone:
+		started <- os.ErrClosed
+	}
+	err := <-started
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, errOut.String())
+	}
+	return out.String(), nil
 }
 
 // Veth joins two namespaces with a pair of virtual ethernet devices, both up.
 func Veth(t testing.TB, a *NS, nameA string, b *NS, nameB string) {
 	t.Helper()
-	cmd := exec.Command("nsenter", "--net=/proc/self/fd/3", "ip", "link", "add", nameA, "type", "veth", "peer",
-		"name", nameB, "netns", "/proc/self/fd/4")
-	cmd.ExtraFiles = []*os.File{a.f, b.f}
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	a.Run("ip", "link", "set", nameA, "up")
-	b.Run("ip", "link", "set", nameB, "up")
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = nameA
+	require.NoError(t, a.Do(func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: nameB, PeerNamespace: netlink.NsFd(b.FD()),
+		}); err != nil {
+			return fmt.Errorf("add veth %s: %w", nameA, err)
+		}
+		return up(nameA)
+	}))
+	require.NoError(t, b.Do(func() error { return up(nameB) }))
 }

@@ -37,12 +37,10 @@ func TestTheCardUnderVLANsIsClosed(t *testing.T) {
 	wan := netnstest.New(t)
 	netnstest.Veth(t, e.NS, "wan0", wan, "eth0")
 	netnstest.Veth(t, e.NS, "lan0", neighbour, "eth0")
-	for _, line := range []string{
+	neighbour.IP(
 		"link add link eth0 name eth0.20 type vlan id 20", "link set eth0.20 up", "addr add 10.1.10.9/24 dev eth0.20",
 		"addr add 192.168.7.2/24 dev eth0", "route add 10.1.20.1/32 dev eth0",
-	} {
-		neighbour.Run("ip", strings.Fields(line)...)
-	}
+	)
 	e.run("ip", "addr", "add", "192.168.7.1/24", "dev", "lan0")
 	pings := func(to string) bool {
 		_, err := neighbour.Try("ping", "-n", "-q", "-c", "1", "-W", "2", to)

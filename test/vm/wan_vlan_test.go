@@ -71,11 +71,9 @@ func TestALeaseInAVLAN(t *testing.T) {
 	for _, name := range []string{"voice0", "data0"} {
 		netnstest.Veth(t, e.NS, name, netnstest.New(t), "eth0")
 	}
-	for _, line := range []string{
+	provider.IP(
 		"link add link eth0 name eth0.7 type vlan id 7", "link set eth0.7 up", "addr add 192.0.2.1/24 dev eth0.7",
-	} {
-		provider.Run("ip", strings.Fields(line)...)
-	}
+	)
 	server := provider.Command("dnsmasq", "--keep-in-foreground", "--port=0", "--interface=eth0.7", "--bind-interfaces",
 		"--dhcp-range=192.0.2.10,192.0.2.20,1h", "--leasefile-ro", "--conf-file=/dev/null", "--user=root", "--pid-file=")
 	require.NoError(t, server.Start())

@@ -102,7 +102,9 @@ func (c *Collector) collectNow() {
 			}
 		}
 	}
-	runtime.GC()
+	// Without a goal for the heap (SetGCPercent) the runtime gives nothing back to the kernel by itself: what a burst of
+	// new calls or peers took would stay.
+	debug.FreeOSMemory()
 	c.collected.Add(1)
 }
 
