@@ -33,7 +33,7 @@ build: ## bin/ringway, bin/ringway-lab, and bin/wireguard-go (the stock program,
 .PHONY: test
 test: test-packages build ## every test (root, 6 to 14 minutes); ends with the runner's totals
 	@mkdir -p dist && rm -f dist/again
-	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" $(GOTESTSUM) --rerun-fails=1 --rerun-fails-max-failures=3 \
+	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" $(GOTESTSUM) --rerun-fails=1 --rerun-fails-max-failures=5 \
 	  --rerun-fails-report=dist/again --raw-command -- test/run.sh
 	@[ ! -s dist/again ] || { echo "tests that failed once and passed alone:"; cat dist/again; }
 

@@ -332,7 +332,7 @@ func TestALongLogRecordIsCut(t *testing.T) {
 	assert.Less(t, len(log.String()), (logAttrs+2)*(logTextMax+100))
 }
 
-func TestLongOutputOnStderrIsCut(t *testing.T) {
+func TestOutputOnStderrThatIsTooLongIsCut(t *testing.T) {
 	var log bytes.Buffer
 	h := &house{log: &testLog{}}
 	k := &Supervisor{limit: newLogLimit(), cfg: Config{Kind: testKind("")}}

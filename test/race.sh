@@ -20,12 +20,12 @@ trap 'rm -rf "$dir"' EXIT
 # it ends; with halt_on_error a race in a child ends the child, which fails the test.
 export CGO_ENABLED=1 GORACE='atexit_sleep_ms=0 halt_on_error=1'
 code=0
-# Everything takes ten times as long, so that a limit of time may be passed: up to three tests that fail run once more,
+# Everything takes ten times as long, so that a limit of time may be passed: up to five tests that fail run once more,
 # alone, and are named at the end. After a race none does.
 "$go" tool gotestsum --format pkgname --hide-summary=skipped --jsonfile "$dir/events" \
-  --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --rerun-fails-report="$dir/again" \
+  --rerun-fails=1 --rerun-fails-max-failures=5 --rerun-fails-abort-on-data-race --rerun-fails-report="$dir/again" \
   --packages="${packages[*]}" -- \
-  -race -covermode=atomic -coverprofile="$dir/profile" -count=1 -timeout 5m -p "${SIDE:-2}" \
+  -race -vet=off -ldflags='-s -w' -covermode=atomic -coverprofile="$dir/profile" -count=1 -timeout 5m -p "${SIDE:-2}" \
   -skip "^Test(Timed|Long)|Alloc|^Test($measures)\$|$crossing" || code=$?
 test/skips.sh "$dir/events" || code=1
 test/complete.sh "$dir/events" || code=1

@@ -58,8 +58,7 @@ func sent(t *testing.T, h *Host, device, class string) uint64 {
 // What is read is between what tc -s shows before and after it. In the report the flood queues at home with
 // Ringway, before its tunnel, while calls wait nowhere and the provider's FIFO is empty; with the baseline
 // that is full.
-func TestQueuesWhereTheFloodStands(t *testing.T) {
-	t.Parallel()
+func TestTimedQueuesWhereTheFloodStands(t *testing.T) {
 	l, err := New(
 		t.Context(),
 		Options{

@@ -323,7 +323,7 @@ func TestThisMachinesOwnLine(t *testing.T) {
 }
 
 // Long packets that may not be sent now are sent later.
-func TestLongPacketsWaitForTheirTurn(t *testing.T) {
+func TestPacketsThatAreTooLongWaitForTheirTurn(t *testing.T) {
 	n := newSizeNet(far4, 1400)
 	may := false
 	n.seen.May = func() bool { return may }
