@@ -203,7 +203,7 @@ var onlyImporters = []struct {
 	{"github.com/spf13/viper", []string{"cmd/ringway/settings"}, "it lowercases keys and has no positions, so it serves settings of the command line alone"},
 	{"go.yaml.in/yaml", []string{"appliance/config", "cmd/ringway/settings"}, "both keep the node tree, so that every error has a line"},
 	{"github.com/spf13/cobra", []string{"cmd/cli", "cmd/ringway", "cmd/ringway-lab", "test/manualtest"}, "only the programs know the command line"},
-	{"github.com/vishvananda/netlink", []string{"firewall/conntrack", "qos/tc", "routing/rtnl", "routing/dhcp", "tunnel/kernel"}, "one adapter for each domain, so that units are converted in one place"},
+	{"github.com/vishvananda/netlink", []string{"firewall/conntrack", "qos/tc", "routing/rtnl", "routing/dhcp", "tunnel/kernel", "test/netnstest"}, "one adapter for each domain and one for tests, so that units are converted in one place"},
 	{"github.com/mdlayher/ndp", []string{"routing/advert", "routing/announce"}, "advertisements are read in one place, and sent in one"},
 	{"github.com/mdlayher/packet", []string{"routing/rawudp"}, "packets that no route and no rule decides about are sent in one place"},
 	{"github.com/google/nftables", []string{"firewall/nft"}, "one adapter for each domain"},
