@@ -103,22 +103,26 @@ type Event struct {
 
 // Counters are of all legs, since the start.
 type Counters struct {
-	Started, Rejected   uint64 // handshakes; rejected are those that failed, or were not what was agreed
-	Established, Failed uint64 // associations
+	// Handshakes; rejected are those that failed, or were not what was agreed.
+	Started  uint64 `json:"started"`
+	Rejected uint64 `json:"rejected"`
+	// Associations.
+	Established uint64 `json:"established"`
+	Failed      uint64 `json:"failed"`
 
 	// Dropped datagrams, or records of them.
 
-	Overflow        uint64 // the worker was behind, or the datagram too long
-	UnknownLeg      uint64
-	Unauthenticated uint64 // records that anyone could have sent, and would have ended a handshake
-	Unexpected      uint64 // no handshake of this address, and none may begin
-	WrongCookie     uint64
-	LegLimited      uint64
-	SourceLimited   uint64
-	RateLimited     uint64
-	Full            uint64 // too many handshakes at once
-	QueueFull       uint64 // a handshake's queue or budget
-	Late            uint64 // of a complete handshake, too many
+	Overflow        uint64 `json:"overflow"` // the worker was behind, or the datagram too long
+	UnknownLeg      uint64 `json:"unknown_leg"`
+	Unauthenticated uint64 `json:"unauthenticated"` // records that anyone could have sent, and would have ended a handshake
+	Unexpected      uint64 `json:"unexpected"`      // no handshake of this address, and none may begin
+	WrongCookie     uint64 `json:"wrong_cookie"`
+	LegLimited      uint64 `json:"leg_limited"`
+	SourceLimited   uint64 `json:"source_limited"`
+	RateLimited     uint64 `json:"rate_limited"`
+	Full            uint64 `json:"full"`       // too many handshakes at once
+	QueueFull       uint64 `json:"queue_full"` // a handshake's queue or budget
+	Late            uint64 `json:"late"`       // of a complete handshake, too many
 }
 
 // Endpoint does the handshakes of all legs. It is safe for concurrent use.

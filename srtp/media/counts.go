@@ -27,6 +27,39 @@ type Counts struct {
 	Drops        map[string]uint64
 }
 
+// Totals are sums over all legs that there are and were.
+type Totals struct {
+	ReceivedPackets uint64 `json:"received_packets"` // as in Counts
+	ReceivedBytes   uint64 `json:"received_bytes"`
+	SentPackets     uint64 `json:"sent_packets"`
+	SentBytes       uint64 `json:"sent_bytes"`
+	Rotations       uint64 `json:"rotations"`
+	Recovered       uint64 `json:"recovered"`
+	Moved           uint64 `json:"moved"`
+}
+
+// add adds what a leg counts.
+func (t *Totals) add(e *end) {
+	t.ReceivedPackets += e.receivedPackets.Load()
+	t.ReceivedBytes += e.receivedBytes.Load()
+	t.SentPackets += e.sentPackets.Load()
+	t.SentBytes += e.sentBytes.Load()
+	t.Rotations += e.rotations.Load()
+	t.Recovered += e.recovered.Load()
+	t.Moved += e.moved.Load()
+}
+
+// Totals returns the sums over all legs that there are and were.
+func (r *Relay) Totals() Totals {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.goneTotals
+	for id := range r.pairs {
+		t.add(endOf(r.pairs, id))
+	}
+	return t
+}
+
 // Counts returns every leg, by ID.
 func (r *Relay) Counts() []Counts {
 	r.mu.Lock()

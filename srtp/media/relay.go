@@ -53,6 +53,8 @@ type Relay struct {
 	started bool
 	gone    map[string]uint64 // drops of legs that were removed, by reason
 
+	goneTotals Totals // of such legs
+
 	sendMu sync.Mutex // of SendDTLS
 	slot   [slotSize]byte
 
@@ -500,6 +502,7 @@ func (r *Relay) forgetLocked(before map[uint64]*pair, keep *pair) {
 		for _, f := range p.flows {
 			if f.from.ID == id {
 				f.from.drops.addTo(r.gone)
+				r.goneTotals.add(f.from)
 			}
 		}
 	}

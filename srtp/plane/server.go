@@ -555,7 +555,7 @@ func (s *server) handleStatus(_ context.Context, _ *process.Message) (process.Re
 	if !s.about.Running {
 		return process.Reply{}, errors.New("no media is forwarded")
 	}
-	st := Stats{Drops: s.relay.Drops()}
+	st := Stats{Totals: s.relay.Totals(), Drops: s.relay.Drops()}
 	if s.endpoint != nil {
 		st.DTLS = s.endpoint.Counters()
 	}

@@ -10,9 +10,10 @@ import (
 
 // Stats is what the process says of itself.
 type Stats struct {
-	Legs  []LegStats        `json:"legs"`
-	Drops map[string]uint64 `json:"drops,omitempty"` // by reason, of all legs that there are and were
-	DTLS  dtls.Counters     `json:"dtls"`
+	Legs   []LegStats        `json:"legs"`
+	Totals media.Totals      `json:"totals"`
+	Drops  map[string]uint64 `json:"drops,omitempty"` // by reason, of all legs that there are and were
+	DTLS   dtls.Counters     `json:"dtls"`
 }
 
 // LegStats is what is known of a leg: counters as in media.Counts.
