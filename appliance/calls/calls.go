@@ -527,7 +527,7 @@ func (c *Calls) Problems() []problem.Problem {
 		}}
 	}
 	now := time.Now()
-	return slices.Concat(c.lostMappings(), c.certificates.problems(now), c.failedTLS(now))
+	return slices.Concat(c.lostMappings(), c.certificates.problems(now), c.failedTLS(now), c.withoutMedia(now))
 }
 
 func (c *Calls) consequence() string {

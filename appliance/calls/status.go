@@ -167,7 +167,9 @@ var (
 	relayedLegs = families.Gauge("ringway_sip_relayed", "Legs of calls whose media this box relays.")
 	mediaPorts  = families.Gauge("ringway_sip_media_ports", "Pairs of ports that relayed media has.")
 	noPorts     = families.Counter("ringway_sip_no_media_ports_total", "How often no port for relayed media was free.")
-	restarts    = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
+	barred      = families.Gauge("ringway_sip_barred",
+		"Legs of calls without media because the policy of SRTP changed during the call.")
+	restarts = families.Counter("ringway_sip_restarts_total", "Processes that replaced one that ended.")
 )
 
 // Families are the metrics of calls.
@@ -195,6 +197,7 @@ func (c *Calls) Collect(st status.Status, to exposition.Sink) {
 	to.Put(relayedLegs, float64(s.Relayed))
 	to.Put(mediaPorts, float64(s.MediaPorts))
 	to.Put(noPorts, float64(s.NoMediaPorts))
+	to.Put(barred, float64(s.Barred))
 	for name, n := range s.NoPlace {
 		to.Put(noPlace, float64(n), name)
 	}

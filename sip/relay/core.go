@@ -59,6 +59,8 @@ type core struct {
 	relayed *terminate.Calls
 	ports   *ports
 
+	latestNoMedia *NoMedia
+
 	ladder   *ladder.Ring
 	redactor privacy.Redactor
 	homer    *homer // nil: nothing is sent to one
@@ -536,6 +538,7 @@ func (c *core) stats() Stats {
 		Mirrored: c.mirrored.Load(), Unmirrored: c.unmirrored.Load(), TLS: c.tlsServers(),
 		Phones: c.policy.phones.Len(), Budgets: c.policy.ledger.Budgets(),
 		Relayed: c.relayed.Len(), MediaPorts: len(c.ports.out), NoMediaPorts: c.ports.refused,
+		Barred: c.relayed.Barred(), NoMedia: c.latestNoMedia,
 	}
 }
 

@@ -3,6 +3,7 @@ package relay
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -74,15 +75,13 @@ func (c *core) relayMedia(
 	requires := c.relayed.Requires(emergency, hops...)
 	switch {
 	case requires && (found == body.Unreadable || body.Stray(m.SIP, text) || found == body.Plain && !readable):
-		c.refused.add(srtpUnreadable)
-		return c.refuseMedia(now, st, m, notAcceptable("the session description cannot be read"))
+		return c.refuseMedia(now, st, m, srtpUnreadable, notAcceptable("the session description cannot be read"))
 	case !readable:
 		return action, nil
 	case len(st.Exchanges) == 0 && !requires:
 		return action, nil
 	case len(st.Exchanges) == 0 && admission.Refusable(m.SIP):
-		c.refused.add(srtpRefused)
-		return c.refuseMedia(now, st, m, notAcceptable("SRTP is required, and the call is not known"))
+		return c.refuseMedia(now, st, m, srtpRefused, notAcceptable("SRTP is required, and the call is not known"))
 	}
 
 	var o terminate.Outcome
@@ -92,25 +91,23 @@ func (c *core) relayMedia(
 				c.tracker.Relay(now, st, x, passed, lines)
 			})
 	} else {
-		o = terminate.Outcome{Text: terminate.Void(text), Voided: true}
+		o = terminate.Outcome{Text: terminate.Void(text), Voided: true, Reason: "SRTP is required, and the call is not known"}
 		o.Stale = o.Text == nil
 	}
 	defer clear(o.Text)
 	switch {
 	case o.Refusal != nil:
-		c.refused.add(srtpRefused)
-		return c.refuseMedia(now, st, m, o.Refusal)
+		return c.refuseMedia(now, st, m, srtpRefused, o.Refusal)
 	case o.Stale:
-		c.refused.add(srtpStale)
+		c.noMedia(now, m, srtpStale, o.Reason)
 		return transparent.Action{Drop: true}, nil
 	case o.Text == nil:
 		return action, nil
 	case o.Voided:
-		c.refused.add(srtpVoided)
+		c.noMedia(now, m, srtpVoided, o.Reason)
 	}
 	if action.Raw = body.Replace(m.SIP, text, o.Text, maxReplaced); action.Raw == nil {
-		c.refused.add(srtpRefused)
-		return c.refuseMedia(now, st, m, notAcceptable("the session description would be too long"))
+		return c.refuseMedia(now, st, m, srtpRefused, notAcceptable("the session description would be too long"))
 	}
 	action.Secret = true
 	return action, nil
@@ -141,10 +138,26 @@ var phrases = map[int]string{
 // miscellaneous is the warn-code for what has none of its own (RFC 3261, section 20.43).
 const miscellaneous = 399
 
+// NoMedia is a message whose session description was not sent on as it was, for want of SRTP.
+type NoMedia struct {
+	At     time.Time  `json:"at"`
+	What   string     `json:"what"` // as Stats.Refused counts it
+	Reason string     `json:"reason"`
+	From   netip.Addr `json:"from"` // hops of the message
+	To     netip.Addr `json:"to"`
+}
+
+// noMedia counts a description that did not go on as it was, and remembers the latest for a person.
+func (c *core) noMedia(now time.Time, m *transparent.Message, what, reason string) {
+	c.refused.add(what)
+	c.latestNoMedia = &NoMedia{At: now, What: what, Reason: reason, From: m.From.Addr(), To: m.To.Addr()}
+}
+
 // refuseMedia answers a message whose description cannot go on, and takes it back; what cannot be answered is dropped.
 func (c *core) refuseMedia(
-	now time.Time, st *dialog.Step, m *transparent.Message, r *offer.Refusal,
+	now time.Time, st *dialog.Step, m *transparent.Message, what string, r *offer.Refusal,
 ) (action transparent.Action, refused []byte) {
+	c.noMedia(now, m, what, r.Reason)
 	if len(st.Exchanges) > 0 && st.Offered {
 		st.Add(c.tracker.Refuse(now, *st))
 		c.tracker.Net(st) // what the description itself says was never to be open

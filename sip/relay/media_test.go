@@ -360,6 +360,12 @@ func testAnOfferWithoutKeysIsRefused(t *testing.T) {
 	assert.Zero(t, w.relayed.Len())
 	assert.Empty(t, w.ports.out)
 	assert.EqualValues(t, 1, w.refused.all()[srtpRefused])
+	told := w.stats().NoMedia
+	require.NotNil(t, told, "a person hears of it")
+	assert.Equal(t, NoMedia{
+		At: w.now(), What: srtpRefused, Reason: told.Reason, From: netip.MustParseAddrPort(phone).Addr(), To: netip.MustParseAddrPort(pbx).Addr(),
+	}, *told)
+	assert.Contains(t, string(a.Reply), told.Reason)
 
 	// Within a call it stays as it was.
 	c := newSecureCall(t, secured())
@@ -413,6 +419,10 @@ func testAnAnswerWithoutKeysIsVoided(t *testing.T) {
 	assert.Empty(t, w.calls()[0].Flows)
 	assert.Empty(t, w.relayed.Whole())
 	assert.EqualValues(t, 2, w.refused.all()[srtpVoided])
+	told := w.stats().NoMedia
+	require.NotNil(t, told, "a person hears of it")
+	assert.Equal(t, []any{srtpVoided, netip.MustParseAddrPort(pbx).Addr()}, []any{told.What, told.From})
+	assert.NotEmpty(t, told.Reason)
 
 	// With another offer there is media.
 	w.passed(phone, pbx, in(text("INVITE sip:bob@10.2.20.5 SIP/2.0", ";tag=b", annsOffer), "2 INVITE"))
@@ -661,7 +671,9 @@ func testAStricterPolicyEndsMedia(t *testing.T) {
 	assert.Equal(t, []uint64{clear[0].ID}, gone)
 	assert.Empty(t, w.relayed.Whole())
 	assert.Nil(t, w.calls()[0].SRTP)
+	assert.Equal(t, 1, w.stats().Barred)
 	all, gone = told(loose)
+	assert.Zero(t, w.stats().Barred)
 	assert.Equal(t, clear, all, "the same as before")
 	assert.Empty(t, gone)
 	assert.NotNil(t, w.calls()[0].SRTP)

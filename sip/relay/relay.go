@@ -176,6 +176,11 @@ type Stats struct {
 	Relayed      int    `json:"relayed,omitempty"`        // legs whose media this box relays
 	MediaPorts   int    `json:"media_ports,omitempty"`    // pairs of ports that they have
 	NoMediaPorts uint64 `json:"no_media_ports,omitempty"` // how often none was free
+
+	// Barred is how many legs have no media because policy changed during the call. NoMedia is the latest message whose
+	// description was refused or emptied for want of SRTP; nil: there was none.
+	Barred  int      `json:"barred,omitempty"`
+	NoMedia *NoMedia `json:"no_media,omitempty"`
 }
 
 type (

@@ -83,6 +83,19 @@ func New(c Config) *Calls {
 // Len is how many legs are followed.
 func (c *Calls) Len() int { return len(c.legs) }
 
+// Barred is how many legs have media that was agreed and that policy does not allow any more.
+func (c *Calls) Barred() (n int) {
+	for _, x := range c.legs {
+		for _, b := range x.branches {
+			if b.barred {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
 // Use takes other places. They hold for offers and answers to come, and media that they do not allow ends: its pairs
 // are among the next Changes. It is back where later places allow it.
 func (c *Calls) Use(p Places) {
