@@ -33,7 +33,8 @@ func callsCommand(a *app) *cobra.Command {
 the parties of each call.
 
 Each line is one leg: what two hops exchange, for example a phone and its PBX. FLOWS is how many directions of media
-and RTCP the leg needs now.
+and RTCP the leg needs now. Where this box re-keys media, SRTP says how it is secured towards the caller, and towards the
+callee: RTP, SRTP by SDES, DTLS-SRTP, or SRTP between boxes.
 
 SENT and RECEIVED are what its media went through between this branch and a site, as far as this box knows: MOS (ITU-T
 G.107), loss, mean jitter (RFC 3550), one-way delay between the boxes where both measure it, and in which segment the lost

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -84,8 +85,16 @@ func Print(w io.Writer, now time.Time, calls []Call) error {
 		_, err := fmt.Fprintln(w, "no calls")
 		return err
 	}
+	// Where this box re-keys no media, there is no column for that.
+	secured := slices.ContainsFunc(calls, func(c Call) bool { return len(c.SRTP) > 0 })
+	column := func(text string) string {
+		if !secured {
+			return ""
+		}
+		return text + "\t"
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tFROM\tTO\tBETWEEN\tSTATE\tTIME\tCODEC\tFLOWS\tSENT\tRECEIVED")
+	fmt.Fprintf(t, "ID\tFROM\tTO\tBETWEEN\tSTATE\tTIME\tCODEC\t%sFLOWS\tSENT\tRECEIVED\n", column("SRTP"))
 	for i := range calls {
 		c := &calls[i]
 		state := c.State
@@ -96,9 +105,10 @@ func Print(w io.Writer, now time.Time, calls []Call) error {
 			}
 			state += ")"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s, %s\t%s\t%s\t%s\t%d\t%s\t%s\n", c.ID, cmp.Or(c.From, "-"), cmp.Or(c.To, "-"),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s, %s\t%s\t%s\t%s\t%s%d\t%s\t%s\n", c.ID, cmp.Or(c.From, "-"), cmp.Or(c.To, "-"),
 			c.Hops[0], c.Hops[1], state, c.Duration(now).Round(time.Second),
-			cmp.Or(strings.Join(c.Codecs, ","), "-"), len(c.Flows), c.Sent, c.Received)
+			cmp.Or(strings.Join(c.Codecs, ","), "-"), column(cmp.Or(strings.Join(c.SRTP, ", "), "-")), len(c.Flows),
+			c.Sent, c.Received)
 	}
 	return t.Flush()
 }
