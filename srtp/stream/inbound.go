@@ -78,7 +78,7 @@ type received struct {
 
 // NewReceiver opens with one key, until more are added.
 func NewReceiver(k *Key) *Receiver {
-	r := &Receiver{keys: []*Key{k}, active: make([]received, 0, maxActive)}
+	r := &Receiver{keys: []*Key{k}, active: make([]received, 0, usualSources)}
 	for i := range r.unknown {
 		r.unknown[i].rate, r.recovery[i].rate = newSources, recoveries
 	}
@@ -356,7 +356,7 @@ func (r *Receiver) activate(s *received) *received {
 	if i := r.parking.find(s.ssrc); i >= 0 {
 		r.parking.remove(i)
 	}
-	if len(r.active) < cap(r.active) {
+	if len(r.active) < maxActive {
 		r.active = append(r.active, *s)
 		return &r.active[len(r.active)-1]
 	}
@@ -454,7 +454,7 @@ func (r *Receiver) AppendHeard(all []Heard) []Heard {
 			SSRC: s.ssrc, Index: s.rtp.highest, RTCPIndex: uint32(s.rtcp.highest), HasRTP: s.rtp.any, HasRTCP: s.rtcp.any,
 		})
 	}
-	for i := range r.parking.all() {
+	for i := range r.parking.places {
 		p := &r.parking.places[i]
 		p.kept, p.keptRTCP = p.rtp, p.rtcp
 		all = append(all, Heard{SSRC: p.ssrc, Index: p.rtp, RTCPIndex: p.rtcp, HasRTP: p.hasRTP, HasRTCP: p.hasRTCP})

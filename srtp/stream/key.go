@@ -4,7 +4,7 @@
 // change without a packet lost.
 //
 // Nothing here is safe for concurrent use: a direction belongs to one thread. Times are nanoseconds of any clock that
-// never goes back. Neither Seal nor Open allocates.
+// never goes back. Neither Seal nor Open allocates, but for a source that is one of many (usualSources).
 package stream
 
 import (

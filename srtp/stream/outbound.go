@@ -49,8 +49,7 @@ const (
 // the sender is crowded, and takes no further source until it has another key.
 type Sender struct {
 	key     *Key
-	active  [maxActive]sent
-	n       int // of active
+	active  []sent // at most maxActive
 	parking parking
 	begin   uint32 // least index of a source that is not known
 	due     bool   // an account
@@ -88,7 +87,7 @@ func (s *sent) delta() uint16 { return -uint16(s.back) }
 
 // NewSender protects with that key.
 func NewSender(k *Key) *Sender {
-	return &Sender{key: k, unknown: allowance{rate: newSources}}
+	return &Sender{key: k, active: make([]sent, 0, usualSources), unknown: allowance{rate: newSources}}
 }
 
 // Key returns the key in use.
@@ -103,14 +102,14 @@ func (s *Sender) Use(k *Key) (before *Key) {
 		return before
 	}
 	s.begin, s.crowded = 0, false
-	for i := range s.n {
+	for i := range s.active {
 		src := &s.active[i]
 		src.used = false
 		if !src.rtp.any {
 			src.least = 0
 		}
 	}
-	for i := range s.parking.all() {
+	for i := range s.parking.places {
 		p := &s.parking.places[i]
 		p.used = false
 		if !p.hasRTP {
@@ -125,7 +124,7 @@ func (s *Sender) Begin(k *Key) (before *Key) {
 	if k.used {
 		return s.Use(k)
 	}
-	s.n, s.parking.n = 0, 0
+	s.active, s.parking.places = s.active[:0], s.parking.places[:0]
 	for i := range s.shifts {
 		s.shifts[i].clear()
 	}
@@ -250,7 +249,7 @@ func (s *Sender) SealRTCP(dst, packet []byte, now int64) ([]byte, error) {
 
 // source is the source with that SSRC, which is active then.
 func (s *Sender) source(ssrc uint32, now int64) (*sent, error) {
-	for i := range s.n {
+	for i := range s.active {
 		if src := &s.active[i]; src.ssrc == ssrc {
 			src.last = now
 			return src, nil
@@ -267,7 +266,7 @@ func (s *Sender) source(ssrc uint32, now int64) (*sent, error) {
 	if !s.unknown.take(now) {
 		return nil, ErrSources
 	}
-	if s.n == maxActive && s.parking.full() && !s.forget() {
+	if len(s.active) == maxActive && s.parking.full() && !s.forget() {
 		return nil, ErrSources
 	}
 	s.key.newSource()
@@ -277,9 +276,9 @@ func (s *Sender) source(ssrc uint32, now int64) (*sent, error) {
 
 // activate has a source be active, in the place of the one that was silent longest.
 func (s *Sender) activate(was *parked, now int64) *sent {
-	place := s.n
-	if s.n < maxActive {
-		s.n++
+	place := len(s.active)
+	if place < maxActive {
+		s.active = append(s.active, sent{})
 	} else {
 		place = 0
 		for i := range s.active {
@@ -376,7 +375,7 @@ func (s *Sender) Account() Account {
 func (s *Sender) AccountTo(a *Account) {
 	s.due = false
 	a.Begin, a.Sources = s.begin, a.Sources[:0]
-	for i := range s.n {
+	for i := range s.active {
 		src := &s.active[i]
 		src.kept, src.keptRTCP = src.rtp.highest, src.rtcp
 		one := Sent{SSRC: src.ssrc, Index: src.rtp.highest, HasRTP: src.rtp.any, Delta: src.delta(), RTCPIndex: src.rtcp}
@@ -385,7 +384,7 @@ func (s *Sender) AccountTo(a *Account) {
 		}
 		a.Sources = append(a.Sources, one)
 	}
-	for i := range s.parking.all() {
+	for i := range s.parking.places {
 		p := &s.parking.places[i]
 		p.kept, p.keptRTCP = p.rtp, p.rtcp
 		one := Sent{SSRC: p.ssrc, Index: p.rtp, HasRTP: p.hasRTP, Delta: -uint16(p.back), RTCPIndex: p.rtcp}

@@ -6,6 +6,9 @@ const (
 	// maxActive sources have a window. One more takes the place of the one that was silent longest, which is parked.
 	maxActive = 8
 	maxParked = 24
+	// usualSources of a direction have their places from the beginning: a call has one, and one more after a transfer. The
+	// first packet of each further one allocates, which newSources bounds.
+	usualSources = 2
 	// MaxSources is how many sources of a direction are told apart.
 	MaxSources = maxActive + maxParked
 	newSources = 10 // a second
@@ -30,18 +33,13 @@ type parked struct {
 }
 
 // parking is the sources that are parked.
-type parking struct {
-	places [maxParked]parked
-	n      int
-}
+type parking struct{ places []parked }
 
-func (p *parking) all() []parked { return p.places[:p.n] }
-
-func (p *parking) full() bool { return p.n == maxParked }
+func (p *parking) full() bool { return len(p.places) == maxParked }
 
 // find returns the source's place, or -1.
 func (p *parking) find(ssrc uint32) int {
-	for i := range p.all() {
+	for i := range p.places {
 		if p.places[i].ssrc == ssrc {
 			return i
 		}
@@ -51,22 +49,21 @@ func (p *parking) find(ssrc uint32) int {
 
 // remove takes a source out.
 func (p *parking) remove(i int) parked {
-	was := p.places[i]
-	p.n--
-	p.places[i] = p.places[p.n]
+	was, last := p.places[i], len(p.places)-1
+	p.places[i] = p.places[last]
+	p.places = p.places[:last]
 	return was
 }
 
 // put has one more source. There is room for it.
 func (p *parking) put(one parked) {
-	p.places[p.n] = one
-	p.n++
+	p.places = append(p.places, one)
 }
 
 // first returns the place of the source that comes first in an order; there is one.
 func (p *parking) first(before func(a, b *parked) bool) int {
 	first := 0
-	for i := range p.all() {
+	for i := range p.places {
 		if before(&p.places[i], &p.places[first]) {
 			first = i
 		}
