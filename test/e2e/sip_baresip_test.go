@@ -276,9 +276,9 @@ func powerAt(samples []float64, frequency float64) float64 {
 
 const wavHeader = 44
 
-// tone is a WAV file with ten seconds of a tone.
+// tone is a WAV file with half a minute of a tone: the longest call here.
 func tone(frequency float64) []byte {
-	const n = 10 * baresipRate
+	const n = 30 * baresipRate
 	le := binary.LittleEndian
 	out := append(le.AppendUint32([]byte("RIFF"), wavHeader-8+2*n), "WAVEfmt "...)
 	out = le.AppendUint32(out, 16)

@@ -84,6 +84,51 @@ var phoneKinds = map[string]struct {
 	}, plane.DTLS},
 }
 
+// setKinds has the phones' networks want what phones of these kinds speak.
+func setKinds(t *testing.T, l *lab.Lab, atA, atB string) {
+	t.Helper()
+	for side, kind := range map[string]string{"a": atA, "b": atB} {
+		e := l.Edge(side)
+		text, err := e.Config()
+		require.NoError(t, err)
+		text, err = config.SetValues(text, phoneKinds[kind].network)
+		require.NoError(t, err)
+		require.NoError(t, e.WriteConfig(text))
+		_, err = e.Ringway(within(t, 20*time.Second), "reload")
+		require.NoError(t, err)
+	}
+}
+
+// phoneOf starts a phone of a kind that plays a tone of so many Hz.
+func phoneOf(t *testing.T, h *lab.Host, kind string, family lab.Family, frequency float64) *baresip {
+	t.Helper()
+	account := fmt.Sprintf("<sip:%s@%s;transport=udp>;regint=0;answermode=auto%s", h.Name, sipHost(h.Name, family),
+		phoneKinds[kind].account)
+	return startBaresip(t, h, account, frequency, "rtcp_mux yes", "module srtp.so", "module dtls_srtp.so")
+}
+
+// flowsOnLegs waits until so many more packets have come in and gone out on each of the two legs that an edge has to
+// have for its phone's kind.
+func flowsOnLegs(t *testing.T, l *lab.Lab, kinds map[string]string, packets uint64) {
+	t.Helper()
+	for side, kind := range kinds {
+		want := []plane.Keying{phoneKinds[kind].leg, plane.Channel}
+		slices.Sort(want)
+		before := map[uint64]plane.LegStats{}
+		m, _ := rekeyedOf(t, l.Edge(side))
+		for _, x := range m.Legs {
+			before[x.ID] = x
+		}
+		polltest.Require(t, func() bool {
+			m, _ := rekeyedOf(t, l.Edge(side))
+			return slices.Equal(want, keyings(m)) && !slices.ContainsFunc(m.Legs, func(x plane.LegStats) bool {
+				was := before[x.ID]
+				return x.ReceivedPackets < was.ReceivedPackets+packets || x.SentPackets < was.SentPackets+packets
+			})
+		}, 20*time.Second, 100*time.Millisecond, "edge-%s: media on both legs", side)
+	}
+}
+
 // Phones with RTP, with SDES and with DTLS call each other, each with each, through two boxes that re-key: what one
 // plays is in what the other one records, in the tunnel there is SRTP between the boxes alone, and nothing is left
 // behind.
@@ -91,56 +136,43 @@ func TestBaresipWithReKeyedMedia(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, Identities: true, EdgeConfig: rekeying("", nil)})
 	channelsUp(t, l)
+	type calling struct {
+		atA, atB string
+		family   lab.Family
+	}
+	all := []calling{{"rtp", "rtp", lab.IPv6}, {"sdes", "dtls", lab.IPv6}}
 	for _, atA := range slices.Sorted(maps.Keys(phoneKinds)) {
 		for _, atB := range slices.Sorted(maps.Keys(phoneKinds)) {
-			t.Run(atA+" to "+atB, func(t *testing.T) {
-				refused := map[string]map[string]uint64{}
-				for side, kind := range map[string]string{"a": atA, "b": atB} {
-					e := l.Edge(side)
-					text, err := e.Config()
-					require.NoError(t, err)
-					text, err = config.SetValues(text, phoneKinds[kind].network)
-					require.NoError(t, err)
-					require.NoError(t, e.WriteConfig(text))
-					_, err = e.Ringway(within(t, 20*time.Second), "reload")
-					require.NoError(t, err)
-					refused[side] = callsStatus(t, e).Refused
-				}
-				phone := func(h *lab.Host, name, kind string, tone float64) *baresip {
-					account := fmt.Sprintf("<sip:%s@%s;transport=udp>;regint=0;answermode=auto%s", name,
-						sipHost(h.Name, lab.IPv4), phoneKinds[kind].account)
-					return startBaresip(t, h, account, tone, "rtcp_mux yes", "module srtp.so", "module dtls_srtp.so")
-				}
-				a := phone(l.Host(lab.PhoneA), "phone-a", atA, 440)
-				b := phone(l.Host(lab.PhoneB), "phone-b", atB, 1000)
-				wire := listenAt(t, l.Edge("a").Host, "rw-voice")
-				a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
-				a.wait("CALL_ESTABLISHED")
-				for side, kind := range map[string]string{"a": atA, "b": atB} {
-					want := []plane.Keying{phoneKinds[kind].leg, plane.Channel}
-					slices.Sort(want)
-					polltest.Require(t, func() bool {
-						m, _ := rekeyedOf(t, l.Edge(side))
-						return slices.Equal(want, keyings(m)) && !slices.ContainsFunc(m.Legs, func(x plane.LegStats) bool {
-							return x.ReceivedPackets < 100 || x.SentPackets < 100
-						})
-					}, 20*time.Second, 100*time.Millisecond, "edge-%s: media on both legs", side)
-				}
-				a.do("hangup", "")
-				a.wait("CALL_CLOSED")
-				b.wait("CALL_CLOSED")
-				a.hears(1000)
-				b.hears(440)
-				assertBetweenBoxes(t, wire)
-				for _, side := range []string{"a", "b"} {
-					polltest.Require(t, func() bool {
-						m, _ := rekeyedOf(t, l.Edge(side))
-						return m.Pairs == 0
-					}, 5*time.Second, 50*time.Millisecond, "edge-%s: the pair is gone", side)
-					assert.Equal(t, refused[side], callsStatus(t, l.Edge(side)).Refused, "edge-%s", side)
-				}
-			})
+			all = append(all, calling{atA, atB, lab.IPv4})
 		}
+	}
+	for _, c := range all {
+		t.Run(fmt.Sprintf("%s to %s, %s", c.atA, c.atB, c.family), func(t *testing.T) {
+			refused := map[string]map[string]uint64{}
+			setKinds(t, l, c.atA, c.atB)
+			for _, side := range []string{"a", "b"} {
+				refused[side] = callsStatus(t, l.Edge(side)).Refused
+			}
+			a := phoneOf(t, l.Host(lab.PhoneA), c.atA, c.family, 440)
+			b := phoneOf(t, l.Host(lab.PhoneB), c.atB, c.family, 1000)
+			wire := listenAt(t, l.Edge("a").Host, "rw-voice")
+			a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, c.family)+";transport=udp")
+			a.wait("CALL_ESTABLISHED")
+			flowsOnLegs(t, l, map[string]string{"a": c.atA, "b": c.atB}, 100)
+			a.do("hangup", "")
+			a.wait("CALL_CLOSED")
+			b.wait("CALL_CLOSED")
+			a.hears(1000)
+			b.hears(440)
+			assertBetweenBoxes(t, wire)
+			for _, side := range []string{"a", "b"} {
+				polltest.Require(t, func() bool {
+					m, _ := rekeyedOf(t, l.Edge(side))
+					return m.Pairs == 0
+				}, 5*time.Second, 50*time.Millisecond, "edge-%s: the pair is gone", side)
+				assert.Equal(t, refused[side], callsStatus(t, l.Edge(side)).Refused, "edge-%s", side)
+			}
+		})
 	}
 }
 
@@ -175,6 +207,70 @@ func pcmuOf(b []byte) (from, to netip.AddrPort, rtp []byte, is bool) {
 	to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), binary.BigEndian.Uint16(b[header+2:]))
 	rtp = b[header+8:]
 	return from, to, rtp, rtp[0]>>6 == 2 && rtp[1]&0x7f == 0 && from.Port() >= 16384 && to.Port() >= 16384
+}
+
+// A call whose media is re-keyed is held and resumed by either end, and renegotiated: it keeps its streams and its keys
+// between the boxes, none of its packets is refused, and when it goes on none is lost.
+func TestReKeyedCallOnHold(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, Identities: true, EdgeConfig: rekeying("", nil)})
+	t.Cleanup(func() { tellAboutMedia(t, l) })
+	channelsUp(t, l)
+	// read waits until both boxes have read a re-INVITE, the response and the ACK.
+	read := func(do func()) {
+		t.Helper()
+		before := map[string]uint64{}
+		for _, side := range []string{"a", "b"} {
+			before[side] = callsStatus(t, l.Edge(side)).Messages
+		}
+		do()
+		for side, n := range before {
+			polltest.Require(t, func() bool { return callsStatus(t, l.Edge(side)).Messages >= n+3 },
+				10*time.Second, 50*time.Millisecond, "edge-%s: three messages", side)
+		}
+	}
+	for _, kinds := range [][2]string{{"rtp", "rtp"}, {"sdes", "rtp"}, {"dtls", "sdes"}} {
+		t.Run(kinds[0]+" to "+kinds[1], func(t *testing.T) {
+			setKinds(t, l, kinds[0], kinds[1])
+			a := phoneOf(t, l.Host(lab.PhoneA), kinds[0], lab.IPv4, 440)
+			b := phoneOf(t, l.Host(lab.PhoneB), kinds[1], lab.IPv4, 1000)
+			bySide := map[string]string{"a": kinds[0], "b": kinds[1]}
+			drops := map[string]map[string]uint64{}
+			for side := range bySide {
+				m, _ := rekeyedOf(t, l.Edge(side))
+				drops[side] = m.Drops
+			}
+			a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
+			a.wait("CALL_ESTABLISHED")
+			flowsOnLegs(t, l, bySide, 50)
+			for _, x := range []*baresip{a, b} {
+				read(func() { x.do("hold", "") })
+				read(func() { x.do("resume", "") })
+				flowsOnLegs(t, l, bySide, 25)
+				read(func() { x.do("reinvite", "") })
+				flowsOnLegs(t, l, bySide, 25)
+			}
+			wires := []*wire{listenTo(t, l.Host(lab.PhoneA)), listenTo(t, l.Host(lab.PhoneB))}
+			flowsOnLegs(t, l, bySide, 50)
+			atA, atB := passed(wires[0]), passed(wires[1])
+			for _, way := range [][2]passage{{atA, atB}, {atB, atA}} {
+				sent, lost, _ := lostBetween(way[0], way[1])
+				assert.Greater(t, sent, 25)
+				assert.Zero(t, lost, "of %d packets after all that", sent)
+			}
+			a.do("hangup", "")
+			a.wait("CALL_CLOSED")
+			b.wait("CALL_CLOSED")
+			a.hears(1000)
+			b.hears(440)
+			for side := range bySide {
+				m, _ := rekeyedOf(t, l.Edge(side))
+				for _, reason := range []string{"forged", "replayed", "unknown_key", "no_key", "duplicate", "crypto_failed"} {
+					assert.Equal(t, drops[side][reason], m.Drops[reason], "edge-%s: dropped as %s", side, reason)
+				}
+			}
+		})
+	}
 }
 
 // number is a packet of RTP. Sequence numbers are not the same on all legs.
