@@ -31,10 +31,11 @@ timed() {
 
 # The package that takes longest comes first, so that the others run beside it.
 failed=0
-BENCH_AWAKE=no "$go" test -json -count=1 -vet=off -ldflags='-s -w' -timeout 8m -p "${SIDE:-2}" -skip '^Test(Timed|Long)' ./test/e2e ./... |
+flags=(-json -count=1 -vet=off -ldflags='-s -w')
+BENCH_AWAKE=no "$go" test "${flags[@]}" -timeout 8m -p "${SIDE:-2}" -skip '^Test(Timed|Long)' ./test/e2e ./... |
   tee "$events" || failed=1
 mapfile -t packages < <(timed)
-"$go" test -json -count=1 -vet=off -ldflags='-s -w' -timeout 4m -p 1 -run '^TestTimed' "${packages[@]}" | tee -a "$events" || failed=1
+"$go" test "${flags[@]}" -timeout 4m -p 1 -run '^TestTimed' "${packages[@]}" | tee -a "$events" || failed=1
 test/skips.sh "$events" >&2 || failed=2
 test/complete.sh "$events" >&2 || failed=2
 exit $failed

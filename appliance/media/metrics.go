@@ -20,10 +20,12 @@ var (
 	drops  = families.Counter("ringway_srtp_dropped_packets_total",
 		"Packets that were not sent on, by reason: forged and replayed ones are attacks, or a far end with wrong keys.",
 		"reason")
-	rotations = families.Counter("ringway_srtp_rotations_total", "Keys that this box sends with and that followed another.")
+	rotations = families.Counter("ringway_srtp_rotations_total",
+		"Keys that this box sends with and that followed another.")
 	recovered = families.Counter("ringway_srtp_rollover_recovered_total",
 		"How often the roll-over counter of a source was found again after a gap.")
-	moved      = families.Counter("ringway_srtp_moved_total", "How often media of a leg came from another address and was followed.")
+	moved      = families.Counter("ringway_srtp_moved_total",
+		"How often media of a leg came from another address and was followed.")
 	handshakes = families.Counter("ringway_srtp_dtls_handshakes_total",
 		"DTLS handshakes with phones, by result. Those under way are in started alone.", "result")
 	datagrams = families.Counter("ringway_srtp_dtls_dropped_total",

@@ -363,7 +363,8 @@ func testAnOfferWithoutKeysIsRefused(t *testing.T) {
 	told := w.stats().NoMedia
 	require.NotNil(t, told, "a person hears of it")
 	assert.Equal(t, NoMedia{
-		At: w.now(), What: srtpRefused, Reason: told.Reason, From: netip.MustParseAddrPort(phone).Addr(), To: netip.MustParseAddrPort(pbx).Addr(),
+		At: w.now(), What: srtpRefused, Reason: told.Reason, From: netip.MustParseAddrPort(phone).Addr(),
+		To: netip.MustParseAddrPort(pbx).Addr(),
 	}, *told)
 	assert.Contains(t, string(a.Reply), told.Reason)
 

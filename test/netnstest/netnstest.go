@@ -38,8 +38,8 @@ func New(t testing.TB) *NS {
 	return n
 }
 
-// live is the thread of the namespace. It is never unlocked: it ends with the goroutine, and its namespace with the last
-// descriptor.
+// live is the thread of the namespace. It is never unlocked: it ends with the goroutine, and the namespace with its
+// last descriptor.
 func (n *NS) live(made chan<- error) {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
