@@ -24,7 +24,7 @@ var (
 		"Keys that this box sends with and that followed another.")
 	recovered = families.Counter("ringway_srtp_rollover_recovered_total",
 		"How often the roll-over counter of a source was found again after a gap.")
-	moved      = families.Counter("ringway_srtp_moved_total",
+	moved = families.Counter("ringway_srtp_moved_total",
 		"How often media of a leg came from another address and was followed.")
 	handshakes = families.Counter("ringway_srtp_dtls_handshakes_total",
 		"DTLS handshakes with phones, by result. Those under way are in started alone.", "result")
