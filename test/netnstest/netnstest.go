@@ -21,8 +21,6 @@ import (
 type NS struct {
 	t    testing.TB
 	f    *os.File
-	jobs chan func() // for the thread that is in the namespace as long as it lives
-	gone chan struct{}
 	once sync.Once
 }
 
@@ -30,36 +28,25 @@ type NS struct {
 func New(t testing.TB) *NS {
 	t.Helper()
 	Root(t)
-	n := &NS{t: t, jobs: make(chan func()), gone: make(chan struct{})}
+	n := &NS{t: t}
 	done := make(chan error)
-	go n.live(done)
+	go func() {
+		// never unlocked: the thread ends with the goroutine, and its namespace with the last descriptor
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("unshare network namespace: %w", err)
+			return
+		}
+		f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+		n.f = f
+		if err == nil {
+			err = up("lo")
+		}
+		done <- err
+	}()
 	require.NoError(t, <-done)
 	t.Cleanup(n.Close)
 	return n
-}
-
-// live is the thread of the namespace. It is never unlocked: it ends with the goroutine, and the namespace with its
-// last descriptor.
-func (n *NS) live(made chan<- error) {
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		made <- fmt.Errorf("unshare network namespace: %w", err)
-		return
-	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-	n.f = f
-	if err == nil {
-		err = up("lo")
-	}
-	made <- err
-	for {
-		select {
-		case job := <-n.jobs:
-			job()
-		case <-n.gone:
-			return
-		}
-	}
 }
 
 // up sets a device of the calling thread's namespace up.
@@ -75,12 +62,7 @@ func up(name string) error {
 }
 
 // Close lets the namespace go.
-func (n *NS) Close() {
-	n.once.Do(func() {
-		close(n.gone)
-		n.f.Close()
-	})
-}
+func (n *NS) Close() { n.once.Do(func() { n.f.Close() }) }
 
 // FD is the namespace's descriptor, for netlink calls that move a device there.
 func (n *NS) FD() int { return int(n.f.Fd()) }
@@ -159,13 +141,7 @@ func (n *NS) try(in, name string, args ...string) (string, error) {
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	// A program is in the namespace of the thread that starts it. That saves an nsenter, which costs as much as `ip`.
-	started := make(chan error, 1)
-	select {
-	case n.jobs <- func() { started <- cmd.Start() }:
-	case <-n.gone:
-		started <- os.ErrClosed
-	}
-	err := <-started
+	err := n.Do(cmd.Start)
 	if err == nil {
 		err = cmd.Wait()
 	}
