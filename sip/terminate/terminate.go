@@ -141,6 +141,7 @@ func (c *Calls) allows(x *call, tag string, b *branch) bool {
 
 func (c *Calls) at(hop netip.Addr, emergency bool) offer.Place {
 	p := c.places.At(hop)
+	p.Hop = hop
 	if emergency {
 		p.Policy = p.ForEmergency()
 	}

@@ -419,9 +419,29 @@ func TestCase25Roles(t *testing.T) {
 		assert.Equal(t, offer.Passive, next.Role, "it waits for the ClientHello")
 		assert.NotEqual(t, first.Epoch, next.Epoch)
 
+		// baresip answers a later offer with actpass: the roles of an association that goes on are known.
 		b.offer(t, "p", offer.Caller, box)
-		_, err := b.Answer("p", offer.Callee, []byte(dtlsBody(5008, 1, "a=setup:actpass\r\n", id("b"))))
+		same = legOf(b.answer(t, "p", offer.Callee, dtlsBody(5008, 1, "a=setup:actpass\r\n", id("b"))), offer.Callee).DTLS
+		assert.Equal(t, next, same)
+		b.offer(t, "p", offer.Caller, box)
+		_, err := b.Answer("p", offer.Callee, []byte(dtlsBody(5008, 1, "a=setup:actpass\r\n", id("c"))))
 		requireRefusal(t, err, 488, "setup")
+	})
+	t.Run("a phone's first answer does not say its role", func(t *testing.T) {
+		b := newBench(t, site(offer.Require), phone(offer.Require, offer.DTLS))
+		b.offer(t, "", offer.Caller, fromBox(audio(41000, "RTP/AVP", marker)))
+		_, err := b.Answer("p", offer.Callee, []byte(dtlsBody(5008, 1, "a=setup:actpass\r\n")))
+		requireRefusal(t, err, 488, "setup")
+	})
+	t.Run("the address offered is of the family that the end signals in", func(t *testing.T) {
+		callee := phone(offer.Off)
+		callee.IPv4, callee.IPv6 = netip.MustParseAddr("10.2.10.1"), netip.MustParseAddr("2001:db8:2:10::1")
+		for hop, want := range map[string]string{"2001:db8:2:10::9": "IP6 2001:db8:2:10::1", "10.2.10.9": "IP4 10.2.10.1"} {
+			callee.Hop = netip.MustParseAddr(hop)
+			b := newBench(t, site(offer.Require), callee)
+			r := b.offer(t, "", offer.Caller, fromBox(audio(41000, "RTP/AVP", marker)))
+			assert.Contains(t, string(r.Body), "c=IN "+want+"\r\n", "the far box has one family, whatever the phones have")
+		}
 	})
 }
 

@@ -149,6 +149,12 @@ func (a *association) takeAnswer(c *Call, s *section, goesOn bool) (reason strin
 		if goesOn {
 			role = a.Role
 		}
+	case "actpass":
+		// No answer (RFC 5763 section 5); but baresip repeats what it has offered itself. Of an association that goes on the
+		// roles are known, and stay.
+		if role = a.Role; !goesOn || a.offered != a.LocalID {
+			return "the answer's a=setup is neither active nor passive"
+		}
 	default:
 		return "the answer's a=setup is neither active nor passive"
 	}

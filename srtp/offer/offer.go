@@ -117,10 +117,17 @@ type Place struct {
 	Box netip.Addr
 	// ChannelUp says that keys can be exchanged with that box now.
 	ChannelUp bool
+	// Hop is where the end's signalling comes from. Its family is what the end is known to have: what another end's
+	// description says may be a box's, which has one family whatever the phones have.
+	Hop netip.Addr
 }
 
-// local is the box's address for who is in that family, of the other family if it has none.
+// local is the box's address for an end that is offered to, as far as known in that family; of the other family if the
+// box has none.
 func (p *Place) local(remote netip.Addr) netip.Addr {
+	if p.Hop.IsValid() {
+		remote = p.Hop
+	}
 	if a := p.family(remote.Is4()); a.IsValid() {
 		return a
 	}

@@ -135,6 +135,7 @@ func flowsOnLegs(t *testing.T, l *lab.Lab, kinds map[string]string, packets uint
 func TestBaresipWithReKeyedMedia(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, Identities: true, EdgeConfig: rekeying("", nil)})
+	t.Cleanup(func() { tellAboutMedia(t, l) })
 	channelsUp(t, l)
 	type calling struct {
 		atA, atB string
@@ -235,14 +236,14 @@ func TestReKeyedCallOnHold(t *testing.T) {
 			a := phoneOf(t, l.Host(lab.PhoneA), kinds[0], lab.IPv4, 440)
 			b := phoneOf(t, l.Host(lab.PhoneB), kinds[1], lab.IPv4, 1000)
 			bySide := map[string]string{"a": kinds[0], "b": kinds[1]}
+			a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
+			a.wait("CALL_ESTABLISHED")
+			flowsOnLegs(t, l, bySide, 50)
 			drops := map[string]map[string]uint64{}
 			for side := range bySide {
 				m, _ := rekeyedOf(t, l.Edge(side))
 				drops[side] = m.Drops
 			}
-			a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
-			a.wait("CALL_ESTABLISHED")
-			flowsOnLegs(t, l, bySide, 50)
 			for _, x := range []*baresip{a, b} {
 				read(func() { x.do("hold", "") })
 				read(func() { x.do("resume", "") })
@@ -423,7 +424,11 @@ func tellAboutMedia(t *testing.T, l *lab.Lab) {
 		out, err := l.Edge(side).Ringway(context.WithoutCancel(t.Context()), "status", "--json")
 		var st struct {
 			Problems any
-			Media    any
+			Calls    struct {
+				Refused any
+				NoMedia any `json:"no_media"`
+			}
+			Media any
 			Keys     any `json:"key_channel"`
 		}
 		_ = json.Unmarshal([]byte(out), &st)
