@@ -171,8 +171,8 @@ var mayImport = map[string][]string{
 	"appliance/announcer":  {"appliance/config", "appliance/task", "boottime", "routing", "routing/announce", "routing/dhcp6"},
 	"appliance/metrics":    {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "firewall", "qos", "tunnel"},
 	"appliance/unmarked":   {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "firewall", "firewall/nft"},
-	"appliance/media":      {"appliance/config", "appliance/keychannel", "appliance/problem", "appliance/task", "appliance/wanted", "durable", "firewall", "process", "qos", "sip/relay", "sip/sdp", "sip/terminate", "srtp/dtls", "srtp/keys", "srtp/keys/channel", "srtp/media", "srtp/offer", "srtp/plane", "srtp/sdes", "srtp/suite", "tunnel"},
-	"appliance/keychannel": {"appliance/config", "appliance/problem", "appliance/task", "firewall", "qos", "srtp/keys", "srtp/keys/channel"},
+	"appliance/media":      {"appliance/config", "appliance/exposition", "appliance/keychannel", "appliance/problem", "appliance/status", "appliance/task", "appliance/wanted", "durable", "firewall", "process", "qos", "sip/relay", "sip/sdp", "sip/terminate", "srtp/dtls", "srtp/keys", "srtp/keys/channel", "srtp/media", "srtp/offer", "srtp/plane", "srtp/sdes", "srtp/suite", "tunnel"},
+	"appliance/keychannel": {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "firewall", "qos", "srtp/keys", "srtp/keys/channel"},
 	"appliance/reflector":  {"appliance/config", "appliance/exposition", "appliance/problem", "appliance/status", "appliance/task", "appliance/wanted", "qos", "stamp", "tunnel"},
 	"appliance/task":       {},
 }
