@@ -429,7 +429,7 @@ func tellAboutMedia(t *testing.T, l *lab.Lab) {
 				NoMedia any `json:"no_media"`
 			}
 			Media any
-			Keys     any `json:"key_channel"`
+			Keys  any `json:"key_channel"`
 		}
 		_ = json.Unmarshal([]byte(out), &st)
 		t.Logf("edge-%s (%v): %+v", side, err, st)

@@ -48,6 +48,10 @@ func TestWhatACrashLeftIsTakenAway(t *testing.T) {
 		s, release := b.supervise(b.config(tunnel.Data))
 		require.NoError(t, s.Configure(ctx, device(tunnel.Data)))
 		pid := status(t, s).PlanePID
+		polltest.Require(t, func() bool {
+			_, err := os.Stat(uapiPath(b.dir, "rw-data"))
+			return err == nil
+		}, patience, time.Millisecond, "wg(8) finds the interface")
 		release()
 		require.NoError(t, unix.Kill(pid, how))
 		if how == unix.SIGKILL {
