@@ -62,9 +62,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	  echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./$$dir || exit 1; done
 
 .PHONY: bench
-bench: bench-packages build ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 \
-	  $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+bench: bench-go ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
 	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
 	$(BIN)/ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --loads 0,50,100 \
 	  --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) --plot bench-out
@@ -72,6 +70,11 @@ bench: bench-packages build ## every benchmark, the lab's comparison as three in
 	$(BIN)/ringway bench rekey --rekeys $(or $(PAIRS),3) --roams 1 --moves 0 --restarts 1
 	$(BIN)/ringway bench sip --vs kamailio --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) $(SIP)
 	$(BIN)/ringway bench media --rounds $(or $(PAIRS),3) $(MEDIA)
+
+.PHONY: bench-go
+bench-go: bench-packages build ## the benchmarks of single parts, by go test (root, quiet machine)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 \
+	  $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 
 .PHONY: bench-link
 bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, half an hour)
