@@ -45,10 +45,10 @@ func callsOf(t *testing.T, e *lab.Edge, flags ...string) (list []call.Call) {
 // callsStatus is the edge's section of the status about calls.
 func callsStatus(t *testing.T, e *lab.Edge) calls.Status {
 	t.Helper()
-	out, err := e.Ringway(within(t, 5*time.Second), "status", "--json")
+	out, err := e.StatusJSON(within(t, 5*time.Second))
 	require.NoError(t, err)
 	var st struct{ Calls calls.Status }
-	require.NoError(t, json.Unmarshal([]byte(out), &st))
+	require.NoError(t, json.Unmarshal(out, &st))
 	return st.Calls
 }
 

@@ -101,10 +101,10 @@ type rounds struct{ Runs, Changes uint64 }
 // roundsOf is the edge's count of reconciliations.
 func roundsOf(t *testing.T, e *lab.Edge) rounds {
 	t.Helper()
-	out, err := e.Ringway(within(t, 20*time.Second), "status", "--json")
+	out, err := e.StatusJSON(within(t, 20*time.Second))
 	require.NoError(t, err)
 	var st struct{ Reconcile rounds }
-	require.NoError(t, json.Unmarshal([]byte(out), &st))
+	require.NoError(t, json.Unmarshal(out, &st))
 	return st.Reconcile
 }
 

@@ -81,7 +81,7 @@ func classes(t *testing.T, e *lab.Edge) (lines, parents map[string]string) {
 // mediaTo is how many packets of calls the queue of a site sent.
 func mediaTo(t *testing.T, e *lab.Edge, site string) (packets int) {
 	t.Helper()
-	out, err := e.Ringway(t.Context(), "status", "--json")
+	out, err := e.StatusJSON(t.Context())
 	require.NoError(t, err)
 	var s struct {
 		Queues []struct {
@@ -89,7 +89,7 @@ func mediaTo(t *testing.T, e *lab.Edge, site string) (packets int) {
 			Sent        int `json:"sent_packets"`
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(out), &s))
+	require.NoError(t, json.Unmarshal(out, &s))
 	for _, q := range s.Queues {
 		if q.Site == site && q.Class == string(qos.Media) {
 			return q.Sent

@@ -47,9 +47,9 @@ type mediaOf struct {
 
 func mediaStatus(t *testing.T, e *lab.Edge) (st mediaOf) {
 	t.Helper()
-	out, err := e.Ringway(within(t, 5*time.Second), "status", "--json")
+	out, err := e.StatusJSON(within(t, 5*time.Second))
 	require.NoError(t, err)
-	require.NoError(t, json.Unmarshal([]byte(out), &st))
+	require.NoError(t, json.Unmarshal(out, &st))
 	return st
 }
 

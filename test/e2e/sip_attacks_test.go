@@ -317,7 +317,7 @@ func (r *attackRange) bans() (all []relay.Standing) {
 // counters are those of edge-a that say why something did not pass.
 func (r *attackRange) counters() map[string]uint64 {
 	r.t.Helper()
-	out, err := r.l.Edge("a").Ringway(within(r.t, 5*time.Second), "status", "--json")
+	out, err := r.l.Edge("a").StatusJSON(within(r.t, 5*time.Second))
 	require.NoError(r.t, err)
 	var st struct {
 		Drops map[string]struct{ Packets uint64 }
@@ -327,7 +327,7 @@ func (r *attackRange) counters() map[string]uint64 {
 			Abuse   map[string]uint64
 		}
 	}
-	require.NoError(r.t, json.Unmarshal([]byte(out), &st))
+	require.NoError(r.t, json.Unmarshal(out, &st))
 	all := map[string]uint64{}
 	for name, n := range st.Drops {
 		all[name] = n.Packets

@@ -39,13 +39,13 @@ func rekeying(phone string, more map[string]string) func(string, map[string]stri
 // rekeyedOf is an edge's sections of the status about media and key channels.
 func rekeyedOf(t *testing.T, e *lab.Edge) (m rekey.Status, k keychannel.Status) {
 	t.Helper()
-	out, err := e.Ringway(within(t, 5*time.Second), "status", "--json")
+	out, err := e.StatusJSON(within(t, 5*time.Second))
 	require.NoError(t, err)
 	var st struct {
 		Media      rekey.Status
 		KeyChannel keychannel.Status `json:"key_channel"`
 	}
-	require.NoError(t, json.Unmarshal([]byte(out), &st))
+	require.NoError(t, json.Unmarshal(out, &st))
 	return st.Media, st.KeyChannel
 }
 
@@ -421,7 +421,7 @@ func tellAboutMedia(t *testing.T, l *lab.Lab) {
 	}
 	for _, side := range []string{"a", "b"} {
 		// t's context is over by now
-		out, err := l.Edge(side).Ringway(context.WithoutCancel(t.Context()), "status", "--json")
+		out, err := l.Edge(side).StatusJSON(context.WithoutCancel(t.Context()))
 		var st struct {
 			Problems any
 			Calls    struct {
@@ -431,7 +431,7 @@ func tellAboutMedia(t *testing.T, l *lab.Lab) {
 			Media any
 			Keys  any `json:"key_channel"`
 		}
-		_ = json.Unmarshal([]byte(out), &st)
+		_ = json.Unmarshal(out, &st)
 		t.Logf("edge-%s (%v): %+v", side, err, st)
 	}
 }
