@@ -220,7 +220,9 @@ func TestAPlanKnowsWhatTheDaemonLearned(t *testing.T) {
 			p.agree(p.with(map[string]string{"sites[munich].endpoint": "munich.example.net"}))
 			p.eventually(`"endpoint": "203.0.113.3:51820"`, ringway, "status", "--json")
 			// Munich goes on sending from where it was: the data tunnel may have to follow it first.
-			polltest.Require(p, func() bool { return len(commands(p.plan())) == 0 }, 15*time.Second, 200*time.Millisecond)
+			polltest.Require(p, func() bool {
+				return len(commands(p.plan())) == 0 && p.reload() == "nothing to change\n"
+			}, 15*time.Second, 200*time.Millisecond)
 			p.settled()
 		}},
 	} {
