@@ -31,7 +31,7 @@ build: ## bin/ringway, bin/ringway-lab, and bin/wireguard-go (the stock program,
 	$(GO) build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: test
-test: test-packages build ## every test (root, 6 to 14 minutes); ends with the runner's totals
+test: test-packages build ## every test (root, 10 to 20 minutes); ends with the runner's totals
 	@mkdir -p dist && rm -f dist/again
 	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" $(GOTESTSUM) --rerun-fails=1 --rerun-fails-max-failures=5 \
 	  --rerun-fails-report=dist/again --raw-command -- test/run.sh
@@ -62,8 +62,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	  echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./$$dir || exit 1; done
 
 .PHONY: bench
-bench: bench-go ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
-	test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
+bench: bench-go bench-pairs ## every benchmark, the lab's comparison as three interleaved pairs, all rivals at once (root, quiet machine)
 	$(BIN)/ringway bench jitter --vs wireguard-go-shared,wireguard-go,nebula,openvpn,kernel --loads 0,50,100 \
 	  --rounds $(or $(PAIRS),3) --duration $(or $(CALL),20s) --plot bench-out
 	$(BIN)/ringway bench throughput --sizes 200 --trial $(or $(TRIAL),500ms) --engines ringway,wireguard-go --rounds $(or $(PAIRS),3) --one-core
@@ -75,6 +74,10 @@ bench: bench-go ## every benchmark, the lab's comparison as three interleaved pa
 bench-go: bench-packages build ## the benchmarks of single parts, by go test (root, quiet machine)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(GO) test -run '^$$' -bench . -benchtime $(or $(BENCHTIME),1s) -p 1 \
 	  $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+
+.PHONY: bench-pairs
+bench-pairs: bench-packages build ## the lab's budgets, in interleaved pairs (root, quiet machine)
+	PATH="$(CURDIR)/$(BIN):$$PATH" test/bench/pairs.sh $(or $(PAIRS),3) $(or $(CALL),20s)
 
 .PHONY: bench-link
 bench-link: bench-packages build ## voice and data on full links of 1 to 100 Mbit/s, three rounds (root, quiet machine, half an hour)

@@ -7,7 +7,7 @@ import (
 	"ringway/appliance/problem"
 )
 
-// noMediaLately is how long a call that was refused for want of SRTP is a problem, if no other follows.
+// noMediaLately is how long a call whose media could not be secured is a problem, if no other follows.
 const noMediaLately = time.Hour
 
 // withoutMedia are the problems of calls that have no media because the policy of SRTP does not allow it. It is called
@@ -23,8 +23,8 @@ func (c *Calls) withoutMedia(now time.Time) (all []problem.Problem) {
 	if x := c.stats.NoMedia; x != nil && now.Sub(x.At) <= noMediaLately {
 		all = append(all, problem.Problem{
 			Subject: "srtp", Severity: problem.Warning,
-			Text: fmt.Sprintf("a call was refused, or is without media, for want of SRTP; the latest from %s to %s: %s",
-				x.From, x.To, x.Reason),
+			Text: fmt.Sprintf("a call was refused, or is without media, as it could not be secured; "+
+				"the latest from %s to %s: %s", x.From, x.To, x.Reason),
 			Action: "give the phone SRTP, or lower srtp of its network (ringway_sip_refused_total counts them)",
 		})
 	}

@@ -130,9 +130,11 @@ func carries(m *message.Message) bool {
 
 func notAcceptable(reason string) *offer.Refusal { return &offer.Refusal{Status: 488, Reason: reason} }
 
+const requestPending = 491
+
 // phrases of the responses that package offer asks for.
 var phrases = map[int]string{
-	488: "Not Acceptable Here", 491: "Request Pending", 503: "Service Unavailable",
+	488: "Not Acceptable Here", requestPending: "Request Pending", 503: "Service Unavailable",
 }
 
 // miscellaneous is the warn-code for what has none of its own (RFC 3261, section 20.43).
@@ -147,9 +149,13 @@ type NoMedia struct {
 	To     netip.Addr `json:"to"`
 }
 
-// noMedia counts a description that did not go on as it was, and remembers the latest for a person.
+// noMedia counts a description that did not go on as it was, and remembers the latest for a person. Without a reason it
+// is one that comes again, much later, of a call that has had its answer.
 func (c *core) noMedia(now time.Time, m *transparent.Message, what, reason string) {
 	c.refused.add(what)
+	if reason == "" {
+		return
+	}
 	c.latestNoMedia = &NoMedia{At: now, What: what, Reason: reason, From: m.From.Addr(), To: m.To.Addr()}
 }
 
@@ -157,7 +163,11 @@ func (c *core) noMedia(now time.Time, m *transparent.Message, what, reason strin
 func (c *core) refuseMedia(
 	now time.Time, st *dialog.Step, m *transparent.Message, what string, r *offer.Refusal,
 ) (action transparent.Action, refused []byte) {
-	c.noMedia(now, m, what, r.Reason)
+	reason := r.Reason
+	if r.Status == requestPending { // offers of both ends that met: the call has media all the same
+		reason = ""
+	}
+	c.noMedia(now, m, what, reason)
 	if len(st.Exchanges) > 0 && st.Offered {
 		st.Add(c.tracker.Refuse(now, *st))
 		c.tracker.Net(st) // what the description itself says was never to be open

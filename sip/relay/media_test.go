@@ -397,6 +397,7 @@ func testTwoOffersAtOnce(t *testing.T) {
 	var reply message.Message
 	require.Equal(t, message.None, reply.Scan(a.Reply))
 	assert.Equal(t, 491, reply.Status)
+	assert.Nil(t, c.stats().NoMedia, "nothing is wrong with the call")
 	assert.Equal(t, "Request Pending", string(reply.ReasonPhrase()))
 
 	_, r := c.passed(pbx, phone, in(secureOkay, "2 INVITE"))
