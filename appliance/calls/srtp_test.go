@@ -21,8 +21,8 @@ func TestCallsWithoutMediaAreAProblem(t *testing.T) {
 	}}}
 	all := c.withoutMedia(now.Add(time.Hour))
 	require.Len(t, all, 1)
-	assert.Equal(t, "srtp: a call was refused, or is without media, as it could not be secured; the latest from 10.1.10.10 to "+
-		"10.2.10.10: it offers no SRTP, which voice network voice0 requires; give the phone SRTP, "+
+	assert.Equal(t, "srtp: a call was refused, or is without media, as it could not be secured; the latest from "+
+		"10.1.10.10 to 10.2.10.10: it offers no SRTP, which voice network voice0 requires; give the phone SRTP, "+
 		"or lower srtp of its network (ringway_sip_refused_total counts them)", all[0].String())
 	assert.Empty(t, c.withoutMedia(now.Add(time.Hour+time.Second)))
 
