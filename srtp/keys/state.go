@@ -3,6 +3,7 @@ package keys
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 
 	"ringway/srtp/suite"
 )
@@ -88,7 +89,11 @@ func (x *Exchange) restoreLeg(r *reader) {
 	}
 	l := x.add(id, r.time())
 	l.begun, l.ending, l.told, l.out.stopped, l.in.over = f[0], f[1], f[2], f[3], f[4]
-	l.out.suite, l.out.life, l.out.rotations = suite.Suite(r.uint()), uint32(r.uint()), r.uint()
+	l.out.suite, l.out.life, l.out.rotations = r.suite(), r.number(), r.uint()
+	if l.begun && !l.out.suite.Valid() {
+		r.bad = true
+		return
+	}
 	for i, place := range [...]**sentKey{&l.out.current, &l.out.offered} {
 		if !f[5+i] || r.bad {
 			continue
@@ -105,7 +110,7 @@ func (x *Exchange) restoreLeg(r *reader) {
 		*place = k
 		x.owned[fingerprintOf(&k.key)] = struct{}{}
 	}
-	l.in.life, l.in.overAt = uint32(r.uint()), r.time()
+	l.in.life, l.in.overAt = r.number(), r.time()
 	for n := r.uint(); n > 0 && !r.bad; n-- {
 		k := &heldKey{}
 		r.key(&k.key)
@@ -177,6 +182,30 @@ func (r *reader) uint() uint64 {
 	return v
 }
 
+// number reads what the messages carry in 32 bits.
+func (r *reader) number() uint32 {
+	v := r.uint()
+	if v > math.MaxUint32 {
+		r.bad = true
+		return 0
+	}
+	return uint32(v)
+}
+
+// suite reads a known suite, or 0 where none was chosen.
+func (r *reader) suite() suite.Suite {
+	v := r.uint()
+	if v == 0 {
+		return 0
+	}
+	s := suite.Suite(v)
+	if uint64(s) != v || !s.Valid() {
+		r.bad = true
+		return 0
+	}
+	return s
+}
+
 func (r *reader) time() int64 {
 	v, n := binary.Varint(r.b)
 	if n <= 0 || r.bad {
@@ -197,7 +226,7 @@ func (r *reader) flags() (f [8]bool) {
 
 func (r *reader) key(k *Key) {
 	copy(k.MKI[:], r.take(mkiLen))
-	k.Suite = suite.Suite(r.uint())
+	k.Suite = r.suite()
 	if !k.Suite.Valid() {
 		r.bad = true
 		return
