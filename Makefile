@@ -93,9 +93,12 @@ test-long: test-packages build ## whole branches where it takes long: kills in a
 	PATH="$(CURDIR)/$(BIN):$$PATH" GO="$(GO)" test/long.sh
 
 .PHONY: soak-lines
-SOAK ?= 10m
 soak-lines: test-packages build ## calls for SOAK (10m) over two lines that lose 5 %, and over one that comes and goes: nothing is called down wrongly (root)
-	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 3h -run '^TestLongSoak' ./test/e2e
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_SOAK=$(or $(SOAK),10m) $(GO) test -count=1 -v -timeout 3h -run '^TestLongSoak' ./test/e2e
+
+.PHONY: soak-srtp
+soak-srtp: test-packages build ## calls whose keys between the boxes change a hundred times, in SOAK (2h40m): no packet is lost or refused (root)
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_SOAK=$(or $(SOAK),2h40m) $(GO) test -count=1 -v -timeout 6h -run '^TestLongRotations' ./test/e2e
 
 .PHONY: test-day
 test-day: ## 24 hours of calls on a simulated clock, and 24 with the relay replaced now and then, end with no hole, call or memory left; TEST_DAY_SEED=N repeats a day (1 minute)

@@ -76,7 +76,7 @@ func (b *box) carry() {
 		case c.a.Kind == keys.Hold:
 			link.Held(c.a.Leg, c.a.Key.MKI)
 		case c.a.Kind == keys.Use:
-			link.Sent(c.a.Leg, c.a.Key.MKI, 0)
+			link.Sent(c.a.Leg, c.a.Key.MKI)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"ringway/appliance/task"
 	"ringway/srtp/keys"
+	"ringway/srtp/keys/channel"
 	"ringway/srtp/plane"
 )
 
@@ -109,7 +110,7 @@ func (c *carrier) do(ctx context.Context, o order) {
 	case a.Kind == keys.Hold:
 		link.NotHeld(a.Leg, mki)
 	case a.Kind == keys.Use && err == nil:
-		link.Sent(a.Leg, mki, 0)
+		link.Sent(a.Leg, mki)
 	}
 }
 
@@ -120,22 +121,33 @@ func (c *carrier) begin() {
 	clear(c.seen)
 }
 
-// counted tells a channel how far the keys of a leg were used since the last look.
-func (c *carrier) counted(a agreement, l *plane.LegStats) {
-	link := c.m.channels.Link(a.site)
-	if link == nil {
-		return
-	}
-	if mki, ok := mkiOf(l.SendMKI); ok {
-		if n := c.since(seenKey{a, mki, true}, l.Sealed); n > 0 {
-			link.Sent(a.leg, mki, n)
+// counted tells the channels how far the keys of their legs were used since the last look.
+func (c *carrier) counted(legs []plane.LegStats, agreed map[uint64]agreement) {
+	bySite := map[string][]channel.Count{}
+	add := func(k seenKey, now uint64) {
+		if n := c.since(k, now); n > 0 {
+			one := channel.Count{Leg: k.leg, MKI: k.mki, Opened: !k.sent, Packets: n}
+			bySite[k.site] = append(bySite[k.site], one)
 		}
 	}
-	for text, opened := range l.Opened {
-		if mki, ok := mkiOf(text); ok {
-			if n := c.since(seenKey{a, mki, false}, opened); n > 0 {
-				link.Opened(a.leg, mki, n)
+	for i := range legs {
+		l := &legs[i]
+		a, is := agreed[l.ID]
+		if !is || c.m.channels.Link(a.site) == nil {
+			continue
+		}
+		if mki, ok := mkiOf(l.SendMKI); ok {
+			add(seenKey{a, mki, true}, l.Sealed)
+		}
+		for text, opened := range l.Opened {
+			if mki, ok := mkiOf(text); ok {
+				add(seenKey{a, mki, false}, opened)
 			}
+		}
+	}
+	for site, counts := range bySite {
+		if link := c.m.channels.Link(site); link != nil {
+			link.Count(counts)
 		}
 	}
 }

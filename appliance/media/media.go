@@ -348,11 +348,7 @@ func (m *Media) lookAtPlane(ctx context.Context) {
 	m.stats = st
 	byLeg := m.pairs.channels()
 	m.mu.Unlock()
-	for i := range st.Legs {
-		if c, is := byLeg[st.Legs[i].ID]; is {
-			m.carrier.counted(c, &st.Legs[i])
-		}
-	}
+	m.carrier.counted(st.Legs, byLeg)
 }
 
 // Seen tells of packets that arrived lately, as conntrack does of those that are forwarded.

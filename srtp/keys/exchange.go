@@ -5,9 +5,13 @@
 // under a newer one have come for 60 s, and 128 of them. So there is no moment in which a packet cannot be opened, and
 // a packet that was overtaken can be opened, too. Keys are never derived from each other: who learns one knows one.
 //
+// The first key of a direction has none before it that could stay in use: it is used as soon as it is offered. A packet
+// under it that overtakes the offer is lost, as it would be if it were not sent. Would the sender wait for the word of
+// the far end, the first words of a call would be lost for as long as a round trip takes.
+//
 //  1. Begin (one end, then the other, or the other first): a key is drawn and offered       outbound.go
 //  2. offer, to the media plane (Hold), Held, acknowledgement                               inbound.go
-//  3. acknowledgement, to the media plane (Use), Sent                                       outbound.go
+//  3. first offer, or acknowledgement of a later one, to the media plane (Use), Sent        outbound.go
 //  4. Tick: the key is old or much used, another is offered                                 outbound.go
 //  5. Opened, Tick: the key before is dropped                                               inbound.go
 //  6. End: the media plane stops, the far end is told, its keys are kept until it has stopped, too
@@ -422,6 +426,9 @@ func (x *Exchange) send(now int64) {
 				m := message{kind: KindOffer, leg: l.id, life: l.out.life, key: k.key}
 				x.say(&m)
 				m.key.Wipe()
+				if k.fresh && k == l.out.offered {
+					x.take(l, now)
+				}
 			}
 		}
 	}

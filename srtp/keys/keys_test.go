@@ -31,39 +31,97 @@ func running(t *testing.T, c Config) (n *network, l Leg) {
 	return n, l
 }
 
-// TestNothingIsUsedBeforeItIsAcknowledged: neither before the far end has the offer, nor before its media plane has the
-// key.
-func TestNothingIsUsedBeforeItIsAcknowledged(t *testing.T) {
+// TestTheFirstKeyIsUsedAtOnce when it is offered: nothing else can be, and the first words of a call would be lost.
+func TestTheFirstKeyIsUsedAtOnce(t *testing.T) {
 	n := newNetwork(t, Config{}, 1)
-	n.connect()
-	n.settle()
 	a, b, l := n.ends[0], n.ends[1], legOf(0)
 	require.NoError(t, a.begin(l))
-	assert.Empty(t, a.actions)
+	assert.Empty(t, a.actions, "the channel is down")
+	n.connect()
+	require.Len(t, a.actions, 1)
+	assert.Equal(t, Use, a.actions[0].Kind)
+	assert.True(t, a.actions[0].Fresh)
+	a.act()
+	first := a.sending[l]
+
 	for a.deliver() || b.deliver() {
 	}
-	assert.Empty(t, a.actions, "nobody has begun the leg there")
-	assert.Empty(t, b.actions)
+	assert.Empty(t, b.actions, "nobody has begun the leg there")
+	s, ok := a.x.Status(l)
+	require.True(t, ok)
+	assert.False(t, s.Sending, "the far end does not open it yet")
+	a.send(l, 50)
 
 	require.NoError(t, b.begin(l))
-	for a.deliver() || b.deliver() {
-	}
-	require.Len(t, b.actions, 1)
+	require.Len(t, b.actions, 2, "it has the offer, and has made its own")
 	assert.Equal(t, Hold, b.actions[0].Kind)
 	assert.True(t, b.actions[0].Fresh)
-	require.Len(t, a.actions, 1, "to hold the other's key, not to use its own")
-	assert.Equal(t, Hold, a.actions[0].Kind)
+	assert.Equal(t, Use, b.actions[1].Kind)
+	n.settle()
+	assert.Equal(t, first, a.sending[l], "as it was acknowledged")
+	assert.Equal(t, first, b.holding[l][first.MKI])
+	s, _ = a.x.Status(l)
+	assert.True(t, s.Sending && s.Receiving)
+	assert.Zero(t, s.Rotations)
+}
+
+// TestTheFirstKeyIsNotAcknowledged: there is a problem, and no successor that the far end would have to keep.
+func TestTheFirstKeyIsNotAcknowledged(t *testing.T) {
+	n := newNetwork(t, Config{Every: MinEvery, Packets: MinPackets}, 1)
+	n.connect()
+	a, b, l := n.ends[0], n.ends[1], legOf(0)
+	require.NoError(t, a.begin(l))
+	a.act()
+	first := a.sending[l]
+	a.send(l, 2*MinPackets)
+	n.pass(MinEvery+AckTimeout, time.Second) // nothing is delivered
+	assert.Empty(t, a.actions)
+	assert.EqualValues(t, 1, a.x.Counters().OffersSent)
+	problems := a.x.Problems(n.now)
+	require.Len(t, problems, 1)
+	assert.Equal(t, "leg "+l.String()+": the far end did not acknowledge a key; the far end hears nothing",
+		problems[0].String())
+
+	a.warm() // it is known to the next process that nobody has acknowledged it
+	assert.Equal(t, first, a.sending[l])
+	assert.Len(t, a.x.Problems(n.now), 1)
+
+	n.cut()
+	n.connect()
+	require.NoError(t, b.begin(l))
+	n.settle()
+	assert.Empty(t, a.x.Problems(n.now))
+	n.pass(time.Second, time.Second)
+	n.settle()
+	assert.NotEqual(t, first, a.sending[l], "it was in use for long, and its successor is there")
+	assert.Len(t, b.holding[l], 2)
+}
+
+// TestALaterKeyIsNotUsedBeforeItIsAcknowledged: neither before the far end has the offer, nor before its media plane
+// has the key.
+func TestALaterKeyIsNotUsedBeforeItIsAcknowledged(t *testing.T) {
+	n, l := running(t, Config{Every: MinEvery})
+	a, b := n.ends[0], n.ends[1]
+	before := a.sending[l]
+	a.send(l, 500)
+	n.pass(MinEvery, time.Second)
+	assert.Empty(t, a.actions)
+	a.deliver()
+	require.Len(t, b.actions, 1)
+	assert.Equal(t, Hold, b.actions[0].Kind)
+	assert.False(t, b.actions[0].Fresh)
+	for b.deliver() {
+	}
+	assert.Empty(t, a.actions)
 
 	b.act()
 	b.deliver()
-	require.Len(t, a.actions, 2)
-	assert.Equal(t, Use, a.actions[1].Kind)
-	assert.True(t, a.actions[1].Fresh)
-	assert.Equal(t, b.holding[l][a.actions[1].Key.MKI], *a.actions[1].Key)
+	require.Len(t, a.actions, 1)
+	assert.Equal(t, Use, a.actions[0].Kind)
+	assert.False(t, a.actions[0].Fresh)
+	assert.Equal(t, b.holding[l][a.actions[0].Key.MKI], *a.actions[0].Key)
+	assert.NotEqual(t, before, *a.actions[0].Key)
 	n.settle()
-	s, ok := a.x.Status(l)
-	require.True(t, ok)
-	assert.True(t, s.Sending && s.Receiving)
 }
 
 // TestWhereTheMediaPlaneDoesNotTakeAKey: it is refused, and the one before stays in use.
@@ -399,6 +457,7 @@ func TestAFarEndThatDoesWhatItLikes(t *testing.T) {
 	n.connect()
 	e, l := n.ends[0], legOf(0)
 	require.NoError(t, e.begin(l))
+	e.act()
 	offer := func(l Leg, life uint32, k Key) []message {
 		return far(t, n, message{kind: KindOffer, leg: l, life: life, key: k})
 	}
@@ -426,7 +485,7 @@ func TestAFarEndThatDoesWhatItLikes(t *testing.T) {
 	again.MKI[0]++
 	refused(RefusedReused, offer(l, 1, again))
 	refused(RefusedReused, offer(legOf(1), 1, again))
-	ours := e.x.legs[l].out.offered.key
+	ours := e.x.legs[l].out.current.key
 	ours.MKI[0]++
 	refused(RefusedReused, offer(l, 1, ours)) // reflected
 
@@ -475,7 +534,7 @@ func TestAFarEndThatHasLostAKey(t *testing.T) {
 	require.True(t, a.act())
 	assert.NotContains(t, a.sending, l)
 	require.NotEmpty(t, a.x.Problems(n.now))
-	assert.Contains(t, a.x.Problems(n.now)[0].String(), "unknown leg; nothing is sent")
+	assert.Contains(t, a.x.Problems(n.now)[0].String(), "unknown leg; the far end hears nothing")
 	n.pass(2*time.Second, time.Second)
 	n.settle()
 	assert.Contains(t, a.sending, l)
@@ -528,11 +587,11 @@ func TestARefusedKeyHasItsSuccessorLater(t *testing.T) {
 	require.NoError(t, a.begin(l))
 	wait := minBackoff
 	for range 8 {
-		refused := a.x.legs[l].out.offered
+		refused := a.x.legs[l].out.current
 		require.NotNil(t, refused)
 		far(t, n, message{kind: KindRefuse, leg: l, key: Key{MKI: refused.key.MKI}, reason: RefusedBound})
 		began := n.now
-		for a.x.legs[l].out.offered == nil && n.now-began < int64(time.Minute) {
+		for a.x.legs[l].out.current == nil && n.now-began < int64(time.Minute) {
 			n.pass(time.Second, time.Second)
 		}
 		assert.Equal(t, wait, time.Duration(n.now-began))
@@ -645,10 +704,10 @@ func TestARefusedLegIsListed(t *testing.T) {
 	n.settle()
 	n.pass(unbegunFor+time.Second, unbegunFor+time.Second)
 	n.settle()
-	require.Nil(t, a.x.legs[l].out.offered)
+	require.Nil(t, a.x.legs[l].out.current)
 	n.cut()
 	n.connect()
-	assert.NotNil(t, a.x.legs[l].out.offered)
+	assert.NotNil(t, a.x.legs[l].out.current)
 	assert.Equal(t, byte(KindOffer), a.wire[0][0])
 }
 

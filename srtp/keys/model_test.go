@@ -52,6 +52,8 @@ type packet struct {
 	leg  Leg
 	key  Key
 	at   int64
+	// unheard: its key is the first of its life, and was used before it was acknowledged.
+	unheard bool
 }
 
 func newNetwork(t require.TestingT, c Config, seed uint64) *network {
@@ -301,7 +303,7 @@ func (e *end) send(l Leg, count uint64) {
 	if !ok {
 		return
 	}
-	p := packet{from: e, leg: l, key: k, at: e.net.now}
+	p := packet{from: e, leg: l, key: k, at: e.net.now, unheard: e.unheard(l, k.MKI)}
 	e.net.check(p, "at the moment of sending")
 	e.net.packets = append(e.net.packets, p)
 	e.do(func(x *Exchange) { x.Sent(l, k.MKI, count, e.net.now) })
@@ -309,6 +311,15 @@ func (e *end) send(l Leg, count uint64) {
 	if far.holding[l][k.MKI] == k {
 		far.do(func(x *Exchange) { x.Opened(l, k.MKI, count-1, e.net.now) })
 	}
+}
+
+// unheard reports whether a key is used before it was acknowledged: the first of a life is.
+func (e *end) unheard(l Leg, mki MKI) bool {
+	leg := e.x.legs[l]
+	if leg == nil || leg.out.current == nil || leg.out.current.key.MKI != mki {
+		return false
+	}
+	return leg.out.current.fresh && !leg.out.current.heard
 }
 
 // land brings packets that are at least that old.
@@ -328,7 +339,7 @@ func (n *network) land(age time.Duration) {
 // check: who receives a packet holds its key.
 func (n *network) check(p packet, when string) {
 	far := p.from.far()
-	if far.holding[p.leg][p.key.MKI] == p.key || n.excused[p.key.MKI] || !p.from.begun[p.leg] {
+	if far.holding[p.leg][p.key.MKI] == p.key || n.excused[p.key.MKI] || p.unheard || !p.from.begun[p.leg] {
 		return
 	}
 	if at, ok := far.endedAt[p.leg]; ok && !far.begun[p.leg] && time.Duration(n.now-at) >= Overlap {

@@ -14,8 +14,8 @@ type outbound struct {
 	life  uint32
 	// stopped: the far end has ended the leg. Nothing is offered until it begins again.
 	stopped bool
-	current *sentKey // acknowledged, and in use, or about to be
-	offered *sentKey // not acknowledged
+	current *sentKey // in use, or about to be
+	offered *sentKey // not in use: not acknowledged, or, where there is none in use, not sent
 
 	retryAt   int64 // after a refusal
 	backoff   time.Duration
@@ -29,6 +29,7 @@ type sentKey struct {
 	key   Key
 	fresh bool // the first of its life
 	made  int64
+	heard bool // acknowledged, on this connection or an earlier one
 
 	sent         bool // on this connection
 	sentAt       int64
@@ -85,11 +86,18 @@ func (x *Exchange) acknowledged(id Leg, mki MKI, now int64) {
 	switch {
 	case l != nil && l.out.offered != nil && l.out.offered.key.MKI == mki && l.out.offered.sent:
 		x.take(l, now)
+		l.out.heard()
 	case l != nil && l.out.current != nil && l.out.current.key.MKI == mki:
-		l.out.current.acknowledged = true
+		l.out.heard()
 	default:
 		x.counters.Ignored++
 	}
+}
+
+// heard notes that the key in use was acknowledged.
+func (o *outbound) heard() {
+	o.current.acknowledged, o.current.heard = true, true
+	o.refusal, o.backoff, o.retryAt = 0, 0, 0
 }
 
 // take puts the offered key in the place of the one in use.
@@ -101,8 +109,6 @@ func (x *Exchange) take(l *leg, now int64) {
 	x.forget(&l.out.current)
 	k := l.out.offered
 	l.out.current, l.out.offered = k, nil
-	l.out.refusal, l.out.backoff, l.out.retryAt = 0, 0, 0
-	k.acknowledged = true
 	k.usedAt = now
 	if x.config.Every != 0 {
 		k.rotateAt = now + int64(x.config.Every) - int64(x.below(uint64(x.config.Every)/jitter))
@@ -159,6 +165,10 @@ func (x *Exchange) rotate(l *leg, now int64) {
 	// The receiver takes the next offer for the word that this key is in use. And a key that has protected nothing needs
 	// no successor: a leg on hold gets none, and the receiver does not collect keys.
 	if k.packets == 0 || time.Duration(now-k.usedAt) < minGap && !k.exhausted {
+		return
+	}
+	// Where the far end has not begun the leg, the offers of one key after the other would only pile up there.
+	if !k.heard {
 		return
 	}
 	if k.rotateAt != 0 && now >= k.rotateAt || k.packets >= k.rotateAfter {

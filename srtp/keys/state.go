@@ -30,7 +30,7 @@ func (x *Exchange) Save(now int64) []byte {
 		for _, k := range [...]*sentKey{l.out.current, l.out.offered} {
 			if k != nil {
 				w.key(&k.key)
-				w.flags(k.fresh, k.exhausted, k.rotateAt != 0)
+				w.flags(k.fresh, k.exhausted, k.rotateAt != 0, k.heard)
 				w.time(k.made)
 				w.time(k.usedAt)
 				w.time(k.exhaustedAt)
@@ -101,7 +101,7 @@ func (x *Exchange) restoreLeg(r *reader) {
 		k := &sentKey{}
 		r.key(&k.key)
 		kf := r.flags()
-		k.fresh, k.exhausted = kf[0], kf[1]
+		k.fresh, k.exhausted, k.heard = kf[0], kf[1], kf[3]
 		k.made, k.usedAt, k.exhaustedAt = r.time(), r.time(), r.time()
 		if kf[2] {
 			k.rotateAt = r.time()

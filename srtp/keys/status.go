@@ -32,7 +32,7 @@ func (x *Exchange) Status(id Leg) (s Status, ok bool) {
 		FarEndEnded: l.out.stopped, FarEndStopped: l.in.over,
 	}
 	if k := l.out.current; k != nil {
-		s.Sending, s.SendPackets = !k.exhausted, k.packets
+		s.Sending, s.SendPackets = k.heard && !k.exhausted, k.packets
 	}
 	for _, k := range l.in.keys {
 		s.ReceiveSuite = k.key.Suite
@@ -94,12 +94,12 @@ type Problem struct {
 	Leg   Leg // not of Disconnected
 	Since int64
 	Why   Refusal // of Refused
-	InUse bool    // of Unacknowledged, Refused: the leg has a key in use
+	InUse bool    // of Unacknowledged, Refused: the leg has a key in use that was acknowledged
 }
 
 // String is the problem in words.
 func (p Problem) String() string {
-	rest := "; nothing is sent"
+	rest := "; the far end hears nothing"
 	if p.InUse {
 		rest = "; the key before stays in use"
 	}
@@ -124,8 +124,12 @@ func (x *Exchange) Problems(now int64) (all []Problem) {
 	}
 	for _, l := range x.order {
 		o := &l.out
-		inUse := o.current != nil && !o.current.exhausted
-		switch k := o.offered; {
+		inUse := o.current != nil && o.current.heard && !o.current.exhausted
+		k := o.offered
+		if k == nil && o.current != nil && !o.current.heard {
+			k = o.current
+		}
+		switch {
 		case o.refusal != 0:
 			all = append(all, Problem{Kind: Refused, Leg: l.id, Since: o.refusedAt, Why: o.refusal, InUse: inUse})
 		case k != nil && time.Duration(now-k.made) >= AckTimeout:

@@ -17,12 +17,12 @@ import (
 	paths "ringway/tunnel/path"
 )
 
-// soak is how long calls are up on lines that are not well: a minute, or TEST_SOAK (make soak-lines: ten minutes).
-func soak(t *testing.T) time.Duration {
+// soak is how long calls are up: so long, or TEST_SOAK.
+func soak(t *testing.T, short time.Duration) time.Duration {
 	t.Helper()
 	text := os.Getenv("TEST_SOAK")
 	if text == "" {
-		return time.Minute
+		return short
 	}
 	d, err := time.ParseDuration(text)
 	require.NoError(t, err, "TEST_SOAK")
@@ -33,7 +33,7 @@ func soak(t *testing.T) time.Duration {
 func TestLongSoakLinesThatLosePackets(t *testing.T) {
 	t.Parallel()
 	l := branches(t, lab.Options{WAN: twenty, Lines: 2, Loss: 0.05, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3,
-		Duration: soak(t)})
+		Duration: soak(t, time.Minute)})
 	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
 	neitherIsSilent(t, l)
@@ -42,7 +42,7 @@ func TestLongSoakLinesThatLosePackets(t *testing.T) {
 	for _, d := range p.Voice.Directions {
 		assert.InDelta(t, 0.05, d.Loss, 0.02, "%s: each packet is sent once, and by a line", d.Name)
 	}
-	for _, m := range movesOf(t, l, r.Begin.Add(soak(t))) {
+	for _, m := range movesOf(t, l, r.Begin.Add(l.Options.Duration)) {
 		assert.NotEqual(t, paths.WhyBad, m.Why, "the other line is no better")
 		rightly(t, r, m)
 	}
@@ -54,7 +54,7 @@ func TestLongSoakLinesThatLosePackets(t *testing.T) {
 // are: to come back, it would have to be well for half a minute.
 func TestLongSoakALineThatComesAndGoes(t *testing.T) {
 	t.Parallel()
-	o := lab.Options{WAN: twenty, Lines: 2, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3, Duration: soak(t)}
+	o := lab.Options{WAN: twenty, Lines: 2, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3, Duration: soak(t, time.Minute)}
 	const bad = 5 * time.Second
 	for at := bad; at+bad < o.Duration; at += 2 * bad {
 		o.Events = append(o.Events, lab.Event{Line: "wan0", Kind: lab.Loss, Loss: 0.1, At: at, Until: at + bad})

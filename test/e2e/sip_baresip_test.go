@@ -279,20 +279,25 @@ const wavHeader = 44
 // tone is a WAV file with half a minute of a tone: the longest call here.
 func tone(frequency float64) []byte {
 	const n = 30 * baresipRate
+	out := wavHead(2 * n)
+	for i := range n {
+		x := int16(12000 * math.Sin(2*math.Pi*frequency*float64(i)/baresipRate))
+		out = binary.LittleEndian.AppendUint16(out, uint16(x))
+	}
+	return out
+}
+
+// wavHead is the head of a WAV file with so many bytes of samples.
+func wavHead(bytes int) []byte {
 	le := binary.LittleEndian
-	out := append(le.AppendUint32([]byte("RIFF"), wavHeader-8+2*n), "WAVEfmt "...)
+	out := append(le.AppendUint32([]byte("RIFF"), uint32(wavHeader-8+bytes)), "WAVEfmt "...)
 	out = le.AppendUint32(out, 16)
 	for _, v := range []uint16{1, 1} { // PCM, one channel
 		out = le.AppendUint16(out, v)
 	}
 	out = le.AppendUint32(le.AppendUint32(out, baresipRate), 2*baresipRate)
 	out = le.AppendUint16(le.AppendUint16(out, 2), 16)
-	out = le.AppendUint32(append(out, "data"...), 2*n)
-	for i := range n {
-		x := int16(12000 * math.Sin(2*math.Pi*frequency*float64(i)/baresipRate))
-		out = le.AppendUint16(out, uint16(x))
-	}
-	return out
+	return le.AppendUint32(append(out, "data"...), uint32(bytes))
 }
 
 // samplesOf reads a WAV file of 16-bit samples.

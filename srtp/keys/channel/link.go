@@ -11,7 +11,7 @@ import (
 )
 
 // Media is the media plane's side. Carry may neither block nor call the Link: the media plane answers later, by Held,
-// NotHeld, Sent and Opened.
+// NotHeld, Sent and Count.
 type Media interface {
 	// Carry has the media plane do something with a key, which it wipes when it has passed it on.
 	Carry(keys.Action)
@@ -152,14 +152,30 @@ func (l *Link) NotHeld(leg keys.Leg, mki keys.MKI) {
 	l.do(func(x *keys.Exchange, now int64) { x.NotHeld(leg, mki, now) })
 }
 
-// Sent says that the media plane has carried Use out, and how many packets it has sent since it said so last.
-func (l *Link) Sent(leg keys.Leg, mki keys.MKI, packets uint64) {
-	l.do(func(x *keys.Exchange, now int64) { x.Sent(leg, mki, packets, now) })
+// Sent says that the media plane has carried Use out.
+func (l *Link) Sent(leg keys.Leg, mki keys.MKI) {
+	l.do(func(x *keys.Exchange, now int64) { x.Sent(leg, mki, 0, now) })
 }
 
-// Opened says how many packets the media plane has opened with a key since it said so last.
-func (l *Link) Opened(leg keys.Leg, mki keys.MKI, packets uint64) {
-	l.do(func(x *keys.Exchange, now int64) { x.Opened(leg, mki, packets, now) })
+// Count is how many packets the media plane has sent with a key, or opened, since it said so last.
+type Count struct {
+	Leg     keys.Leg
+	MKI     keys.MKI
+	Opened  bool
+	Packets uint64
+}
+
+// Count takes counts of many keys at once: after each call of the exchange all of its state is saved.
+func (l *Link) Count(all []Count) {
+	l.do(func(x *keys.Exchange, now int64) {
+		for _, c := range all {
+			if c.Opened {
+				x.Opened(c.Leg, c.MKI, c.Packets, now)
+			} else {
+				x.Sent(c.Leg, c.MKI, c.Packets, now)
+			}
+		}
+	})
 }
 
 // Wanted returns what the media plane is to have: see keys.Exchange.Wanted.

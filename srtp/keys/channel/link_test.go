@@ -75,7 +75,7 @@ func (p *plane) carry(a keys.Action) {
 	case keys.Hold:
 		p.link.Held(a.Leg, a.Key.MKI)
 	case keys.Use:
-		p.link.Sent(a.Leg, a.Key.MKI, 0)
+		p.link.Sent(a.Leg, a.Key.MKI)
 	}
 }
 
@@ -155,8 +155,8 @@ func TestSitesForADay(t *testing.T) {
 			from.mu.Lock()
 			k := from.sending[leg]
 			from.mu.Unlock()
-			from.link.Sent(leg, k.MKI, 3000)
-			to.link.Opened(leg, k.MKI, 3000)
+			from.link.Count([]channel.Count{{Leg: leg, MKI: k.MKI, Packets: 3000}})
+			to.link.Count([]channel.Count{{Leg: leg, MKI: k.MKI, Opened: true, Packets: 3000}})
 		}
 		for minute := range 24 * 60 {
 			packets(a, b)
