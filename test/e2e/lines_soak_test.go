@@ -32,8 +32,10 @@ func soak(t *testing.T, short time.Duration) time.Duration {
 // Both lines lose 5 % by chance, in both directions. Neither is better, and none is down: nothing moves.
 func TestLongSoakLinesThatLosePackets(t *testing.T) {
 	t.Parallel()
-	l := branches(t, lab.Options{WAN: twenty, Lines: 2, Loss: 0.05, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3,
-		Duration: soak(t, time.Minute)})
+	l := branches(t, lab.Options{
+		WAN: twenty, Lines: 2, Loss: 0.05, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3,
+		Duration: soak(t, time.Minute),
+	})
 	r, err := l.Measure(t.Context())
 	require.NoError(t, err)
 	neitherIsSilent(t, l)
@@ -54,7 +56,9 @@ func TestLongSoakLinesThatLosePackets(t *testing.T) {
 // are: to come back, it would have to be well for half a minute.
 func TestLongSoakALineThatComesAndGoes(t *testing.T) {
 	t.Parallel()
-	o := lab.Options{WAN: twenty, Lines: 2, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3, Duration: soak(t, time.Minute)}
+	o := lab.Options{
+		WAN: twenty, Lines: 2, Delay: 25 * time.Millisecond, SIP: "enforce", Calls: 3, Duration: soak(t, time.Minute),
+	}
 	const bad = 5 * time.Second
 	for at := bad; at+bad < o.Duration; at += 2 * bad {
 		o.Events = append(o.Events, lab.Event{Line: "wan0", Kind: lab.Loss, Loss: 0.1, At: at, Until: at + bad})
