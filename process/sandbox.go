@@ -44,6 +44,8 @@ func (s Sandbox) enter() (holds, missing []string) {
 	// Set for this thread if the daemon could not; the seccomp filter's TSYNC spreads it to all.
 	note("no new privileges", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 	note("not dumpable", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+	// Huge pages hold what was given back to the kernel, which takes milliseconds to make them. One without them refuses.
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	note("no core file", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 
 	if s.SoftMemory > 0 {

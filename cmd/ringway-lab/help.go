@@ -235,7 +235,7 @@ Packets are sent by an absolute schedule, spread over all calls, and sealed befo
 box another one, which also works on all packets that the box receives. CPU a packet is the time that this core was not
 idle. The delay of a packet is the kernel's timestamp at its arrival less the sender's clock; what a path adds is the
 difference from the kernel path in the same round. Memory is the proportional set size (Pss) of the path's processes, with
-all calls, and what a call adds to it.
+all calls after the trials of all rounds, and what a call adds to it.
 
 The paths take turns within a round. Rows of one run can be compared, rows of two runs cannot. It needs root, two
 processors, and ip, nft and taskset.`

@@ -36,7 +36,7 @@ type out struct {
 // and makes no system call.
 type forwarder struct {
 	side    Side
-	table   *table // of this batch
+	table   *table
 	total   *drops // of packets that belong to no leg
 	dtls    *ring[dtlsPacket]
 	updates *ring[pending]
@@ -50,9 +50,9 @@ type forwarder struct {
 	n      int
 }
 
-func newForwarder(side Side, total *drops) *forwarder {
+func newForwarder(side Side, t *table, total *drops) *forwarder {
 	return &forwarder{
-		side: side, total: total, table: newTable(nil),
+		side: side, total: total, table: t,
 		dtls: newRing[dtlsPacket](dtlsRing), updates: newPending(updateRing),
 		memory: make([]byte, batch*slotSize), longest: maxWait,
 	}
@@ -67,8 +67,8 @@ func (f *forwarder) slot() []byte {
 // take forwards one packet, or counts why not. There is room for it in outs. waited is for how long it was in the
 // queue, wall the time of day and now that of a clock that never goes back, all in ns.
 func (f *forwarder) take(a *arrival, waited time.Duration, wall, now int64) {
-	p, ok := f.table.ports[f.side][a.to]
-	if !ok {
+	p := f.table.find(f.side, a.to)
+	if p == nil {
 		f.total.add(dropNoLeg)
 		return
 	}
@@ -251,7 +251,7 @@ func wholeRTCP(p []byte) bool {
 
 // truncated counts a packet that was longer than any that is taken.
 func (f *forwarder) truncated(to netip.AddrPort) {
-	if p, ok := f.table.ports[f.side][to]; ok {
+	if p := f.table.find(f.side, to); p != nil {
 		p.from.drops.add(dropTruncated)
 		return
 	}
@@ -259,7 +259,7 @@ func (f *forwarder) truncated(to netip.AddrPort) {
 }
 
 // handOver hands a packet of DTLS to the goroutine that speaks it.
-func (f *forwarder) handOver(p port, a *arrival) {
+func (f *forwarder) handOver(p *port, a *arrival) {
 	from := p.from
 	switch {
 	case !from.DTLS || p.rtcp:

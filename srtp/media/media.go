@@ -69,7 +69,9 @@ const (
 	// maxDTLSWaiting is how many packets of DTLS of a leg wait to be read. They may be forged, and the legs share a queue.
 	maxDTLSWaiting = 16
 	maxLegs        = 4000 // of a relay
-	maxPayloads    = 128
+	// mustCollect is how many bytes of garbage are collected at once: 200 new calls make them.
+	mustCollect = 3 << 20
+	maxPayloads = 128
 )
 
 // Payloads is the payload types that a leg may send, a bit for each (RFC 3550 section 5.1).

@@ -76,6 +76,17 @@ type wiper interface{ Wipe() }
 
 var _, _ wiper = (*stream.Receiver)(nil), (*stream.Sender)(nil)
 
+// streams are those of a leg.
+func (l *Leg) streams() (all []wiper) {
+	if l.Receiver != nil {
+		all = append(all, l.Receiver)
+	}
+	if l.Sender != nil {
+		all = append(all, l.Sender)
+	}
+	return all
+}
+
 // streams are those of a flow.
 func (f *flow) streams() (all []wiper) {
 	if f.state.receiver != nil {

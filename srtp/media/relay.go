@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -43,13 +42,14 @@ type Relay struct {
 
 	workers  [sides]*worker
 	out      [sides][families]int
-	table    atomic.Pointer[table]
+	table    table
 	total    drops // of packets of no leg
 	changed  func(Update)
 	received func(uint64, netip.AddrPort, []byte)
 
-	mu      sync.Mutex // of the control side; no thread takes it
-	pairs   map[uint64]*pair
+	mu      sync.Mutex       // of the control side; no thread takes it
+	pairs   map[uint64]*pair // by leg
+	owners  map[wiper]uint64 // legs, by stream
 	started bool
 	gone    map[string]uint64 // drops of legs that were removed, by reason
 
@@ -73,14 +73,13 @@ type Relay struct {
 func New(o Options) (*Relay, error) {
 	r := &Relay{
 		alone: o.Alone, since: time.Now(), changed: o.Changed, received: o.DTLS,
-		pairs: map[uint64]*pair{}, gone: map[string]uint64{}, notifyFD: -1,
+		pairs: map[uint64]*pair{}, owners: map[wiper]uint64{}, gone: map[string]uint64{}, notifyFD: -1,
 		updates: make(chan struct{}, 1), dtls: make(chan struct{}, 1),
 		closed: make(chan struct{}), done: make(chan struct{}),
 	}
 	for i := range r.out {
 		r.out[i] = [families]int{-1, -1}
 	}
-	r.table.Store(newTable(nil))
 	if err := r.open(o); err != nil {
 		r.release()
 		return nil, err
@@ -138,14 +137,13 @@ func (r *Relay) open(o Options) error {
 func (r *Relay) start() {
 	r.mu.Lock()
 	r.started = true
-	r.table.Store(newTable(r.pairs)) // once for all pairs that Options.Begin has set
 	r.mu.Unlock()
 	threads := 0
 	for _, w := range r.workers {
 		threads += len(w.Threads)
 		r.collector.Directions = append(r.collector.Directions, w.Direction)
 	}
-	r.collector.Closed = r.closed
+	r.collector.Closed, r.collector.Must = r.closed, mustCollect
 	if r.alone {
 		turn.Configure(threads)
 		r.tasks.Go(r.collector.Run)
@@ -173,13 +171,13 @@ func (r *Relay) Close() {
 		r.tellLast()
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		r.table.replace(r.pairs, nil)
 		for _, p := range r.pairs {
 			for _, s := range p.streams() { // a pair is there twice: wiping twice does no harm
 				s.Wipe()
 			}
 		}
 		clear(r.pairs)
-		r.table.Store(newTable(nil))
 		r.release()
 		close(r.done)
 	})
@@ -436,52 +434,56 @@ func (r *Relay) checkLocked(before map[uint64]*pair, a, b Leg) error {
 		at   netip.AddrPort
 	}
 	taken := map[place]uint64{}
-	streams := map[any]uint64{}
+	streams := map[wiper]uint64{}
 	add := func(l *Leg) error {
 		for _, at := range []netip.AddrPort{l.Local, l.LocalRTCP} {
-			if other, is := taken[place{l.Side, at}]; is && at.IsValid() {
+			if !at.IsValid() {
+				continue
+			}
+			other, is := taken[place{l.Side, at}]
+			if p := r.table.find(l.Side, at); p != nil && before[p.from.ID] == nil {
+				other, is = p.from.ID, true
+			}
+			if is {
 				return fmt.Errorf("leg %d: leg %d has %s already", l.ID, other, at)
 			}
 			taken[place{l.Side, at}] = l.ID
 		}
-		for _, s := range []struct {
-			is bool
-			s  any
-		}{{l.Receiver != nil, l.Receiver}, {l.Sender != nil, l.Sender}} {
-			if other, is := streams[s.s]; is && s.is {
+		for _, s := range l.streams() {
+			other, is := streams[s]
+			if owner, known := r.owners[s]; known && before[owner] == nil {
+				other, is = owner, true
+			}
+			if is {
 				return fmt.Errorf("leg %d: leg %d has the same keys", l.ID, other)
 			}
-			streams[s.s] = l.ID
+			streams[s] = l.ID
 		}
 		return nil
-	}
-	for id, p := range r.pairs {
-		if before[id] == nil {
-			for _, f := range p.flows {
-				if f.from.ID == id {
-					_ = add(&f.from.Leg) // those that are there were checked
-				}
-			}
-		}
 	}
 	return errors.Join(add(&a), add(&b))
 }
 
 // replaceLocked takes pairs out and puts one in; nil is none. When it returns, no thread has anything of the others.
 func (r *Relay) replaceLocked(before map[uint64]*pair, next *pair) {
-	for id := range before {
+	for id, p := range before {
 		delete(r.pairs, id)
+		for _, s := range p.streams() {
+			delete(r.owners, s)
+		}
 	}
 	if next != nil {
 		for _, f := range next.flows {
 			r.pairs[f.from.ID] = next
+			for _, s := range f.from.streams() {
+				r.owners[s] = f.from.ID
+			}
 		}
 	}
-	if !r.started {
-		return
+	r.table.replace(before, next)
+	if r.started {
+		r.quiesceLocked()
 	}
-	r.table.Store(newTable(r.pairs))
-	r.quiesceLocked()
 }
 
 // forgetLocked wipes the streams that a pair does not have, and keeps the counts of legs that are no more.

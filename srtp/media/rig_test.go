@@ -62,6 +62,7 @@ func keyed(t testing.TB, id uint64, s suite.Suite, in, out byte, mki []byte) Leg
 type rig struct {
 	t     testing.TB
 	pair  *pair
+	table table
 	total drops
 	sides [sides]*forwarder
 	now   int64
@@ -70,7 +71,7 @@ type rig struct {
 func newRig(t testing.TB, a, b Leg) *rig {
 	r := &rig{t: t, now: 1}
 	for i := range r.sides {
-		r.sides[i] = newForwarder(Side(i), &r.total)
+		r.sides[i] = newForwarder(Side(i), &r.table, &r.total)
 	}
 	r.set(a, b)
 	return r
@@ -87,10 +88,7 @@ func (r *rig) set(a, b Leg) {
 		}
 	}
 	r.pair = joined(before, a, b, r.now)
-	tab := newTable(map[uint64]*pair{a.ID: r.pair, b.ID: r.pair})
-	for _, f := range r.sides {
-		f.table = tab
-	}
+	r.table.replace(before, r.pair)
 }
 
 // pass has a packet arrive for a leg, 20 ms after the one before, and returns what leaves.

@@ -2,20 +2,127 @@ package media
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"ringway/srtp/stream"
 )
 
-// table is what the threads look packets up in. It is never changed: the control side makes another one.
+// table is what the threads look packets up in. The control side changes it in place: a copy for each change would take
+// more memory than the calls do, and the collector's time.
 type table struct {
-	ports [sides]map[netip.AddrPort]port
+	places [sides]atomic.Pointer[[]*address] // another list when an address comes or goes
 }
+
+// address has the ports of one of our addresses, in pages that are made when they are needed.
+type address struct {
+	netip.Addr
+	pages [1 << 16 / pageSize]atomic.Pointer[page]
+	ports int // of the control side: how many there are
+}
+
+type page [pageSize]atomic.Pointer[port]
+
+const pageSize = 256
 
 // port is a port of a leg.
 type port struct {
 	*flow
 	rtcp bool // RTCP's own
+}
+
+// find is what is at a place; nil is nothing.
+func (t *table) find(side Side, at netip.AddrPort) *port {
+	a := t.address(side, at.Addr())
+	if a == nil {
+		return nil
+	}
+	p := a.pages[at.Port()/pageSize].Load()
+	if p == nil {
+		return nil
+	}
+	return p[at.Port()%pageSize].Load()
+}
+
+func (t *table) address(side Side, at netip.Addr) *address {
+	all := t.places[side].Load()
+	if all == nil {
+		return nil
+	}
+	for _, a := range *all {
+		if a.Addr == at {
+			return a
+		}
+	}
+	return nil
+}
+
+// put has a port at a place, in place of what is there; nil is none. It is for the control side.
+func (t *table) put(side Side, at netip.AddrPort, to *port) {
+	a := t.address(side, at.Addr())
+	if a == nil {
+		if to == nil {
+			return
+		}
+		a = &address{Addr: at.Addr()}
+		t.store(side, append(slices.Clone(t.all(side)), a))
+	}
+	p := a.pages[at.Port()/pageSize].Load()
+	if p == nil {
+		p = &page{}
+		a.pages[at.Port()/pageSize].Store(p)
+	}
+	switch before := p[at.Port()%pageSize].Swap(to); {
+	case before == nil && to != nil:
+		a.ports++
+	case before != nil && to == nil:
+		a.ports--
+	}
+	if a.ports == 0 { // it may be an address that the box has no more
+		t.store(side, slices.DeleteFunc(slices.Clone(t.all(side)), func(o *address) bool { return o == a }))
+	}
+}
+
+func (t *table) all(side Side) []*address {
+	if all := t.places[side].Load(); all != nil {
+		return *all
+	}
+	return nil
+}
+
+func (t *table) store(side Side, all []*address) { t.places[side].Store(&all) }
+
+// replace puts the flows of a pair in, and takes those of others out that are not at its places. nil is no pair.
+func (t *table) replace(before map[uint64]*pair, next *pair) {
+	type place struct {
+		side Side
+		at   netip.AddrPort
+	}
+	is := map[place]bool{}
+	next.each(func(side Side, at netip.AddrPort, p *port) {
+		is[place{side, at}] = true
+		t.put(side, at, p)
+	})
+	for _, p := range before {
+		p.each(func(side Side, at netip.AddrPort, _ *port) {
+			if !is[place{side, at}] {
+				t.put(side, at, nil)
+			}
+		})
+	}
+}
+
+// each tells of the places of a pair.
+func (p *pair) each(f func(Side, netip.AddrPort, *port)) {
+	if p == nil {
+		return
+	}
+	for _, x := range p.flows {
+		f(x.from.Side, x.from.Local, &port{flow: x})
+		if x.from.rtcpApart {
+			f(x.from.Side, x.from.LocalRTCP, &port{flow: x, rtcp: true})
+		}
+	}
 }
 
 // flow is what arrives on one leg and leaves by the other. Besides state it is never changed.
@@ -112,22 +219,4 @@ func (e *end) said(rtcp bool) netip.Addr {
 		return e.RemoteRTCP.Addr()
 	}
 	return e.Remote.Addr()
-}
-
-// newTable makes the table of all pairs.
-func newTable(pairs map[uint64]*pair) *table {
-	t := &table{}
-	for i := range t.ports {
-		t.ports[i] = make(map[netip.AddrPort]port, 2*len(pairs))
-	}
-	for _, p := range pairs {
-		for _, f := range p.flows {
-			at := t.ports[f.from.Side]
-			at[f.from.Local] = port{flow: f}
-			if f.from.rtcpApart {
-				at[f.from.LocalRTCP] = port{flow: f, rtcp: true}
-			}
-		}
-	}
-	return t
 }

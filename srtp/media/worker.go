@@ -70,7 +70,7 @@ func newWorker(r *Relay, side Side, in [families]int, cpus []int) (*worker, erro
 		return nil, fmt.Errorf("threads of side %s: %w", side, err)
 	}
 	w := &worker{
-		Direction: d, relay: r, forward: newForwarder(side, &r.total), in: in,
+		Direction: d, relay: r, forward: newForwarder(side, &r.table, &r.total), in: in,
 		messages: datagram.NewBatch(batch, maxPacket),
 	}
 	for i := range w.msgs {
@@ -117,7 +117,7 @@ func (w *worker) receive(fd int) (full bool) {
 		return errno == unix.EINTR
 	}
 	f := w.forward
-	f.table, f.n = w.relay.table.Load(), 0
+	f.n = 0
 	// The kernel's time of arrival is of this clock. Where it was set meanwhile, the packets of one look seem late or
 	// early.
 	wall, now := time.Now().UnixNano(), w.relay.clock()

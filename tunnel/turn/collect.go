@@ -19,7 +19,9 @@ import (
 
 const (
 	wantCollection = 3 << 20 // bytes of heap above what the last collection left: collect when no packet flows
-	mustCollect    = 8 << 20 // collect at once
+	mustCollect    = 8 << 20 // collect at once; Collector.Must
+	oldCollection  = 1 << 20 // collect when the last collection was collectEvery ago: what nobody adds to would stay
+	collectEvery   = 10 * time.Second
 	quietFor       = 300 * time.Millisecond
 	lookEvery      = 100 * time.Millisecond
 	releasePoll    = time.Millisecond // how often to check whether the threads have released them
@@ -29,7 +31,10 @@ const (
 type Collector struct {
 	Directions []*Direction
 	Closed     <-chan struct{} // when the directions end
-	collected  atomic.Uint64
+	// Must is how many bytes above what the last collection left have it run at once; 0: 8 MiB. Less memory is held with
+	// less, and the threads are not pinned more often.
+	Must      uint64
+	collected atomic.Uint64
 }
 
 // Configure sets what a process with pinned threads needs.
@@ -52,8 +57,12 @@ func (c *Collector) Run() {
 		return heap[0].Value.Uint64()
 	}
 
+	must := c.Must
+	if must == 0 {
+		must = mustCollect
+	}
 	c.collectNow() // what starting up left
-	left := read()
+	left, collected := read(), time.Now()
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	var rounds, at []uint64
@@ -69,9 +78,10 @@ func (c *Collector) Run() {
 		}
 		now := read()
 		garbage := now - min(left, now)
-		if garbage > mustCollect || garbage > wantCollection && time.Since(quietSince) > quietFor {
+		if garbage > must || garbage > wantCollection && time.Since(quietSince) > quietFor ||
+			garbage > oldCollection && time.Since(collected) > collectEvery {
 			c.collectNow()
-			left = read()
+			left, collected = read(), time.Now()
 		}
 	}
 }

@@ -121,10 +121,6 @@ func (r *run) measure(ctx context.Context, c Case, s suite.Suite) error {
 		defer st.close()
 		stands[p] = st
 		row := PathReport{Name: p}
-		if p != Kernel {
-			row.MemoryMiB = float64(st.full) / (1 << 20)
-			row.MemoryPerCall = float64(st.full-st.bare) / float64(r.o.Calls)
-		}
 		for _, rate := range r.o.Rates {
 			row.Rates = append(row.Rates, RateReport{PPS: rate})
 		}
@@ -146,6 +142,18 @@ func (r *run) measure(ctx context.Context, c Case, s suite.Suite) error {
 					round+1, r.o.Rounds, rate, paths[k], t.Lost, t.CoreNS, t.Delay.P50, t.Delay.P999)
 			}
 		}
+	}
+	for k, p := range paths {
+		if p == Kernel {
+			continue
+		}
+		st, row := stands[p], &out.Paths[k]
+		full, err := st.memory()
+		if err != nil {
+			return err
+		}
+		row.MemoryMiB = float64(full) / (1 << 20)
+		row.MemoryPerCall = float64(full-st.bare) / float64(r.o.Calls)
 	}
 	if r.o.Best {
 		for k, p := range paths {

@@ -52,7 +52,6 @@ type stand struct {
 	to      [2][4]byte
 	flows   []*flow
 	bare    int // bytes of memory of the box's processes without calls
-	full    int // with them
 }
 
 // newStand builds the hosts, starts what is measured and sets the calls up.
@@ -90,10 +89,7 @@ func newStand(ctx context.Context, w *host.World, r *run, p Path, c Case, s suit
 	if err := st.check(ctx); err != nil {
 		return nil, err
 	}
-	if p != Kernel {
-		st.full, err = st.memory()
-	}
-	return st, err
+	return st, nil
 }
 
 // hosts makes the hosts and cables.
