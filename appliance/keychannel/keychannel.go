@@ -74,6 +74,9 @@ type Options struct {
 	Log     *slog.Logger
 	Plane   Plane
 	Network Network // nil: the machine's
+	// Began is told of each site that has a Link from now on, with what the daemon before has left in it; nil: nobody is.
+	// It must not block.
+	Began func(site string)
 }
 
 // Channels is the component.
@@ -164,6 +167,9 @@ func (c *Channels) follow(ctx context.Context, wanted Settings) (problems []prob
 		c.mu.Lock()
 		delete(c.sites, name)
 		c.mu.Unlock()
+		if i < 0 {
+			s.forget()
+		}
 	}
 	for _, w := range wanted.Sites {
 		if c.snapshot()[w.Name] != nil {
@@ -181,6 +187,9 @@ func (c *Channels) follow(ctx context.Context, wanted Settings) (problems []prob
 		c.sites[w.Name] = s
 		c.mu.Unlock()
 		s.start(ctx)
+		if c.options.Began != nil {
+			c.options.Began(w.Name)
+		}
 	}
 	return problems
 }

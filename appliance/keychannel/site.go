@@ -88,6 +88,16 @@ func (s *site) stop() {
 	s.done.Wait()
 }
 
+// forget has the media plane give up all keys of a site that is there no more, and what was kept of it.
+func (s *site) forget() {
+	for _, a := range s.link.Wanted() {
+		a.Key.Wipe()
+		a.Kind = map[keys.ActionKind]keys.ActionKind{keys.Hold: keys.Drop, keys.Use: keys.Stop}[a.Kind]
+		s.Carry(a)
+	}
+	s.channels.options.Plane.Save(s.Name, nil)
+}
+
 // dial keeps a connection until ctx ends. The pause doubles while connections fail, with up to half of it at random
 // on top, so that a hub that restarts is not called by all sites at once.
 func (s *site) dial(ctx context.Context) {

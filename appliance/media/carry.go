@@ -2,9 +2,12 @@ package media
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"ringway/appliance/task"
+	"ringway/process"
 	"ringway/srtp/keys"
 	"ringway/srtp/keys/channel"
 	"ringway/srtp/plane"
@@ -19,13 +22,17 @@ type carrier struct {
 	mu    sync.Mutex // guards what follows
 	queue []order
 	seen  map[seenKey]uint64 // how many packets each key had at the last look
+	again map[string]bool    // sites whose orders are carried out again soon
 }
 
-// order is something to do: an action, or a state to keep.
+// order is something to do: an action, a state to keep, legs that need another key, or to say that everything before is
+// done.
 type order struct {
 	site   string
 	action *keys.Action
 	state  []byte
+	spent  []keys.Leg
+	done   chan struct{}
 }
 
 type seenKey struct {
@@ -35,7 +42,7 @@ type seenKey struct {
 }
 
 func newCarrier(m *Media) carrier {
-	return carrier{m: m, wake: task.NewSignal(), seen: map[seenKey]uint64{}}
+	return carrier{m: m, wake: task.NewSignal(), seen: map[seenKey]uint64{}, again: map[string]bool{}}
 }
 
 // keptBy is the name by which the process keeps a site's state.
@@ -48,10 +55,13 @@ func (c *carrier) Carry(site string, a keys.Action) { c.put(order{site: site, ac
 // in the state that is kept before it is done.
 func (c *carrier) Save(site string, state []byte) { c.put(order{site: site, state: state}) }
 
+// Spent queues that legs need another key.
+func (c *carrier) Spent(legs []keys.Leg) { c.put(order{spent: legs}) }
+
 func (c *carrier) put(o order) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := len(c.queue); n > 0 && o.action == nil && c.queue[n-1].action == nil && c.queue[n-1].site == o.site {
+	if n := len(c.queue); n > 0 && o.state != nil && c.queue[n-1].state != nil && c.queue[n-1].site == o.site {
 		clear(c.queue[n-1].state)
 		c.queue[n-1] = o
 	} else {
@@ -60,10 +70,16 @@ func (c *carrier) put(o order) {
 	c.wake.Raise()
 }
 
-// State is what the process has kept of a site.
+// State is what the process has kept of a site, when it has what was saved before.
 func (c *carrier) State(site string) []byte {
 	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	defer cancel()
+	saved := make(chan struct{})
+	c.put(order{done: saved})
+	select {
+	case <-saved:
+	case <-ctx.Done():
+	}
 	b, err := c.m.plane.Kept(ctx, keptBy(site))
 	if err != nil {
 		c.m.log.Warn("what was agreed with a site is not known any more: its calls get no other keys", "site", site,
@@ -88,7 +104,14 @@ func (c *carrier) run(ctx context.Context) {
 func (c *carrier) do(ctx context.Context, o order) {
 	ctx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
-	if o.action == nil {
+	switch {
+	case o.done != nil:
+		close(o.done)
+		return
+	case o.spent != nil:
+		c.m.renew(o.spent)
+		return
+	case o.action == nil:
 		defer clear(o.state)
 		if err := c.m.plane.Keep(ctx, keptBy(o.site), o.state); err != nil && c.m.running.Load() {
 			c.m.log.Warn("the state of a key channel is not kept", "site", o.site, "error", err)
@@ -104,6 +127,8 @@ func (c *carrier) do(ctx context.Context, o order) {
 			"leg", a.Leg, "error", err)
 	}
 	switch {
+	case errors.Is(err, process.ErrNoAnswer) || ctx.Err() != nil:
+		c.carryAgain(o.site, *a)
 	case link == nil:
 	case a.Kind == keys.Hold && err == nil:
 		link.Held(a.Leg, mki)
@@ -112,6 +137,31 @@ func (c *carrier) do(ctx context.Context, o order) {
 	case a.Kind == keys.Use && err == nil:
 		link.Sent(a.Leg, mki)
 	}
+}
+
+// carryAgain has what a process was too busy for carried out again after a moment: a key that is not used, or not held,
+// would have its leg silent for as long as the call is up.
+func (c *carrier) carryAgain(site string, a keys.Action) {
+	if a.Kind == keys.Drop || a.Kind == keys.Stop { // no later word has it done
+		time.AfterFunc(againAfter, func() { c.Carry(site, a) })
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again[site] {
+		return
+	}
+	c.again[site] = true
+	time.AfterFunc(againAfter, func() {
+		c.mu.Lock()
+		delete(c.again, site)
+		c.mu.Unlock()
+		if link := c.m.channels.Link(site); link != nil && c.m.running.Load() {
+			for _, a := range link.Wanted() { // what is done already changes nothing
+				c.Carry(site, a)
+			}
+		}
+	})
 }
 
 // begin forgets what another process had counted.
@@ -145,6 +195,11 @@ func (c *carrier) counted(legs []plane.LegStats, agreed map[uint64]agreement) {
 			}
 		}
 	}
+	lives := map[agreement]bool{}
+	for _, a := range agreed {
+		lives[a] = true
+	}
+	c.keepOnly(lives)
 	for site, counts := range bySite {
 		if link := c.m.channels.Link(site); link != nil {
 			link.Count(counts)
@@ -164,7 +219,7 @@ func (c *carrier) since(k seenKey, now uint64) uint64 {
 	return now - before
 }
 
-// keep forgets counts of legs that are over.
+// keepOnly forgets counts of legs that are over.
 func (c *carrier) keepOnly(lives map[agreement]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -95,10 +95,12 @@ type Media struct {
 func New(o Options) (*Media, error) {
 	m := &Media{o: o, log: o.Log, again: task.NewSignal(), up: map[string]bool{}, pairs: newPairs()}
 	m.carrier = newCarrier(m)
-	m.channels = keychannel.New(keychannel.Options{Log: o.Log, Plane: &m.carrier, Network: o.Network})
+	m.channels = keychannel.New(keychannel.Options{
+		Log: o.Log, Plane: &m.carrier, Network: o.Network, Began: m.endOthersOf,
+	})
 	var err error
 	m.plane, err = plane.New(plane.Config{
-		RunDir: o.RunDir, Log: o.Log, Open: openSockets, Certificate: m.readCertificate,
+		RunDir: o.RunDir, Log: o.Log, Open: openSockets, Certificate: m.readCertificate, Spent: m.carrier.Spent,
 	})
 	return m, err
 }

@@ -52,12 +52,14 @@ func (w *world) side(hop netip.Addr) srtp.Side {
 	return srtp.LAN
 }
 
-// pairs are those that the media plane was told of.
+// pairs are those that the media plane was told of. A leg is in one pair at a time, and goes from one to another: the
+// branches of a fork have one port towards the caller's or the callees' side in common.
 type pairs struct {
 	generation uint64 // of the media plane, now
 	first      bool   // the relay has told of all pairs since then
 	adopted    bool
-	told       map[uint64][]uint64 // legs, by pair
+	told       map[uint64][2]uint64 // legs, by pair
+	owner      map[uint64]uint64    // pairs, by leg
 	local      map[uint64]netip.AddrPort
 	agreed     map[uint64]agreement // legs whose keys are from a channel
 	// tags are the generation in which a pair was first seen: its keys are of then. Those of pairs that are over stay
@@ -77,8 +79,8 @@ const maxOver = 1 << 16
 
 func newPairs() pairs {
 	return pairs{
-		told: map[uint64][]uint64{}, local: map[uint64]netip.AddrPort{}, agreed: map[uint64]agreement{},
-		tags: map[uint64]uint64{},
+		told: map[uint64][2]uint64{}, owner: map[uint64]uint64{}, local: map[uint64]netip.AddrPort{},
+		agreed: map[uint64]agreement{}, tags: map[uint64]uint64{},
 	}
 }
 
@@ -90,6 +92,7 @@ func (p *pairs) begin(generation uint64, adopted bool) {
 // forget notes that the media plane has nothing any more.
 func (p *pairs) forget() {
 	clear(p.told)
+	clear(p.owner)
 	clear(p.local)
 	clear(p.agreed)
 }
@@ -108,15 +111,36 @@ func (p *pairs) tag(id uint64, whole bool) uint64 {
 	return g
 }
 
-func (p *pairs) end(id uint64) {
-	for _, leg := range p.told[id] {
-		delete(p.local, leg)
-		delete(p.agreed, leg)
+// set notes what the media plane has of a pair from now on. It returns what is to be agreed in key channels, and what
+// not any more.
+func (p *pairs) set(said *plane.Pair, agreed map[uint64]agreement) (began map[uint64]agreement, ended []agreement) {
+	before := map[agreement]bool{}
+	for _, a := range p.drop(said.ID) {
+		before[a] = true
 	}
-	if _, was := p.told[id]; !was {
-		return
+	for i := range said.Legs {
+		l := &said.Legs[i]
+		if a, is := p.agreed[l.ID]; is { // it was in another pair
+			before[a] = true
+			delete(p.agreed, l.ID)
+		}
+		p.owner[l.ID], p.local[l.ID] = said.ID, l.Local
 	}
-	delete(p.told, id)
+	p.told[said.ID] = [2]uint64{said.Legs[0].ID, said.Legs[1].ID}
+	began = map[uint64]agreement{}
+	for leg, a := range agreed {
+		p.agreed[leg] = a
+		if !before[a] {
+			began[leg] = a
+		}
+		delete(before, a)
+	}
+	return began, slices.Collect(maps.Keys(before))
+}
+
+// end notes that a pair is over. It returns what is not to be agreed in key channels any more.
+func (p *pairs) end(id uint64) (ended []agreement) {
+	ended = p.drop(id)
 	p.over = append(p.over, id)
 	if len(p.over) > maxOver {
 		if _, lives := p.told[p.over[0]]; !lives {
@@ -124,6 +148,61 @@ func (p *pairs) end(id uint64) {
 		}
 		p.over = p.over[1:]
 	}
+	return ended
+}
+
+// drop takes a pair out, with the legs that are not in another one by now.
+func (p *pairs) drop(id uint64) (agreed []agreement) {
+	for _, leg := range p.told[id] {
+		if p.owner[leg] != id {
+			continue
+		}
+		if a, is := p.agreed[leg]; is {
+			agreed = append(agreed, a)
+		}
+		delete(p.owner, leg)
+		delete(p.local, leg)
+		delete(p.agreed, leg)
+	}
+	delete(p.told, id)
+	return agreed
+}
+
+// inOrder puts pairs that end behind those that take their legs over: a stream goes on only while it is somebody's.
+// legs are those of the pairs that there are. All other changes stay where they are, since a port may be another call's
+// after its pair has ended.
+func inOrder(changes []terminate.Change, legs map[uint64][2]uint64) []terminate.Change {
+	last, pair := map[uint64]int{}, map[uint64]int{} // where a leg is set last, and a pair
+	for i, c := range changes {
+		if c.Pair == nil {
+			continue
+		}
+		pair[c.ID] = i
+		for e := range c.Pair.Ends {
+			last[c.Pair.Ends[e].ID] = i
+		}
+	}
+	after := map[int][]terminate.Change{}
+	var out []terminate.Change
+	for i, c := range changes {
+		if of, is := legs[c.ID]; is && c.Pair == nil {
+			behind := i
+			for _, leg := range of {
+				if at, taken := last[leg]; taken {
+					behind = max(behind, at)
+				}
+			}
+			if at, again := pair[c.ID]; behind > i && again && at > i {
+				continue // it is set again, which takes its place
+			}
+			if behind > i {
+				after[behind] = append(after[behind], c)
+				continue
+			}
+		}
+		out = append(append(out, c), after[i]...)
+	}
+	return out
 }
 
 func (p *pairs) channels() map[uint64]agreement { return maps.Clone(p.agreed) }
@@ -137,18 +216,21 @@ func (m *Media) Change(ctx context.Context, changes []terminate.Change, whole bo
 		return errors.New("relay media: the media plane does not run")
 	}
 	var errs []error
+	there := m.plane.Pairs()
 	if whole {
 		listed := map[uint64]bool{}
 		for _, c := range changes {
-			listed[c.ID] = c.Pair != nil
+			listed[c.ID] = true
 		}
-		for _, id := range m.plane.Pairs() {
+		var others []terminate.Change
+		for _, id := range slices.Sorted(maps.Keys(there)) {
 			if !listed[id] {
-				errs = append(errs, m.remove(ctx, id))
+				others = append(others, terminate.Change{ID: id})
 			}
 		}
+		changes = append(others, changes...)
 	}
-	for _, c := range changes {
+	for _, c := range inOrder(changes, there) {
 		if c.Pair == nil {
 			errs = append(errs, m.remove(ctx, c.ID))
 			continue
@@ -180,15 +262,33 @@ func (m *Media) endOthers() {
 	m.mu.Unlock()
 	m.carrier.keepOnly(lives)
 	for _, site := range sites {
-		l := m.channels.Link(site)
-		if l == nil {
-			continue
-		}
-		legs, _, _ := l.Legs()
-		for _, s := range legs {
-			if !lives[agreement{site, s.Leg}] {
-				l.End(s.Leg)
-			}
+		m.keepLegs(site, lives)
+	}
+}
+
+// endOthersOf ends such legs of a site whose channel was made again: their calls ended while there was none. Before the
+// relay has told of its calls nobody knows which these are.
+func (m *Media) endOthersOf(site string) {
+	m.mu.Lock()
+	known, lives := m.pairs.first, map[agreement]bool{}
+	for _, a := range m.pairs.agreed {
+		lives[a] = true
+	}
+	m.mu.Unlock()
+	if known {
+		m.keepLegs(site, lives)
+	}
+}
+
+func (m *Media) keepLegs(site string, lives map[agreement]bool) {
+	l := m.channels.Link(site)
+	if l == nil {
+		return
+	}
+	legs, _, _ := l.Legs()
+	for _, s := range legs {
+		if !lives[agreement{site, s.Leg}] {
+			l.End(s.Leg)
 		}
 	}
 }
@@ -196,20 +296,36 @@ func (m *Media) endOthers() {
 // remove ends a pair.
 func (m *Media) remove(ctx context.Context, id uint64) error {
 	m.mu.Lock()
-	var ended []agreement
-	for _, leg := range m.pairs.told[id] {
-		if a, is := m.pairs.agreed[leg]; is {
-			ended = append(ended, a)
+	ended := m.pairs.end(id)
+	m.mu.Unlock()
+	m.disagree(ended)
+	return m.plane.Remove(ctx, id)
+}
+
+// renew has legs get other keys from their key channels.
+func (m *Media) renew(legs []keys.Leg) {
+	bySite := map[string][]keys.Leg{}
+	m.mu.Lock()
+	for _, a := range m.pairs.agreed {
+		if slices.Contains(legs, a.leg) {
+			bySite[a.site] = append(bySite[a.site], a.leg)
 		}
 	}
-	m.pairs.end(id)
 	m.mu.Unlock()
-	for _, a := range ended {
+	for site, legs := range bySite {
+		if l := m.channels.Link(site); l != nil {
+			l.Renew(legs)
+		}
+	}
+}
+
+// disagree ends legs in their key channels.
+func (m *Media) disagree(all []agreement) {
+	for _, a := range all {
 		if l := m.channels.Link(a.site); l != nil {
 			l.End(a.leg)
 		}
 	}
-	return m.plane.Remove(ctx, id)
 }
 
 // set has the media plane relay a pair. One that it cannot is ended, and counted: a call without sound is better
@@ -221,12 +337,6 @@ func (m *Media) set(ctx context.Context, said *terminate.Pair, whole bool) error
 	m.mu.Lock()
 	p, agreed, err := m.translate(said)
 	p.Generation = m.pairs.tag(said.ID, whole)
-	before := map[agreement]bool{}
-	for _, leg := range m.pairs.told[said.ID] {
-		if a, is := m.pairs.agreed[leg]; is {
-			before[a] = true
-		}
-	}
 	m.mu.Unlock()
 	defer p.Wipe()
 	if err == nil {
@@ -244,24 +354,11 @@ func (m *Media) set(ctx context.Context, said *terminate.Pair, whole bool) error
 	}
 
 	m.mu.Lock()
-	m.pairs.end(said.ID)
-	m.pairs.told[said.ID] = []uint64{p.Legs[0].ID, p.Legs[1].ID}
-	for i := range p.Legs {
-		m.pairs.local[p.Legs[i].ID] = p.Legs[i].Local
-	}
-	maps.Copy(m.pairs.agreed, agreed)
+	began, ended := m.pairs.set(&p, agreed)
 	m.mu.Unlock()
-	for leg, a := range agreed {
-		if before[a] {
-			delete(before, a)
-			continue
-		}
+	m.disagree(ended)
+	for leg, a := range began {
 		m.agree(a, suiteOf(said, leg))
-	}
-	for a := range before {
-		if l := m.channels.Link(a.site); l != nil {
-			l.End(a.leg)
-		}
 	}
 	return nil
 }
@@ -275,7 +372,9 @@ func suiteOf(p *terminate.Pair, leg uint64) suite.Suite {
 	return 0
 }
 
-// Where the far end still ends a leg of that name it is tried again for a while.
+var errNoChannel = errors.New("there is no key channel")
+
+// Where the far end still ends a leg of that name, or the channel is only being made, it is tried again for a while.
 const (
 	agreeTries = 40
 	agreeEvery = 250 * time.Millisecond
@@ -285,15 +384,13 @@ const (
 func (m *Media) agree(a agreement, s suite.Suite) { m.agreeAgain(a, s, agreeTries) }
 
 func (m *Media) agreeAgain(a agreement, s suite.Suite, tries int) {
-	l := m.channels.Link(a.site)
-	if l == nil {
-		m.log.Error("no keys are agreed for a call: there is no key channel", "site", a.site)
-		return
+	err := errNoChannel
+	if l := m.channels.Link(a.site); l != nil {
+		err = l.Begin(a.leg, s)
 	}
-	err := l.Begin(a.leg, s)
 	switch {
 	case err == nil, errors.Is(err, keys.ErrBegun):
-	case errors.Is(err, keys.ErrEnding) && tries > 0:
+	case (errors.Is(err, keys.ErrEnding) || errors.Is(err, errNoChannel)) && tries > 0:
 		time.AfterFunc(agreeEvery, func() {
 			m.mu.Lock()
 			lives := slices.Contains(slices.Collect(maps.Values(m.pairs.agreed)), a)

@@ -1,6 +1,7 @@
 package media
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -35,13 +36,85 @@ func TestWhichKeysAreNew(t *testing.T) {
 	p = newPairs()
 	p.begin(7, true)
 	assert.Equal(t, uint64(7), p.tag(1, true), "the process was adopted")
-	p.told[1] = []uint64{11, 12}
-	p.local[11], p.local[12] = netip.MustParseAddrPort("10.1.10.1:20000"), netip.MustParseAddrPort("10.1.10.1:20002")
+	p.set(&plane.Pair{ID: 1, Legs: [2]plane.Leg{{ID: 11}, {ID: 12}}}, nil)
+	assert.Len(t, p.local, 2)
 	p.end(1)
 	assert.Empty(t, p.local)
+	assert.Empty(t, p.owner)
 	p.forget()
 	p.begin(8, false) // media was switched off and on again
 	assert.Equal(t, uint64(7), p.tag(1, true), "its keys are of before")
+}
+
+// The branches of a fork have one port towards the callees in common: its leg goes from one pair to the next, with
+// another agreement where the far box has another port. The pair that had it ends without it.
+func TestALegGoesFromOnePairToAnother(t *testing.T) {
+	p := newPairs()
+	p.begin(7, false)
+	pair := func(id, caller, callee uint64) *plane.Pair {
+		return &plane.Pair{ID: id, Legs: [2]plane.Leg{
+			{ID: caller, Local: netip.MustParseAddrPort("10.1.10.1:20000")},
+			{ID: callee, Local: netip.MustParseAddrPort("10.1.10.1:20002")},
+		}}
+	}
+	first, second := agreement{"munich", keys.Leg{1}}, agreement{"munich", keys.Leg{2}}
+	began, ended := p.set(pair(1, 11, 12), map[uint64]agreement{12: first})
+	assert.Equal(t, map[uint64]agreement{12: first}, began)
+	assert.Empty(t, ended)
+	began, ended = p.set(pair(1, 11, 12), map[uint64]agreement{12: first})
+	assert.Empty(t, began, "it goes on")
+	assert.Empty(t, ended)
+
+	began, ended = p.set(pair(2, 21, 12), map[uint64]agreement{12: second})
+	assert.Equal(t, map[uint64]agreement{12: second}, began)
+	assert.Equal(t, []agreement{first}, ended)
+	assert.Empty(t, p.end(1), "it has not the leg any more")
+	assert.Equal(t, map[uint64]agreement{12: second}, p.channels())
+	assert.Len(t, p.local, 2)
+
+	assert.Equal(t, []agreement{second}, p.end(2))
+	assert.Empty(t, p.agreed)
+	assert.Empty(t, p.local)
+	assert.Empty(t, p.told)
+	assert.Empty(t, p.end(2), "twice")
+}
+
+// Who takes a leg over is set before the pair that had it ends; a port of a call that is over is free before the next
+// call has it.
+func TestChangesInOrder(t *testing.T) {
+	set := func(id, a, b uint64) terminate.Change {
+		return terminate.Change{ID: id, Pair: &terminate.Pair{ID: id, Ends: [2]terminate.End{{ID: a}, {ID: b}}}}
+	}
+	end := func(id uint64) terminate.Change { return terminate.Change{ID: id} }
+	there := map[uint64][2]uint64{1: {11, 12}, 3: {31, 32}}
+	for name, c := range map[string]struct{ in, out []terminate.Change }{
+		"nothing is taken over":  {[]terminate.Change{end(1), set(2, 21, 22)}, []terminate.Change{end(1), set(2, 21, 22)}},
+		"a leg is":               {[]terminate.Change{end(1), set(2, 21, 12)}, []terminate.Change{set(2, 21, 12), end(1)}},
+		"it is so already":       {[]terminate.Change{set(2, 21, 12), end(1)}, []terminate.Change{set(2, 21, 12), end(1)}},
+		"of one that nobody has": {[]terminate.Change{end(9), set(2, 21, 12)}, []terminate.Change{end(9), set(2, 21, 12)}},
+		"both, by different ones": {
+			[]terminate.Change{end(1), set(2, 11, 22), set(4, 41, 12)},
+			[]terminate.Change{set(2, 11, 22), set(4, 41, 12), end(1)},
+		},
+		"it is set again": {
+			[]terminate.Change{end(1), set(2, 21, 12), set(1, 11, 13)},
+			[]terminate.Change{set(2, 21, 12), set(1, 11, 13)},
+		},
+		"others stay where they are": {
+			[]terminate.Change{end(1), end(3), set(2, 21, 12), set(5, 51, 52)},
+			[]terminate.Change{end(3), set(2, 21, 12), end(1), set(5, 51, 52)},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			say := func(all []terminate.Change) (out []string) {
+				for _, x := range all {
+					out = append(out, fmt.Sprint(x.ID, x.Pair != nil))
+				}
+				return out
+			}
+			assert.Equal(t, say(c.out), say(inOrder(c.in, there)))
+		})
+	}
 }
 
 // The certificate of DTLS, with its key, is the same over restarts of the daemon, and gone when everything is.

@@ -911,3 +911,19 @@ func TestNothingIsTakenWhileTheChannelIsDown(t *testing.T) {
 	assert.Empty(t, a.actions)
 	assert.Contains(t, a.sending, l)
 }
+
+// TestRenew: a media plane that cannot use its key any more gets the next one at once, though nothing was sent.
+func TestRenew(t *testing.T) {
+	n, l := running(t, Config{Every: MinEvery})
+	a, b := n.ends[0], n.ends[1]
+	before := a.sending[l]
+	a.do(func(x *Exchange) { x.Renew(l, n.now); x.Renew(l, n.now); x.Renew(legOf(7), n.now) })
+	n.settle()
+	assert.NotEqual(t, before, a.sending[l])
+	assert.Len(t, b.holding[l], 2, "one more, however often it was asked for")
+	assert.EqualValues(t, 1, a.x.Counters().Rotations)
+	a.end(l)
+	a.do(func(x *Exchange) { x.Renew(l, n.now) })
+	n.settle()
+	assert.Empty(t, a.sending)
+}

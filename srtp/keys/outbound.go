@@ -176,6 +176,16 @@ func (x *Exchange) rotate(l *leg, now int64) {
 	}
 }
 
+// Renew offers the next key of a leg now: the media plane does not use the one in use any more.
+func (x *Exchange) Renew(id Leg, now int64) {
+	l := x.legs[id]
+	if l == nil || !l.begun || l.out.stopped || l.out.offered != nil {
+		return
+	}
+	x.offer(l, now)
+	x.send(now)
+}
+
 // refused: the far end does not open what is protected with that key. The next is offered later.
 func (x *Exchange) refused(id Leg, mki MKI, why Refusal, now int64) {
 	l := x.legs[id]

@@ -157,8 +157,8 @@ func (f *forwarder) note(fl *flow, a *arrival, rtcp bool, wall, now int64) {
 	if e.Protection != Secure {
 		return
 	}
-	if n := s.receiver.Recovered(); n != e.recovered.Load() {
-		e.recovered.Store(n)
+	if n := s.receiver.Recovered(); n != 0 {
+		e.recovered.Add(n)
 	}
 	if s.untoldHeard || s.receiver.Due() {
 		f.reportHeard(fl)

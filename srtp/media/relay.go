@@ -571,7 +571,10 @@ func (r *Relay) UseKey(leg uint64, k *stream.Key) error {
 		return fmt.Errorf("leg %d: the key is in use", leg)
 	}
 	var before *stream.Key
-	if err := r.askLocked(towards.from.Side, func() { before = towards.state.sender.Use(k) }); err != nil {
+	if err := r.askLocked(towards.from.Side, func() {
+		before = towards.state.sender.Use(k)
+		towards.to.sealed.Store(0)
+	}); err != nil {
 		return err
 	}
 	before.Wipe() // no thread has it: it was replaced between two packets

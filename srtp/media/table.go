@@ -177,6 +177,9 @@ func newEnd(l Leg, before *end) *end {
 	e := &end{Leg: l, rtcpApart: l.LocalRTCP.IsValid()}
 	if before != nil {
 		e.endCounts = before.endCounts
+		if before.Sender != l.Sender {
+			e.sealed.Store(0)
+		}
 	} else {
 		e.endCounts = &endCounts{}
 	}

@@ -3,6 +3,7 @@ package plane
 import (
 	"encoding/binary"
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -351,4 +352,35 @@ func TestKeysOfWhichTooLittleIsKnownAreNotUsed(t *testing.T) {
 			assert.Equal(t, x.silent == 1, err != nil, "a refresh does not bring the key back")
 		})
 	}
+}
+
+// A leg between boxes can get another key: who agrees them is told, and with the next one media goes on.
+func TestLegsOfChannelsGetAnotherKey(t *testing.T) {
+	var spent []keys.Leg
+	s, err := New(Config{
+		RunDir: t.TempDir(), Open: func() ([]process.File, error) { return nil, nil }, Program: "/bin/true",
+		Spent: func(all []keys.Leg) { spent = append(spent, all...) },
+	})
+	require.NoError(t, err)
+	defer s.close()
+	p := channelPair()
+	for i := range p.Legs {
+		p.Legs[i].Quota.Packets = 1000
+	}
+	s.book.mustSet(t, p)
+	s.book.mustAct(t, keys.Use, 4, true)
+	i := slices.IndexFunc(p.Legs[:], func(l Leg) bool { return l.Keying == Channel })
+	leg := s.book.legs[p.Legs[i].ID]
+	require.NotNil(t, leg.out)
+
+	s.beat = boottime.Now() - time.Minute
+	s.silenceLocked()
+	assert.Equal(t, []keys.Leg{p.Legs[i].Channel}, spent)
+	assert.Nil(t, leg.out)
+	s.book.mustAct(t, keys.Use, 4, false)
+	assert.Nil(t, leg.out, "the same key does not come back")
+	s.book.mustAct(t, keys.Use, 6, false)
+	require.NotNil(t, leg.out)
+	assert.False(t, leg.out.Spent)
+	assert.True(t, leg.out.resumed, "indices go on")
 }

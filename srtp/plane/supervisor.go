@@ -38,6 +38,9 @@ type Config struct {
 	// the connection's reader: they must not block, nor call the Supervisor.
 	DTLS  func(Handshake)
 	Moved func(leg uint64, rtp, rtcp netip.AddrPort)
+	// Spent hears which legs of key channels are sent nothing until they get other keys: it is not known how far a
+	// process that has ended had used theirs. It must not block, nor call the Supervisor.
+	Spent func([]keys.Leg)
 
 	Program string   // file that the process runs; empty: this process's own binary
 	Args    []string // of the process after argv[0]; default {"media-plane"}
@@ -356,6 +359,7 @@ func (s *Supervisor) silenceLocked() {
 		return
 	}
 	c, silent := &change{}, 0
+	var spent []keys.Leg
 	for _, p := range s.book.pairs {
 		for i, l := range p.legs {
 			if l.out == nil || gap.Seconds()*float64(p.legs[1-i].Quota.Packets) <= maxUnknown {
@@ -365,6 +369,8 @@ func (s *Supervisor) silenceLocked() {
 			l.out.Spent = true
 			if l.Keying != Channel {
 				c.drop(l.out, true)
+			} else {
+				spent = append(spent, l.Channel)
 			}
 			l.out = nil
 		}
@@ -374,6 +380,9 @@ func (s *Supervisor) silenceLocked() {
 		s.alarm.Silent, s.alarm.At = s.alarm.Silent+silent, time.Now()
 		s.log.Error("legs are sent nothing until they get other keys: it is not known how far theirs were used",
 			"legs", silent, "silence", gap.Round(time.Millisecond))
+	}
+	if len(spent) > 0 && s.cfg.Spent != nil {
+		s.cfg.Spent(spent)
 	}
 }
 
@@ -433,6 +442,9 @@ func (s *Supervisor) change(ctx context.Context, what func() (*change, error), r
 	if s.procs.Closed() {
 		return errClosed
 	}
+	if err := ctx.Err(); err != nil { // it took long to be the one: nothing was asked for yet
+		return err
+	}
 	s.mu.Lock()
 	if !s.wanted {
 		s.mu.Unlock()
@@ -468,14 +480,14 @@ func (s *Supervisor) Generation() uint64 {
 	return s.book.generation
 }
 
-// Pairs are those that there are, sorted. After an adoption some may be of calls that nobody knows any more.
-func (s *Supervisor) Pairs() (all []uint64) {
+// Pairs are those that there are, with their legs. After an adoption some may be of calls that nobody knows any more.
+func (s *Supervisor) Pairs() map[uint64][2]uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range s.book.pairs {
-		all = append(all, id)
+	all := make(map[uint64][2]uint64, len(s.book.pairs))
+	for id, p := range s.book.pairs {
+		all[id] = [2]uint64{p.legs[0].ID, p.legs[1].ID}
 	}
-	slices.Sort(all)
 	return all
 }
 

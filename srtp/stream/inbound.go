@@ -93,8 +93,12 @@ func (r *Receiver) may(a *[2]allowance, now int64) bool {
 	return a[0].take(now)
 }
 
-// Recovered returns how often the roll-over counter was found again.
-func (r *Receiver) Recovered() uint64 { return r.recovered }
+// Recovered returns how often the roll-over counter was found again since it was last asked.
+func (r *Receiver) Recovered() uint64 {
+	n := r.recovered
+	r.recovered = 0
+	return n
+}
 
 // Add has the receiver open with another key, too. All keys have MKIs of one length, or there is one key only.
 func (r *Receiver) Add(k *Key) error {

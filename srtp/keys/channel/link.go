@@ -139,6 +139,15 @@ func (l *Link) Begin(leg keys.Leg, s suite.Suite) (err error) {
 	return err
 }
 
+// Renew offers the next keys of legs now: the media plane does not use those in use any more.
+func (l *Link) Renew(legs []keys.Leg) {
+	l.do(func(x *keys.Exchange, now int64) {
+		for _, leg := range legs {
+			x.Renew(leg, now)
+		}
+	})
+}
+
 // End gives a leg up.
 func (l *Link) End(leg keys.Leg) { l.do(func(x *keys.Exchange, now int64) { x.End(leg, now) }) }
 
