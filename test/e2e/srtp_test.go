@@ -252,9 +252,9 @@ func TestReKeyedCallOnHold(t *testing.T) {
 				read(func() { x.do("reinvite", "") })
 				flowsOnLegs(t, l, bySide, 25)
 			}
-			wires := []*wire{listenTo(t, l.Host(lab.PhoneA)), listenTo(t, l.Host(lab.PhoneB))}
+			both := listenToBoth(t, l)
 			flowsOnLegs(t, l, bySide, 50)
-			atA, atB := passed(wires[0]), passed(wires[1])
+			atA, atB := both.passed()
 			for _, way := range [][2]passage{{atA, atB}, {atB, atA}} {
 				sent, lost, _ := lostBetween(way[0], way[1])
 				assert.Greater(t, sent, 25)
@@ -288,11 +288,11 @@ func TestFirstWordsOfAReKeyedCall(t *testing.T) {
 	a := phoneOf(t, l.Host(lab.PhoneA), "rtp", lab.IPv4, 440)
 	b := phoneOf(t, l.Host(lab.PhoneB), "rtp", lab.IPv4, 1000)
 	for range 3 {
-		wires := []*wire{listenTo(t, l.Host(lab.PhoneA)), listenTo(t, l.Host(lab.PhoneB))}
+		both := listenToBoth(t, l)
 		a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
 		a.wait("CALL_ESTABLISHED")
 		flowsOnLegs(t, l, map[string]string{"a": "rtp", "b": "rtp"}, 50)
-		atA, atB := passed(wires[0]), passed(wires[1])
+		atA, atB := both.passed()
 		for who, way := range map[string][2]passage{"caller": {atA, atB}, "callee": {atB, atA}} {
 			sent, lost, _ := lostBetween(way[0], way[1])
 			assert.Greater(t, sent, 25)
@@ -310,7 +310,21 @@ type number struct{ ssrc, timestamp uint32 }
 // passage is what passed a phone: when it was sent, and when it came.
 type passage struct{ sent, came map[number]time.Time }
 
-func passed(w *wire) passage {
+// phoneWires record both phones' interfaces.
+type phoneWires struct {
+	a, b  *wire
+	began time.Time
+}
+
+func listenToBoth(t *testing.T, l *lab.Lab) phoneWires {
+	t.Helper()
+	return phoneWires{listenTo(t, l.Host(lab.PhoneA)), listenTo(t, l.Host(lab.PhoneB)), time.Now()}
+}
+
+// passed is what passed since both are recorded, and was not read so far.
+func (w phoneWires) passed() (atA, atB passage) { return passed(w.a, w.began), passed(w.b, w.began) }
+
+func passed(w *wire, since time.Time) passage {
 	p := passage{map[number]time.Time{}, map[number]time.Time{}}
 	w.each(func(b []byte, outgoing bool, at time.Time) {
 		_, _, rtp, is := pcmuOf(b)
@@ -318,10 +332,11 @@ func passed(w *wire) passage {
 			return
 		}
 		n := number{binary.BigEndian.Uint32(rtp[8:]), binary.BigEndian.Uint32(rtp[4:])}
-		if outgoing {
-			p.sent[n] = at
-		} else {
+		switch {
+		case !outgoing:
 			p.came[n] = at
+		case at.After(since):
+			p.sent[n] = at
 		}
 	})
 	return p
@@ -423,10 +438,10 @@ func TestReKeyedMediaSurvives(t *testing.T) {
 				a.do("dial", "sip:phone-b@"+sipHost(lab.PhoneB, lab.IPv4)+";transport=udp")
 				a.wait("CALL_ESTABLISHED")
 				flows(t, "before")
-				wires := []*wire{listenTo(t, l.Host(lab.PhoneA)), listenTo(t, l.Host(lab.PhoneB))}
+				both := listenToBoth(t, l)
 				step.do(t, l.Edge(side))
 				flows(t, "after")
-				atA, atB := passed(wires[0]), passed(wires[1])
+				atA, atB := both.passed()
 				for _, way := range [][2]passage{{atA, atB}, {atB, atA}} {
 					sent, lost, gap := lostBetween(way[0], way[1])
 					t.Logf("%d of %d packets lost, longest gap %s", lost, sent, gap.Round(time.Millisecond))
