@@ -253,10 +253,19 @@ func TestReloadInACall(t *testing.T) {
 	calls.unharmed()
 }
 
-// What the start found is what the stop leaves.
+// What the start found is what the stop leaves, also where media is re-keyed.
 func TestStopLeavesWhatStartFound(t *testing.T) {
 	t.Parallel()
-	l := branches(t, lab.Options{WAN: twenty})
+	for name, o := range map[string]lab.Options{
+		"tunnels": {WAN: twenty},
+		"SRTP":    {WAN: twenty, Identities: true, EdgeConfig: rekeying("require", nil)},
+	} {
+		t.Run(name, func(t *testing.T) { stopsAsItFound(t, o) })
+	}
+}
+
+func stopsAsItFound(t *testing.T, o lab.Options) {
+	l := branches(t, o)
 	e := l.Edge("a")
 	stop := func() string {
 		_, err := e.Ringway(within(t, 15*time.Second), "stop")

@@ -20,6 +20,7 @@ import (
 	rekey "ringway/appliance/media"
 	"ringway/srtp/plane"
 	"ringway/test/lab"
+	"ringway/test/lab/capture"
 	"ringway/test/polltest"
 )
 
@@ -483,4 +484,45 @@ func tellAboutMedia(t *testing.T, l *lab.Lab) {
 		_ = json.Unmarshal(out, &st)
 		t.Logf("edge-%s (%v): %+v", side, err, st)
 	}
+}
+
+// A phone with SRTP calls a trunk that has none, behind NAT: the box has a leg to each, the provider sees the WAN's
+// address alone and gets RTP, and what it echoes comes back to the phone.
+//
+//	phone-a SDES --- edge-a 198.51.100.2 RTP --- 198.51.100.1 provider: SIPp, which echoes media
+func TestReKeyedCallToATrunk(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, Identities: true, EdgeConfig: rekeying("", nil)})
+	t.Cleanup(func() { tellAboutMedia(t, l) })
+	channelsUp(t, l)
+	setKinds(t, l, "sdes", "rtp")
+	provider := l.Host(lab.Provider)
+	uas, err := provider.Spawn("uas", provider.Command("sipp", "-sn", "uas", "-i", "198.51.100.1", "-p", "5060",
+		"-mp", "20000", "-rtp_echo", "-nostdin"))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		uas.Signal(unix.SIGKILL)
+		<-uas.Ended
+	})
+	wan, err := capture.StartFrames(provider.NetPath(), "wan-a")
+	require.NoError(t, err)
+	a := phoneOf(t, l.Host(lab.PhoneA), "sdes", lab.IPv4, 440)
+	a.do("dial", "sip:echo@198.51.100.1;transport=udp")
+	a.wait("CALL_ESTABLISHED")
+	polltest.Require(t, func() bool {
+		m, _ := rekeyedOf(t, l.Edge("a"))
+		return slices.Equal([]plane.Keying{plane.Clear, plane.SDES}, keyings(m)) &&
+			!slices.ContainsFunc(m.Legs, func(x plane.LegStats) bool { return x.ReceivedPackets < 75 || x.SentPackets < 75 })
+	}, 15*time.Second, 50*time.Millisecond, "media on both legs")
+	list := callsOf(t, l.Edge("a"))
+	require.Len(t, list, 1)
+	assert.Equal(t, [2]string{"10.1.10.10", "198.51.100.1"}, list[0].Hops)
+	a.do("hangup", "")
+	a.wait("CALL_CLOSED")
+	a.hears(440)
+	onlyTheWANsAddress(t, wan)
+	polltest.Require(t, func() bool {
+		m, _ := rekeyedOf(t, l.Edge("a"))
+		return m.Pairs == 0
+	}, 5*time.Second, 50*time.Millisecond, "the pair is gone")
 }
