@@ -20,6 +20,8 @@ const (
 	// timerB is how long a transaction waits for its answer, and a 2xx for its ACK: 64*T1 (RFC 3261,
 	// sections 13.3.1.4 and 17.1.1.2).
 	timerB = 32 * time.Second
+	// timerC is how long an INVITE may ring (RFC 3261, section 16.6).
+	timerC = 180 * time.Second
 	// forkGrace is how long the other dialogs of a forked INVITE stay after one was accepted: their media
 	// may still be under way, and another 2xx may follow (section 13.2.2.4).
 	forkGrace = 2 * time.Second
@@ -141,6 +143,7 @@ type Dialog struct {
 type exchange struct {
 	transaction
 	media []party
+	until time.Time // it has no answer any more then; zero: as long as its transaction
 }
 
 // transaction is a request within a dialog and its responses. Both sides may use the same CSeq.
@@ -211,21 +214,45 @@ func (d *Dialog) describe(l *Leg, from side, m *message.Message, s *sdp.Descript
 	theirs := d.pending[from.other()]
 
 	switch {
+	case !m.Request && tx == l.transaction() && d.passedBy(l, from, tx):
+		return Superseded
 	case theirs != nil && (theirs.transaction == tx || m.Method == message.PRACK && theirs.method == message.INVITE):
 		d.agree(from.other(), *theirs, parties, tx, now)
 	case tx == d.answered && from == d.offerer:
 		return Repeated
 	case tx == d.answered, tx == d.answer && from != d.offerer: // a 2xx after a 1xx, or again
-		d.agree(d.offerer, exchange{d.answered, d.media[d.offerer]}, parties, tx, now)
+		d.agree(d.offerer, exchange{transaction: d.answered, media: d.media[d.offerer]}, parties, tx, now)
+	case !m.Request && tx == l.transaction() && d.answered != (transaction{}): // to the caller's UPDATE, once more
+		d.agree(d.offerer, exchange{transaction: d.answered, media: d.media[d.offerer]}, parties, d.answer, now)
 	case m.Method == message.ACK, !m.Request && m.Method != message.INVITE:
 		return Strange
 	case !m.Request && l.offer != nil && tx == l.transaction():
-		d.agree(caller, exchange{tx, l.offer}, parties, tx, now)
+		d.agree(caller, exchange{transaction: tx, media: l.offer}, parties, tx, now)
 	default:
-		d.pending[from] = &exchange{tx, parties}
+		x := &exchange{transaction: tx, media: parties}
+		switch {
+		case tx == l.transaction(): // until the call is answered, or given up
+		case m.Method == message.INVITE:
+			x.until = now.Add(timerC)
+		default:
+			x.until = now.Add(timerB)
+		}
+		d.pending[from] = x
 		return Offer
 	}
 	return Answer
+}
+
+// passedBy reports whether a description in a response to the first INVITE comes too late to be an answer or an offer:
+// the dialog has a newer offer, or the end that responds has had one of its own answered. Who gets it is to ignore it
+// (RFC 3261, section 13.2.1).
+func (d *Dialog) passedBy(l *Leg, from side, tx transaction) bool {
+	for _, x := range d.pending {
+		if x != nil && x.transaction != tx {
+			return true
+		}
+	}
+	return d.answered != (transaction{}) && d.answered != tx && (d.offerer == from || l.offer == nil)
 }
 
 // transaction is the INVITE that started the leg.
@@ -242,7 +269,9 @@ func (d *Dialog) agree(offerer side, offer exchange, answer []party, by transact
 		}
 	}
 	d.media[offerer], d.media[offerer.other()] = offer.media, answer
-	d.pending[offerer] = nil
+	if x := d.pending[offerer]; x != nil && x.transaction == offer.transaction {
+		d.pending[offerer] = nil
+	}
 	d.answered, d.answer, d.offerer = offer.transaction, by, offerer
 	d.held = onHold(answer)
 }

@@ -17,10 +17,11 @@ const (
 	Answer        // also one that comes again, or another one in place of the one before: of a 2xx after a 1xx
 	Repeated      // an offer that was answered, or is older, comes again
 	Strange       // an answer to an offer that was not seen
+	Superseded    // of a response to the INVITE; what was offered since counts
 )
 
 func (r Role) String() string {
-	return [...]string{"nothing", "offer", "answer", "repeated", "strange"}[min(r, Strange)]
+	return [...]string{"nothing", "offer", "answer", "repeated", "strange", "superseded"}[min(r, Superseded)]
 }
 
 // Transaction tells the transactions of a leg apart.

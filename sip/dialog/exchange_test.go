@@ -96,6 +96,69 @@ func TestExchangesWithALateOffer(t *testing.T) {
 		is("P>A ACK b a cseq=8 c=10.2.10.5:6000", "callee's strange b", "")
 }
 
+// A response to the INVITE that has a description counts for nothing where a newer offer is there: an UPDATE of the
+// caller that crosses the 200, as phones send it to choose one of several codecs, or one of the callee before it.
+func TestDescriptionsThatAreSuperseded(t *testing.T) {
+	play(t).
+		is("A>P INVITE a c=10.1.10.10:5004", "caller's offer", "").
+		is("P>A 183 INVITE a b c=10.2.10.5:6000", "callee's answer b", "").
+		is("A>P UPDATE a b cseq=2 c=10.1.10.10:5004", "caller's offer b", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6000", "callee's superseded b", "").
+		is("P>A 200 UPDATE a b cseq=2 c=10.2.10.5:6000", "callee's answer b", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6000", "callee's answer b", "").
+		is("A>P ACK a b", "", "").
+		is("A>P BYE a b cseq=3", "", "").
+		is("P>A 200 BYE a b cseq=3", "", "b over")
+	play(t).
+		is("A>P INVITE a c=10.1.10.10:5004", "caller's offer", "").
+		is("P>A 183 INVITE a b c=10.2.10.5:6000", "callee's answer b", "").
+		is("P>A UPDATE b a cseq=7 c=10.2.10.5:6002", "callee's offer b", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6002", "callee's superseded b", "").
+		is("A>P 200 UPDATE b a cseq=7 c=10.1.10.10:5004", "caller's answer b", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6002", "callee's superseded b", "").
+		is("A>P ACK a b", "", "")
+	play(t).
+		is("A>P INVITE a", "", "").
+		is("P>A 183 INVITE a b c=10.2.10.5:6000", "callee's offer b fresh", "").
+		is("A>P PRACK a b cseq=2 c=10.1.10.10:5004", "caller's answer b", "").
+		is("A>P UPDATE a b cseq=3 c=10.1.10.10:5006", "caller's offer b", "").
+		is("P>A 200 UPDATE a b cseq=3 c=10.2.10.5:6000", "callee's answer b", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6000", "callee's superseded b", "")
+}
+
+// A PRACK that is not known there is of a response that is not: the call goes on.
+func TestAPRACKThatIsNotKnown(t *testing.T) {
+	play(t).
+		is("A>P INVITE a c=10.1.10.10:5004", "caller's offer", "").
+		is("P>A 183 INVITE a b c=10.2.10.5:6000", "callee's answer b", "").
+		is("A>P PRACK a b cseq=2", "", "").
+		is("P>A 481 PRACK a b cseq=2", "", "").
+		is("P>A 200 INVITE a b c=10.2.10.5:6000", "callee's answer b", "").
+		is("A>P ACK a b", "", "")
+}
+
+// An offer that is never answered does not keep the other end from one of its own.
+func TestAnOfferThatIsNeverAnswered(t *testing.T) {
+	for line, after := range map[string]time.Duration{
+		"A>P UPDATE a b cseq=2 c=10.1.10.10:5006": 32 * time.Second,
+		"A>P INVITE a b cseq=2 c=10.1.10.10:5006": 180 * time.Second,
+	} {
+		s := play(t).
+			says("A>P INVITE a c=10.1.10.10:5004").says("P>A 200 INVITE a b c=10.2.10.5:6000").says("A>P ACK a b").
+			is(line, "caller's offer b", "")
+		s.now = s.now.Add(after - time.Second)
+		assert.Empty(t, endings(s.tr.Expire(s.now)), line)
+		s.now = s.now.Add(time.Second)
+		assert.False(t, s.tr.Next().After(s.now), line)
+		assert.Equal(t, "caller's b withdrawn", endings(s.tr.Expire(s.now)), line)
+		s.is("P>A INVITE b a cseq=7 c=10.2.10.5:6000", "callee's offer b", "")
+	}
+	// The INVITE that begins a call may ring for as long as it does.
+	s := play(t).says("A>P INVITE a").is("P>A 183 INVITE a b c=10.2.10.5:6000", "callee's offer b fresh", "")
+	s.now = s.now.Add(5 * time.Minute)
+	assert.Empty(t, endings(s.tr.Expire(s.now)))
+}
+
 // What cannot be answered by an ACK that has none is withdrawn, and so is what this box refuses.
 func TestOffersThatAreWithdrawn(t *testing.T) {
 	s := play(t).

@@ -58,6 +58,7 @@ type (
 	savedExchange struct {
 		savedTransaction
 		Media []savedParty `cbor:"4,keyasint"`
+		Until time.Time    `cbor:"5,keyasint,omitzero"`
 	}
 	savedTransaction struct {
 		Method message.Method `cbor:"1,keyasint"`
@@ -107,7 +108,7 @@ func (l *Leg) Save() ([]byte, error) {
 		for i := range d.media {
 			x.Media[i] = saveParties(d.media[i])
 			if p := d.pending[i]; p != nil {
-				x.Pending[i] = &savedExchange{saveTransaction(p.transaction), saveParties(p.media)}
+				x.Pending[i] = &savedExchange{saveTransaction(p.transaction), saveParties(p.media), p.until}
 			}
 		}
 		s.Dialogs = append(s.Dialogs, x)
@@ -213,7 +214,7 @@ func (s savedDialog) load() *Dialog {
 			d.media[i] = slices.Clip(loadParties(s.Media[i]))
 		}
 		if p := s.Pending[i]; p != nil {
-			d.pending[i] = &exchange{p.load(), loadParties(p.Media)}
+			d.pending[i] = &exchange{p.load(), loadParties(p.Media), p.Until}
 		}
 	}
 	return d

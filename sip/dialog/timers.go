@@ -36,6 +36,11 @@ func (t *Tracker) expire(l *Leg, now time.Time) {
 		if d.previous != nil && !d.until.After(now) {
 			d.previous = nil
 		}
+		for s, x := range d.pending {
+			if x != nil && !x.until.IsZero() && !x.until.After(now) { // or the other end could not offer anything any more
+				d.pending[s], d.withdrew[s] = nil, true
+			}
+		}
 		switch {
 		case d.State == Ended:
 		case !d.deadline.IsZero() && !d.deadline.After(now):
@@ -79,6 +84,11 @@ func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
 		sooner(d.expires)
 		if d.previous != nil {
 			sooner(d.until)
+		}
+		for _, x := range d.pending {
+			if x != nil {
+				sooner(x.until)
+			}
 		}
 		if t.idles(d) {
 			sooner(d.seen.Add(t.Idle))

@@ -321,8 +321,11 @@ func (t *Tracker) toInvite(st *Step, l *Leg, x *seen) {
 		switch {
 		case x.sdp == nil:
 		case d.State <= Accepted:
-			st.exchange(x, l, d, callee, d.describe(l, callee, x.Message, x.sdp, x.now))
-			st.offer(l, d, callee)
+			role := d.describe(l, callee, x.Message, x.sdp, x.now)
+			st.exchange(x, l, d, callee, role)
+			if role != Superseded { // an offer that is pending is another message's
+				st.offer(l, d, callee)
+			}
 		default: // it comes again, and may no longer hold
 			st.exchange(x, l, d, callee, Repeated)
 		}
@@ -384,7 +387,8 @@ func (d *Dialog) timer(x *seen) {
 // toExchange takes a response to a request within a dialog that may offer or answer. by is who responds.
 func (t *Tracker) toExchange(st *Step, l *Leg, d *Dialog, by side, x *seen) {
 	switch {
-	case x.Status == 481 || x.Status == 408 && x.Method == message.INVITE: // RFC 3261, section 12.2.1.2
+	// RFC 3261, section 12.2.1.2. A PRACK is of a response that is not known there (RFC 3262, section 3), not of a dialog.
+	case x.Status == 481 && x.Method != message.PRACK, x.Status == 408 && x.Method == message.INVITE:
 		d.end(Lost)
 	case x.Status >= 300:
 		d.withdraw(transactionOf(x.Message, by))

@@ -73,25 +73,34 @@ func (c *core) relayMedia(
 	}
 	emergency = emergency || st.Leg != nil && c.known[st.Leg] != nil && c.known[st.Leg].emergency
 	requires := c.relayed.Requires(emergency, hops...)
+	known, reason := len(st.Exchanges) > 0, "SRTP is required, and the call is not known"
+	over := !known && !requires && st.Leg != nil && c.relayed.Follows(st.Leg)
+	if over {
+		reason = "the dialog that it belongs to is over"
+	}
 	switch {
 	case requires && (found == body.Unreadable || body.Stray(m.SIP, text) || found == body.Plain && !readable):
 		return c.refuseMedia(now, st, m, srtpUnreadable, notAcceptable("the session description cannot be read"))
 	case !readable:
 		return action, nil
-	case len(st.Exchanges) == 0 && !requires:
+	case !known && !requires && !over:
 		return action, nil
-	case len(st.Exchanges) == 0 && admission.Refusable(m.SIP):
-		return c.refuseMedia(now, st, m, srtpRefused, notAcceptable("SRTP is required, and the call is not known"))
+	case !known && admission.Refusable(m.SIP):
+		return c.refuseMedia(now, st, m, srtpRefused, notAcceptable(reason))
 	}
 
 	var o terminate.Outcome
-	if len(st.Exchanges) > 0 {
-		o = c.relayed.Message(st, text, admission.Refusable(m.SIP), emergency,
+	if known {
+		kind := terminate.Kind{
+			Refusable: admission.Refusable(m.SIP), Emergency: emergency,
+			Lasting: !m.SIP.Request || m.SIP.Method == message.ACK,
+		}
+		o = c.relayed.Message(st, text, kind,
 			func(x *dialog.Exchange, passed *sdp.Description, lines []dialog.Line) {
 				c.tracker.Relay(now, st, x, passed, lines)
 			})
 	} else {
-		o = terminate.Outcome{Text: terminate.Void(text), Voided: true, Reason: "SRTP is required, and the call is not known"}
+		o = terminate.Outcome{Text: terminate.Void(text), Voided: true, Reason: reason}
 		o.Stale = o.Text == nil
 	}
 	defer clear(o.Text)

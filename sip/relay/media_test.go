@@ -542,6 +542,62 @@ func testOffersInOtherMessages(t *testing.T) {
 	assert.Len(t, w.relayed.Whole(), 1)
 }
 
+// An UPDATE crosses the answer to the INVITE, or comes before it: the call keeps its media, whatever description the
+// answer repeats, and who gets that one gets the last one that he had.
+func TestAnUpdateBeforeTheAnswer(t *testing.T) {
+	for name, final := range map[string]string{"the same": farAnswer, "another": farAnswer + "a=ptime:20\r\n"} {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testAnUpdateBeforeTheAnswer(t, final) }) })
+	}
+}
+
+func testAnUpdateBeforeTheAnswer(t *testing.T, final string) {
+	w := newSecured(t, secured())
+	w.passed(phone, pbx, secureInvite)
+	first, r := w.passed(pbx, phone, text("SIP/2.0 183 Progress", ";tag=b", farAnswer))
+	all, _ := pairs(r)
+	require.Len(t, all, 1)
+	w.closed()
+	update := in(text("UPDATE sip:bob@10.2.20.5 SIP/2.0", ";tag=b", annsOffer+"a=ptime:20\r\n"), "2 UPDATE")
+	assert.Contains(t, string(w.pass(phone, pbx, update).Raw), marker)
+
+	answer := func(status string) string {
+		return strings.Replace(string(first.Raw), "183 Progress", status, 1)
+	}
+	assert.Equal(t, answer("200 OK"), string(w.pass(pbx, phone, text("SIP/2.0 200 OK", ";tag=b", final)).Raw))
+	okay := w.pass(pbx, phone, in(text("SIP/2.0 200 OK", ";tag=b", farAnswer+"a=ptime:20\r\n"), "2 UPDATE"))
+	assert.NotContains(t, string(okay.Raw), "m=audio 0 ")
+	assert.Equal(t, port(t, first.Raw), port(t, okay.Raw))
+	whole := w.relayed.Whole()
+	require.Len(t, whole, 1)
+	assert.Equal(t, all[0].ID, whole[0].ID)
+	assert.Empty(t, w.stats().Refused)
+}
+
+// What a call waits for goes on, whatever description it repeats: a 200 after a reliable 183 had the offer, an ACK with
+// what the INVITE had.
+func TestAnswersAndACKsAreNotDropped(t *testing.T) { synctest.Test(t, testAnswersAndACKsAreNotDropped) }
+
+func testAnswersAndACKsAreNotDropped(t *testing.T) {
+	c := newSecureCall(t, secured())
+	ack := in(text("ACK sip:bob@10.2.20.5 SIP/2.0", ";tag=b", annsOffer+"a=ptime:20\r\n"), "1 ACK")
+	a := c.pass(phone, pbx, ack)
+	assert.False(t, a.Drop)
+	assert.Equal(t, c.far, port(t, a.Raw), "what went on with the INVITE")
+	assert.NotContains(t, string(a.Raw), "inline")
+
+	w := newSecured(t, secured())
+	w.pass(phone, pbx, text("INVITE sip:bob@10.2.20.5 SIP/2.0", "", ""))
+	first, _ := w.passed(pbx, phone, text("SIP/2.0 183 Progress", ";tag=b", farAnswer))
+	tag := regexp.MustCompile(`crypto:(\d+) AES_CM_128_HMAC_SHA1_80`).FindSubmatch(first.Raw)
+	require.NotNil(t, tag)
+	w.passed(phone, pbx, in(text("PRACK sip:bob@10.2.20.5 SIP/2.0", ";tag=b", media("10.1.10.9", 4000, "RTP/SAVP",
+		fmt.Sprintf("crypto:%s AES_CM_128_HMAC_SHA1_80 inline:%s", tag[1], annsKey))), "2 PRACK"))
+	a = w.pass(pbx, phone, text("SIP/2.0 200 OK", ";tag=b", farAnswer+"a=ptime:20\r\n"))
+	assert.False(t, a.Drop)
+	assert.Equal(t, strings.Replace(string(first.Raw), "183 Progress", "200 OK", 1), string(a.Raw))
+	assert.Len(t, w.relayed.Whole(), 1)
+}
+
 // A request that is rejected by its receiver leaves the call as it was.
 func TestARejectedOfferIsTakenBack(t *testing.T) { synctest.Test(t, testARejectedOfferIsTakenBack) }
 

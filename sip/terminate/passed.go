@@ -2,6 +2,7 @@ package terminate
 
 import (
 	"crypto/sha256"
+	"slices"
 
 	"ringway/sip/dialog"
 )
@@ -40,6 +41,16 @@ func (p *passed) empty() bool { return len(p.all) == 0 }
 func (p *passed) find(k key) *entry {
 	for _, e := range p.all {
 		if e.key == k {
+			return e
+		}
+	}
+	return nil
+}
+
+// latest is what went on last from one end in a dialog, or with the INVITE that all dialogs of the leg are of.
+func (p *passed) latest(fromCaller bool, tag string) *entry {
+	for _, e := range slices.Backward(p.all) {
+		if e.fromCaller == fromCaller && (e.tag == tag || e.tag == "") {
 			return e
 		}
 	}

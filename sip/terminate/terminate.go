@@ -148,6 +148,9 @@ func (c *Calls) at(hop netip.Addr, emergency bool) offer.Place {
 	return p
 }
 
+// Follows reports whether media of a leg is relayed, or was offered to be.
+func (c *Calls) Follows(l *dialog.Leg) bool { return c.legs[l] != nil }
+
 // Needs reports whether a message between these hops is to be looked at: media is relayed for one of them.
 func (c *Calls) Needs(hops ...netip.Addr) bool { return c.level(false, hops...) != offer.Off }
 
@@ -177,29 +180,42 @@ type Outcome struct {
 	Reason string
 }
 
-// Message takes the description of a message that a step of the dialogs is about. refusable: an offer in it can be
-// refused by a response. relay is called for each leg with what has become of the media of its exchange.
+// Kind is what may become of a message.
+type Kind struct {
+	Refusable bool // an offer in it can be refused by a response
+	Lasting   bool // it is a response or an ACK, which a call waits for: it goes on with whatever description
+	Emergency bool
+}
+
+// Message takes the description of a message that a step of the dialogs is about. relay is called for each leg with what
+// has become of the media of its exchange.
 func (c *Calls) Message(
-	st *dialog.Step, text []byte, refusable, emergency bool, relay func(*dialog.Exchange, *sdp.Description, []dialog.Line),
+	st *dialog.Step, text []byte, k Kind, relay func(*dialog.Exchange, *sdp.Description, []dialog.Line),
 ) (o Outcome) {
 	in := text
 	for i := range st.Exchanges {
 		x := &st.Exchanges[i]
-		call := c.callOf(x, emergency)
+		call := c.callOf(x, k.Emergency)
 		if call == nil {
-			if x.Role != dialog.Offer && c.Requires(emergency, x.Leg.Hops[:]...) {
+			if x.Role != dialog.Offer && c.Requires(k.Emergency, x.Leg.Hops[:]...) {
 				return c.void(Outcome{}, in, "it belongs to a call that is not known")
 			}
 			continue
 		}
 		e := call.passed.find(keyOf(x, in))
+		if e == nil && k.Lasting && (x.Role == dialog.Repeated || x.Role == dialog.Superseded) {
+			// Who gets it is to ignore the description: it is as well the last one that he had.
+			e = call.passed.latest(x.FromCaller, x.Tag())
+		}
 		var refusal *offer.Refusal
 		var stale bool
 		if e == nil {
-			e, refusal, stale = call.take(x, in, refusable)
+			e, refusal, stale = call.take(x, in, k.Refusable)
 			c.touch[call] = true
 		}
 		switch {
+		case stale && k.Lasting:
+			return c.void(Outcome{}, in, "its description comes again, or late")
 		case stale:
 			return Outcome{Stale: true}
 		case refusal != nil:
@@ -274,7 +290,7 @@ func (x *call) take(d *dialog.Exchange, text []byte, refusable bool) (e *entry, 
 	var result offer.Result
 	var err error
 	switch {
-	case d.Role == dialog.Repeated:
+	case d.Role == dialog.Repeated, d.Role == dialog.Superseded:
 		return nil, nil, true
 	case d.Role == dialog.Offer:
 		result, err = x.Offer(tag, from, text, d.Fresh)

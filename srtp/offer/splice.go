@@ -33,7 +33,8 @@ var dropped = map[string]bool{
 	"dtls-id": true, "rtcp-mux-only": true, "rtcp": true, "connection": true,
 	"key-mgmt":   true, // RFC 4567
 	"zrtp-hash":  true, // RFC 6189: its packets are not RTP
-	"encryption": true, // of vendors: `optional` beside a=crypto
+	// Of vendors: `optional` beside a=crypto, and a key that may be chosen in its place.
+	"encryption": true, "cryptoscale": true,
 	// ICE (RFC 8839): the box has one address, and checks none.
 	"candidate": true, "end-of-candidates": true, "remote-candidates": true, "ice-ufrag": true, "ice-pwd": true,
 	"ice-options": true, "ice-lite": true, "ice-mismatch": true, "ice-pacing": true,
