@@ -13,11 +13,11 @@ type Role uint8
 
 // Roles.
 const (
-	Offer    Role = iota + 1
-	Answer        // also one that comes again, or another one in place of the one before: of a 2xx after a 1xx
-	Repeated      // an offer that was answered, or is older, comes again
-	Strange       // an answer to an offer that was not seen
-	Superseded    // of a response to the INVITE; what was offered since counts
+	Offer      Role = iota + 1
+	Answer          // also one that comes again, or another one in place of the one before: of a 2xx after a 1xx
+	Repeated        // an offer that was answered, or is older, comes again
+	Strange         // an answer to an offer that was not seen
+	Superseded      // of a response to the INVITE; what was offered since counts
 )
 
 func (r Role) String() string {

@@ -187,8 +187,8 @@ type Kind struct {
 	Emergency bool
 }
 
-// Message takes the description of a message that a step of the dialogs is about. relay is called for each leg with what
-// has become of the media of its exchange.
+// Message takes the description of a message that a step of the dialogs is about. relay is called for each leg with
+// what has become of the media of its exchange.
 func (c *Calls) Message(
 	st *dialog.Step, text []byte, k Kind, relay func(*dialog.Exchange, *sdp.Description, []dialog.Line),
 ) (o Outcome) {

@@ -31,8 +31,8 @@ type change struct {
 var dropped = map[string]bool{
 	attrCrypto: true, attrFingerprint: true, attrSetup: true, attrTLSID: true, attrMux: true, attrChannel: true,
 	"dtls-id": true, "rtcp-mux-only": true, "rtcp": true, "connection": true,
-	"key-mgmt":   true, // RFC 4567
-	"zrtp-hash":  true, // RFC 6189: its packets are not RTP
+	"key-mgmt":  true, // RFC 4567
+	"zrtp-hash": true, // RFC 6189: its packets are not RTP
 	// Of vendors: `optional` beside a=crypto, and a key that may be chosen in its place.
 	"encryption": true, "cryptoscale": true,
 	// ICE (RFC 8839): the box has one address, and checks none.
