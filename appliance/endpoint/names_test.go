@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/dns/dnsmessage"
 
 	"ringway/tunnel"
 )
@@ -202,4 +204,83 @@ func TestLiteralsNeedNoNameServer(t *testing.T) {
 	at, _ := m.Where(tunnel.Voice, s)
 	assert.Equal(t, home, at)
 	assert.NotContains(t, m.names, munich.Endpoint)
+}
+
+// nameServer answers for a name with both families, as much as is said; "" is no answer.
+func nameServer(t *testing.T, a, aaaa string) string {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		b := make([]byte, 512)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(b[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			m.Response, m.Additionals = true, nil
+			head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1}
+			says := map[dnsmessage.Type]string{dnsmessage.TypeA: a, dnsmessage.TypeAAAA: aaaa}[q.Type]
+			switch {
+			case says == "":
+				continue
+			case says == "none":
+			case says == "failure":
+				m.RCode = dnsmessage.RCodeServerFailure
+			case q.Type == dnsmessage.TypeA:
+				m.Answers = append(m.Answers, dnsmessage.Resource{
+					Header: head, Body: &dnsmessage.AResource{A: netip.MustParseAddr(says).As4()},
+				})
+			default:
+				m.Answers = append(m.Answers, dnsmessage.Resource{
+					Header: head, Body: &dnsmessage.AAAAResource{AAAA: netip.MustParseAddr(says).As16()},
+				})
+			}
+			reply, err := m.Pack()
+			if err == nil {
+				_, _ = c.WriteTo(reply, from)
+			}
+		}
+	}()
+	return c.LocalAddr().String()
+}
+
+// Half an answer is none: a tunnel that works would go over to a family that the WAN may not have. And a server that is
+// dead does not get the question about one of the families each time.
+func TestHalfAnAnswerIsNone(t *testing.T) {
+	whole := nameServer(t, "203.0.113.2", "2001:db8::2")
+	ask := func(servers ...string) ([]netip.Addr, error) {
+		r := resolver(len(servers), func(ctx context.Context, n int, network string) (net.Conn, error) {
+			if servers[n] == "unreachable" {
+				return nil, errors.New("no neighbour")
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, network, servers[n])
+		})
+		all, err := r.LookupNetIP(t.Context(), "ip", "munich.example.net.")
+		for i := range all {
+			all[i] = all[i].Unmap()
+		}
+		return all, err
+	}
+	for range 5 {
+		all, err := ask(whole)
+		require.NoError(t, err)
+		assert.ElementsMatch(t, []netip.Addr{v4, v6}, all)
+		all, err = ask("unreachable", whole)
+		require.NoError(t, err)
+		assert.ElementsMatch(t, []netip.Addr{v4, v6}, all)
+	}
+	_, err := ask(nameServer(t, "failure", "2001:db8::2"))
+	require.Error(t, err)
+	_, err = ask("unreachable", "unreachable")
+	require.Error(t, err)
+	all, err := ask(nameServer(t, "none", "2001:db8::2"))
+	require.NoError(t, err, "that there is no address of a family is an answer")
+	assert.Equal(t, []netip.Addr{v6}, all)
 }

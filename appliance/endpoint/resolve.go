@@ -33,15 +33,32 @@ const serverPatience = 2 * time.Second
 
 // lookupAt asks the given name servers in turn, or the system's if there are none.
 func lookupAt(servers []Server) lookup {
-	var r net.Resolver
-	if len(servers) > 0 {
-		var turn atomic.Uint32
-		r.PreferGo = true
-		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return servers[int(turn.Add(1)-1)%len(servers)].dial(ctx, network)
-		}
+	if len(servers) == 0 {
+		return (&net.Resolver{StrictErrors: true}).LookupNetIP
 	}
-	return r.LookupNetIP
+	return resolver(len(servers), func(ctx context.Context, n int, network string) (net.Conn, error) {
+		return servers[n].dial(ctx, network)
+	}).LookupNetIP
+}
+
+// resolver asks n servers in turn. Where the answer about one family is missing there is no answer (StrictErrors): half
+// of one would have a tunnel that works go over to the other family. The questions about the two families are asked at
+// the same time, so that two follow each other to each server: else one of them would get a dead server each time.
+func resolver(n int, dial func(ctx context.Context, n int, network string) (net.Conn, error)) *net.Resolver {
+	var turn atomic.Uint32
+	return &net.Resolver{
+		PreferGo: true, StrictErrors: true,
+		Dial: func(ctx context.Context, network, _ string) (c net.Conn, err error) {
+			first := int(turn.Add(1)-1) / 2
+			for i := range n {
+				if c, err = dial(ctx, (first+i)%n, network); err == nil {
+					return c, nil
+				}
+			}
+			// Without this type the resolver does not take it for an answer that is missing.
+			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		},
+	}
 }
 
 // dial asks the server over its own WAN: its address is that network's choice, and may be a site's here. An answer

@@ -208,7 +208,9 @@ func (f Facts) add6(name string, w *wan, private []routing.Network, a *routing.A
 	}
 	if w.want6.Address {
 		for _, x := range held.Addresses {
-			if routing.Overlap(private, "", host(x.Address)) == nil {
+			// A server may give the address that the prefix of an advertisement makes: the kernel has each once.
+			advertised := slices.ContainsFunc(w.advertised.Addresses, func(p netip.Prefix) bool { return p.Addr() == x.Address })
+			if !advertised && routing.Overlap(private, "", host(x.Address)) == nil {
 				a.Addresses = append(a.Addresses, host(x.Address))
 			}
 		}

@@ -94,6 +94,9 @@ func TestWhatWasDelegated(t *testing.T) {
 		{Prefix: pfx("2001:db8:7700::/56")}, {Prefix: pfx("2001:db8:5600::/56"), Deprecated: true},
 	}, held.Delegated["rw-none0"])
 	assert.Equal(t, []netip.Prefix{pfx("2001:db8:ff::100/128")}, held.Advertised["rw-none0"].Addresses)
+	k.take("rw-none0", func(w *wan) { w.advertised.Addresses = []netip.Prefix{pfx("2001:db8:ff::100/64")} })
+	assert.Equal(t, []netip.Prefix{pfx("2001:db8:ff::100/64")}, k.Held().Advertised["rw-none0"].Addresses,
+		"the same address, by an advertisement as well")
 	assert.NotContains(t, texts(), "rw-none0: no prefix was delegated")
 	with, short := cfg.Delegated(held.Delegated)
 	assert.Empty(t, short)

@@ -92,6 +92,10 @@ func prefixLength(ack *dhcpv4.DHCPv4) (int, error) {
 	return ones, nil
 }
 
+// leastRenew is how soon a lease is renewed at the earliest, whatever the server says, but for leases that are shorter:
+// each renewal is written to disk.
+const leastRenew = 30 * time.Second
+
 func (l *Lease) setTimes(ack *dhcpv4.DHCPv4, maxHold time.Duration) error {
 	l.Duration = ack.IPAddressLeaseTime(0)
 	if l.Duration <= 0 {
@@ -101,6 +105,9 @@ func (l *Lease) setTimes(ack *dhcpv4.DHCPv4, maxHold time.Duration) error {
 
 	l.Renew = ack.IPAddressRenewalTime(l.Duration / 2)
 	l.Rebind = ack.IPAddressRebindingTime(l.Duration * 7 / 8)
+	if l.Renew > 0 {
+		l.Renew = max(l.Renew, min(leastRenew, l.Duration/2))
+	}
 	if l.Renew <= 0 || l.Renew >= l.Rebind || l.Rebind >= l.Duration {
 		l.Renew, l.Rebind = l.Duration/2, l.Duration*7/8 // RFC 2131, section 4.4.5
 	}

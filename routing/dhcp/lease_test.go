@@ -37,6 +37,11 @@ func TestLeaseTimes(t *testing.T) {
 			append(option(dhcpv4.OptRenewTimeValue(time.Minute)), option(dhcpv4.OptRebindingTimeValue(2*time.Minute))...),
 			time.Hour, time.Minute, 2 * time.Minute,
 		},
+		"T1 of a second": {option(dhcpv4.OptRenewTimeValue(time.Second)), time.Hour, 30 * time.Second, t2},
+		"a lease of a minute, T1 of a second": {
+			append(option(dhcpv4.OptRenewTimeValue(time.Second)), dhcpv4.WithLeaseTime(60)),
+			time.Minute, 30 * time.Second, 52*time.Second + 500*time.Millisecond,
+		},
 		"T1 after the end": {option(dhcpv4.OptRenewTimeValue(2 * time.Hour)), time.Hour, t1, t2},
 		"without an end":   {noEnd, 24 * time.Hour, 12 * time.Hour, 21 * time.Hour},
 		"without a router": {[]dhcpv4.Modifier{dhcpv4.WithoutOption(dhcpv4.OptionRouter)}, time.Hour, t1, t2},

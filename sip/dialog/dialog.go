@@ -34,6 +34,15 @@ const (
 	// DefaultIdle is how long a call without a session timer stays when nothing of it is seen, neither
 	// signalling nor media.
 	DefaultIdle = 10 * time.Minute
+	// heldIdle is the same of a call on hold, which has no media: its phones may be gone.
+	heldIdle = 4 * time.Hour
+	// loadGrace is how long a call of an earlier process stays at least, since nobody knows when it was seen last.
+	loadGrace = 2 * time.Minute
+)
+
+const (
+	maxName   = 1024 // bytes of a Call-ID, tag or branch. Peers write up to some hundred
+	maxLooked = 64   // legs, to find one that makes room
 )
 
 // State is how far a dialog, or a leg, has come.

@@ -194,6 +194,14 @@ func (t *Tracker) Load(now time.Time, saved []byte) (st Step, err error) {
 	if l.accepted {
 		l.forks = now.Add(timerB) // it is not known how long ago it was
 	}
+	for _, d := range l.dialogs {
+		if since := now.Add(loadGrace - t.idle(d)); d.seen.Before(since) {
+			d.seen = since
+		}
+	}
+	if since := now.Add(loadGrace - t.Idle); l.responded && l.seen.Before(since) {
+		l.seen = since
+	}
 	t.calls.add(l)
 	t.legs++
 	heap.Push(&t.timers, l)

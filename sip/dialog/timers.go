@@ -51,15 +51,19 @@ func (t *Tracker) expire(l *Leg, now time.Time) {
 				continue
 			}
 			d.end(Expired)
-		case t.idles(d) && !d.seen.Add(t.Idle).After(now):
+		case d.expires.IsZero() && !d.seen.Add(t.idle(d)).After(now):
 			d.end(Idle)
 		}
 	}
 }
 
-// idles reports whether a dialog ends when nothing of it is seen: not while it is on hold, and not if a
-// session timer says when.
-func (t *Tracker) idles(d *Dialog) bool { return !d.held && d.expires.IsZero() }
+// idle is how long a dialog without a session timer stays when nothing of it is seen.
+func (t *Tracker) idle(d *Dialog) time.Duration {
+	if d.held {
+		return max(heldIdle, t.Idle)
+	}
+	return t.Idle
+}
 
 // nextDue is when something of a leg expires, or has to be looked at again.
 func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
@@ -90,8 +94,8 @@ func (t *Tracker) nextDue(l *Leg, now time.Time) time.Time {
 				sooner(x.until)
 			}
 		}
-		if t.idles(d) {
-			sooner(d.seen.Add(t.Idle))
+		if d.expires.IsZero() {
+			sooner(d.seen.Add(t.idle(d)))
 		}
 	}
 	return due

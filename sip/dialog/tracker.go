@@ -149,7 +149,7 @@ func branchOf(m *message.Message) []byte {
 func (t *Tracker) invite(st *Step, x *seen) {
 	l := t.leg(x.CallID(), x.fromTag, x.from, x.to)
 	if l == nil {
-		if l = t.add(x, x.fromTag, x.from, x.to); l == nil {
+		if l = t.add(st, x); l == nil {
 			return
 		}
 	}
@@ -168,7 +168,7 @@ func (t *Tracker) invite(st *Step, x *seen) {
 		l.cseq, l.branches, l.cancelled = x.CSeq, nil, false
 		l.responded, l.dialogs = false, nil
 	}
-	if id := branchOf(x.Message); l.branch(id) == nil && len(l.branches) < maxBranches {
+	if id := branchOf(x.Message); l.branch(id) == nil && len(l.branches) < maxBranches && len(id) <= maxName {
 		l.branches = append(l.branches, branch{id: string(id)})
 	}
 	l.offer = nil
@@ -198,16 +198,36 @@ func (t *Tracker) cancel(st *Step, x *seen) {
 	}
 }
 
-// foreign reports whether a request belongs to a call that is followed, and its sender does not.
+// foreign reports whether a request belongs to a call that is followed, and its sender does not. Of a call's legs those
+// count that have the tags of the request, if there are any: others may be of somebody who has taken its Call-ID.
 func (t *Tracker) foreign(x *seen) bool {
-	known := false
+	const (
+		sameID = iota
+		sameTags
+		kinds
+	)
+	var known, belongs [kinds]bool
 	for l := range t.calls.of(x.CallID()) {
-		if l.Hops[caller] == x.from || l.Hops[callee] == x.from || l.partial {
-			return false
+		kind := sameID
+		if l.hasTags(x) {
+			kind = sameTags
 		}
-		known = true
+		known[kind] = true
+		belongs[kind] = belongs[kind] || l.Hops[caller] == x.from || l.Hops[callee] == x.from || l.partial
 	}
-	return known
+	if known[sameTags] {
+		return !belongs[sameTags]
+	}
+	return known[sameID] && !belongs[sameID]
+}
+
+// hasTags reports whether a request is of a leg by its tags: of a dialog, or, for a CANCEL, of the INVITE.
+func (l *Leg) hasTags(x *seen) bool {
+	if len(x.toTag) == 0 {
+		return l.Tag == string(x.fromTag)
+	}
+	return l.Tag == string(x.fromTag) && l.dialog(x.toTag) != nil ||
+		l.Tag == string(x.toTag) && l.dialog(x.fromTag) != nil
 }
 
 // inDialog takes all other requests.
@@ -221,15 +241,15 @@ func (t *Tracker) inDialog(st *Step, x *seen) {
 		return
 	}
 	if found == nil {
-		if x.Method != message.INVITE {
+		if x.Method != message.INVITE && (x.Method != message.UPDATE || x.sdp == nil) {
 			return
 		}
-		// A call that was there before we were, or goes another way from now on.
-		l := t.add(x, x.fromTag, x.from, x.to)
+		// A call that was there before we were, or goes another way from now on; or none, if nobody responds.
+		l := t.add(st, x)
 		if l == nil {
 			return
 		}
-		l.accepted, l.responded = true, true
+		l.accepted = true
 		found = []member{{l, l.addDialog(x.toTag, Confirmed, x.now), caller}}
 	}
 
@@ -279,7 +299,7 @@ func (t *Tracker) response(st *Step, x *seen) {
 		l, d := f.leg, f.dialog
 		st.turnTo(l)
 		st.Dialog = d
-		l.seen, d.seen = x.now, x.now
+		l.seen, d.seen, l.responded = x.now, x.now, true
 		switch x.Method {
 		case message.BYE:
 			d.byeAnswered(x.Status)
@@ -489,7 +509,7 @@ func (t *Tracker) refer(st *Step, l *Leg, flows []Flow) {
 }
 
 func (l *Leg) addDialog(tag []byte, state State, now time.Time) *Dialog {
-	if len(l.dialogs) == maxDialogs {
+	if len(l.dialogs) == maxDialogs || len(tag) > maxName {
 		return nil
 	}
 	d := &Dialog{Tag: string(tag), State: state, seen: now}
@@ -542,8 +562,10 @@ func (t *Tracker) within(callID, fromTag, toTag []byte, from, to netip.Addr) (re
 	return related
 }
 
-func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
-	if t.legs >= t.MaxLegs {
+// add begins a leg of a request's sender. Without room, or with names that nobody needs, it is nil.
+func (t *Tracker) add(st *Step, x *seen) *Leg {
+	long := max(len(x.CallID()), len(x.fromTag), len(x.toTag)) > maxName
+	if long || t.legs >= t.MaxLegs && !t.makeRoom(st, x.now) {
 		t.beyond++
 		for l := range t.calls.of(x.CallID()) {
 			l.partial = true
@@ -552,13 +574,26 @@ func (t *Tracker) add(x *seen, tag []byte, from, to netip.Addr) *Leg {
 	}
 	id := string(x.CallID())
 	l := &Leg{
-		CallID: id, Hops: [2]netip.Addr{from, to}, Tag: string(tag),
+		CallID: id, Hops: [2]netip.Addr{x.from, x.to}, Tag: string(x.fromTag),
 		cseq: x.CSeq, began: x.now, seen: x.now, due: x.now,
 	}
 	t.calls.add(l)
 	t.legs++
 	heap.Push(&t.timers, l)
 	return l
+}
+
+// makeRoom ends a leg that nobody has responded to, among those that end soonest: anybody can begin calls.
+func (t *Tracker) makeRoom(st *Step, now time.Time) bool {
+	for _, l := range t.timers[:min(len(t.timers), maxLooked)] {
+		if !l.responded && l.ended == "" {
+			l.ended = Unanswered
+			t.settle(st, l, now)
+			st.Others = append(st.Others, l)
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Tracker) remove(l *Leg) {

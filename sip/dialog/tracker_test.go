@@ -307,8 +307,8 @@ func TestHold(t *testing.T) {
 		says("P>A 200 INVITE a b cseq=2 c=10.2.10.31:7000 a=inactive").says("A>P ACK a b cseq=2").has("")
 	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["X"], netip.MustParseAddrPort("10.1.10.10:5005"), true))
 	assert.Contains(t, s.tr.flows.first, NewFlow(hosts["A"], netip.MustParseAddrPort("10.2.10.31:7001"), true))
-	s.after(time.Hour)
-	assert.Equal(t, 1, s.tr.Len(), "a call on hold is never idle")
+	s.after(heldIdle - time.Minute)
+	assert.Equal(t, 1, s.tr.Len(), "a call on hold is idle for hours")
 	s.says("A>P INVITE a b cseq=3 c=10.1.10.10:5004").has("any(10.2.10.5)>10.1.10.10:5004").
 		says("P>A 200 INVITE a b cseq=3 c=10.2.10.31:7000").says("A>P ACK a b cseq=3").has(bothOpen)
 
@@ -316,6 +316,13 @@ func TestHold(t *testing.T) {
 	up(t).says("P>A INVITE b a c=10.2.10.31:7000 a=sendonly").
 		says("A>P 200 INVITE b a c=10.1.10.10:5004 a=recvonly").
 		says("P>A ACK b a").has("10.2.10.31>10.1.10.10:5004")
+}
+
+// Phones on hold may be gone: their place is not theirs for ever.
+func TestACallOnHoldEnds(t *testing.T) {
+	up(t).says("A>P INVITE a b cseq=2 c=0.0.0.0:5004 a=inactive").
+		says("P>A 200 INVITE a b cseq=2 c=10.2.10.31:7000 a=inactive").says("A>P ACK a b cseq=2").
+		after(heldIdle).ended(Idle)
 }
 
 // Case 16: each end asks at the same time, both are told 491, and one asks again.
@@ -396,6 +403,14 @@ func TestForeignHops(t *testing.T) {
 
 	// One that belongs to no call is not dropped.
 	assert.Empty(t, play(t).says("Z>A BYE b a").st.Drop)
+
+	// A call of his own with the same Call-ID makes nobody a hop of another one.
+	for _, line := range []string{"Z>A BYE b a", "Z>P BYE a b cseq=2", "Z>A INVITE b a c=10.9.9.9:5004"} {
+		s := up(t).says("Z>B INVITE y c=10.9.9.9:5004").says(line)
+		assert.Equal(t, ForeignHop, s.st.Drop, line)
+	}
+	s = play(t).says("A>P INVITE a c=10.1.10.10:5004").says("Z>B INVITE y c=10.9.9.9:5004").says("Z>P CANCEL a")
+	assert.Equal(t, ForeignHop, s.st.Drop)
 }
 
 // A proxy in another branch that passes the call through this box twice.
@@ -445,7 +460,7 @@ func TestWhatIsRefusedIsTakenBack(t *testing.T) {
 func TestBounds(t *testing.T) {
 	s := play(t)
 	s.tr.MaxLegs = 1
-	s.says("A>P INVITE a c=10.1.10.10:5004").says("B>P INVITE z c=10.1.10.11:5004").has(offerOpen)
+	s.says("A>P INVITE a c=10.1.10.10:5004").says("P>A 180 INVITE a").says("B>P INVITE z c=10.1.10.11:5004").has(offerOpen)
 	assert.EqualValues(t, 1, s.tr.Beyond())
 	for i := range 40 {
 		s.says(fmt.Sprintf("P>A 183 INVITE a b%d c=10.2.10.31:%d", i, 7000+2*i))
@@ -453,6 +468,59 @@ func TestBounds(t *testing.T) {
 	}
 	assert.Len(t, s.st.Leg.dialogs, maxDialogs)
 	assert.Len(t, s.st.Leg.branches, maxBranches)
+}
+
+// Anybody can begin calls: one that nobody has responded to makes room for another.
+func TestRoomForCalls(t *testing.T) {
+	s := play(t)
+	s.tr.MaxLegs = 2
+	s.says("A>P INVITE a c=10.1.10.10:5004").says("P>A 180 INVITE a b")
+	s.after(time.Second).says("Z>P INVITE y1 c=10.9.9.9:5004")
+	s.after(time.Second).says("Z>P INVITE y2 c=10.9.9.9:5006")
+	require.Len(t, s.st.Ended, 1)
+	assert.Equal(t, Unanswered, s.st.Ended[0].Why())
+	assert.Equal(t, "y1", s.st.Ended[0].Tag)
+	assert.Equal(t, 2, s.tr.Len())
+	assert.Zero(t, s.tr.Beyond())
+	s.says("P>Z 180 INVITE y2")
+	s.says("B>P INVITE z c=10.1.10.11:5004")
+	assert.EqualValues(t, 1, s.tr.Beyond(), "all have been responded to")
+	assert.Equal(t, 2, s.tr.Len())
+}
+
+// A request within a call that is not known begins one, but not for long if nobody responds.
+func TestAnUnknownCallThatNobodyRespondsTo(t *testing.T) {
+	for _, line := range []string{
+		"A>P INVITE a b cseq=7 c=10.1.10.10:5004", "A>P INVITE a b cseq=7", "A>P UPDATE a b cseq=7 c=10.1.10.10:5004",
+	} {
+		play(t).says(line).after(timerB).ended(Unanswered)
+		method := strings.Fields(line)[1]
+		s := play(t).says(line).says("P>A 200 " + method + " a b cseq=7 c=10.2.10.31:7000").after(timerB)
+		assert.Equal(t, 1, s.tr.Len(), line)
+	}
+	assert.Zero(t, play(t).says("A>P UPDATE a b cseq=7").tr.Len(), "without a description it has no media")
+}
+
+// A name that no peer writes is not kept.
+func TestNamesAreBounded(t *testing.T) {
+	long := strings.Repeat("x", maxName+1)
+	for _, line := range []string{"A>P INVITE " + long, "A>P INVITE a " + long, "A>P INVITE " + long + " b"} {
+		s := play(t).says(line + " c=10.1.10.10:5004")
+		assert.Zero(t, s.tr.Len())
+		assert.EqualValues(t, 1, s.tr.Beyond())
+	}
+	s := play(t).says("A>P INVITE a branch=" + long + " c=10.1.10.10:5004").says("P>A 183 INVITE a " + long + " c=10.2.10.31:7000")
+	assert.Empty(t, s.tr.timers[0].branches)
+	assert.Empty(t, s.tr.timers[0].dialogs)
+}
+
+// The next process does not know when media was seen last: it gives a call time to show some.
+func TestACallOfAnEarlierProcessIsNotIdleAtOnce(t *testing.T) {
+	s := up(t)
+	s.now = s.now.Add(DefaultIdle - time.Second)
+	s.tr = s.restarted()
+	s.after(loadGrace - time.Second).has(bothOpen)
+	s.after(2 * time.Second).ended(Idle)
 }
 
 func TestACallThatWasThereBefore(t *testing.T) {

@@ -201,6 +201,28 @@ func (t *Table) bind(now time.Time, st *Step, r *request, uri string, expiry tim
 	st.Bound = append(st.Bound, b.Binding)
 }
 
+// Restore takes a binding that an earlier process had. One that has expired, or is in the table, changes nothing.
+func (t *Table) Restore(now time.Time, was Binding) {
+	known := slices.ContainsFunc(t.byAOR[was.AOR], func(b *binding) bool {
+		return b.Phone == was.Phone && sameURI(b.Contact, was.Contact)
+	})
+	switch {
+	case known, was.AOR == "", !was.Phone.IsValid(), !was.PBX.IsValid(), !was.Expires.After(now):
+		return
+	case len(t.timers) >= t.MaxBindings:
+		t.beyond++
+		return
+	}
+	if limit := now.Add(maxExpiry); was.Expires.After(limit) {
+		was.Expires = limit
+	}
+	was.Site, was.Line, was.LineGone = "", "", false // the daemon's
+	b := &binding{Binding: was}
+	t.byAOR[was.AOR] = append(t.byAOR[was.AOR], b)
+	t.byPhone[was.Phone.Addr()] = append(t.byPhone[was.Phone.Addr()], b)
+	heap.Push(&t.timers, b)
+}
+
 func (t *Table) removeIf(st *Step, from []*binding, which func(*binding) bool) {
 	for _, b := range slices.Clone(from) {
 		if which(b) {

@@ -161,6 +161,37 @@ func TestExpiries(t *testing.T) {
 	}
 }
 
+// What an earlier process knew goes on where it was: a refresh finds it, and it ends at its time.
+func TestBindingsOfAnEarlierProcess(t *testing.T) {
+	s := play(t)
+	s.says("A>P 1 m=<sip:a@10.1.10.10:5062>;expires=600").says("P>A 200 1 m=<sip:a@10.1.10.10:5062>;expires=600")
+	known := s.table.Bindings()
+	require.Len(t, known, 1)
+
+	s.table = New(100)
+	for range 2 {
+		s.table.Restore(s.now.Add(time.Minute), known[0])
+	}
+	assert.Equal(t, known, s.table.Bindings())
+	assert.Equal(t, 1, s.table.Len())
+	s.now = s.now.Add(5 * time.Minute)
+	s.says("A>P 2 m=<sip:a@10.1.10.10:5062>;expires=600").says("P>A 200 2 m=<sip:a@10.1.10.10:5062>;expires=600")
+	assert.Equal(t, 1, s.table.Len(), "refreshed")
+	s.table.Expire(s.now.Add(time.Hour))
+	assert.Zero(t, s.table.Len())
+
+	s.table.Restore(s.now.Add(time.Hour), known[0])
+	forever := known[0]
+	forever.Expires = s.now.Add(1000 * time.Hour)
+	s.table.Restore(s.now, Binding{Expires: forever.Expires})
+	assert.Zero(t, s.table.Len(), "it has expired, or is none")
+	s.table.Restore(s.now, forever)
+	assert.Equal(t, s.now.Add(maxExpiry), s.table.Bindings()[0].Expires)
+	full := New(0)
+	full.Restore(s.now, forever)
+	assert.EqualValues(t, 1, full.Beyond())
+}
+
 func TestNoRegistration(t *testing.T) {
 	for _, status := range []string{"401", "407", "403", "404", "423", "500", "503", "302"} {
 		play(t).says("A>P 1 " + contactA + " e=300").says("P>A " + status + " 1").has().says("P>A 200 1").has()

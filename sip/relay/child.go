@@ -49,6 +49,7 @@ func Main(build string) error {
 			typeStatus:   s.handleStatus,
 			typeCalls:    s.handleCalls,
 			typePhones:   s.handlePhones,
+			typeKnown:    s.withCore(handleKnown),
 			typeLadder:   s.withCore(handleLadder),
 			typeBans:     s.withCore(handleBans),
 			typeUnban:    s.withCore(handleUnban),
@@ -329,6 +330,15 @@ func handleLadder(c *core, m *process.Message) (any, error) {
 		return ladderAnswer{&v}, nil
 	}
 	return ladderAnswer{}, nil
+}
+
+func handleKnown(c *core, m *process.Message) (any, error) {
+	var r phonesAnswer
+	if err := m.Decode(&r); err != nil {
+		return nil, err
+	}
+	c.restorePhones(r.Phones)
+	return struct{}{}, nil
 }
 
 func handleBans(c *core, _ *process.Message) (any, error) { return bansAnswer{c.standing()}, nil }

@@ -18,6 +18,7 @@ import (
 	"ringway/sip/call"
 	"ringway/sip/certificate"
 	"ringway/sip/dialog"
+	"ringway/sip/emergency"
 	"ringway/sip/ladder"
 	"ringway/sip/message"
 	"ringway/sip/privacy"
@@ -142,8 +143,12 @@ func (c *core) judge(m *transparent.Message) (action transparent.Action, done <-
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, verdict := c.now(), m.Reason.Verdict()
-	emergency := verdict == message.Read && m.SIP.Method == message.INVITE && c.policy.emergency.Call(m.SIP)
-	if action, stop := c.watch(now, m, emergency); stop {
+	sign := emergency.None
+	if verdict == message.Read && m.SIP.Method == message.INVITE {
+		sign = c.policy.emergency.Sign(m.SIP)
+	}
+	// Anybody may write a To or a Priority: they except from no limit on fraud.
+	if action, stop := c.watch(now, m, sign == emergency.Dialled); stop {
 		return action, nil
 	}
 	switch verdict {
@@ -163,7 +168,7 @@ func (c *core) judge(m *transparent.Message) (action transparent.Action, done <-
 		return action, nil
 	}
 	c.messages.Add(1)
-	return c.follow(now, m, emergency)
+	return c.follow(now, m, sign != emergency.None)
 }
 
 // follow takes a message that was read into account.

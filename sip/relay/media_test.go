@@ -682,13 +682,19 @@ func TestUnknownCallsHaveNoMedia(t *testing.T) { synctest.Test(t, testUnknownCal
 
 func testUnknownCallsHaveNoMedia(t *testing.T) {
 	w := newSecured(t, secured())
-	update := in(text("UPDATE sip:bob@10.2.20.5 SIP/2.0", ";tag=b", annsOffer), "3 UPDATE")
-	assert.Contains(t, string(w.pass(phone, pbx, update).Reply), "SIP/2.0 488 ")
 	a := w.pass(pbx, phone, in(okay, "3 UPDATE"))
 	assert.Contains(t, string(a.Raw), "m=audio 0 ")
 	assert.NotContains(t, string(a.Raw), "6000")
 	info := in(text("INFO sip:bob@10.2.20.5 SIP/2.0", ";tag=b", "Signal=1\r\n"), "4 INFO")
 	assert.Equal(t, transparent.Action{}, w.pass(phone, pbx, info))
+
+	// With an offer it is known from then on.
+	update := in(text("UPDATE sip:bob@10.2.20.5 SIP/2.0", ";tag=b", annsOffer), "5 UPDATE")
+	a, _ = w.passed(phone, pbx, update)
+	assert.Contains(t, string(a.Raw), marker)
+	_, r := w.passed(pbx, phone, in(text("SIP/2.0 200 OK", ";tag=b", farAnswer), "5 UPDATE"))
+	all, _ := pairs(r)
+	assert.Len(t, all, 1)
 }
 
 // Under `prefer` a call that was there before goes on as it came until its next offer.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"ringway/sip/abuse"
@@ -113,6 +114,7 @@ func (c *core) admit(
 
 	c.refused.add(string(d.Reason))
 	st.Add(c.tracker.Refuse(now, *st))
+	c.tracker.Net(st) // nothing opens for a moment
 	return p.answer(m, refusal.NoRoom(p.settings.isPhone(m.From.Addr()), st.Dialog != nil))
 }
 
@@ -178,6 +180,20 @@ func (c *core) places() (all []Place) {
 func (c *core) register(now time.Time, m *transparent.Message) {
 	t := registrar.Transport(m.Transport.String())
 	c.policy.phones.Message(now, registrar.Packet{From: m.From, To: m.To, Transport: t}, m.SIP)
+}
+
+// restorePhones takes the registrations that an earlier process knew: phones do not tell of them again for long.
+func (c *core) restorePhones(all []registrar.Binding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, p := c.now(), &c.policy
+	for _, b := range all {
+		p.phones.Restore(now, b)
+		if user, _, _ := strings.Cut(b.AOR, "@"); p.watch != nil && b.Expires.After(now) {
+			phone := b.Phone.Addr()
+			p.watch.Registered(now, phone, p.settings.isPhone(phone), user, b.PBX.Addr(), b.Expires)
+		}
+	}
 }
 
 // bindings are the registrations that are known.

@@ -53,6 +53,7 @@ const (
 	typeTake     = "take"
 	typeImport   = "import"
 	typePhones   = "phones"
+	typeKnown    = "known"   // registrations that the process before knew
 	typeMedia    = "media"   // these flows were seen
 	typeReset    = "reset"   // these connections go over a line that is gone
 	typeRestore  = "restore" // calls of the process before, whose media is relayed

@@ -64,8 +64,9 @@ type Supervisor struct {
 	channels channels
 	keeper   keeper
 
-	mu       sync.Mutex // guards what follows
-	settings *Settings  // nil: no process is wanted
+	mu       sync.Mutex          // guards what follows
+	settings *Settings           // nil: no process is wanted
+	phones   []registrar.Binding // as a process has told last
 }
 
 // NewSupervisor makes a supervisor; it starts and touches nothing.
@@ -286,6 +287,9 @@ func (s *Supervisor) bringUp(ctx context.Context, i *process.Instance, settings 
 	if err := i.Ask(ctx, process.Request{Type: typeSettings, Body: settings, Long: true}, nil); err != nil {
 		return err
 	}
+	if err := s.restorePhones(ctx, i); err != nil {
+		s.log.Warn("registrations are not handed over: phones are known again when they register", "error", err)
+	}
 	if err := s.procs.Record(i); err != nil {
 		return err
 	}
@@ -397,11 +401,27 @@ func (s *Supervisor) Calls(ctx context.Context) ([]call.Call, error) {
 	return a.Calls, err
 }
 
-// Phones asks the process for the registrations that it knows.
+// Phones asks the process for the registrations that it knows. The next process is told of them.
 func (s *Supervisor) Phones(ctx context.Context) ([]registrar.Binding, error) {
 	var a phonesAnswer
-	err := s.ask(ctx, process.Request{Type: typePhones, Long: true}, &a)
-	return a.Phones, err
+	if err := s.ask(ctx, process.Request{Type: typePhones, Long: true}, &a); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.phones = slices.Clone(a.Phones)
+	return a.Phones, nil
+}
+
+// restorePhones tells a process which registrations the one before knew.
+func (s *Supervisor) restorePhones(ctx context.Context, i *process.Instance) error {
+	s.mu.Lock()
+	phones := s.phones
+	s.mu.Unlock()
+	if len(phones) == 0 {
+		return nil
+	}
+	return i.Ask(ctx, process.Request{Type: typeKnown, Body: phonesAnswer{phones}, Long: true}, nil)
 }
 
 // Ladder asks the process for the messages of a call, by a leg's id or a Call-ID; nil: nothing is kept of it.

@@ -141,6 +141,12 @@ func (s *Supervisor) Upgrade(ctx context.Context) error {
 	if old == nil || settings == nil || s.procs.Closed() {
 		return errors.New("signalling is not read: there is no process to replace")
 	}
+	var known phonesAnswer
+	if old.Ask(ctx, process.Request{Type: typePhones, Long: true}, &known) == nil {
+		s.mu.Lock()
+		s.phones = known.Phones
+		s.mu.Unlock()
+	}
 	next, err := s.procs.Launch(ctx, s.sockets, raise)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -224,11 +225,11 @@ func TestTheProcessIsConfined(t *testing.T) {
 	for _, m := range missing { // a container's root
 		assert.Regexp(t, "^(memory shortage|coming back to real-time by itself|real-time): ", m)
 	}
-	threads := r.status().Threads
-	require.Len(t, threads, 2)
-	for _, thread := range threads {
-		assert.Equal(t, !strings.Contains(strings.Join(missing, " "), "real-time: "), thread.Realtime, "%+v", thread)
-	}
+	realtime := !strings.Contains(strings.Join(missing, " "), "real-time: ")
+	polltest.Require(t, func() bool { // one that lowered itself, on a slow machine, is raised at the next look
+		threads := r.status().Threads
+		return len(threads) == 2 && threads[0].Realtime == realtime && threads[1].Realtime == realtime
+	}, 20*time.Second, 100*time.Millisecond, "two threads, real-time: %v", realtime)
 	var locked bool
 	for line := range strings.Lines(readProc(t, r.supervisor.PID(), "status")) {
 		if kB, found := strings.CutPrefix(line, "VmLck:"); found {
