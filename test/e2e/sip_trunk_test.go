@@ -247,3 +247,37 @@ func TestPhonesOfALineThatMoved(t *testing.T) {
 	assert.Regexp(t, `(?m)^dora@\S+ +\S+ +\S+ +udp +wan0 as it was, gone `, out)
 	assert.Regexp(t, `(?m)^carl@\S+ +\S+ +\S+ +tcp +wan0 +\d`, out)
 }
+
+// Who has registered is known to the process that takes the place of one that died, or is replaced: else NAT would
+// forget the way by which calls come to the phone.
+func TestRegistrationsOutliveTheRelay(t *testing.T) {
+	t.Parallel()
+	l := branches(t, lab.Options{WAN: twenty, EdgeConfig: reading("enforce", nil)})
+	e := l.Edge("a")
+	f := &field{t: t, l: l, id: "known"}
+	contact := []string{"Contact: <sip:dora@" + fieldA + ":5062>;expires=600"}
+	rename := strings.NewReplacer("sip:anna@", "sip:dora@", "sip:ben@", "sip:dora@")
+	phone, pbx := udpOn(t, l.Host(lab.PhoneA), fieldA+":5062"), udpOn(t, l.Host(lab.Provider), providerAt+":5060")
+	request := rename.Replace(f.text(said{by: "a", start: "REGISTER", more: contact}))
+	seenAt := arrives(t, phone, pbx, providerAt+":5060", request)
+	arrives(t, pbx, phone, seenAt,
+		rename.Replace(f.text(said{by: "b", start: "200 OK", of: "REGISTER", tag: "pbx", more: contact})))
+	known := func() string {
+		out, err := e.Ringway(within(t, 5*time.Second), "phones")
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	assert.Contains(t, known(), "dora@")
+
+	before := callsStatus(t, e).PID
+	killProcess(t, e.Host, before)
+	polltest.Require(t, func() bool { return callsStatus(t, e).PID != before && strings.Contains(known(), "dora@") },
+		10*time.Second, 100*time.Millisecond, "the next process knows who has registered")
+	before = callsStatus(t, e).PID
+	_, err := e.Ringway(within(t, 20*time.Second), "upgrade-planes", "calls")
+	require.NoError(t, err)
+	assert.NotEqual(t, before, callsStatus(t, e).PID)
+	assert.Contains(t, known(), "dora@")
+}
