@@ -318,7 +318,7 @@ func TestHold(t *testing.T) {
 		says("P>A ACK b a").has("10.2.10.31>10.1.10.10:5004")
 }
 
-// Phones on hold may be gone: their place is not theirs for ever.
+// Phones on hold may be gone: their place is given back some time.
 func TestACallOnHoldEnds(t *testing.T) {
 	up(t).says("A>P INVITE a b cseq=2 c=0.0.0.0:5004 a=inactive").
 		says("P>A 200 INVITE a b cseq=2 c=10.2.10.31:7000 a=inactive").says("A>P ACK a b cseq=2").
@@ -509,7 +509,8 @@ func TestNamesAreBounded(t *testing.T) {
 		assert.Zero(t, s.tr.Len())
 		assert.EqualValues(t, 1, s.tr.Beyond())
 	}
-	s := play(t).says("A>P INVITE a branch=" + long + " c=10.1.10.10:5004").says("P>A 183 INVITE a " + long + " c=10.2.10.31:7000")
+	s := play(t).says("A>P INVITE a branch=" + long + " c=10.1.10.10:5004").
+		says("P>A 183 INVITE a " + long + " c=10.2.10.31:7000")
 	assert.Empty(t, s.tr.timers[0].branches)
 	assert.Empty(t, s.tr.timers[0].dialogs)
 }
