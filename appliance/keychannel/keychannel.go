@@ -167,7 +167,7 @@ func (c *Channels) follow(ctx context.Context, wanted Settings) (problems []prob
 		c.mu.Lock()
 		delete(c.sites, name)
 		c.mu.Unlock()
-		if i < 0 {
+		if i < 0 && wanted.Own != nil { // without an identity there are no channels for now: what was agreed stays
 			s.forget()
 		}
 	}

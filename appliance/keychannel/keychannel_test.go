@@ -68,6 +68,10 @@ func (b *box) carry() {
 			b.holds[c.site][c.a.Key.MKI] = *c.a.Key
 		case keys.Use:
 			b.uses[c.site] = *c.a.Key
+		case keys.Drop:
+			delete(b.holds[c.site], c.a.Key.MKI)
+		case keys.Stop:
+			delete(b.uses, c.site)
 		}
 		b.mu.Unlock()
 		link := b.Link(c.site)
@@ -186,6 +190,15 @@ func TestTwoBoxesAgreeKeys(t *testing.T) {
 	assert.Equal(t, before, berlin.uses["far"].MKI)
 	berlin.mu.Unlock()
 
+	// No settings for a moment, as while a media process does not start, change nothing of what was agreed.
+	berlin.Set(Settings{})
+	eventually(t, "there is no channel", func() bool { return berlin.Link("far") == nil })
+	berlin.want(munich, munich.own.Public())
+	eventually(t, "the channel is up after that", up)
+	_, known = berlin.Link("far").Status(leg)
+	assert.True(t, known)
+	assert.True(t, agreed())
+
 	// Whoever connects from elsewhere finds the connection closed.
 	listens := berlin
 	if berlin.Link("far").Dials() {
@@ -209,6 +222,12 @@ func TestTwoBoxesAgreeKeys(t *testing.T) {
 	berlin.Set(Settings{Own: berlin.own, Device: "rw-voice"})
 	eventually(t, "the site is gone", func() bool { return berlin.Link("far") == nil })
 	assert.Equal(t, "Key channels: none", berlin.Status().(Status).String())
+	eventually(t, "its keys are given up, and nothing is kept", func() bool {
+		berlin.mu.Lock()
+		defer berlin.mu.Unlock()
+		_, sends := berlin.uses["far"]
+		return !sends && len(berlin.holds["far"]) == 0 && len(berlin.state["far"]) == 0
+	})
 	berlin.end()
 	munich.end()
 }

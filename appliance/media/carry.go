@@ -72,14 +72,14 @@ func (c *carrier) put(o order) {
 
 // State is what the process has kept of a site, when it has what was saved before.
 func (c *carrier) State(site string) []byte {
-	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
-	defer cancel()
 	saved := make(chan struct{})
 	c.put(order{done: saved})
 	select {
 	case <-saved:
-	case <-ctx.Done():
+	case <-time.After(requestLimit):
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
+	defer cancel()
 	b, err := c.m.plane.Kept(ctx, keptBy(site))
 	if err != nil {
 		c.m.log.Warn("what was agreed with a site is not known any more: its calls get no other keys", "site", site,
@@ -122,12 +122,12 @@ func (c *carrier) do(ctx context.Context, o order) {
 	mki := a.Key.MKI
 	err := c.m.plane.Keys(ctx, *a) // which overwrites the key
 	link := c.m.channels.Link(o.site)
-	if err != nil {
+	if err != nil && c.m.running.Load() {
 		c.m.log.Warn("the media plane did not carry out what a key channel wants", "site", o.site, "what", a.Kind,
 			"leg", a.Leg, "error", err)
 	}
 	switch {
-	case errors.Is(err, process.ErrNoAnswer) || ctx.Err() != nil:
+	case err != nil && (errors.Is(err, process.ErrNoAnswer) || ctx.Err() != nil):
 		c.carryAgain(o.site, *a)
 	case link == nil:
 	case a.Kind == keys.Hold && err == nil:

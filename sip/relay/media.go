@@ -91,11 +91,11 @@ func (c *core) relayMedia(
 
 	var o terminate.Outcome
 	if known {
-		kind := terminate.Kind{
+		handling := terminate.Handling{
 			Refusable: admission.Refusable(m.SIP), Emergency: emergency,
 			Lasting: !m.SIP.Request || m.SIP.Method == message.ACK,
 		}
-		o = c.relayed.Message(st, text, kind,
+		o = c.relayed.Message(st, text, handling,
 			func(x *dialog.Exchange, passed *sdp.Description, lines []dialog.Line) {
 				c.tracker.Relay(now, st, x, passed, lines)
 			})

@@ -180,8 +180,8 @@ type Outcome struct {
 	Reason string
 }
 
-// Kind is what may become of a message.
-type Kind struct {
+// Handling is what may become of a message.
+type Handling struct {
 	Refusable bool // an offer in it can be refused by a response
 	Lasting   bool // it is a response or an ACK, which a call waits for: it goes on with whatever description
 	Emergency bool
@@ -190,31 +190,31 @@ type Kind struct {
 // Message takes the description of a message that a step of the dialogs is about. relay is called for each leg with
 // what has become of the media of its exchange.
 func (c *Calls) Message(
-	st *dialog.Step, text []byte, k Kind, relay func(*dialog.Exchange, *sdp.Description, []dialog.Line),
+	st *dialog.Step, text []byte, h Handling, relay func(*dialog.Exchange, *sdp.Description, []dialog.Line),
 ) (o Outcome) {
 	in := text
 	for i := range st.Exchanges {
 		x := &st.Exchanges[i]
-		call := c.callOf(x, k.Emergency)
+		call := c.callOf(x, h.Emergency)
 		if call == nil {
-			if x.Role != dialog.Offer && c.Requires(k.Emergency, x.Leg.Hops[:]...) {
+			if x.Role != dialog.Offer && c.Requires(h.Emergency, x.Leg.Hops[:]...) {
 				return c.void(Outcome{}, in, "it belongs to a call that is not known")
 			}
 			continue
 		}
 		e := call.passed.find(keyOf(x, in))
-		if e == nil && k.Lasting && (x.Role == dialog.Repeated || x.Role == dialog.Superseded) {
+		if e == nil && h.Lasting && (x.Role == dialog.Repeated || x.Role == dialog.Superseded) {
 			// Who gets it is to ignore the description: it is as well the last one that he had.
 			e = call.passed.latest(x.FromCaller, x.Tag())
 		}
 		var refusal *offer.Refusal
 		var stale bool
 		if e == nil {
-			e, refusal, stale = call.take(x, in, k.Refusable)
+			e, refusal, stale = call.take(x, in, h.Refusable)
 			c.touch[call] = true
 		}
 		switch {
-		case stale && k.Lasting:
+		case stale && h.Lasting:
 			return c.void(Outcome{}, in, "its description comes again, or late")
 		case stale:
 			return Outcome{Stale: true}
